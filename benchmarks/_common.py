@@ -1,0 +1,80 @@
+"""What the benchmark scripts share: run the same work under one or two interpreters in alternation, print one JSON line.
+
+A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls `main(work)`. Every round is a
+fresh process, so nothing of one round warms the next; `--python OTHER` alternates rounds with another interpreter (one
+with another revision, or another implementation of the same public interface) and prints the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MARK = "BENCHMARK "
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far, GB (1e9 bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def median_seconds(function: Callable[[], Any], repeats: int, warmup: int = 1) -> float:
+    """Median wall-clock seconds of one call, after `warmup` calls."""
+    times = []
+    for i in range(warmup + repeats):
+        start = time.perf_counter()
+        function()
+        if i >= warmup:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main(work: Callable[[argparse.Namespace], dict[str, float]], add_arguments: Callable[[Any], None] | None = None) -> None:
+    """Command line of a benchmark script: measure here and, with --python, elsewhere too; print one JSON line."""
+    script = Path(sys.argv[0]).resolve()
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--python", help="another interpreter to run the same work under, in alternation")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per interpreter")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    if add_arguments is not None:
+        add_arguments(parser)
+    args = parser.parse_args()
+    if args.child:
+        print(MARK + json.dumps(work(args)), flush=True)
+        return
+    interpreters = {"ours": sys.executable} | ({"other": args.python} if args.python else {})
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in interpreters}
+    for _ in range(args.rounds):
+        for name, python in interpreters.items():
+            rounds[name].append(_run_child(python, script, sys.argv[1:]))
+    result: dict[str, Any] = {"benchmark": script.stem, "rounds": args.rounds}
+    for name, figures in rounds.items():
+        result[name] = _medians(figures)
+    if args.python:
+        shared = result["ours"].keys() & result["other"].keys()
+        result["ratio"] = {key: round(result["ours"][key] / result["other"][key], 3) for key in sorted(shared)}
+    print(json.dumps(result))
+
+
+def _run_child(python: str, script: Path, arguments: list[str]) -> dict[str, float]:
+    command = [python, str(script), *arguments, "--child"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not lines:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    figures: dict[str, float] = json.loads(lines[-1][len(MARK) :])
+    return figures
+
+
+def _medians(figures: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(f"{statistics.median(row[key] for row in figures):.5g}") for key in figures[0]}

@@ -1,0 +1,34 @@
+"""Latency of `predict` on one 640x480 image, RFDETRNano with random weights, as a user calls it."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+import _common
+import numpy as np
+import torch
+
+
+def add_arguments(parser: Any) -> None:
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--optimize", choices=["none", "bfloat16", "float32"], default="none")
+
+
+def work(args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds per image; `--optimize` applies `optimize_for_inference` with that dtype first."""
+    from rfdetr import RFDETRNano
+
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    model = RFDETRNano(pretrain_weights=None)
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    if args.optimize != "none":
+        model.optimize_for_inference(dtype=getattr(torch, args.optimize), compile=False)
+    seconds = _common.median_seconds(lambda: model.predict(image, threshold=0.5), args.repeats, warmup=3)
+    return {"predict_ms": seconds * 1e3, "peak_memory_gb": _common.peak_memory_gb()}
+
+
+if __name__ == "__main__":
+    _common.main(work, add_arguments)

@@ -1,0 +1,290 @@
+"""Pre-trains RFDETRPico on synthetic scenes: makes src/rfdetr/weights/rf-detr-pico.safetensors.
+
+    python scripts/pretrain_pico.py --minutes 120
+
+Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each share a step: they
+average their gradients once, where one process of two threads would meet at every operation. The learning rate follows
+the clock, so that the run ends when it should on any machine. SIGTERM ends it early with a file; `--state` resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from rfdetr.config import RFDETRPicoConfig
+from rfdetr.data.images import normalize
+from rfdetr.data.synthetic import PRETRAIN_CLASSES
+from rfdetr.data.synthetic_scenes import render_scene
+from rfdetr.evaluation.coco import CocoEvaluator
+from rfdetr.geometry.boxes import xyxy_to_cxcywh
+from rfdetr.losses.criterion import Criterion
+from rfdetr.models.build import build_detector
+from rfdetr.models.detector import Detector
+from rfdetr.models.postprocess import postprocess
+from rfdetr.weights.writing import atomic_write, save_safetensors
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights/rf-detr-pico.safetensors"
+HELD_OUT_SEED = 1_000_003
+LOG = logging.getLogger("pretrain_pico")
+
+Batch = tuple[Tensor, list[dict[str, Tensor]]]
+
+
+class SceneBatches(Dataset[Batch]):
+    """Batch `index` of an endless set: uint8 images (B, 3, S, S) and targets, a function of (seed, index)."""
+
+    def __init__(self, seed: int, batch_size: int, sizes: list[int]) -> None:
+        self.seed, self.batch_size, self.sizes = seed, batch_size, sizes
+
+    def __getitem__(self, index: int) -> Batch:
+        size = int(np.random.default_rng((self.seed, index)).choice(self.sizes))
+        images, targets = [], []
+        for i in range(self.batch_size):
+            scene = render_scene(np.random.default_rng((self.seed, index, i)), PRETRAIN_CLASSES, (size, size))
+            images.append(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))
+            boxes_xyxy = torch.from_numpy(scene.boxes_xyxy)
+            targets.append(
+                {
+                    "labels": torch.from_numpy(scene.labels),
+                    "boxes": xyxy_to_cxcywh(boxes_xyxy / size),
+                    "image_id": torch.tensor(index * self.batch_size + i),
+                    "orig_size": torch.tensor([size, size]),
+                }
+            )
+        return torch.stack(images), targets
+
+
+class Pretraining:
+    """All that changes while training, one in each process; everything but the scenes is the same in all."""
+
+    def __init__(self, options: argparse.Namespace, rank: int) -> None:
+        torch.manual_seed(options.seed)
+        self.options, self.rank = options, rank
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.config = RFDETRPicoConfig(num_classes=len(PRETRAIN_CLASSES), pretrain_weights=None)
+        self.detector = build_detector(self.config).to(self.device)
+        self.average = build_detector(self.config).to(self.device)
+        self.average.load_state_dict(self.detector.state_dict())
+        self.criterion = Criterion(group_detr=self.config.group_detr)
+        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(_groups(self.detector), lr=options.lr, betas=(0.9, 0.99), fused=True)
+        self.step, self.seconds, self.history = 0, 0.0, list[dict[str, float]]()
+        self.stop = False
+        if options.state and options.state.is_file():
+            self._restore(torch.load(options.state, map_location=self.device, weights_only=True))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["detector"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        LOG.info("continues from %s: step %d, %.0f s", self.options.state, self.step, self.seconds)
+
+    def save_state(self) -> None:
+        """Everything a later run needs to go on from here."""
+        state = {
+            "detector": self.detector.state_dict(), "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "history": self.history,
+        }  # fmt: skip
+        atomic_write(self.options.state, lambda stream: torch.save(state, stream))
+
+    def train_step(self, images: Tensor, targets: list[dict[str, Tensor]]) -> tuple[float, bool]:
+        """One update from all processes' batches: the loss, and whether the run is over."""
+        images = normalize(images.to(self.device, non_blocking=True))
+        targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            outputs = self.detector(images)
+        loss = torch.stack(list(self.criterion(outputs, targets).values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        mean_loss, seconds, stop = self._agree(loss.detach(), self.seconds, self.stop)
+        progress = min(seconds / (60 * self.options.minutes), 1.0)
+        warm_up = min((self.step + 1) / self.options.warm_up, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr * warm_up * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        with torch.no_grad():
+            keep = self.options.ema * (1 - math.exp(-self.step / 500))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.detector.parameters()), 1 - keep)
+        return mean_loss, stop > 0 or progress >= 1
+
+    def _agree(self, loss: Tensor, seconds: float, stop: bool) -> tuple[float, float, float]:
+        """Averages over the processes: gradients in place, then what they must decide alike."""
+        said = torch.tensor([float(loss), seconds, float(stop)])
+        if dist.is_initialized():
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            flat = torch.cat([*(g.view(-1) for g in gradients), said]) / dist.get_world_size()
+            dist.all_reduce(flat)
+            *parts, said = flat.split([*(g.numel() for g in gradients), len(said)])  # type: ignore[no-untyped-call]
+            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+        mean_loss, mean_seconds, mean_stop = said.tolist()
+        return mean_loss, mean_seconds, mean_stop
+
+    def evaluate(self) -> dict[str, float]:
+        """The averaged weights on scenes that are never trained on, at the nominal resolution."""
+        evaluator = CocoEvaluator(PRETRAIN_CLASSES)
+        self.average.eval()
+        scenes = SceneBatches(HELD_OUT_SEED, 10, [self.config.resolution])
+        for index in range(self.options.eval_scenes // 10):
+            images, targets = scenes[index]
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+                outputs = self.average(normalize(images.to(self.device)))
+            sizes = torch.stack([target["orig_size"] for target in targets]).to(self.device)
+            evaluator.update(postprocess(outputs.logits[-1], outputs.boxes[-1], sizes, self.config.num_select), targets)
+        overall = evaluator.compute().overall
+        return {name: round(float(overall[name]), 4) for name in ("mAP_50_95", "mAP_50", "mAP_small", "mAP_large")}
+
+    def write_weights(self) -> None:
+        """The averaged weights in bfloat16, with a record of how they were made."""
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self.options).items()
+            if name not in ("state", "output", "log_every")
+        }
+        notes = {
+            "made_by": "scripts/pretrain_pico.py on rfdetr.data.synthetic scenes",
+            "steps": self.step,
+            "images": self.step * self.options.batch_size * self.options.processes,
+            "settings": settings,
+            "held_out": self.history[-1] if self.history else None,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        }
+        save_safetensors(
+            self.options.output, self.average.state_dict(), self.config, PRETRAIN_CLASSES, torch.bfloat16, notes
+        )
+        LOG.info("wrote %s (%.2f MB)", self.options.output, self.options.output.stat().st_size / 1e6)
+
+    def report(self) -> None:
+        """Evaluates, keeps the figures, saves the state."""
+        figures = self.evaluate()
+        self.history.append({"step": self.step, "seconds": round(self.seconds), **figures})
+        LOG.info("held out: %s", json.dumps(self.history[-1]))
+        if self.options.state:
+            self.save_state()
+
+    def run(self) -> None:
+        """Trains until the time is up or a signal asks to stop."""
+        options, losses = self.options, list[float]()
+        loader = iter(self._loader())
+        clock, next_report = time.monotonic() - self.seconds, self.seconds + 60 * options.report_minutes
+        over = False
+        while not over:
+            loss, over = self.train_step(*next(loader))
+            self.seconds = time.monotonic() - clock
+            losses.append(loss)
+            if self.rank == 0 and self.step % options.log_every == 0:
+                LOG.info("step %d  loss %.3f  %.0f s", self.step, float(np.mean(losses)), self.seconds)
+                losses.clear()
+            if self.rank == 0 and (self.seconds >= next_report or over):
+                self.report()
+                next_report = self.seconds + 60 * options.report_minutes
+        if self.rank == 0:
+            self.write_weights()
+
+    def _loader(self) -> DataLoader[Batch]:
+        step = self.config.patch_size * self.config.num_windows
+        sizes = [self.config.resolution + step * offset for offset in (-3, -2, -1, 0, 1)]
+        options = self.options
+        return DataLoader(
+            SceneBatches(options.seed, options.batch_size, sizes),
+            sampler=_Endless(self.step * options.processes + self.rank, options.processes),
+            batch_size=None,
+            num_workers=options.workers,
+        )
+
+
+class _Endless(torch.utils.data.Sampler[int]):
+    """start, start + stride, ... without end."""
+
+    def __init__(self, start: int, stride: int) -> None:
+        self.start, self.stride = start, stride
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, 2**62, self.stride))
+
+
+def _groups(detector: Detector) -> list[dict[str, Any]]:
+    """Weight decay on matrices and kernels alone."""
+    trained = [p for p in detector.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.02},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _process(rank: int, options: argparse.Namespace, meeting_point: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if options.processes > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=options.processes)
+    training = Pretraining(options, rank)
+    if rank == 0:
+        LOG.info("%.3f M parameters", sum(p.numel() for p in training.detector.parameters()) / 1e6)
+
+    def stop(*_: object) -> None:
+        training.stop = rank == 0  # the others hear of it through the average
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    training.run()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=120, help="time to train, all runs of a state together")
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--state", type=Path, help="file to resume from and to save to")
+    parser.add_argument("--seed", type=int, default=0)
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--processes", type=int, default=1 if gpu else os.cpu_count() or 1, help="that share a step")
+    parser.add_argument("--workers", type=int, default=12 if gpu else 0, help="that render, for each process")
+    parser.add_argument("--batch-size", type=int, default=8, help="scenes per process and step")
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--warm-up", type=int, default=300, help="steps")
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--eval-scenes", type=int, default=200)
+    parser.add_argument("--report-minutes", type=float, default=5)
+    parser.add_argument("--log-every", type=int, default=100)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Starts the other processes and is the first one itself, so that a signal to it ends the run."""
+    options = parse_options()
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        arguments = (options, f"{folder}/meeting")
+        others = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(1, options.processes)]
+        for other in others:
+            other.start()
+        _process(0, *arguments)
+        for other in others:
+            other.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`rfdetr info`: the environment, a checkpoint, or a dataset."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from rfdetr.console import show_rows
+
+PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "supervision", "pytorch-lightning", "hotcoco", "scipy")
+
+
+def info(target: Annotated[str | None, Parameter(name=["--target"])] = None, /) -> None:
+    """Show what a checkpoint or a dataset holds; without either, the environment.
+
+    Parameters
+    ----------
+    target
+        A file of weights, the name of a published one, or a folder of labelled images.
+    """
+    if target is None:
+        show_rows("Environment", _environment().items())
+    elif Path(target).expanduser().is_dir():
+        _show_dataset(Path(target).expanduser())
+    else:
+        show_rows(target, _checkpoint(target).items())
+
+
+def _environment() -> dict[str, str]:
+    import torch
+
+    from rfdetr import __version__
+    from rfdetr.inference.predictor import best_device
+    from rfdetr.weights.download import cache_dir
+
+    rows = {"rfdetr": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            rows[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            rows[package] = "not installed"
+    device = best_device(None)
+    rows["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    rows["cores"] = f"{os.cpu_count()} ({torch.get_num_threads()} used)"
+    return {**rows, "weights cache": str(cache_dir())}
+
+
+def _checkpoint(name: str) -> dict[str, str]:
+    from rfdetr.config import variant_name
+    from rfdetr.weights.identify import config_from_checkpoint
+    from rfdetr.weights.pretrained import resolve_weights
+    from rfdetr.weights.reading import read_checkpoint
+
+    path = resolve_weights(name)
+    checkpoint = read_checkpoint(path)
+    config, class_names = config_from_checkpoint(checkpoint)
+    parameters = sum(tensor.numel() for tensor in checkpoint.model.values())
+    return {
+        "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB)",
+        "variant": variant_name(config) or "custom",
+        "resolution": f"{config.resolution} pixels",
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "classes": str(config.num_classes),
+        "class names": ", ".join(class_names) if class_names else "not in the file",
+        "written by": str(checkpoint.args.get("rfdetr_version", "another program")),
+    }
+
+
+def _show_dataset(folder: Path) -> None:
+    from rfdetr.data.layout import find_splits, load_index
+
+    layout = find_splits(folder, "roboflow")
+    indexes = {split: load_index(layout, split) for split in layout.splits}
+    table = Table(title=f"{folder}: {layout.format}", title_justify="left")
+    table.add_column("boxes of class")
+    for split in indexes:
+        table.add_column(split, justify="right")
+    names = next(iter(indexes.values())).class_names
+    for label, name in enumerate(names):
+        table.add_row(name, *(str(int((index.labels == label).sum())) for index in indexes.values()))
+    table.add_section()
+    table.add_row("images", *(str(len(index)) for index in indexes.values()))
+    Console().print(table)

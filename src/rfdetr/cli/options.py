@@ -1,0 +1,115 @@
+"""Command-line options made from the configuration's fields, so that no field is written twice.
+
+Precedence: option > file of `--config` > default. `key=value` is read as `--key=value`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import itertools
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
+
+import rfdetr.config
+from rfdetr.config import ModelConfig, TrainConfig
+
+_FIELDS = [*TrainConfig.model_fields, *ModelConfig.model_fields]
+
+
+class UsageError(Exception):
+    """The command line, or a file it names, asks for something that cannot be: exit code 2."""
+
+
+def field_notes(config: type[BaseModel]) -> dict[str, str]:
+    """The line of documentation under each field of a class of `rfdetr.config`."""
+    tree = ast.parse(inspect.getsource(rfdetr.config))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config.__name__)
+    return {
+        field.target.id: note.value.value
+        for field, note in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(note, ast.Expr)
+        and isinstance(note.value, ast.Constant)
+        and isinstance(note.value.value, str)
+    }
+
+
+def _plain(value: Any) -> Any:
+    """"none" is None, and "3,6" or "[3, 6]" is a list of two, in an option that may be one."""
+    if isinstance(value, list):
+        return [part.strip() for text in value for part in str(text).strip("[]").split(",")]
+    return None if value in ("none", "null") else value
+
+
+def options_of(config: type[BaseModel], group: str, *, without: frozenset[str] = frozenset()) -> Any:
+    """A class with every field of `config` as an option; what is not given stays unset, and its default in `config`."""
+    notes = field_notes(config)
+    annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
+    fields: dict[str, Any] = {}
+    for name, field in config.model_fields.items():
+        if name not in without:
+            default = "" if field.default is None else f" [default: {field.default}]"
+            help_text = notes.get(name, "") + ("" if config is ModelConfig else default)
+            kind: Any = field.annotation
+            kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
+            fields[name] = (kind, Field(None, description=help_text))
+    return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]
+
+
+def given(options: BaseModel | None) -> dict[str, Any]:
+    """The options that were on the command line."""
+    return options.model_dump(exclude_unset=True) if options is not None else {}
+
+
+def read_config_file(path: Path | None) -> dict[str, Any]:
+    """Settings of a YAML file: `name: value`, or the config.yaml that a run leaves."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings or {}, dict):
+        raise UsageError(f"{path}: expected lines of `name: value`, found {type(settings).__name__}")
+    found: dict[str, Any] = settings or {}
+    if isinstance(found.get("train"), dict) and isinstance(found.get("model"), dict):
+        found = {**found["train"], **found["model"], "model": found.get("variant")}
+    return found
+
+
+def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One flat set of settings into those of the model and those of the training."""
+    for name in settings:
+        if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
+            near = difflib.get_close_matches(str(name), _FIELDS, n=1)
+            raise UsageError(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
+    return model, {name: value for name, value in settings.items() if name not in model}
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message in one line."""
+    if isinstance(error.__cause__, ValidationError):
+        error = error.__cause__
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, "))))
+            for problem in error.errors()
+        )
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def dashed(tokens: list[str]) -> list[str]:
+    """`epochs=5` to `--epochs=5`, unless a file has that name."""
+    return [
+        f"--{token}" if re.match(r"[A-Za-z_][\w-]*=", token) and not Path(token).exists() else token for token in tokens
+    ]

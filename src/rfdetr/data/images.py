@@ -1,0 +1,180 @@
+"""Pixels: any image file to upright RGB, the one resize and the one normalisation that training and predict share.
+
+JPEG goes through simplejpeg, everything else through Pillow. What is kept of other modes: alpha is dropped, as Pillow's
+`convert("RGB")` and OpenCV do, so that colours are those other tools train on; palettes are expanded; 16-bit gray is
+divided by 257; of an animation only the first frame is read. An EXIF orientation is applied: images come out upright.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import struct
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif"})
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which hold the size
+_EXIF_MARKER = 0xE1
+_ORIENTATION_TAG = 0x0112
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+class ImageError(ValueError):
+    """A file that is not a readable image; the message names it."""
+
+
+class ImageHeader(NamedTuple):
+    """What the first bytes of an image file say. `orientation` is EXIF's: 1 upright, 2 to 8 mirrored or turned."""
+
+    height: int
+    width: int
+    channels: int
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width after the orientation is applied."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Size and orientation of an image file without decoding it (tens of microseconds)."""
+    with path.open("rb") as stream:
+        header = _jpeg_header(stream)
+        if header is not None:
+            return header
+        stream.seek(0)
+        try:
+            with Image.open(stream) as image:
+                return ImageHeader(image.height, image.width, len(image.getbands()), _pillow_orientation(image))
+        except _PILLOW_ERRORS as error:
+            raise ImageError(f"{path}: not a readable image: {error}") from error
+
+
+def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.uint8]:
+    """Decode a file, or its bytes, to upright RGB (H, W, 3); `name` stands for bytes in error messages."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    header = _jpeg_header(io.BytesIO(data))
+    if header is not None and header.channels in (1, 3):  # CMYK needs Pillow, which knows Adobe's inverted inks
+        with contextlib.suppress(ValueError):  # damaged: Pillow forgives what viewers do, and says more of the rest
+            return _turned(simplejpeg.decode_jpeg(data), header.orientation)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return upright_rgb(image)
+    except _PILLOW_ERRORS as error:
+        what = name or ("image bytes" if isinstance(source, bytes) else source)
+        raise ImageError(f"{what}: cannot be decoded as an image: {error}; replace or remove the file") from error
+
+
+def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A Pillow image of any mode as upright RGB (H, W, 3)."""
+    orientation = _pillow_orientation(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        pixels = np.repeat(_deep_gray(image)[..., None], 3, axis=2)
+    else:
+        if "transparency" in image.info:  # Pillow warns where a palette's alpha is dropped in one step
+            image = image.convert("RGBA")
+        pixels = np.array(image.convert("RGB"))
+    return _turned(pixels, orientation)
+
+
+def resize_square(image: NDArray[np.uint8], size: int) -> Tensor:
+    """(H, W, 3) to a (3, size, size) uint8 tensor: bilinear, antialiased, stretched to the square."""
+    if not image.flags.writeable:
+        image = image.copy()
+    channels_last = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)  # torch's fast uint8 path
+    return F.interpolate(channels_last, (size, size), mode="bilinear", antialias=True)[0]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 RGB (B, 3, H, W) to float32 with ImageNet mean and deviation; floats are taken as normalised already."""
+    if images.is_floating_point():
+        return images
+    mean, scale = _normalization(images.device)
+    return images.sub(mean).mul_(scale)
+
+
+@functools.lru_cache
+def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # cached: the first caller's mode must not mark the constants
+        mean = torch.tensor(IMAGENET_MEAN, device=device).mul(255).view(3, 1, 1)
+        scale = torch.tensor(IMAGENET_STD, device=device).mul(255).reciprocal().view(3, 1, 1)
+    return mean, scale
+
+
+def _deep_gray(image: Image.Image) -> NDArray[np.uint8]:
+    """16-bit gray to 8 bits. 32-bit images are taken if their values are 16-bit ones: no other range is defined."""
+    values = np.array(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise ImageError(f"mode {image.mode!r} with values {low:g} to {high:g}; convert it to 8 or 16 bits a channel")
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo an EXIF orientation: 5 to 8 are stored transposed; then rows, columns or both are reversed."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _jpeg_header(stream: BinaryIO) -> ImageHeader | None:
+    """Walk the segments of a JPEG up to its frame; None: no JPEG, or one that Pillow should judge."""
+    if stream.read(2) != _JPEG_START:
+        return None
+    orientation = 1
+    while len(start := stream.read(4)) == 4 and start[0] == 0xFF:
+        marker, length = start[1], int.from_bytes(start[2:], "big") - 2
+        if marker in _JPEG_FRAMES:
+            frame = stream.read(6)  # precision, height, width, components
+            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+            return ImageHeader(height, width, frame[5], orientation) if len(frame) == 6 and height and width else None
+        if length < 0:
+            return None
+        if marker == _EXIF_MARKER and orientation == 1:
+            orientation = _exif_orientation(stream.read(length))
+        else:
+            stream.seek(length, io.SEEK_CUR)
+    return None
+
+
+def _pillow_orientation(image: Image.Image) -> int:
+    """Orientation still to be applied: Pillow turns TIFF files itself and lists no "exif" for them."""
+    exif = image.info.get("exif", b"")
+    return _exif_orientation(exif if exif.startswith(b"Exif") else b"Exif\0\0" + exif)
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Orientation entry of the first directory; 1 where there is none or it is damaged (slices never raise)."""
+    if not exif.startswith((b"Exif\0\0II", b"Exif\0\0MM")):
+        return 1
+
+    def number(at: int, length: int) -> int:
+        return int.from_bytes(exif[at : at + length], "little" if exif[6:7] == b"I" else "big")
+
+    directory = 6 + number(10, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if number(entry, 2) == _ORIENTATION_TAG:
+            orientation = number(entry + 8, 2)
+            return orientation if 1 <= orientation <= 8 else 1
+    return 1

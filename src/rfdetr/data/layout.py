@@ -1,0 +1,99 @@
+"""Where a dataset keeps its splits: Roboflow's COCO and YOLO exports, the original COCO layout, YOLO folders.
+
+"roboflow" takes `<split>/_annotations.coco.json` for COCO and `data.yaml` for YOLO; "coco" is
+`annotations/instances_<folder>.json` with `<folder>/` beside it, folders train2017 and val2017; "yolo" is `data.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rfdetr.data.coco import read_coco
+from rfdetr.data.index import DatasetError, DatasetIndex, build_index
+from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
+
+SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+_ROBOFLOW_JSON = "_annotations.coco.json"
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """An annotation file and the folder its file names start from."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """Format of a dataset and its splits ("train", "valid", "test") as far as it has them."""
+
+    dataset_dir: Path
+    format: Literal["coco", "yolo"]
+    splits: dict[str, CocoSplit | YoloConfig]
+
+
+def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> DatasetLayout:
+    """Find the splits of a dataset; `dataset_file` is TrainConfig's ("roboflow", "coco" or "yolo")."""
+    root = Path(dataset_dir).expanduser()
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; dataset_dir must be the folder that holds the dataset's splits")
+    if dataset_file in ("roboflow", "coco"):
+        finder = _roboflow_coco if dataset_file == "roboflow" else _original_coco
+        if coco_splits := finder(root):
+            return DatasetLayout(root, "coco", dict(coco_splits))
+    if dataset_file in ("roboflow", "yolo"):
+        for name in YAML_NAMES:
+            if (root / name).is_file():
+                config = read_data_yaml(root / name)
+                return DatasetLayout(root, "yolo", dict.fromkeys(config.places, config))
+    raise DatasetError(_nothing_found(root, dataset_file))
+
+
+def load_index(layout: DatasetLayout, split: str, class_names: Sequence[str] | None = None) -> DatasetIndex:
+    """Index a split; with `class_names` (those of train, or of a model) labels follow them and must be the same set."""
+    if split not in layout.splits:
+        raise DatasetError(
+            f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset: looked for "
+            f"{' or '.join(SPLITS.get(split, (split,)))}; found {', '.join(layout.splits) or 'none'}"
+        )
+    found = layout.splits[split]
+    records = read_yolo(found, split) if isinstance(found, YoloConfig) else read_coco(found.annotations, found.images)
+    index = build_index(records)
+    return index if class_names is None else index.with_classes(tuple(class_names), "the model or the train split")
+
+
+def _roboflow_coco(root: Path) -> dict[str, CocoSplit]:
+    return {
+        split: CocoSplit(root / name / _ROBOFLOW_JSON, root / name)
+        for split, names in SPLITS.items()
+        for name in reversed(names)  # the first name wins
+        if (root / name / _ROBOFLOW_JSON).is_file()
+    }
+
+
+def _original_coco(root: Path) -> dict[str, CocoSplit]:
+    found = {}
+    for split, names in SPLITS.items():
+        for folder in reversed([f"{name}{year}" for year in ("2017", "") for name in names]):
+            annotations = root / "annotations" / f"instances_{folder}.json"
+            images = root / folder if (root / folder).is_dir() else root / "images" / folder
+            if annotations.is_file():
+                found[split] = CocoSplit(annotations, images)
+    return found
+
+
+def _nothing_found(root: Path, dataset_file: str) -> str:
+    looked = {
+        "roboflow": f"train/{_ROBOFLOW_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
+        "coco": "annotations/instances_train2017.json and train2017/, the same with val2017",
+        "yolo": "data.yaml",
+    }
+    if dataset_file not in looked:
+        return f"dataset_file is {dataset_file!r}; expected one of {', '.join(looked)}"
+    there = ", ".join(sorted(path.name + "/" * path.is_dir() for path in root.iterdir())[:20]) or "nothing"
+    hint = "; this looks like the original COCO layout: pass dataset_file='coco'" if _original_coco(root) else ""
+    return f"{root}: no dataset found: looked for {looked[dataset_file]}; found {there}{hint}"

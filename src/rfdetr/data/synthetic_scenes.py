@@ -1,0 +1,257 @@
+"""Synthetic scenes: textured, overlapping objects of `data.synthetic_kinds` over a textured background.
+
+All is drawn from one random generator, so a scene is a function of its seed. Objects hide each other: a box fits what
+is visible of its object, and an object that is mostly hidden has no box.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from rfdetr.data.synthetic_kinds import ALL_KINDS, CLUTTER_KINDS, random_outline
+from rfdetr.data.synthetic_outlines import Outline
+
+MIN_SIDE = 12.0
+"""Longer side of the smallest object, pixels."""
+MIN_VISIBLE_SHARE = 0.3
+"""Share of an object that must show for it to count."""
+_MIN_VISIBLE_SIDE = 6
+_BANK_SIDE = 512
+_RAMP = np.linspace(0, 1, 256)[:, None]
+_GRAIN = np.random.default_rng(1).normal(0, 1, (256, 256)).astype(np.float32)
+
+Colour: TypeAlias = NDArray[np.float64]
+"""(3,) RGB, 0 to 255."""
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom; the last two exclusive."""
+
+
+class Scene(NamedTuple):
+    """An image and the n objects that can be seen in it."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3) RGB."""
+    boxes_xyxy: NDArray[np.float32]
+    """(n, 4) pixels, around the visible part."""
+    labels: NDArray[np.int64]
+    """(n,) positions in `kinds`."""
+    areas: NDArray[np.float32]
+    """(n,) visible pixels."""
+    outlines: list[Outline]
+    """Whole outlines in image coordinates, with what is hidden or outside the image."""
+    whole: NDArray[np.bool_]
+    """(n,) nothing of the object is hidden or outside."""
+
+
+class _Placed(NamedTuple):
+    """An object as it was drawn, before others came to lie over it."""
+
+    label: int
+    outline: Outline
+    box: Box
+    """The patch that was drawn, as far as it is in the image."""
+    area: int
+
+
+def render_scene(rng: Generator, kinds: Sequence[str], size: tuple[int, int], distractors: Sequence[str] = ()) -> Scene:
+    """Draws one scene of `size` (height, width) pixels.
+
+    `distractors` are kinds that appear but belong to no class; lines and shards always do.
+    """
+    height, width = size
+    canvas = _textured(rng, (width, height), _random_texture(rng), _palette(rng, _random_colours(rng, 1)[0]))
+    owner = np.full((height, width), -1, dtype=np.int16)  # which object a pixel shows
+    unlabelled = [*CLUTTER_KINDS, *CLUTTER_KINDS, *distractors]
+    placed: list[_Placed] = []
+    for name, side in _cast(rng, kinds, unlabelled, min(size)):
+        outline, corner, extent = _place(rng, random_outline(rng, ALL_KINDS[name], side), canvas.size)
+        box, inside, area = _draw(rng, canvas, outline, (*corner, *(corner + extent)), ALL_KINDS[name].texture)
+        owner[box[1] : box[3], box[0] : box[2]][inside] = len(placed)
+        placed.append(_Placed(kinds.index(name) if name in kinds else -1, outline, box, area))
+    visible = [(thing, *_visible_box(owner, index, thing)) for index, thing in enumerate(placed) if thing.label >= 0]
+    seen = [(thing, box, area) for thing, box, area in visible if area]
+    return Scene(
+        image=_photographed(rng, canvas),
+        boxes_xyxy=np.array([box for _, box, _ in seen], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([thing.label for thing, _, _ in seen], dtype=np.int64),
+        areas=np.array([area for _, _, area in seen], dtype=np.float32),
+        outlines=[thing.outline for thing, _, _ in seen],
+        whole=np.array([area == thing.area for thing, _, area in seen], dtype=np.bool_),
+    )
+
+
+def _cast(rng: Generator, kinds: Sequence[str], unlabelled: Sequence[str], side: int) -> list[tuple[str, float]]:
+    """Names and sizes of what will be drawn, roughly from large to small so that little is buried."""
+    if rng.random() < 0.25:  # many alike, as cells or parts on a belt
+        few = rng.choice(kinds, size=rng.integers(1, 4))
+        base = side * np.exp(rng.uniform(np.log(0.06), np.log(0.2)))
+        names = rng.choice(few, size=rng.integers(6, 22))
+        sizes = np.maximum(base * np.exp(rng.normal(0, 0.15, len(names))), MIN_SIDE)
+    else:
+        names = rng.choice(kinds, size=rng.integers(1, 10))
+        sizes = np.exp(rng.uniform(np.log(MIN_SIDE), np.log(0.6 * side), len(names)))
+    others = rng.choice(unlabelled, size=rng.integers(0, 5))
+    other_sizes = np.exp(rng.uniform(np.log(MIN_SIDE), np.log(0.4 * side), len(others)))
+    names, sizes = np.concatenate([names, others]), np.concatenate([sizes, other_sizes])
+    order = np.argsort(-sizes * np.exp(rng.normal(0, 0.4, len(sizes))))
+    return [(str(names[i]), float(sizes[i])) for i in order]
+
+
+def _place(
+    rng: Generator, outline: Outline, size: tuple[int, int]
+) -> tuple[Outline, NDArray[np.int64], NDArray[np.int64]]:
+    """The outline somewhere in an image of (width, height), up to a seventh outside; corner and extent of its patch."""
+    extent = np.concatenate([ring.points for ring in outline if ring.filled]).max(axis=0)
+    shift = rng.uniform(-0.15 * extent, np.array(size) - 0.85 * extent)
+    corner = np.floor(shift).astype(np.int64)
+    moved = [ring._replace(points=ring.points + shift) for ring in outline]
+    return moved, corner, np.ceil(shift + extent).astype(np.int64) + 1 - corner
+
+
+def _draw(
+    rng: Generator, canvas: Image.Image, outline: Outline, patch: tuple[int, ...], texture: str | None
+) -> tuple[Box, NDArray[np.bool_], int]:
+    """Draws an object; the part of its patch in the image, the pixels of that part it covers, and its whole area."""
+    left, top, right, bottom = (int(edge) for edge in patch)
+    mask = _mask(outline, (left, top, right, bottom))
+    box = (max(left, 0), max(top, 0), min(right, canvas.width), min(bottom, canvas.height))
+    beneath = canvas.getpixel(((box[0] + box[2]) // 2, (box[1] + box[3]) // 2))
+    colour = _contrasting_colour(rng, np.array(beneath, dtype=np.float64))
+    if rng.random() < 0.25:
+        dx, dy = rng.integers(-4, 5, 2).tolist()
+        canvas.paste((0, 0, 0), (left + dx, top + dy), mask.point([level * 2 // 5 for level in range(256)]))
+    fill = _textured(rng, mask.size, _random_texture(rng, texture), _palette(rng, colour, strong=texture is not None))
+    if rng.random() < 0.3 and max(mask.size) > 16:  # a rim of another colour
+        red, green, blue = _random_colours(rng, 1)[0].astype(int).tolist()
+        rim = Image.new("RGB", mask.size, (red, green, blue))
+        rim.paste(fill, (0, 0), mask.filter(ImageFilter.MinFilter(3 if max(mask.size) < 60 else 5)))
+        fill = rim
+    canvas.paste(fill, (left, top), mask)
+    covered = np.asarray(mask) >= 128
+    inside = covered[box[1] - top : box[3] - top, box[0] - left : box[2] - left]
+    return box, inside, int(covered.sum())
+
+
+def _mask(outline: Outline, box: Box) -> Image.Image:
+    """Coverage of the pixels of a box, 0 to 255, from four samples a pixel."""
+    left, top, right, bottom = box
+    fine = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
+    draw = ImageDraw.Draw(fine)
+    for ring in outline:
+        corners = (ring.points - (left, top)) * 2 - 0.5  # Pillow's integers are pixel centres
+        draw.polygon(corners.ravel().tolist(), fill=255 if ring.filled else 0)
+    return fine.reduce(2)
+
+
+def _visible_box(owner: NDArray[np.int16], index: int, thing: _Placed) -> tuple[Box, int]:
+    """Box around the pixels that show an object, and their number; 0 where too little of it shows."""
+    left, top, right, bottom = thing.box
+    shown = owner[top:bottom, left:right] == index
+    area = int(shown.sum())
+    if area == 0 or area < MIN_VISIBLE_SHARE * thing.area:
+        return thing.box, 0
+    xs, ys = np.flatnonzero(shown.any(axis=0)), np.flatnonzero(shown.any(axis=1))
+    box = (left + int(xs[0]), top + int(ys[0]), left + int(xs[-1]) + 1, top + int(ys[-1]) + 1)
+    return box, area if max(box[2] - box[0], box[3] - box[1]) >= _MIN_VISIBLE_SIDE else 0
+
+
+def _photographed(rng: Generator, canvas: Image.Image) -> NDArray[np.uint8]:
+    """What a camera adds: blur, noise, compression."""
+    if rng.random() < 0.35:
+        canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.2)))
+    image = np.asarray(canvas)
+    if rng.random() < 0.5:
+        rows, columns = (np.arange(n) + rng.integers(0, 64) for n in image.shape[:2])
+        grain = _GRAIN[np.ix_(rows % 256, columns % 256)] * np.float32(rng.uniform(2, 14))
+        image = np.clip(image + grain[..., None].astype(np.int16), 0, 255).astype(np.uint8)
+    if rng.random() < 0.25:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=int(rng.integers(35, 90)))
+        image = np.asarray(Image.open(file))
+    return image
+
+
+# Colour and texture: a texture is a grey pattern, coloured by a palette of 256 entries.
+
+
+def _random_colours(rng: Generator, count: int) -> NDArray[np.float64]:
+    """(count, 3) colours from grey to vivid."""
+    vivid = rng.integers(0, 256, (count, 3)).astype(np.float64)
+    grey = vivid.mean(axis=1, keepdims=True)
+    return np.asarray(grey + (vivid - grey) * rng.random((count, 1)) ** 0.5)
+
+
+def _contrasting_colour(rng: Generator, beneath: Colour) -> Colour:
+    """The first of a few random colours that stands out from what lies beneath, else the farthest."""
+    candidates = _random_colours(rng, 4)
+    distance = np.abs(candidates - beneath).sum(axis=1)
+    return np.asarray(candidates[int(np.minimum(distance, 110).argmax())])
+
+
+def _palette(rng: Generator, colour: Colour, strong: bool = False) -> bytes:
+    """256 colours from one to another, near or far."""
+    other = _contrasting_colour(rng, colour) if strong else _random_colours(rng, 1)[0]
+    reach = 1.0 if strong else rng.uniform(0.1, 0.9)
+    return (colour + (other - colour) * (_RAMP * reach)).astype(np.uint8).tobytes()
+
+
+def _textured(rng: Generator, size: tuple[int, int], texture: Image.Image, palette: bytes) -> Image.Image:
+    """A coloured (width, height) cut-out of a texture, at a random place and scale."""
+    span = min(max(size) * np.exp(rng.uniform(-1.1, 0.4)), _BANK_SIDE)
+    extent = np.array(size) * span / max(size)
+    left, top = rng.uniform(0, _BANK_SIDE - extent).tolist()
+    right, bottom = (left + extent[0], top + extent[1])
+    patch = texture.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    patch.putpalette(palette)
+    return patch.convert("RGB")
+
+
+def _random_texture(rng: Generator, family: str | None = None) -> Image.Image:
+    families = _textures()
+    name = family or str(rng.choice(list(families)))
+    return families[name][int(rng.integers(len(families[name])))]
+
+
+@functools.cache
+def _textures() -> dict[str, list[Image.Image]]:
+    """Grey patterns by family, the same in every process."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:_BANK_SIDE, 0:_BANK_SIDE].astype(np.float32)
+    clouds = [_cloud_noise(rng, bumps) for bumps in (3, 6, 12, 24, 48, 96)]
+
+    def waves(angle: float, period: float, bend: NDArray[np.float32] | float = 0.0) -> NDArray[np.float32]:
+        return np.asarray(np.sin((x * np.cos(angle) + y * np.sin(angle) + bend) * (2 * np.pi / period)))
+
+    grids = [
+        (float(angle), period) for angle, period in zip(rng.uniform(0, np.pi, 6), (12, 16, 24, 32, 48, 64), strict=True)
+    ]
+    crossed = [(waves(angle, period), waves(angle + np.pi / 2, period)) for angle, period in grids]
+    fields = {
+        "plain": [0.05 * cloud for cloud in clouds[:3]],
+        "slope": [(x + y) / _BANK_SIDE - 1, (x - y) / _BANK_SIDE, np.hypot(x - 256, y - 256) / 180 - 1],
+        "clouds": [*clouds[:4], np.sum(clouds, axis=0) / 2, np.sum(clouds[2:], axis=0) / 1.5],
+        "stripes": [np.sign(wave) * 0.9 + 0.1 * clouds[5] for wave, _ in crossed],
+        "checks": [np.sign(wave) * np.sign(other) for wave, other in crossed],
+        "dots": [np.where(wave + other > 0.9, 1.0, -1.0) for wave, other in crossed],
+        "grain": [waves(*grid, 40 * cloud) for grid, cloud in zip(grids[:3], clouds[:3], strict=True)],
+        "speckle": [np.where(clouds[4] > 0.45, 1.0, -0.6), np.where(clouds[5] > 0.3, 1.0, -0.5)],
+    }
+    return {name: [_grey(field) for field in family] for name, family in fields.items()}
+
+
+def _grey(field: NDArray[np.floating]) -> Image.Image:
+    return Image.fromarray(np.clip(field * 127.5 + 127.5, 0, 255).astype(np.uint8))
+
+
+def _cloud_noise(rng: Generator, bumps: int) -> NDArray[np.float32]:
+    """Smooth noise of about unit range, so many bumps a side."""
+    coarse = Image.fromarray(rng.normal(0, 0.5, (bumps, bumps)).astype(np.float32))
+    return np.asarray(coarse.resize((_BANK_SIDE, _BANK_SIDE), Image.Resampling.BICUBIC))

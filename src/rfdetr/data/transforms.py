@@ -1,0 +1,120 @@
+"""The training and the evaluation recipe: upright RGB pixels and boxes in, square uint8 tensor and relative boxes out.
+
+A recipe is drawn first as one window of the original image; pixels are then cropped and resampled once and boxes move
+analytically, so no intermediate picture of the published recipe (resize, crop, resize) is ever made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rfdetr.data.images import resize_square
+
+SHORT_SIDES = (400, 500, 600)  # pixels the short side is scaled to before cropping
+CROP_SIDES = (384, 600)  # smallest and largest crop side, in pixels of that scale
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class View(NamedTuple):
+    """A network input and its boxes; `kept` says which of the given boxes these are."""
+
+    image: Tensor  # (3, size, size) uint8
+    boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the view
+    kept: NDArray[np.bool_]
+
+
+class Window(NamedTuple):
+    """A part of an image in whole pixels, mirrored or not."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    flipped: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """The whole image, resized to the square; what validation, test and predict share."""
+
+    size: int
+
+    def __call__(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], _rng: np.random.Generator) -> View:
+        height, width = image.shape[:2]
+        boxes, kept = move_boxes(boxes_xyxy, Window(0, 0, width, height))
+        return View(resize_square(image, self.size), boxes, kept)
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast and saturation."""
+
+    size: int
+    color_jitter: float = 0.0
+
+    def __call__(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], rng: np.random.Generator) -> View:
+        window = draw_window(image.shape[0], image.shape[1], rng)
+        boxes, kept = move_boxes(boxes_xyxy, window)
+        pixels = resize_square(image[window.top : window.bottom, window.left : window.right], self.size)
+        if window.flipped:
+            pixels = pixels.flip(-1)
+        if self.color_jitter:
+            pixels = jitter_color(pixels, self.color_jitter, rng)
+        return View(pixels, boxes, kept)
+
+
+def draw_window(height: int, width: int, rng: np.random.Generator) -> Window:
+    """The published recipe's crop (short side to 400, 500 or 600; 384 to 600 a side) in the image's own pixels."""
+    flipped = rng.random() < 0.5
+    if rng.random() < 0.5:
+        return Window(0, 0, width, height, flipped)
+    scale = int(rng.choice(SHORT_SIDES)) / min(height, width)
+    top, bottom = _draw_span(height, scale, rng)
+    left, right = _draw_span(width, scale, rng)
+    return Window(left, top, right, bottom, flipped)
+
+
+def _draw_span(side: int, scale: float, rng: np.random.Generator) -> tuple[int, int]:
+    smallest, largest = CROP_SIDES
+    scaled = round(side * scale)
+    length = int(rng.integers(smallest, min(scaled, largest) + 1))
+    start = int(rng.integers(0, scaled - length + 1))
+    first = min(round(start / scale), side - 1)
+    return first, min(max(round((start + length) / scale), first + 1), side)
+
+
+def move_boxes(boxes_xyxy: NDArray[np.float32], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Clip boxes (n, 4) to a window and express them as cxcywh relative to it.
+
+    Dropped: what shows less than a pixel of width or height, unless the whole box is that small and inside.
+    """
+    corner = np.array([window.left, window.top], np.float32)
+    extent = np.array([window.right, window.bottom], np.float32) - corner
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    clipped_low = np.clip(low - corner, 0, extent)
+    clipped_high = np.clip(high - corner, 0, extent)
+    visible = clipped_high - clipped_low
+    kept = ((visible > 0) & ((visible >= 1) | (visible >= 0.999 * (high - low)))).all(1)
+    centres = (clipped_low + clipped_high)[kept] / (2 * extent)
+    if window.flipped:
+        centres[:, 0] = 1 - centres[:, 0]
+    return np.concatenate((centres, visible[kept] / extent), axis=1, dtype=np.float32), kept
+
+
+def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Brightness, contrast and saturation of a uint8 (3, H, W) image each times 1 - strength to 1 + strength.
+
+    All three are affine in a pixel's colour and gray, so they are applied as one.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
+    colors = image.float()
+    gray = torch.tensordot(torch.tensor(_LUMA), colors, 1)  # (H, W)
+    shift = gray * (brightness * contrast * (1 - saturation)) + gray.mean() * (brightness * (1 - contrast))
+    mixed = colors.mul_(brightness * contrast * saturation).add_(shift)
+    return mixed.round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,358 @@
+"""`RFDETR`: the public face. Train on a folder of labelled images, evaluate, predict; one class per variant."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from rfdetr import config as configs
+from rfdetr.assets.coco_classes import COCO_CLASSES
+from rfdetr.config import VARIANTS, ModelConfig, TrainConfig
+from rfdetr.console import show_rows, with_progress
+from rfdetr.inference.predictor import Prediction, Predictor, best_device
+from rfdetr.inference.sources import ImageSources, is_single
+from rfdetr.models.build import build_detector
+from rfdetr.models.detector import Detector
+from rfdetr.weights.adapt import load_weights
+from rfdetr.weights.identify import config_from_checkpoint
+from rfdetr.weights.names import to_published
+from rfdetr.weights.pretrained import resolve_weights
+from rfdetr.weights.reading import Checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from supervision import Detections
+
+    from rfdetr.evaluation.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class RFDETR:
+    """A detector of your own design; the variants below are the published ones.
+
+    Keywords are the fields of the variant's configuration, checked there: an unknown name is refused with the nearest
+    known one. `pretrain_weights` is a published name (downloaded once), a checkpoint of this variant, or None for
+    random weights. A checkpoint's classes, names and resolution are restored; what is given here wins over the file.
+    """
+
+    config_class: ClassVar[type[ModelConfig]] = ModelConfig
+
+    def __init__(self, **settings: Any) -> None:
+        # The one place, with train(), where options travel as **settings: they go straight into a strict configuration.
+        if isinstance(settings.get("pretrain_weights"), os.PathLike):
+            settings["pretrain_weights"] = _path_text(settings["pretrain_weights"])
+        if "pretrain_weights" in settings:
+            _refuse_unknown(self.config_class, settings)
+            weights = settings["pretrain_weights"]
+        else:
+            weights = self.config_class(**settings).pretrain_weights
+        self._build(settings, None if weights is None else read_checkpoint(resolve_weights(weights)))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], **settings: Any) -> RFDETR:
+        """The detector of a file (or of a published name), as its own variant's class; `settings` win over the file."""
+        name = path if isinstance(path, str) else _path_text(path)
+        checkpoint = read_checkpoint(resolve_weights(name))
+        face = _face_of(type(config_from_checkpoint(checkpoint)[0]))
+        detector = face.__new__(face)
+        detector._build({**settings, "pretrain_weights": name}, checkpoint)
+        return detector
+
+    def _build(self, settings: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+        names = None
+        if checkpoint is not None:
+            restored, names = config_from_checkpoint(checkpoint)
+            self._check_variant(checkpoint.path, type(restored))
+            settings = {**restored.model_dump(exclude={"pretrain_weights"}), **settings}
+            names = names if settings["num_classes"] == restored.num_classes else None
+        self.model_config = self.config_class(**settings)
+        network = build_detector(self.model_config)
+        if checkpoint is not None:
+            report = load_weights(network, checkpoint.model, self.model_config, source=str(checkpoint.path))
+            for line in report.lines():
+                logger.info("%s: %s", checkpoint.path.name, line)
+        self._has_random_weights = checkpoint is None
+        self._use(network, names)
+
+    def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
+        if found is not self.config_class:
+            right = _face_of(found).__name__
+            raise ValueError(
+                f"{path} holds an {right}, not an {type(self).__name__}: use {right}(pretrain_weights=...) or "
+                "RFDETR.from_checkpoint(...)"
+            )
+
+    def _use(self, network: Detector, class_names: Sequence[str] | None) -> None:
+        """Makes `network` the one that predicts."""
+        config = self.model_config
+        self._known_names = class_names
+        self.model = Predictor(
+            network,
+            resolution=config.resolution,
+            num_select=config.num_select,
+            labels=class_labels(class_names, config.num_classes),
+            device=best_device(config.device),
+        )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their ids; numbers where neither file nor data gave names."""
+        return list(self.model.labels.values())
+
+    def train(self, **settings: Any) -> None:
+        """Fine-tunes on the labelled images of `dataset_dir`; keywords are the fields of `TrainConfig`.
+
+        Starts from the present weights, takes classes and their names from the data, and ends with the best weights of
+        the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before and a summary after.
+        """
+        with _needs_extra("training"):
+            from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+            from rfdetr.training.plan import run_summary, training_plan
+
+        train_config = TrainConfig(**settings)
+        datamodule = RFDETRDataModule(self.model_config, train_config)
+        datamodule.setup("fit")
+        names = datamodule.class_names or []
+        model_config = _changed(self.model_config, num_classes=len(names))
+        module = RFDETRModule(_changed(model_config, pretrain_weights=None), train_config)
+        if not self._has_random_weights:  # random ones are drawn again, from the run's seed
+            load_weights(module.model, to_published(self.model.model.state_dict()), model_config)
+        module.model_config = model_config
+        trainer = build_trainer(train_config, model_config)
+
+        show_rows("Training plan", training_plan(module, datamodule, trainer))
+        started = time.monotonic()
+        trainer.fit(module, datamodule, ckpt_path=_resumed(train_config))
+        self.model_config = model_config
+        self._has_random_weights = False
+        self._use(module.model, names)
+        if summary := run_summary(trainer):
+            show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
+
+    def evaluate(
+        self,
+        dataset_dir: str | os.PathLike[str],
+        split: str = "test",
+        batch_size: int = 4,
+        *,
+        dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
+        num_workers: int = 2,
+        max_dets: int = 500,
+    ) -> Metrics:
+        """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of training.
+
+        Classes are matched by name, and the model must know all of the data's. After `optimize_for_inference`, the
+        optimised network is measured.
+        """
+        with _needs_extra("evaluation"):
+            from rfdetr.evaluation.coco import CocoEvaluator
+            from rfdetr.training.trainer import resolve_precision
+        from rfdetr.data.dataset import DetectionDataset
+        from rfdetr.data.layout import SPLITS, find_splits, load_index
+        from rfdetr.data.loaders import EpochSampler, build_loader
+        from rfdetr.data.transforms import EvaluationView
+
+        split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
+        index = load_index(find_splits(Path(dataset_dir), dataset_file), split)
+        labels_in_data = self._labels_in_data(index.class_names)
+        dataset = DetectionDataset(index, EvaluationView(self.model_config.resolution), evaluation=True)
+        sampler = EpochSampler(len(dataset), shuffle=False)
+        loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=min(num_workers, len(dataset)))
+        evaluator = CocoEvaluator(index.class_names, max_dets)
+        precision = resolve_precision(self.model_config.amp, self.model.device.type)
+        for images, targets in with_progress(loader, "Evaluating", len(loader)):
+            sizes = torch.stack([target["orig_size"] for target in targets])
+            found = self.model.detect(images.tensors, sizes, autocast=_AUTOCAST.get(precision))
+            for detection in found:
+                detection["labels"] = labels_in_data[detection["labels"].cpu()]
+            evaluator.update(found, targets)
+        return evaluator.compute()
+
+    def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
+        """Label in the data of each logit; a logit that names no class of the data gets the first label past them."""
+        ids = {name: label for label, name in self.model.labels.items()}
+        if self._known_names is None and len(names) == self.model_config.num_classes:
+            ids = {name: label for label, name in enumerate(names)}  # nothing said otherwise
+        if unknown := [name for name in names if name not in ids]:
+            raise ValueError(f"the data has classes the model does not know: {unknown}; it knows {self.class_names}")
+        table = torch.full((self.model_config.num_classes + 1,), len(names))
+        table[[ids[name] for name in names]] = torch.arange(len(names))
+        return table
+
+    def predict(
+        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4
+    ) -> Detections | list[Detections]:
+        """Objects found with at least `threshold` confidence, boxes in pixels; a list for several images.
+
+        `images`: a path, an http(s) address, a PIL image, a NumPy array (height, width, 3) of RGB uint8 (or gray, or
+        RGBA), a torch tensor (3, height, width) in [0, 1] or uint8; or several: a folder, a pattern, an iterable of
+        these. An image stored rotated (EXIF) is turned upright first, PIL images too; boxes are in the upright image.
+        """
+        found = self.model.predict(images, threshold, batch_size)
+        if not found:
+            raise ValueError("no images to predict: the list is empty")
+        return found[0] if is_single(images) else found
+
+    def predict_stream(
+        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4
+    ) -> Iterator[Prediction]:
+        """`predict` for any number of images in constant memory: (source, image, detections) one by one."""
+        return self.model.stream(images, threshold, batch_size)
+
+    def optimize_for_inference(self, dtype: str | torch.dtype = "bfloat16", compile: bool = False) -> None:
+        """Predict from now on with a private copy of the network, its weights as `dtype`; `compile` runs torch.compile.
+
+        Confidences change in the third digit with bfloat16. `optimize_for_inference("float32")` undoes it, and so does
+        `train`.
+        """
+        wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if wanted is None or wanted not in _DTYPES.values():
+            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+        self.model.optimize(wanted, compile)
+
+
+class RFDETRPico(RFDETR):
+    """Under 3 M parameters, 240 pixels; its weights come with the package."""
+
+    config_class = configs.RFDETRPicoConfig
+
+
+class RFDETRNano(RFDETR):
+    """30.5 M parameters, 384 pixels."""
+
+    config_class = configs.RFDETRNanoConfig
+
+
+class RFDETRSmall(RFDETR):
+    """32.1 M parameters, 512 pixels."""
+
+    config_class = configs.RFDETRSmallConfig
+
+
+class RFDETRMedium(RFDETR):
+    """33.7 M parameters, 576 pixels."""
+
+    config_class = configs.RFDETRMediumConfig
+
+
+class RFDETRLarge(RFDETR):
+    """33.9 M parameters, 704 pixels."""
+
+    config_class = configs.RFDETRLargeConfig
+
+
+class RFDETRBase(RFDETR):
+    """The first published model, 560 pixels."""
+
+    config_class = configs.RFDETRBaseConfig
+
+
+class RFDETRLargeDeprecated(RFDETR):
+    """The first published large model, 560 pixels."""
+
+    config_class = configs.RFDETRLargeDeprecatedConfig
+
+
+class RFDETRSegNano(RFDETR):
+    """Instance segmentation, 312 pixels."""
+
+    config_class = configs.RFDETRSegNanoConfig
+
+
+class RFDETRSegSmall(RFDETR):
+    """Instance segmentation, 384 pixels."""
+
+    config_class = configs.RFDETRSegSmallConfig
+
+
+class RFDETRSegMedium(RFDETR):
+    """Instance segmentation, 432 pixels."""
+
+    config_class = configs.RFDETRSegMediumConfig
+
+
+class RFDETRSegLarge(RFDETR):
+    """Instance segmentation, 504 pixels."""
+
+    config_class = configs.RFDETRSegLargeConfig
+
+
+class RFDETRSegXLarge(RFDETR):
+    """Instance segmentation, 624 pixels."""
+
+    config_class = configs.RFDETRSegXLargeConfig
+
+
+class RFDETRSeg2XLarge(RFDETR):
+    """Instance segmentation, 768 pixels."""
+
+    config_class = configs.RFDETRSeg2XLargeConfig
+
+
+class RFDETRSegPreview(RFDETR):
+    """The first published segmentation model, 432 pixels."""
+
+    config_class = configs.RFDETRSegPreviewConfig
+
+
+FACES: dict[str, type[RFDETR]] = {
+    name: next(face for face in RFDETR.__subclasses__() if face.config_class is config)
+    for name, config in VARIANTS.items()
+}
+"""The class of each variant, by short name."""
+
+
+def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
+    """Name of each logit: the given ones, COCO's for the published files (which have no list), else numbers."""
+    if class_names is not None:
+        return dict(enumerate(class_names))
+    if num_classes == max(COCO_CLASSES):
+        return dict(COCO_CLASSES)
+    return {label: str(label) for label in range(num_classes)}
+
+
+def _face_of(config_class: type[ModelConfig]) -> type[RFDETR]:
+    return next((face for face in FACES.values() if face.config_class is config_class), RFDETR)
+
+
+def _changed(config: ModelConfig, **changes: Any) -> ModelConfig:
+    return type(config)(**{**config.model_dump(), **changes})
+
+
+def _refuse_unknown(config_class: type[ModelConfig], settings: dict[str, Any]) -> None:
+    """A typo is told before a file is read for it; whether values fit together may depend on the file."""
+    if any(name not in config_class.model_fields for name in settings):
+        config_class(**settings)
+
+
+def _path_text(path: os.PathLike[str]) -> str:
+    """A path object is a file of the user's, never a published name."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _resumed(train_config: TrainConfig) -> str | None:
+    if train_config.resume == "last":
+        return str(train_config.output_dir / "last.ckpt")
+    return train_config.resume or None
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
+@contextlib.contextmanager
+def _needs_extra(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{what} needs {error.name}: pip install 'rfdetr-finetune[train]'") from error

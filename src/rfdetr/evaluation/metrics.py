@@ -1,0 +1,60 @@
+"""`Metrics`: the figures of one evaluation, ready to log, write and plot."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypedDict
+
+from rfdetr.evaluation.f1 import F1Sweep
+from rfdetr.evaluation.matching import Array
+
+
+class ClassMetrics(TypedDict):
+    """One class. Figures are nan for a class without objects, and then in no mean."""
+
+    name: str
+    AP: float
+    """Average precision over IoU 0.50:0.05:0.95."""
+    AP50: float
+    AR: float
+    """Average recall over the same IoU thresholds."""
+    precision: float
+    """At IoU 0.5 and the overall best threshold, as recall and F1."""
+    recall: float
+    F1: float
+    best_F1: float
+    """Highest F1 of this class alone, reached at its own `best_threshold`."""
+    best_threshold: float
+    images: int
+    """Images that show the class; crowd regions do not count, here and in boxes."""
+    boxes: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Result of `CocoEvaluator.compute`.
+
+    `overall` has mAP_50_95, mAP_50, mAP_75, mAP_small, mAP_medium, mAP_large, mAR, F1, precision, recall and
+    best_threshold with `max_dets` detections per image and class, and mAP_50_95_max100 with COCO's own 100.
+    F1, precision and recall are means over classes at the one threshold with the highest mean F1, at IoU 0.5.
+    What is undefined (no object of that size, no right detection) is nan.
+    """
+
+    overall: dict[str, float]
+    per_class: list[ClassMetrics]
+    num_images: int
+    num_boxes: int
+    max_dets: int
+    pr_precision: Array
+    """Interpolated precision at IoU 0.5 (K, 101), for recall 0, 0.01, ... 1."""
+    sweep: F1Sweep
+    confusion: Array
+    """`matching.confusion_matrix` at the best threshold (K + 1, K + 1)."""
+
+    def logged(self, prefix: str = "val/", per_class: bool = True) -> dict[str, float]:
+        """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined ones are left out."""
+        figures = dict(self.overall)
+        if per_class:
+            figures |= {f"AP/{row['name']}": row["AP"] for row in self.per_class}
+        return {prefix + key: value for key, value in figures.items() if not math.isnan(value)}

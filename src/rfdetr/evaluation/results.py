@@ -1,0 +1,76 @@
+"""What an evaluation leaves to read: results.json, and the table of classes for the console."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from rfdetr.evaluation.metrics import Metrics
+from rfdetr.weights.writing import atomic_write
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+
+
+def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weights: str) -> None:
+    """Write the figures of one set of weights (`weights`: their file or name) on one or more splits.
+
+    {"schema_version": 1, "weights": str, "iou_type": "bbox",
+     "splits": {"valid" or "test": `as_record`}}
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "weights": weights,
+        "iou_type": "bbox",
+        "splits": {name: as_record(metrics) for name, metrics in splits.items()},
+    }
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda stream: stream.write(text.encode()))
+
+
+def as_record(metrics: Metrics) -> dict[str, Any]:
+    """{"images": int, "boxes": int, "max_dets": int, "overall": {...}, "per_class": [{"name": str, ...}, ...]}.
+
+    `Metrics` and `ClassMetrics` name the keys of overall and per_class. Undefined figures are None.
+    """
+    return {
+        "images": metrics.num_images,
+        "boxes": metrics.num_boxes,
+        "max_dets": metrics.max_dets,
+        "overall": _without_nan(metrics.overall),
+        "per_class": [_without_nan(row) for row in metrics.per_class],
+    }
+
+
+def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
+    """One row per class and one of means, for `rich.print`."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    overall = metrics.overall
+    threshold = overall["best_threshold"]
+    at = "no detection is right" if math.isnan(threshold) else f"at confidence {threshold:.3f}, IoU 0.5"
+    table = Table(title=title, caption=f"Precision, recall, F1 {at}; at most {metrics.max_dets} detections per image")
+    table.add_column("class", overflow="fold")
+    for name in ("images", "boxes", "mAP 50:95", "mAP 50", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    for row in metrics.per_class:
+        figures = (row["AP"], row["AP50"], row["precision"], row["recall"], row["F1"])
+        table.add_row(escape(row["name"]), str(row["images"]), str(row["boxes"]), *map(_percent, figures))
+    table.add_section()
+    means = (overall[key] for key in ("mAP_50_95", "mAP_50", "precision", "recall", "F1"))
+    table.add_row("all", str(metrics.num_images), str(metrics.num_boxes), *map(_percent, means), style="bold")
+    return table
+
+
+def _without_nan(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in figures.items()}
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"

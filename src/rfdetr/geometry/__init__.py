@@ -1,0 +1,1 @@
+"""Boxes, masks and padded batches as plain tensor functions; no network here."""

@@ -1,0 +1,125 @@
+"""What `predict` accepts, as upright uint8 RGB arrays: files, folders, patterns, addresses, PIL, NumPy, torch."""
+
+from __future__ import annotations
+
+import glob
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rfdetr.data.images import IMAGE_SUFFIXES, decode_image, upright_rgb
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
+ImageSources: TypeAlias = "ImageSource | Iterable[ImageSource]"
+
+DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+DOWNLOAD_LIMIT = 256 * 2**20  # bytes; a larger answer is no picture
+
+
+def is_single(images: ImageSources) -> bool:
+    """Whether this is one image (one result) rather than a folder, a pattern or an iterable (a list of results)."""
+    if isinstance(images, str | os.PathLike):
+        return _is_address(images) or not (Path(images).expanduser().is_dir() or _is_pattern(images))
+    if isinstance(images, Image.Image | np.ndarray | torch.Tensor):
+        return True
+    if isinstance(images, bytes) or not isinstance(images, Iterable):
+        raise TypeError(f"{type(images).__name__} is no image: {_ACCEPTED}")
+    return False
+
+
+def expand(images: ImageSources) -> Iterator[ImageSource]:
+    """Every single image of `images`, folders and patterns replaced by their files in the order of their names."""
+    if is_single(images):
+        yield images  # type: ignore[misc]  # is_single says so
+    elif isinstance(images, str | os.PathLike):
+        yield from list_files(images)
+    else:
+        for item in images:  # type: ignore[union-attr]  # an iterable, says is_single
+            if not isinstance(item, str | os.PathLike) and not is_single(item):
+                raise TypeError(f"{type(item).__name__} inside a list is no image: {_ACCEPTED}")
+            yield from expand(item)
+
+
+def list_files(folder_or_pattern: str | os.PathLike[str]) -> list[Path]:
+    """Image files of a folder (not of its subfolders) or of a pattern such as "shots/**/*.jpg"; none is an error."""
+    place = Path(folder_or_pattern).expanduser()
+    found = place.iterdir() if place.is_dir() else map(Path, glob.glob(str(place), recursive=True))
+    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not files:
+        raise ValueError(f"{folder_or_pattern}: no image files there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+def load_image(source: ImageSource) -> np.ndarray:
+    """One source as an upright (H, W, 3) uint8 RGB array; what cannot be read is an error that names it."""
+    if isinstance(source, np.ndarray):
+        return _rgb_from_array(source, f"NumPy image of shape {source.shape}", "(height, width[, 1, 3 or 4])")
+    if isinstance(source, torch.Tensor):
+        array = source.detach().to("cpu", torch.float32 if source.is_floating_point() else source.dtype)
+        moved = array.movedim(0, -1) if array.ndim == 3 else array
+        wanted = "(1, 3 or 4, height, width); a batch goes in as list(batch)"
+        return _rgb_from_array(moved.numpy(), f"torch image of shape {tuple(source.shape)}", wanted)
+    if isinstance(source, Image.Image):
+        return upright_rgb(source)
+    if _is_address(source):
+        return decode_image(_download(str(source)), name=str(source))
+    return decode_image(Path(source).expanduser())
+
+
+def source_name(source: ImageSource) -> str | None:
+    """Path or address of a source; None for an image in memory."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+
+
+_ACCEPTED = "expected a path, an http(s) address, a folder, a PIL image, a NumPy array, a torch tensor, or several"
+
+
+def _is_address(source: str | os.PathLike[str]) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def _is_pattern(source: str | os.PathLike[str]) -> bool:
+    return glob.has_magic(os.fspath(source)) and not Path(source).expanduser().exists()
+
+
+def _download(address: str) -> bytes:
+    request = urllib.request.Request(address, headers={"User-Agent": "rfdetr"})
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer:
+            content: bytes = answer.read(DOWNLOAD_LIMIT + 1)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise ValueError(f"{address}: could not be downloaded: {error}") from error
+    if len(content) > DOWNLOAD_LIMIT:
+        raise ValueError(f"{address}: larger than {DOWNLOAD_LIMIT // 2**20} MiB")
+    return content
+
+
+def _rgb_from_array(array: np.ndarray, what: str, wanted: str) -> np.ndarray:
+    """Gray, gray + axis, RGB or RGBA (alpha dropped); uint8, or floats in [0, 1]."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
+        raise ValueError(f"{what}: expected {wanted}")
+    if np.issubdtype(array.dtype, np.floating):
+        array = _quantize(array, what)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"{what} and type {array.dtype}: expected uint8, or floats in [0, 1]")
+    return np.ascontiguousarray(array[..., :3] if array.shape[2] > 1 else np.repeat(array, 3, axis=2))
+
+
+def _quantize(array: np.ndarray, what: str) -> np.ndarray:
+    """[0, 1] to uint8, so that an image divided by 255 gives the very detections of the image itself."""
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{what} holds NaN or infinite values: expected floats in [0, 1]")
+    if low < 0 or high > 1:
+        raise ValueError(f"{what} has values from {low:g} to {high:g}: expected floats in [0, 1], or uint8")
+    quantized: np.ndarray = np.rint(array * 255).astype(np.uint8)
+    return quantized

@@ -1,0 +1,1 @@
+"""What training minimises: assignment of queries to targets (`matcher`) and the loss terms (`criterion`)."""

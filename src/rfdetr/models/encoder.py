@@ -1,0 +1,189 @@
+"""Windowed DINOv2 vision transformer (arXiv 2304.07193), the detector's encoder.
+
+Differences from plain DINOv2: most blocks attend inside windows of the image, each window with its own copy of the
+class token (and of the register tokens, which carry no position); the states after several blocks are the output.
+
+B images, w windows a side, N tokens of a window (class and registers included), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rfdetr.models.layers import attention
+
+
+def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (arXiv 1603.09382): drops whole sequences of a residual branch, scales up the others."""
+    if rate == 0.0 or not training:
+        return branch
+    keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= rate
+    return branch * keep / (1.0 - rate)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale; attention among all tokens of each row of (B, N, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.drop_path = 0.0
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.scale1 = nn.Parameter(torch.ones(width))
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.scale2 = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens in, tokens out."""
+        attended = self.attend(self.norm1(x))
+        x = torch.addcmul(x, drop_path(attended, self.drop_path, self.training), self.scale1)
+        transformed = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return torch.addcmul(x, drop_path(transformed, self.drop_path, self.training), self.scale2)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Multi-head self-attention."""
+        qkv: Tensor = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # B N 3 heads D/heads
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
+        attended = attention(query, key, value)  # B heads N D/heads
+        return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) to feature maps (B, D, H/patch, W/patch), one for each of `out_feature_indexes`."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int,
+        position_grid: int,
+        num_windows: int,
+        num_registers: int,
+        out_feature_indexes: Sequence[int],
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.position_grid = position_grid
+        self.num_windows = num_windows
+        self.out_feature_indexes = tuple(out_feature_indexes)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        # Part of DINOv2 and of its published files; plays no part in detection.
+        self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
+        self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
+        self.position_embeddings = nn.Parameter(torch.empty(1, 1 + position_grid**2, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal 0.02 for matrices, tokens and positions; zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for token in (self.class_token, self.register_tokens, self.position_embeddings):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth from 0 in the first block to `rate` in the last."""
+        last = max(len(self.blocks) - 1, 1)
+        for index, block in enumerate(self.blocks):
+            block.drop_path = rate * index / last  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """One map for each of `out_feature_indexes`; blocks after the last of them are not run."""
+        grid = self.grid_of(images)
+        x = self.embed(images)
+        maps = []
+        for index in range(self.out_feature_indexes[-1]):
+            x = self.run_block(index, x)
+            if index + 1 in self.out_feature_indexes:
+                maps.append(self.to_map(self.norm(x), grid))
+        return maps
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of the image's patch grid."""
+        height, width = images.shape[-2:]
+        step = self.patch_size * self.num_windows
+        if height % step or width % step:
+            raise ValueError(
+                f"image height {height} and width {width} must be multiples of patch_size {self.patch_size} "
+                f"x num_windows {self.num_windows} = {step}"
+            )
+        return height // self.patch_size, width // self.patch_size
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens of the windows, those of one image adjacent: (B w w, 1 + registers + patches, D)."""
+        grid = self.grid_of(images)
+        patches = self.patch_embed(images).permute(0, 2, 3, 1)  # B h w D
+        class_position, patch_positions = self.positions(grid)
+        windows = partition_windows(patches + patch_positions, self.num_windows)
+        tokens = [(self.class_token + class_position).expand(windows.shape[0], -1, -1), windows]
+        if self.register_tokens is not None:
+            tokens.insert(1, self.register_tokens.expand(windows.shape[0], -1, -1))
+        return torch.cat(tokens, dim=1)
+
+    def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Position embeddings of the class token (1, 1, D) and of the patches (1, h, w, D), resampled to `grid`."""
+        side = self.position_grid
+        class_position = self.position_embeddings[:, :1]
+        patch_positions = self.position_embeddings[:, 1:].reshape(1, side, side, -1)
+        if grid != (side, side):
+            patch_positions = resample_positions(patch_positions, grid)
+        return class_position, patch_positions
+
+    def run_block(self, index: int, x: Tensor) -> Tensor:
+        """Block `index`: inside windows, or over the whole image where its number is an output's."""
+        block = self.blocks[index]
+        shape = x.shape
+        if index in self.out_feature_indexes:
+            x = x.reshape(-1, self.num_windows**2 * shape[1], shape[2])  # B (w w N) D
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+        return x.view(shape)
+
+    def to_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch tokens put back in place: (B w w, N, D) -> (B, D, h, w), channels last in memory."""
+        first = 1 + (0 if self.register_tokens is None else self.register_tokens.shape[1])
+        return join_windows(x[:, first:], self.num_windows, grid).permute(0, 3, 1, 2)
+
+
+def partition_windows(x: Tensor, num_windows: int) -> Tensor:
+    """(B, h, w, D) -> (B windows windows, patches of a window, D), windows row by row."""
+    if num_windows == 1:
+        return x.flatten(1, 2)
+    rows, columns, width = x.shape[1] // num_windows, x.shape[2] // num_windows, x.shape[3]
+    x = x.reshape(-1, num_windows, rows, num_windows, columns, width)
+    return x.transpose(2, 3).reshape(-1, rows * columns, width)
+
+
+def join_windows(x: Tensor, num_windows: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `partition_windows`, for a grid of (rows, columns): -> (B, h, w, D)."""
+    rows, columns = grid[0] // num_windows, grid[1] // num_windows
+    x = x.reshape(-1, num_windows, num_windows, rows, columns, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, *grid, x.shape[-1])
+
+
+def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings (1, h, w, D) of another grid: bicubic, antialiased, in float32."""
+    resampled = F.interpolate(
+        positions.permute(0, 3, 1, 2).float(), size=grid, mode="bicubic", antialias=True, align_corners=False
+    )
+    return resampled.permute(0, 2, 3, 1).to(positions.dtype)

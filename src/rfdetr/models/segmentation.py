@@ -1,0 +1,78 @@
+"""Segmentation head: mask logits as products of per-pixel and per-query features.
+
+B images, C hidden width, (Hm, Wm) the masks' size, Q queries of all groups, L decoder layers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rfdetr.models.layers import ChannelNorm
+
+
+class MaskFeatures(NamedTuple):
+    """What mask logits are made of; entry i is decoder layer i's, the last entry the encoder stage's.
+
+    The logits of all queries are seldom needed (training forms only the matched ones), so they are made on demand.
+    """
+
+    spatial: list[Tensor]  # B C Hm Wm each
+    queries: list[Tensor]  # B Q C each
+    bias: Tensor  # 1
+
+    def mask_logits(self, layer: int) -> Tensor:
+        """All masks of one entry: (B, Q, Hm, Wm)."""
+        spatial = self.spatial[layer]
+        products = torch.matmul(self.queries[layer], spatial.flatten(2)) + self.bias
+        return products.reshape(*products.shape[:2], *spatial.shape[-2:])
+
+
+class MaskBlock(nn.Module):
+    """Depthwise convolution, LayerNorm, linear layer, GELU; with a residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm = ChannelNorm(channels)
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Hm, Wm) -> (B, C, Hm, Wm)."""
+        mixed = self.linear(self.norm(self.depthwise(x)).permute(0, 2, 3, 1))
+        return x + F.gelu(mixed).permute(0, 3, 1, 2)
+
+
+class SegmentationHead(nn.Module):
+    """One spatial block per decoder layer; the query branch and the projections are shared by all."""
+
+    def __init__(self, channels: int, num_layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MaskBlock(channels) for _ in range(num_layers))
+        self.spatial_proj = nn.Conv2d(channels, channels, 1)
+        self.query_norm = nn.LayerNorm(channels)
+        self.query_expand = nn.Linear(channels, 4 * channels)
+        self.query_reduce = nn.Linear(4 * channels, channels)
+        self.query_proj = nn.Linear(channels, channels)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(
+        self, features: Tensor, size: tuple[int, int], hidden: Tensor, proposal_queries: Tensor
+    ) -> MaskFeatures:
+        """First-level features (B, C, h, w), queries of the layers (L, B, Q, C) and of the encoder stage (B, Q, C)."""
+        x = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+        of_proposals = self.spatial_proj(x)
+        spatial = []
+        for block in self.blocks:
+            x = block(x)
+            spatial.append(self.spatial_proj(x))
+        queries = [*self.project_queries(hidden).unbind(), self.project_queries(proposal_queries)]
+        return MaskFeatures([*spatial, of_proposals], queries, self.bias)
+
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        branch = self.query_reduce(F.gelu(self.query_expand(self.query_norm(queries))))
+        return self.query_proj(queries + branch)  # type: ignore[no-any-return]

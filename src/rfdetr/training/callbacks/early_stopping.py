@@ -1,0 +1,45 @@
+"""Stopping when validation has stopped improving."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from pytorch_lightning import Callback
+
+from rfdetr.training.callbacks.evaluation import in_training
+
+logger = logging.getLogger(__name__)
+
+
+class RFDETREarlyStopping(Callback):
+    """Ends training after `patience` evaluations in a row whose mAP rose by less than `min_delta`.
+
+    Watches the better of live and averaged weights, or the averaged ones alone (`use_ema`).
+    """
+
+    def __init__(self, patience: int = 10, min_delta: float = 0.001, use_ema: bool = False) -> None:
+        self.patience = patience
+        self.min_delta = min_delta
+        self.keys = ("val/ema_mAP_50_95",) if use_ema else ("val/mAP_50_95", "val/ema_mAP_50_95")
+        self.best = -math.inf
+        self.waited = 0
+
+    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+        scores = [float(trainer.callback_metrics[key]) for key in self.keys if key in trainer.callback_metrics]
+        if not in_training(trainer) or not scores:
+            return
+        if max(scores) > self.best + self.min_delta:
+            self.best, self.waited = max(scores), 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            trainer.should_stop = True
+            logger.info("stopping: mAP has not risen above %.4f in %d evaluations", self.best, self.waited)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited = state_dict["best"], state_dict["waited"]

@@ -1,0 +1,71 @@
+"""Exponential moving average of the weights, evaluated beside the live ones."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+
+from rfdetr.training.optim import ema_decay
+
+
+class RFDETREMACallback(Callback):
+    """Keeps `model`, an average of the module's detector over all optimizer steps, parameters and buffers alike.
+
+    The k-th update keeps decay * (1 - exp(-k / tau)) of the average, so it follows quickly at first.
+    """
+
+    def __init__(self, decay: float = 0.993, tau: float = 100) -> None:
+        self.decay = decay
+        self.tau = tau
+        self.updates = 0
+        self.model: nn.Module | None = None
+        self._step = 0
+
+    def setup(self, _trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit" and self.model is None:  # before a checkpoint is restored, so that its average finds a home
+            self.model = copy.deepcopy(pl_module.model).eval().requires_grad_(False)
+
+    def on_fit_start(self, _trainer: Any, pl_module: Any) -> None:
+        average = self.averaged()
+        average.to(pl_module.device)
+        if self.updates == 0:  # what was restored since `setup`, if anything, had no average of its own
+            average.load_state_dict(pl_module.model.state_dict())
+
+    def on_train_start(self, trainer: Any, *_: Any) -> None:
+        self._step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated
+        self._step = trainer.global_step
+        self.updates += 1
+        average, live = _floats(self.averaged()), _floats(pl_module.model)
+        torch._foreach_lerp_(average, live, 1 - ema_decay(self.updates, self.decay, self.tau))
+
+    def averaged(self) -> nn.Module:
+        """The averaged model; an error before training was set up."""
+        if self.model is None:
+            raise RuntimeError("there is no averaged model before fit")
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "weights": self.averaged().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates = state_dict["updates"]
+        self.averaged().load_state_dict(state_dict["weights"])
+
+
+def averaged_model(trainer: Any) -> nn.Module | None:
+    """The averaged model of a run that keeps one and has trained."""
+    return next((callback.model for callback in trainer.callbacks if isinstance(callback, RFDETREMACallback)), None)
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    # The network counts nothing: it has no integer buffers that an average would have to copy.
+    return [*model.parameters(), *model.buffers()]

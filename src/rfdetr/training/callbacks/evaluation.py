@@ -1,0 +1,93 @@
+"""COCO metrics after each validation epoch, of the live and the averaged weights in one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, Trainer
+
+from rfdetr.evaluation.coco import CocoEvaluator
+from rfdetr.evaluation.metrics import Metrics
+from rfdetr.training.callbacks.ema import averaged_model
+from rfdetr.training.module import RFDETRModule, data_class_names
+
+MAIN_FIGURE = "mAP_50_95"
+LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
+
+
+class COCOEvalCallback(Callback):
+    """Logs val/mAP_50_95, val/F1, ... after each validation pass, val/ema_* beside them, and test/* after a test.
+
+    `metrics` holds the last figures in full, by what their logged names start with ("val/", "val/ema_", "test/").
+    """
+
+    def __init__(self, max_dets: int = 500, per_class: bool = True) -> None:
+        self.max_dets = max_dets
+        self.per_class = per_class
+        self.metrics: dict[str, Metrics] = {}
+        self._evaluators: dict[str, CocoEvaluator] = {}
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._start(pl_module, [LIVE] if averaged_model(trainer) is None else [LIVE, EMA])
+
+    def on_test_epoch_start(self, _trainer: Any, pl_module: Any) -> None:
+        self._start(pl_module, ["test/"])
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self._evaluators[LIVE].update(**_named(outputs))
+        average = averaged_model(trainer)
+        if EMA in self._evaluators and average is not None:
+            with trainer.precision_plugin.val_step_context():
+                self._evaluators[EMA].update(pl_module.detect(batch, average), batch[1])
+
+    def on_test_batch_end(self, _trainer: Any, _pl_module: Any, outputs: Any, *_: Any) -> None:
+        self._evaluators["test/"].update(**_named(outputs))
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self._finish(pl_module)
+
+    def on_test_epoch_end(self, _trainer: Any, pl_module: Any) -> None:
+        self._finish(pl_module)
+
+    def _start(self, module: RFDETRModule, prefixes: Iterable[str]) -> None:
+        self._evaluators = {prefix: CocoEvaluator(class_names(module), self.max_dets) for prefix in prefixes}
+
+    def _finish(self, module: RFDETRModule) -> None:
+        for prefix, evaluator in self._evaluators.items():
+            self.metrics[prefix] = metrics = evaluator.compute()
+            figures = metrics.logged(prefix, per_class=self.per_class and prefix != EMA)
+            shown = {name: figures.pop(name) for name in [prefix + MAIN_FIGURE] if name in figures}
+            module.log_dict(shown, prog_bar=True)
+            module.log_dict(figures)
+
+
+@torch.inference_mode()
+def evaluate_loader(trainer: Trainer, module: RFDETRModule, loader: Iterable[Any]) -> Metrics:
+    """The figures of the module's weights on a loader, inside a run whose own loops are busy."""
+    evaluator = CocoEvaluator(class_names(module), module.train_config.eval_max_dets)
+    was_training = module.training
+    module.eval()
+    for batch in loader:
+        moved = module.transfer_batch_to_device(batch, module.device, 0)
+        with trainer.precision_plugin.test_step_context():
+            evaluator.update(module.detect(moved), moved[1])
+    module.train(was_training)
+    return evaluator.compute()
+
+
+def class_names(module: RFDETRModule) -> list[str]:
+    """The data's class names, or numbers where loaders were given without a datamodule."""
+    names = data_class_names(module) or module.class_names
+    return names or [str(label) for label in range(module.model_config.num_classes)]
+
+
+def in_training(trainer: Any) -> bool:
+    """Whether a validation pass belongs to fit, and is not its sanity check, whose figures mean nothing."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _named(outputs: Any) -> dict[str, Any]:
+    return {"detections": outputs["results"], "targets": outputs["targets"]}

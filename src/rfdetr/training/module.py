@@ -1,0 +1,182 @@
+"""`RFDETRModule`: the detector, its losses and its optimizer as a LightningModule; every extra is a callback."""
+
+# ruff: noqa: ARG002 - Lightning passes more than a hook may need
+
+from __future__ import annotations
+
+import functools
+import secrets
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.data.images import normalize
+from rfdetr.losses.criterion import Criterion
+from rfdetr.models.build import build_detector
+from rfdetr.models.detector import DetectorOutput
+from rfdetr.models.postprocess import postprocess
+from rfdetr.training.checkpoints import fill_in_training_state
+from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.optim import lr_factor, multi_scale_sizes, parameter_groups
+from rfdetr.training.steps import check_finite, count_steps, draw_size, mix_seed, resize_batch, share_of_window
+from rfdetr.weights.pretrained import load_pretrained
+from rfdetr.weights.writing import checkpoint_args
+
+Targets = Sequence[Mapping[str, Tensor]]
+Detections = list[dict[str, Tensor]]
+
+
+class RFDETRModule(pl.LightningModule):
+    """Owns the weights (`model`, the plain network), the criterion, post-processing and the optimizer.
+
+    A batch is [images, targets]: images a `NestedTensor` of uint8 (B, 3, H, W), normalised here on the device (float
+    images are taken as normalised), targets one dict per image. Random numbers come from `seed`: the configuration's,
+    or one drawn here; checkpoints keep it.
+    """
+
+    def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
+        super().__init__()
+        self.model_config = model_config
+        self.train_config = train_config
+        self.seed = secrets.randbits(31) if train_config.seed is None else train_config.seed
+        self.class_names: list[str] | None = None
+        self.total_steps = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.model = build_detector(model_config, drop_path=train_config.drop_path)
+            load_pretrained(self.model, model_config)
+        self.criterion = Criterion(
+            group_detr=model_config.group_detr,
+            cls_loss_coef=train_config.cls_loss_coef,
+            bbox_loss_coef=train_config.bbox_loss_coef,
+            giou_loss_coef=train_config.giou_loss_coef,
+        )
+        self.postprocess = functools.partial(detections_of, num_select=model_config.num_select)
+
+    def on_fit_start(self) -> None:
+        if self.model_config.segmentation_head:
+            raise ValueError("segmentation models can be evaluated and used, but not trained: there is no mask loss")
+        self.class_names = data_class_names(self)
+        num_classes = self.model_config.num_classes
+        if self.class_names is not None and len(self.class_names) < num_classes:
+            warnings.warn(f"num_classes={num_classes}, but the data has only {len(self.class_names)} classes", stacklevel=2)
+        if self.train_config.seed is not None:
+            pl.seed_everything(self.seed, verbose=False)
+
+    def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
+        # Stochastic depth draws from torch's own generator; so seeded, a resumed run draws what the whole one would.
+        torch.manual_seed(mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        if self.train_config.multi_scale:
+            config = self.model_config
+            sizes = multi_scale_sizes(
+                config.resolution, config.patch_size, config.num_windows, self.train_config.expanded_scales
+            )
+            batch[0] = resize_batch(batch[0], draw_size(sizes, self.seed, self.global_step))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> list[Any]:
+        images, targets = batch
+        moved = [{key: value.to(device, non_blocking=True) for key, value in target.items()} for target in targets]
+        return [images.to(device, non_blocking=True), moved]
+
+    def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
+        images, targets = batch
+        outputs = self.model(normalize(images.tensors), images.mask)
+        losses = self.criterion(outputs, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        check_finite(loss, losses, self.global_step)
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
+        means = {f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(targets))
+        # Lightning divides by accumulate_grad_batches before it goes backward.
+        return loss * share_of_window(batch_idx, self.trainer)
+
+    def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch, "val/loss")
+
+    def test_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch, "test/loss")
+
+    def predict_step(self, batch: list[Any], batch_idx: int) -> Detections:
+        return self.detect(batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        config = self.train_config
+        groups = parameter_groups(
+            self.model,
+            lr=config.lr,
+            lr_encoder=config.lr_encoder,
+            layer_decay=config.lr_vit_layer_decay,
+            component_decay=config.lr_component_decay,
+            weight_decay=config.weight_decay,
+        )
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        # Lightning clips no gradients that the optimizer might still unscale; this one is left nothing to unscale.
+        optimizer._step_supports_amp_scaling = False
+        steps = count_steps(self.trainer, len(self.trainer.fit_loop._data_source.dataloader()))
+        self.total_steps = steps.total
+        factor = functools.partial(
+            lr_factor,
+            schedule=config.lr_scheduler,
+            total_steps=steps.total,
+            steps_per_epoch=steps.per_epoch,
+            warmup_epochs=config.warmup_epochs,
+            lr_drop=config.lr_drop,
+            min_factor=config.lr_min_factor,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["args"] = checkpoint_args(self.model_config, self.class_names)
+        checkpoint["seed"] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        fill_in_training_state(checkpoint, self.trainer)
+        self.seed = checkpoint.get("seed", self.seed)
+
+    def detect(self, batch: list[Any], model: nn.Module | None = None) -> Detections:
+        """Detections in pixels of the original images, of `model` or the module's own."""
+        images, targets = batch
+        outputs = (model or self.model)(normalize(images.tensors), images.mask)
+        return self.postprocess(outputs, targets)
+
+    def _evaluate(self, batch: list[Any], loss_name: str) -> dict[str, Any]:
+        images, targets = batch
+        outputs = self.model(normalize(images.tensors), images.mask)
+        if self.train_config.compute_val_loss:
+            losses = self.criterion(outputs, [without_crowds(target) for target in targets])
+            self.log(loss_name, torch.stack(list(losses.values())).sum(), batch_size=len(targets))
+        return {"results": self.postprocess(outputs, targets), "targets": targets}
+
+
+def detections_of(outputs: DetectorOutput, targets: Targets, num_select: int) -> Detections:
+    """The best detections of each image, from the last decoder layer, in pixels of the original image."""
+    sizes = torch.stack([target["orig_size"] for target in targets])
+    return postprocess(outputs.logits[-1], outputs.boxes[-1], sizes, num_select)
+
+
+def data_class_names(module: RFDETRModule) -> list[str] | None:
+    """Names of the classes of the trainer's data; None where loaders were given without our datamodule.
+
+    Refuses a head with fewer classes, before a label is out of its range.
+    """
+    datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
+    names = datamodule.class_names if isinstance(datamodule, RFDETRDataModule) else None
+    if names is not None and len(names) > module.model_config.num_classes:
+        raise ValueError(
+            f"the model has num_classes={module.model_config.num_classes}, but the data has {len(names)} classes "
+            f"({', '.join(names)}): build the model with num_classes={len(names)}"
+        )
+    return names
+
+
+def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Labels and boxes that single objects have; a crowd's box is no box to learn or to be measured against."""
+    kept = ~target["iscrowd"] if "iscrowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
+    return {name: target[name][kept] for name in ("labels", "boxes")}

@@ -1,0 +1,67 @@
+"""What a run is going to do and what it has done, as rows of (name, value) for whoever prints them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TypeVar
+
+import pytorch_lightning as pl
+
+from rfdetr.config import variant_name
+from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback
+from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.module import RFDETRModule
+from rfdetr.training.steps import count_steps
+
+CallbackT = TypeVar("CallbackT", bound=pl.Callback)
+Rows = list[tuple[str, str]]
+
+
+def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer) -> Rows:
+    """What `trainer.fit(module, datamodule)` will do. Indexes the dataset."""
+    datamodule.setup("fit")
+    model, train = module.model_config, module.train_config
+    names = datamodule.class_names or []
+    parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    counts = [f"{len(datamodule.index(split)):,} {split}" for split in ("train", "valid")]
+    counts += [f"{len(datamodule.index('test')):,} test"] if datamodule.has_test else []
+    steps = count_steps(trainer, len(datamodule.train_dataloader()))
+    accumulate, devices = trainer.accumulate_grad_batches, trainer.world_size
+    batch = f"{train.batch_size} images x {accumulate} steps x {devices} device{'s' * (devices > 1)}"
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
+    return [
+        ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
+        ("weights", model.pretrain_weights or "random"),
+        ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
+        ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),
+        ("effective batch", f"{train.batch_size * accumulate * devices} = {batch}"),
+        ("steps", f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs"),
+        ("device", f"{trainer.strategy.root_device}, precision {trainer.precision}"),
+        ("averaged weights", "yes" if _find(trainer, RFDETREMACallback) else "no"),
+        ("seed", str(module.seed)),
+        ("output", f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, metrics.csv, log.txt, plots"),
+    ]
+
+
+def run_summary(trainer: pl.Trainer) -> Rows:
+    """What a finished fit has reached and left; empty for a run that kept nothing (`fast_dev_run`)."""
+    best = _find(trainer, BestModelCallback)
+    if best is None or not best.total_path.exists() or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return []
+    rows: Rows = []
+    if best.best_kind:
+        kind, entry = best.best_kind, best.best[best.best_kind]
+        label = "averaged (EMA)" if kind == "ema" else "live"
+        rows.append(("best mAP 50:95", f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}"))
+    for split, metrics in best.results.items():
+        named = (("mAP 50:95", "mAP_50_95"), ("mAP 50", "mAP_50"), ("F1", "F1"))
+        figures = ((name, metrics.overall[key]) for name, key in named)
+        rows.append((split, ", ".join(f"{name} {value:.4f}" for name, value in figures if not math.isnan(value))))
+    rows.append(("epochs", str(trainer.current_epoch)))
+    return [*rows, ("best weights", str(best.total_path)), ("all files", f"{Path(best.output_dir)}/")]
+
+
+def _find(trainer: pl.Trainer, kind: type[CallbackT]) -> CallbackT | None:
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)

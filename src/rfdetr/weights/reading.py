@@ -1,0 +1,182 @@
+"""Reading checkpoints safely: `.pth`, `.pt`, Lightning's `.ckpt` and `.safetensors`, none of which may run code.
+
+Differences of packing end here: tensors come out under published names, arguments as plain values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import re
+import struct
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from rfdetr.weights.names import to_published
+
+IGNORED_TENSORS = {"_kp_active_mask"}
+_WRAPPERS = ("module.", "model.", "_orig_mod.")  # data parallel, a Lightning module, torch.compile
+# What torch.load is seen to raise for damaged files and for files of other kinds.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+_PUBLISHED_PREFIX = "backbone.0."
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or not one that fits; the message names it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds; tensors may be mapped from the disk and read only when used."""
+
+    path: Path
+    model: dict[str, Tensor]
+    """Tensors by published name."""
+    args: dict[str, Any]
+    """What the writer said of the model, unchecked; empty where the file says nothing."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Everything else: epoch, optimizer, notes."""
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint of any of the known kinds; raises `CheckpointError` for what is none of them."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a directory, not a checkpoint file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty: its writing or download was cut off")
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not checkpoint.model:
+        raise CheckpointError(f"{path} holds no tensors")
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        args = json.loads(header.pop("args", "{}"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: it is damaged or no safetensors file ({error})") from error
+    return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, header)
+
+
+def _read_torch(path: Path) -> Checkpoint:
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict with 'model' and 'args'")
+    entries = dict(content)
+    model = entries.pop("model", None)
+    if model is None:
+        model = entries.pop("state_dict", None)  # Lightning
+    if not isinstance(model, Mapping):
+        found = ", ".join(sorted(map(str, content))[:10]) or "nothing"
+        raise CheckpointError(f"{path} has no tensors under 'model' (or 'state_dict'); it has: {found}")
+    args = _plain(entries.pop("args", None))
+    return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, entries)
+
+
+def _load(path: Path) -> Any:
+    """The content of a `torch.save` file; the tensors of a zip archive (all but the oldest files) stay on the disk."""
+    with safe_globals(_safe_globals()):
+        try:
+            with open(path, "rb") as stream:
+                archive = stream.read(4) == b"PK\x03\x04"
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        except _UNREADABLE as error:
+            unsafe = _unsafe_names(path, str(error))
+            if not unsafe:
+                told = re.search(r"WeightsUnpickler error:\s+(.+)", str(error))  # the rest is advice to trust the file
+                reason = told[1] if told else str(error).partition("\n")[0]
+                raise CheckpointError(f"{path} cannot be read: it is damaged or no checkpoint ({reason})") from error
+            raise CheckpointError(
+                f"{path} holds objects that could run code when read, so it was refused: {', '.join(unsafe)}. "
+                "If you trust its origin, open it with torch.load(..., weights_only=False) in an environment that has "
+                'these types, keep {"model": ..., "args": ...} with plain values, save that and use the new file.'
+            ) from error
+
+
+def _unsafe_names(path: Path, message: str) -> list[str]:
+    """Types that were refused: all of them in an archive, the first, from torch's message, in an older file."""
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(path))
+    except _UNREADABLE:
+        return re.findall(r"GLOBAL (\S+) (?:was not|whose module)", message)
+
+
+def _published(path: Path, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors under published names, whatever wrapped the model that was saved."""
+    strange = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if strange:
+        raise CheckpointError(f"{path}: the entry {strange[0]!r} among the model's tensors is no named tensor")
+    state: dict[str, Tensor] = dict(tensors)
+    while wrapper := next((w for w in _WRAPPERS if state and all(name.startswith(w) for name in state)), None):
+        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
+    if state and not any(name.startswith(_PUBLISHED_PREFIX) for name in state):
+        state = to_published(state)
+    return {name: tensor for name, tensor in state.items() if name not in IGNORED_TENSORS}
+
+
+def _plain(value: Any) -> Any:
+    """Namespaces become dicts, paths strings, NumPy scalars numbers."""
+    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def _safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Types without behaviour that published files are known to hold.
+
+    Paths are read as pure paths, so that a file from another operating system opens; Python and NumPy moved some of
+    these types, and a file keeps the name that held when it was written.
+    """
+    scalar = np.float64(0).__reduce__()[0]
+    assert callable(scalar)
+    numeric = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
+    paths: list[tuple[Callable[..., Any], str]] = [
+        (pure, f"{module}.{prefix}{flavour}Path")
+        for pure, flavour in ((PurePosixPath, "Posix"), (PureWindowsPath, "Windows"))
+        for module in ("pathlib", "pathlib._local")
+        for prefix in ("", "Pure")
+    ]
+    return [
+        argparse.Namespace,
+        types.SimpleNamespace,
+        np.dtype,
+        *numeric,
+        *paths,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]

@@ -1,0 +1,158 @@
+"""The command line: what it answers, its exit codes, and that it never overwrites."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rfdetr.cli import main
+from rfdetr.cli.options import dashed, field_notes, split_settings
+from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
+from rfdetr.models.build import build_detector
+from rfdetr.weights.writing import save_checkpoint
+
+FAST = ["--resolution=96", "--pretrain-weights=none", "--num-select=40", "--num-workers=0", "--no-progress-bar"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    config = RFDETRPicoConfig(pretrain_weights=None, resolution=96, num_classes=3, num_select=40)
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "pico.pth", build_detector(config).state_dict(), config, ["blue", "green", "red"])
+    return tmp_path / "pico.pth"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tran"], 'Did you mean "train"?'),
+        (["train", "data", "--epoch", "3"], "Did you mean --epochs?"),
+        (["train", "data", "resolutin=96"], "Did you mean --resolution?"),
+        (["train", "data", "--epochs=many"], "epochs: Input should be a valid integer"),
+        (["train", "data", "--lr=-1"], "lr: Input should be greater than 0"),
+        (["train", "data", "--model=nanoo"], "did you mean 'nano'?"),
+        (["train", "data", "--model=pico", "--resolution=100"], "resolution 100 is not a multiple"),
+        (["train"], "which folder"),
+        (["predict", "weights.pth"], "which images?"),
+        (["evaluate", "weights.pth"], "requires an argument"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and message in err and err.count("\n") == 1 and not out
+
+
+def test_failures_are_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
+    for arguments in (
+        ["info", tmp_path / "absent.pth"],
+        ["info", tmp_path / "broken.pth"],
+        ["info", tmp_path],
+        ["predict", "absent.pth", tmp_path / "*.jpg"],
+        ["train", tmp_path / "nowhere", "--model=pico", *FAST],
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 1 and err.startswith("rfdetr: ") and err.count("\n") == 1, arguments
+
+
+def test_every_field_is_an_option_with_its_note(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "train", "--help")
+    words = out.split()
+    for name in [*TrainConfig.model_fields, *ModelConfig.model_fields]:
+        assert f"--{name.replace('_', '-')}" in words, name
+    assert code == 0 and len(field_notes(TrainConfig)) == len(TrainConfig.model_fields)
+    assert len(field_notes(ModelConfig)) == len(ModelConfig.model_fields)
+
+
+def test_key_value_is_an_option_unless_it_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=1.jpg").touch()
+    assert dashed(["epochs=5", "a=1.jpg", "--lr=1", "x"]) == ["--epochs=5", "a=1.jpg", "--lr=1", "x"]
+
+
+def test_settings_are_split_and_typos_answered() -> None:
+    assert split_settings({"resolution": 96, "epochs": 2}) == ({"resolution": 96}, {"epochs": 2})
+    with pytest.raises(Exception, match="did you mean 'resolution'"):
+        split_settings({"resolutoin": 96})
+
+
+def test_train_takes_options_over_the_file_over_defaults(
+    tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text("model: pico\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5.0e-4\n")
+    out = tmp_path / "out"
+    arguments = ["train", tiny_coco, "--config", tmp_path / "run.yaml", "epochs=1", f"output_dir={out}", *FAST]
+    code, printed, err = run(capsys, *arguments)
+    assert code == 0, err
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    train = written["train"]
+    assert (train["epochs"], train["batch_size"], train["lr"], train["lr_encoder"]) == (1, 3, 5e-4, 1.5e-4)
+    assert written["model"]["resolution"] == 96 and written["model"]["encoder"] == "dinov2_windowed_pico"
+    assert "Training plan" in printed and "Training finished" in printed
+    assert main(["info", str(out / "checkpoint_best_total.pth")]) == 0
+    assert "blue, green, red" in capsys.readouterr().out
+
+
+def test_evaluate_prints_a_table_or_json(checkpoint: Path, tiny_coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "evaluate", checkpoint, tiny_coco, "--split", "valid", "--json")
+    record = json.loads(out)
+    assert code == 0 and record["split"] == "valid" and 0 <= record["overall"]["mAP_50_95"] <= 1
+    code, out, _ = run(capsys, "evaluate", checkpoint, tiny_coco)
+    assert code == 0 and all(name in out for name in ("blue", "green", "red"))
+
+
+def test_predict_writes_pictures_and_json_and_overwrites_nothing(
+    checkpoint: Path, tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sources = tmp_path / "found", [tiny_coco / "test", tiny_coco / "valid" / "0.jpg"]
+    code, _, err = run(capsys, "predict", checkpoint, *sources, "--out", out, "--threshold", "0.01")
+    assert code == 0, err
+    record = json.loads((out / "predictions.json").read_text())
+    assert [image["picture"] for image in record["images"]] == ["0.jpg", "1.jpg", "2.jpg", "0-2.jpg"]
+    first = record["images"][0]
+    assert (first["width"], first["height"]) == (64, 48) and first["source"].endswith("0.jpg")
+    assert first["detections"][0]["class_name"] in ("blue", "green", "red")
+    with Image.open(out / first["picture"]) as picture:
+        assert picture.size == (64, 48)
+
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    code, _, err = run(capsys, "predict", checkpoint, *sources, "--out", out)
+    assert code == 1 and "nothing is overwritten" in err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_predict_chooses_a_free_folder(
+    checkpoint: Path, tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["predict", str(checkpoint), str(tiny_coco / "test"), "--no-pictures"]) == 0
+    assert sorted(path.name for path in tmp_path.glob("predictions*")) == ["predictions", "predictions-2"]
+    assert [path.name for path in (tmp_path / "predictions-2").iterdir()] == ["predictions.json"]
+
+
+def test_info_shows_environment_and_dataset(tiny_yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "info")
+    assert code == 0 and torch.__version__ in out
+    code, out, _ = run(capsys, "info", tiny_yolo)
+    assert code == 0 and "yolo" in out and "images" in out and "green" in out
+
+
+def test_the_module_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "rfdetr", "trian"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "train" in result.stderr

@@ -1,0 +1,122 @@
+"""Data for the tests: the blood-cell set where it is at hand, and small generated sets in both layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}  # class names, in label order
+FIRST_SEED = {"train": 0, "valid": 400, "test": 800}  # so that splits share no picture
+
+
+def _shared_data(name: str) -> Path:
+    place = Path(os.environ.get("RFDETR_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / name
+    if not place.is_dir():
+        pytest.skip(f"{place} is not there: set RFDETR_TEST_DATA to the folder that holds {name}")
+    return place
+
+
+@pytest.fixture(scope="session")
+def bccd_coco() -> Path:
+    """Blood cells in COCO layout: 205, 87 and 72 images, classes Platelets, RBC, WBC."""
+    return _shared_data("bccd-coco")
+
+
+@pytest.fixture(scope="session")
+def bccd_yolo() -> Path:
+    """A part of the same in YOLO layout: 40, 12 and 8 images."""
+    return _shared_data("bccd-yolo")
+
+
+def draw_scene(seed: int, width: int = 64, height: int = 48) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
+    """A gray picture with 0 to 3 coloured rectangles, and (label, [x, y, w, h]) of each."""
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(90, 130, (height, width, 3), np.uint8)
+    objects = []
+    for _ in range(seed % 4):
+        w, h = (int(side) for side in rng.integers(8, 20, 2))
+        x, y = int(rng.integers(0, width - w)), int(rng.integers(0, height - h))
+        label = int(rng.integers(len(COLOURS)))
+        picture[y : y + h, x : x + w] = list(COLOURS.values())[label]
+        objects.append((label, [x, y, w, h]))
+    return picture, objects
+
+
+def write_tiny_coco(root: Path, counts: dict[str, int] | None = None) -> Path:
+    """A COCO export with a root category; image 0 of each split is empty, files are JPEG and PNG in turn."""
+    counts = counts or {"train": 6, "valid": 4, "test": 3}
+    categories = [{"id": 0, "name": "colours", "supercategory": "none"}]
+    categories += [{"id": i, "name": name, "supercategory": "colours"} for i, name in enumerate(COLOURS, 1)]
+    for split, count in counts.items():
+        (root / split).mkdir(parents=True)
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for i in range(count):
+            picture, objects = draw_scene(FIRST_SEED[split] + i)
+            name = f"{i}.{('jpg', 'png')[i % 2]}"
+            Image.fromarray(picture).save(root / split / name, quality=95)
+            images.append({"id": i + 1, "file_name": name, "width": picture.shape[1], "height": picture.shape[0]})
+            for label, box in objects:
+                record = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label + 1, "bbox": box}
+                annotations.append({**record, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / split / "_annotations.coco.json").write_text(json.dumps(content))
+    return root
+
+
+def write_tiny_yolo(root: Path, counts: dict[str, int] | None = None) -> Path:
+    """The same pictures as a YOLO export with Roboflow's paths; an empty image has no label file."""
+    for split, count in (counts or {"train": 6, "valid": 4, "test": 3}).items():
+        (root / split / "images").mkdir(parents=True)
+        (root / split / "labels").mkdir()
+        for i in range(count):
+            picture, objects = draw_scene(FIRST_SEED[split] + i)
+            height, width = picture.shape[:2]
+            Image.fromarray(picture).save(root / split / "images" / f"{i}.png")
+            lines = [
+                f"{label} {(x + w / 2) / width:.8f} {(y + h / 2) / height:.8f} {w / width:.8f} {h / height:.8f}\n"
+                for label, (x, y, w, h) in objects
+            ]
+            if lines:
+                (root / split / "labels" / f"{i}.txt").write_text("".join(lines))
+    places = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
+    (root / "data.yaml").write_text(f"{places}\nnc: {len(COLOURS)}\nnames: {list(COLOURS)}\n")
+    return root
+
+
+@pytest.fixture
+def tiny_coco(tmp_path: Path) -> Path:
+    """A fresh COCO dataset of 13 pictures with coloured rectangles, to read or to damage."""
+    return write_tiny_coco(tmp_path / "tiny-coco")
+
+
+@pytest.fixture
+def tiny_yolo(tmp_path: Path) -> Path:
+    """A fresh YOLO dataset of the same pictures."""
+    return write_tiny_yolo(tmp_path / "tiny-yolo")
+
+
+@pytest.fixture
+def make_tiny_coco(tmp_path: Path) -> Callable[..., Path]:
+    """Like `tiny_coco`, with a choice of splits and their sizes: `make_tiny_coco({"train": 20, "valid": 4})`."""
+    return lambda counts=None, name="made-coco": write_tiny_coco(tmp_path / name, counts)
+
+
+@pytest.fixture
+def edit_coco() -> Callable[..., None]:
+    """`edit_coco(path, change)` rewrites an annotation file after `change(content)` altered it in place."""
+
+    def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit

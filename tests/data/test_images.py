@@ -1,0 +1,121 @@
+"""Decoding every kind of file to upright RGB, the one resize, the one normalisation."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from rfdetr.data.images import ImageError, decode_image, normalize, read_header, resize_square, upright_rgb
+
+RNG = np.random.default_rng(0)
+SMOOTH = np.asarray(
+    Image.fromarray(RNG.integers(0, 256, (6, 8, 3), np.uint8)).resize((64, 48), Image.Resampling.BICUBIC)
+)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr"])
+def test_jpeg_modes_decode_as_pillow_does(mode: str) -> None:
+    data = encode(Image.fromarray(SMOOTH).convert(mode), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(decode_image(data).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_png_modes_keep_their_colours_and_drop_alpha(mode: str) -> None:
+    image = Image.fromarray(SMOOTH).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(7)
+    np.testing.assert_array_equal(decode_image(encode(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+def test_a_palette_with_transparency_keeps_its_colours(recwarn: pytest.WarningsRecorder) -> None:
+    image = Image.fromarray(SMOOTH).quantize(8)
+    data = encode(image, "PNG", transparency=bytes([0, 128, 255, 255, 255, 255, 255, 255]))
+    np.testing.assert_array_equal(decode_image(data), np.asarray(image.convert("RGB")))
+    assert not recwarn.list
+
+
+def test_16_bit_gray_is_scaled_over_its_whole_range() -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    decoded = decode_image(encode(Image.fromarray(values), "PNG"))
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    assert (decoded[..., 0] == decoded[..., 2]).all()
+
+
+def test_32_bit_values_have_no_defined_range() -> None:
+    with pytest.raises(ImageError, match=r"deep.tiff.*mode 'F'"):
+        decode_image(encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"), name="deep.tiff")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_as_pillow_does(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image.{kind}"
+    path.write_bytes(encode(Image.fromarray(SMOOTH), kind, exif=exif))
+    with Image.open(path) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    decoded = decode_image(path)
+    assert decoded.shape == expected.shape == (*read_header(path).upright_size, 3)
+    assert np.abs(decoded.astype(int) - expected).max() <= 1
+    with Image.open(path) as stored:
+        np.testing.assert_array_equal(upright_rgb(stored), decoded)
+
+
+def test_a_damaged_exif_block_leaves_the_image_as_stored() -> None:
+    data = encode(Image.fromarray(SMOOTH), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode_image(data).shape == (48, 64, 3)
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
+    data = encode(Image.fromarray(SMOOTH), "JPEG")
+    np.testing.assert_array_equal(decode_image(data + b"\0\0trailing"), decode_image(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_cut_off_file_is_an_error_that_names_it(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"cut.{kind}"
+    data = encode(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), kind)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match=f"cut.{kind}"):
+        decode_image(path)
+
+
+def test_what_is_no_image_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jpg"
+    path.write_text("no image")
+    for read in (decode_image, read_header):
+        with pytest.raises(ImageError, match=r"notes.jpg"):
+            read(path)
+    with pytest.raises(FileNotFoundError, match=r"absent.jpg"):
+        decode_image(tmp_path / "absent.jpg")
+
+
+def test_resize_is_pillows_antialiased_bilinear_within_a_gray_level() -> None:
+    image = RNG.integers(0, 256, (90, 130, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    resized = resize_square(image, 32)
+    assert resized.dtype == torch.uint8 and resized.shape == (3, 32, 32)
+    assert np.abs(resized.numpy().astype(int) - expected).max() <= 1
+
+
+def test_normalize_is_imagenets_and_leaves_floats_alone() -> None:
+    images = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(normalize(images), expected)
+    assert not normalize(images).is_inference()
+    assert normalize(expected) is expected

@@ -1,0 +1,160 @@
+"""Samples, their randomness, their order, and batches with and without workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rfdetr.data.dataset import DetectionDataset, keyed_generator
+from rfdetr.data.images import ImageError, decode_image, resize_square
+from rfdetr.data.layout import find_splits, load_index
+from rfdetr.data.loaders import EpochSampler, build_loader, collate
+from rfdetr.data.transforms import EvaluationView, TrainingView
+
+Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
+
+
+def training_set(root: Path, seed: int = 7) -> DetectionDataset:
+    return DetectionDataset(load_index(find_splits(root), "train"), TrainingView(32), seed=seed)
+
+
+def evaluation_set(root: Path) -> DetectionDataset:
+    return DetectionDataset(load_index(find_splits(root), "valid"), EvaluationView(32), evaluation=True)
+
+
+def batches(dataset: DetectionDataset, epoch: int, workers: int) -> list[Any]:
+    sampler = EpochSampler(len(dataset), shuffle=True, seed=dataset.seed, epoch=epoch)
+    return list(build_loader(dataset, sampler, batch_size=4, num_workers=workers))
+
+
+def assert_same(first: list[Any], second: list[Any]) -> None:
+    assert len(first) == len(second)
+    for (images_a, targets_a), (images_b, targets_b) in zip(first, second, strict=True):
+        assert torch.equal(images_a.tensors, images_b.tensors)
+        for a, b in zip(targets_a, targets_b, strict=True):
+            assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_sample_is_what_the_contract_says(tiny_coco: Path) -> None:
+    dataset = evaluation_set(tiny_coco)
+    image, target = dataset[3]
+    assert torch.equal(image, resize_square(decode_image(dataset.index.path(3)), 32))
+    assert {name: tensor.dtype for name, tensor in target.items()} == {
+        "labels": torch.int64,
+        "boxes": torch.float32,
+        "image_id": torch.int64,
+        "orig_size": torch.int64,
+        "iscrowd": torch.bool,
+        "area": torch.float32,
+    }
+    assert target["image_id"].item() == 4 and target["orig_size"].tolist() == [48, 64]
+    rows = dataset.index.rows(3)
+    centres = (dataset.index.boxes[rows, :2] + dataset.index.boxes[rows, 2:]) / 2 / [64, 48]
+    np.testing.assert_allclose(target["boxes"][:, :2], centres, atol=1e-6)
+
+
+def test_an_image_without_objects_has_empty_targets_of_the_right_shape(tiny_coco: Path) -> None:
+    for dataset in (training_set(tiny_coco), evaluation_set(tiny_coco)):
+        _, target = dataset[0]
+        assert target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+
+
+def test_crowd_boxes_are_in_evaluation_targets_only(tiny_coco: Path, edit_coco: Edit) -> None:
+    for split in ("train", "valid"):
+        path = tiny_coco / split / "_annotations.coco.json"
+        edit_coco(path, lambda content: [record.update(iscrowd=1) for record in content["annotations"]])
+    assert all(len(target["labels"]) == 0 for _, target in map(training_set(tiny_coco).__getitem__, range(6)))
+    _, target = evaluation_set(tiny_coco)[3]
+    assert target["iscrowd"].tolist() == [True] * len(target["labels"]) != []
+
+
+def test_samples_depend_on_seed_epoch_and_image_alone(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    forward = [dataset[1, i][0] for i in range(6)]
+    assert all(torch.equal(dataset[1, i][0], forward[i]) for i in reversed(range(6)))
+    assert not all(torch.equal(dataset[2, i][0], forward[i]) for i in range(6))
+    assert not all(torch.equal(training_set(tiny_coco, seed=8)[1, i][0], forward[i]) for i in range(6))
+    assert torch.equal(dataset[0, 5][0], dataset[5][0])
+
+
+def test_generator_keys_of_different_purposes_do_not_meet() -> None:
+    draws = {
+        key: keyed_generator(*key).random() for key in [(0,), (0, 0), (0, 0, 0), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]
+    }
+    assert len(set(draws.values())) == len(draws)
+
+
+def test_batches_are_the_same_with_any_number_of_workers(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    assert_same(batches(dataset, epoch=3, workers=0), batches(dataset, epoch=3, workers=2))
+
+
+def test_lasting_workers_see_each_new_epoch(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    sampler = EpochSampler(len(dataset), shuffle=True, seed=7)
+    loader = build_loader(dataset, sampler, batch_size=4, num_workers=1)
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        assert_same(list(loader), batches(dataset, epoch, workers=0))
+
+
+def test_spawned_workers_get_the_same_data(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        image, target = pool.apply(dataset.__getitem__, ((2, 1),))
+    assert torch.equal(image, dataset[2, 1][0]) and torch.equal(target["boxes"], dataset[2, 1][1]["boxes"])
+
+
+def test_targets_travel_as_bytes(tiny_coco: Path) -> None:
+    _, target = evaluation_set(tiny_coco)[3]
+    sent = pickle.dumps(target)
+    assert b"_reconstruct" in sent and b"torch._utils" not in sent
+    restored = pickle.loads(sent)
+    assert type(restored) is type(target) and all(torch.equal(restored[key], target[key]) for key in target)
+
+
+def test_collate_joins_without_padding(tiny_coco: Path) -> None:
+    dataset = evaluation_set(tiny_coco)
+    images, targets = collate([dataset[0], dataset[1]])
+    assert images.tensors.shape == (2, 3, 32, 32) and images.tensors.dtype == torch.uint8 and images.mask is None
+    assert [target["image_id"].item() for target in targets] == [1, 2]
+
+
+def test_orders_differ_by_epoch_and_hold_every_image_once() -> None:
+    sampler = EpochSampler(50, shuffle=True, seed=1)
+    first = list(sampler)
+    assert sorted(i for _, i in first) == list(range(50)) and {epoch for epoch, _ in first} == {0}
+    sampler.set_epoch(1)
+    assert [i for _, i in sampler] != [i for _, i in first]
+    assert list(EpochSampler(3, shuffle=False)) == [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize(("length", "world_size"), [(10, 4), (8, 4), (2, 5), (7, 1)])
+def test_ranks_share_an_epoch(length: int, world_size: int) -> None:
+    for shuffle in (True, False):
+        samplers = [
+            EpochSampler(length, shuffle=shuffle, seed=3, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        shares = [[i for _, i in sampler] for sampler in samplers]
+        assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
+        together = [i for share in shares for i in share]
+        assert set(together) == set(range(length))
+        if shuffle:
+            assert len({len(share) for share in shares}) == 1
+        else:
+            assert len(together) == length
+
+
+def test_an_image_damaged_after_indexing_stops_the_loader_by_name(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    dataset.index.path(2).write_bytes(b"\xff\xd8 cut")
+    with pytest.raises(ImageError, match=r"2.jpg"):
+        batches(dataset, epoch=0, workers=1)

@@ -1,0 +1,179 @@
+"""The synthetic generator: scenes that say truly what they show, and COCO folders that the data room reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from rfdetr.data.layout import find_splits, load_index
+from rfdetr.data.synthetic import DEMO_CLASSES, DEMO_DISTRACTORS, PRETRAIN_CLASSES, generate
+from rfdetr.data.synthetic_kinds import ALL_KINDS, random_outline
+from rfdetr.data.synthetic_outlines import Outline
+from rfdetr.data.synthetic_scenes import MIN_VISIBLE_SHARE, Scene, render_scene
+
+SIZE = (200, 240)
+
+
+def scene_of(seed: int, kinds: tuple[str, ...] = DEMO_CLASSES) -> Scene:
+    return render_scene(np.random.default_rng(seed), kinds, SIZE, DEMO_DISTRACTORS)
+
+
+def bitmap(outline: Outline, size: tuple[int, int] = SIZE) -> NDArray[np.bool_]:
+    """Pixels at least half covered, by other means than the generator's: the whole image, eight times as fine."""
+    canvas = Image.new("L", (size[1] * 8, size[0] * 8))
+    draw = ImageDraw.Draw(canvas)
+    for ring in outline:
+        draw.polygon([(x * 8, y * 8) for x, y in ring.points], fill=255 * ring.filled)
+    return np.asarray(canvas.reduce(8)) >= 128
+
+
+def test_the_class_sets_are_disjoint_and_broad() -> None:
+    assert not set(DEMO_CLASSES) & set(PRETRAIN_CLASSES)
+    assert len(PRETRAIN_CLASSES) >= 60
+    assert len(DEMO_CLASSES) >= 5
+    assert set(DEMO_DISTRACTORS) <= set(PRETRAIN_CLASSES)
+
+
+@pytest.mark.parametrize("name", ALL_KINDS)
+def test_every_kind_draws_an_outline_of_the_size_asked_for(name: str) -> None:
+    for seed in range(3):
+        outline = random_outline(np.random.default_rng(seed), ALL_KINDS[name], 50.0)
+        solid = np.concatenate([ring.points for ring in outline if ring.filled])
+        np.testing.assert_allclose(solid.min(axis=0), 0, atol=1e-9)
+        assert solid.max() == pytest.approx(50.0)
+        assert bitmap(outline, (52, 52)).mean() > 0.01
+
+
+@pytest.mark.parametrize(("character", "holes"), [("A", 1), ("8", 2), ("Z", 0), ("B", 2)])
+def test_a_character_has_the_holes_it_is_known_for(character: str, holes: int) -> None:
+    outline = random_outline(np.random.default_rng(0), ALL_KINDS[character], 50.0)
+    assert sum(not ring.filled for ring in outline) == holes
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_a_scene_is_a_function_of_its_seed(seed: int) -> None:
+    first, second = scene_of(seed), scene_of(seed)
+    np.testing.assert_array_equal(first.image, second.image)
+    np.testing.assert_array_equal(first.boxes_xyxy, second.boxes_xyxy)
+    assert first.image.shape == (*SIZE, 3) and first.image.dtype == np.uint8
+    assert not np.array_equal(first.image, scene_of(seed + 1).image)
+
+
+def test_boxes_of_wholly_visible_objects_fit_their_outlines_within_a_pixel() -> None:
+    """Between the pixels that are at least half covered and the outline itself: a thin tip may be drawn or not."""
+    checked = 0
+    for seed in range(40):
+        scene = scene_of(seed)
+        for index in np.flatnonzero(scene.whole):
+            box, shown = scene.boxes_xyxy[index], bitmap(scene.outlines[index])
+            solid = np.concatenate([ring.points for ring in scene.outlines[index] if ring.filled])
+            ys, xs = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+            assert (solid.min(axis=0) - 1 <= box[:2]).all() and (box[:2] <= (xs[0] + 1, ys[0] + 1)).all()
+            assert (solid.max(axis=0) + 1 >= box[2:]).all() and (box[2:] >= (xs[-1], ys[-1])).all()
+            checked += 1
+    assert checked > 100
+
+
+def test_boxes_and_areas_never_exceed_the_image_or_the_outline() -> None:
+    for seed in range(40):
+        scene = scene_of(seed)
+        boxes = scene.boxes_xyxy
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= SIZE[::-1]).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        for box, area, outline in zip(boxes, scene.areas, scene.outlines, strict=True):
+            solid = np.concatenate([ring.points for ring in outline if ring.filled])
+            assert (box[:2] >= solid.min(axis=0) - 1).all() and (box[2:] <= solid.max(axis=0) + 1).all()
+            assert area <= (box[2:] - box[:2]).prod()
+
+
+def test_boxes_shrink_to_what_is_visible_and_hidden_objects_are_left_out() -> None:
+    smaller = 0
+    for seed in range(60):
+        scene = scene_of(seed)
+        for box, area, outline, whole in zip(scene.boxes_xyxy, scene.areas, scene.outlines, scene.whole, strict=True):
+            solid = np.concatenate([ring.points for ring in outline if ring.filled])
+            inside = solid.clip(0, SIZE[::-1])
+            smaller += not whole and ((inside.max(axis=0) - inside.min(axis=0)) - (box[2:] - box[:2]) > 3).any()
+            full = bitmap(outline, (SIZE[0] * 2, SIZE[1] * 2)).sum()  # right and lower overhang included
+            assert area > MIN_VISIBLE_SHARE * full * 0.8 - 8
+    assert smaller > 10
+
+
+def test_every_class_appears_small_and_large() -> None:
+    scenes = [scene_of(seed) for seed in range(150)]
+    labels = np.concatenate([scene.labels for scene in scenes])
+    boxes = np.concatenate([scene.boxes_xyxy for scene in scenes])
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    for label in range(len(DEMO_CLASSES)):
+        assert sides[labels == label].min() < 25 and sides[labels == label].max() > 60
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(tmp_path_factory.mktemp("synthetic") / "shapes", num_images=20, seed=3)
+
+
+def test_generated_folders_load_with_all_images_and_classes(shapes: Path) -> None:
+    layout = find_splits(shapes)
+    indexes = {split: load_index(layout, split) for split in layout.splits}
+    assert {split: len(index) for split, index in indexes.items()} == {"train": 14, "valid": 3, "test": 3}
+    for split, index in indexes.items():
+        assert index.class_names == DEMO_CLASSES, split
+        width, height = Image.open(index.path(0)).size
+        assert tuple(index.sizes[0]) == (height, width)
+        assert 160 <= min(width, height) <= max(width, height) <= 320
+
+
+def test_generation_is_reproducible_to_the_byte(shapes: Path, tmp_path: Path) -> None:
+    again = generate(tmp_path / "again", num_images=20, seed=3)
+    files = sorted(path.relative_to(shapes) for path in shapes.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    for file in files:
+        assert (shapes / file).read_bytes() == (again / file).read_bytes(), file
+    other = generate(tmp_path / "other", num_images=20, seed=4)
+    assert (shapes / "train/000000.jpg").read_bytes() != (other / "train/000000.jpg").read_bytes()
+
+
+def test_polygons_are_given_only_where_they_are_true(shapes: Path) -> None:
+    annotations = json.loads((shapes / "train/_annotations.coco.json").read_text())["annotations"]
+    given_polygons = [entry for entry in annotations if "segmentation" in entry]
+    assert 0 < len(given_polygons) < len(annotations)
+    for entry in given_polygons:
+        corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in entry["segmentation"]])
+        left, top, width, height = entry["bbox"]
+        np.testing.assert_allclose(corners.min(axis=0), (left, top), atol=1.1)
+        np.testing.assert_allclose(corners.max(axis=0), (left + width, top + height), atol=1.1)
+
+
+def test_the_same_request_leaves_the_folder_alone(shapes: Path) -> None:
+    file = shapes / "train/000000.jpg"
+    before = file.stat().st_mtime_ns
+    assert generate(shapes, num_images=20, seed=3) == shapes
+    assert file.stat().st_mtime_ns == before
+
+
+def test_nothing_is_written_into_a_folder_of_something_else(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="not empty"):
+        generate(tmp_path, num_images=20)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    with pytest.raises(FileExistsError, match="seed"):
+        generate(shapes, num_images=20, seed=5)
+
+
+def test_a_failed_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="high"):
+        generate(tmp_path / "shapes", num_images=20, sides=(320, 160))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_kinds_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dodo"):
+        generate(tmp_path / "shapes", classes=("fish", "dodo"))

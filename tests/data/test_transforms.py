@@ -1,0 +1,104 @@
+"""The recipes: windows, moved boxes, pixels that follow them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rfdetr.data.images import resize_square
+from rfdetr.data.transforms import EvaluationView, TrainingView, Window, draw_window, jitter_color, move_boxes
+
+sides = st.integers(1, 3000)
+
+
+def boxes_of(*rows: list[float]) -> np.ndarray:
+    return np.array(rows, np.float32).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(
+    ("box", "window", "expected"),
+    [
+        ([10, 20, 30, 60], Window(0, 0, 100, 200), [0.2, 0.2, 0.2, 0.2]),
+        ([10, 20, 30, 60], Window(0, 0, 100, 200, flipped=True), [0.8, 0.2, 0.2, 0.2]),
+        ([10, 20, 30, 60], Window(20, 40, 120, 140), [0.05, 0.1, 0.1, 0.2]),
+        ([0, 0, 100, 100], Window(25, 25, 75, 75, flipped=True), [0.5, 0.5, 1, 1]),
+        ([10, 10, 10.5, 10.5], Window(0, 0, 100, 100), [0.1025, 0.1025, 0.005, 0.005]),
+    ],
+)
+def test_boxes_move_with_the_window(box: list[float], window: Window, expected: list[float]) -> None:
+    moved, kept = move_boxes(boxes_of(box), window)
+    assert kept.tolist() == [True] and moved.dtype == np.float32
+    np.testing.assert_allclose(moved[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 10, 10], [5, 30, 20.5, 40], [30, 50, 40, 60], [200, 30, 300, 40]])
+def test_boxes_that_do_not_show_a_pixel_are_dropped(box: list[float]) -> None:
+    moved, kept = move_boxes(boxes_of(box), Window(20, 20, 50, 50))
+    assert moved.shape == (0, 4) and kept.tolist() == [False]
+
+
+def test_no_boxes_keep_their_shape() -> None:
+    moved, kept = move_boxes(boxes_of(), Window(0, 0, 5, 5, flipped=True))
+    assert moved.shape == (0, 4) and kept.shape == (0,)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sides, sides, st.integers(0, 2**32))
+def test_windows_lie_in_the_image_and_have_the_published_size(height: int, width: int, seed: int) -> None:
+    window = draw_window(height, width, np.random.default_rng(seed))
+    assert 0 <= window.left < window.right <= width and 0 <= window.top < window.bottom <= height
+    if (window.bottom - window.top, window.right - window.left) != (height, width):
+        short = min(height, width)
+        for side in (window.bottom - window.top, window.right - window.left):
+            assert short * 384 / 600 - 2 <= side <= short * 600 / 400 + 2
+
+
+def test_the_odds_of_the_recipe() -> None:
+    windows = [draw_window(480, 640, np.random.default_rng(seed)) for seed in range(2000)]
+    assert abs(sum(window.flipped for window in windows) / 2000 - 0.5) < 0.05
+    whole = sum(window[:4] == (0, 0, 640, 480) for window in windows) / 2000
+    assert 0.45 < whole < 0.57  # half, and a few crops that are the whole image
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_follow_boxes(seed: int) -> None:
+    """A white rectangle on black stays under its box, through flip, crop and resize."""
+    image = np.zeros((240, 320, 3), np.uint8)
+    image[100:150, 140:220] = 255
+    view = TrainingView(96)(image, boxes_of([140, 100, 220, 150]), np.random.default_rng(seed))
+    assert view.image.shape == (3, 96, 96) and view.image.dtype == torch.uint8
+    rows, columns = np.nonzero(view.image[0].numpy() > 127)
+    cx, cy, w, h = view.boxes_cxcywh[0] * 96
+    edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(edges, [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], atol=1)
+
+
+def test_the_evaluation_view_is_the_one_resize_and_all_boxes() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (50, 70, 3), np.uint8)
+    view = EvaluationView(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng)
+    assert torch.equal(view.image, resize_square(image, 32))
+    np.testing.assert_allclose(view.boxes_cxcywh[0], [0.2, 0.3, 0.2, 0.4], atol=1e-6)
+    assert view.kept.all()
+
+
+def test_jitter_is_brightness_contrast_and_saturation() -> None:
+    image = torch.randint(60, 180, (3, 8, 9), dtype=torch.uint8)
+    brightness, contrast, saturation = np.random.default_rng(3).uniform(0.8, 1.2, 3)
+    x = image.double()
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.double).view(3, 1, 1)
+    gray = (x * luma).sum(0)
+    expected = brightness * (contrast * (saturation * x + (1 - saturation) * gray) + (1 - contrast) * gray.mean())
+    jittered = jitter_color(image, 0.2, np.random.default_rng(3))
+    assert jittered.dtype == torch.uint8
+    assert (jittered.double() - expected).abs().max() <= 0.501
+
+
+def test_without_jitter_colours_stay() -> None:
+    image = np.full((40, 40, 3), (10, 200, 90), np.uint8)
+    plain = TrainingView(16)(image, boxes_of(), np.random.default_rng(1)).image
+    assert (plain == torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1)).all()
+    assert not torch.equal(TrainingView(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image, plain)

@@ -1,0 +1,31 @@
+"""Small shared layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from rfdetr.models.layers import ChannelNorm, attention
+
+
+def test_attention_in_bfloat16_training_agrees_with_the_fused_kernel() -> None:
+    query, key, value = (torch.randn(2, 3, 20, 8, requires_grad=True) for _ in range(3))
+    expected = F.scaled_dot_product_attention(query, key, value)
+    expected.square().sum().backward()
+    gradients = [x.grad.clone() for x in (query, key, value) if x.grad is not None]
+
+    low = [x.detach().bfloat16().requires_grad_() for x in (query, key, value)]
+    attended = attention(*low)
+    attended.square().sum().backward()
+    assert attended.dtype == torch.bfloat16
+    assert_close(attended.float(), expected, rtol=0.05, atol=0.02)
+    assert_close([x.grad.float() for x in low if x.grad is not None], gradients, rtol=0.1, atol=0.1)
+
+
+def test_channel_norm_normalises_each_position_and_needs_no_copy() -> None:
+    x = torch.randn(2, 8, 3, 5).contiguous(memory_format=torch.channels_last)
+    normalised = ChannelNorm(8)(x)
+    assert_close(normalised.mean(1), torch.zeros(2, 3, 5), rtol=0, atol=1e-5)
+    assert_close(normalised.var(1, unbiased=False), torch.ones(2, 3, 5), rtol=1e-3, atol=1e-3)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)

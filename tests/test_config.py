@@ -1,0 +1,168 @@
+"""The option surface: every field is written out here, so that a new one is a decision and not an accident."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfdetr import config as configs
+from rfdetr.config import VARIANTS, ModelConfig, RFDETRBaseConfig, RFDETRNanoConfig, TrainConfig, variant_name
+
+MODEL_FIELDS = """
+    encoder out_feature_indexes patch_size num_windows resolution positional_encoding_size projector_scale hidden_dim
+    dec_layers sa_nheads ca_nheads dec_n_points dim_feedforward num_queries num_select group_detr num_classes
+    segmentation_head mask_downsample_ratio pretrain_weights gradient_checkpointing amp device
+"""
+TRAIN_FIELDS = """
+    dataset_dir dataset_file output_dir epochs batch_size grad_accum_steps lr lr_encoder lr_vit_layer_decay
+    lr_component_decay weight_decay lr_scheduler lr_drop lr_min_factor warmup_epochs clip_max_norm drop_path use_ema
+    ema_decay ema_tau multi_scale expanded_scales color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef num_workers
+    seed accelerator sync_bn resume run_test eval_interval eval_max_dets compute_val_loss log_per_class_metrics
+    early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema checkpoint_interval
+    tensorboard progress_bar
+"""
+MOST_FIELDS = 70
+
+
+def _train(**settings: Any) -> TrainConfig:
+    return TrainConfig(dataset_dir="data", **settings)
+
+
+def test_the_options_are_these_and_within_the_budget() -> None:
+    assert list(ModelConfig.model_fields) == MODEL_FIELDS.split()
+    assert list(TrainConfig.model_fields) == TRAIN_FIELDS.split()
+    assert len({*MODEL_FIELDS.split(), *TRAIN_FIELDS.split()}) <= MOST_FIELDS
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_adds_no_field_and_knows_its_name(variant: str) -> None:
+    assert list(VARIANTS[variant].model_fields) == MODEL_FIELDS.split()
+    assert variant_name(VARIANTS[variant]()) == variant_name(VARIANTS[variant]) == variant
+    assert variant_name(ModelConfig()) is None
+
+
+def test_every_published_variant_is_as_published() -> None:
+    layouts = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
+    published = {name: layout["config"] for name, layout in layouts.items() if "Keypoint" not in name}
+    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {"RFDETRPicoConfig"}
+    for name, values in published.items():
+        config = getattr(configs, name)()
+        ours = config.model_dump() | {"positional_encoding_size": config.position_grid}
+        shared = ours.keys() & values.keys() - {"pretrain_weights"}
+        assert len(shared) > 15
+        assert {field: ours[field] for field in shared} == {field: values[field] for field in shared}, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("field", ["resolution", "num_queries", "dec_layers", "num_classes"])
+def test_variants_keep_the_ranges_of_their_fields(variant: str, field: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){field}.*greater than or equal to 1"):
+        VARIANTS[variant](**{field: -4032})  # a multiple of every patch_size x num_windows
+
+
+@pytest.mark.parametrize(
+    ("settings", "values"),
+    [
+        ({"resolution": 400}, ["resolution 400", "num_windows 2 = 32", "384 and 416"]),
+        ({"resolution": 16}, ["resolution 16", "32 and 64"]),
+        ({"out_feature_indexes": [3, 13]}, ["out_feature_indexes [3, 13]", "12 blocks"]),
+        ({"out_feature_indexes": [6, 3]}, ["[6, 3]", "ascending"]),
+        ({"out_feature_indexes": [0, 3]}, ["[0, 3]", "at least 1"]),
+        ({"out_feature_indexes": []}, ["[]"]),
+        ({"hidden_dim": 100}, ["hidden_dim 100", "sa_nheads 8"]),
+        ({"hidden_dim": 264}, ["hidden_dim 264", "ca_nheads 16"]),
+        ({"hidden_dim": 6, "sa_nheads": 1, "ca_nheads": 1}, ["hidden_dim 6", "multiple of 4"]),
+        ({"projector_scale": []}, ["projector_scale []"]),
+        ({"projector_scale": ["P4", "P4"]}, ["projector_scale ['P4', 'P4']"]),
+        ({"projector_scale": ["P6"]}, ["projector_scale", "P3"]),
+        ({"num_select": 300, "num_queries": 3, "num_classes": 9}, ["num_select 300", "num_queries 3", "= 30"]),
+        ({"encoder": "dinov3"}, ["encoder", "dinov2_windowed_small"]),
+        ({"num_classes": 0}, ["num_classes"]),
+    ],
+)
+def test_models_that_cannot_be_are_refused_with_the_values_named(settings: dict[str, Any], values: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        RFDETRNanoConfig(**settings)
+    for value in values:
+        assert value in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "values"),
+    [
+        ({"lr": -1e-4}, ["lr", "greater than 0"]),
+        ({"lr": math.nan}, ["lr", "finite"]),
+        ({"lr_encoder": math.inf}, ["lr_encoder", "finite"]),
+        ({"weight_decay": -1}, ["weight_decay"]),
+        ({"drop_path": 1.0}, ["drop_path", "less than 1"]),
+        ({"ema_decay": 1.5}, ["ema_decay", "less than 1"]),
+        ({"lr_component_decay": 0}, ["lr_component_decay"]),
+        ({"epochs": 0}, ["epochs"]),
+        ({"epochs": 2.5}, ["epochs"]),
+        ({"batch_size": "many"}, ["batch_size"]),
+        ({"lr_scheduler": "linear"}, ["lr_scheduler", "cosine"]),
+        ({"epochs": 5, "warmup_epochs": 5}, ["warmup_epochs 5", "epochs 5"]),
+        ({"early_stopping_use_ema": True, "use_ema": False}, ["early_stopping_use_ema True", "use_ema False"]),
+    ],
+)
+def test_runs_that_cannot_be_are_refused_with_the_values_named(settings: dict[str, Any], values: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        _train(**settings)
+    for value in values:
+        assert value in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("epoch", "epochs"), ("learning_rate", None), ("lr_enc", "lr_encoder"), ("batchsize", "batch_size")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(typo: str, meant: str | None) -> None:
+    answer = f"did you mean '{meant}'" if meant else "known names: dataset_dir, "
+    with pytest.raises(ValueError, match=f"TrainConfig has no field '{typo}'; {answer}"):
+        _train(**{typo: 1})
+    with pytest.raises(ValueError, match=f"TrainConfig has no field '{typo}'; {answer}"):
+        setattr(_train(), typo, 1)
+
+
+def test_an_unknown_name_of_a_model_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="RFDETRNanoConfig has no field 'num_class'; did you mean 'num_classes'"):
+        RFDETRNanoConfig(num_class=3)
+
+
+@pytest.mark.parametrize("name", ["strategy", "devices", "callbacks"])
+def test_what_the_trainer_takes_is_sent_there(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no field '{name}': pass {name}= to build_trainer"):
+        _train(**{name: "ddp"})
+    with pytest.raises(ValueError, match="build_trainer"):
+        setattr(_train(), name, "ddp")
+
+
+def test_assignments_are_checked_and_a_refused_one_changes_nothing() -> None:
+    config = RFDETRNanoConfig()
+    with pytest.raises(ValueError, match="resolution 100 is not a multiple"):
+        config.resolution = 100
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        config.num_classes = 0
+    assert config == RFDETRNanoConfig()
+    config.num_classes = 3
+    assert config == RFDETRNanoConfig(num_classes=3)
+
+
+def test_paths_are_taken_as_text_or_as_paths() -> None:
+    assert RFDETRNanoConfig(pretrain_weights=Path("a.pth")).pretrain_weights == "a.pth"
+    assert _train(resume=Path("last.ckpt")).resume == "last.ckpt"
+    assert TrainConfig(dataset_dir="~/data", output_dir="~/out").output_dir == Path.home() / "out"
+
+
+def test_the_position_grid_follows_the_resolution_unless_it_is_set() -> None:
+    assert RFDETRNanoConfig(resolution=448).position_grid == 28
+    assert RFDETRBaseConfig(resolution=448).position_grid == 37
+
+
+def test_defaults_are_not_shared_between_configurations() -> None:
+    RFDETRNanoConfig().out_feature_indexes.append(99)
+    assert RFDETRNanoConfig().out_feature_indexes == [3, 6, 9, 12]

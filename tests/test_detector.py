@@ -1,0 +1,174 @@
+"""The public face: construction, checkpoints, training, evaluation and prediction on small real data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rfdetr
+from rfdetr import RFDETR, RFDETRNano, RFDETRPico
+from rfdetr.assets.coco_classes import COCO_CLASSES
+from rfdetr.config import VARIANTS, RFDETRPicoConfig
+from rfdetr.detector import FACES, class_labels
+from rfdetr.models.build import build_detector
+from rfdetr.weights.writing import save_checkpoint
+
+SMALL = {"pretrain_weights": None, "resolution": 96, "num_select": 40}
+IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A Pico of another size than the variant's, with class names."""
+    config = RFDETRPicoConfig(**SMALL, num_classes=3, dec_layers=1)
+    torch.manual_seed(0)
+    path = tmp_path / "small.pth"
+    save_checkpoint(path, build_detector(config).state_dict(), config, ["cat", "dog", "owl"])
+    return path
+
+
+def test_every_variant_has_its_class() -> None:
+    assert list(FACES) == list(VARIANTS)
+    for name, face in FACES.items():
+        assert face.config_class is VARIANTS[name]
+        assert f"{face.__name__}Config" == VARIANTS[name].__name__ and face.__name__ in rfdetr.__all__
+
+
+def test_a_typo_is_answered_with_the_nearest_name_before_anything_is_loaded() -> None:
+    with pytest.raises(ValueError, match="did you mean 'resolution'"):
+        RFDETRNano(resolutoin=384)
+    with pytest.raises(ValueError, match="did you mean 'epochs'"):
+        RFDETRPico(**SMALL).train(dataset_dir="nowhere", epoch=3)
+
+
+def test_a_file_restores_classes_resolution_and_names(checkpoint: Path) -> None:
+    for model in (RFDETRPico(pretrain_weights=str(checkpoint)), RFDETR.from_checkpoint(checkpoint)):
+        assert type(model) is RFDETRPico
+        assert model.class_names == ["cat", "dog", "owl"]
+        config = model.model_config
+        assert (config.resolution, config.num_classes, config.dec_layers) == (96, 3, 1)
+
+
+def test_a_fresh_process_predicts_the_same_from_the_file_alone(checkpoint: Path, tmp_path: Path) -> None:
+    Image.fromarray(IMAGE).save(tmp_path / "image.png")
+    here = RFDETRPico(pretrain_weights=checkpoint).predict(tmp_path / "image.png", threshold=0.0)
+    program = (
+        "import sys; from rfdetr import RFDETR; found = RFDETR.from_checkpoint(sys.argv[1]).predict(sys.argv[2], 0.0);"
+        "print(found.confidence.tolist(), *found.data['class_name'][:3])"
+    )
+    command = [sys.executable, "-c", program, str(checkpoint), str(tmp_path / "image.png")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    numbers, _, names = output.rpartition("]")
+    np.testing.assert_allclose(json.loads(numbers + "]"), here.confidence, atol=1e-5)
+    assert names.split() == here.data["class_name"][:3].tolist()
+
+
+def test_what_is_given_wins_over_the_file(checkpoint: Path) -> None:
+    model = RFDETRPico(pretrain_weights=checkpoint, resolution=128, num_classes=5)
+    assert model.model_config.resolution == 128 and model.class_names == ["0", "1", "2", "3", "4"]
+    assert RFDETR.from_checkpoint(checkpoint, resolution=128).class_names == ["cat", "dog", "owl"]
+
+
+def test_a_file_of_another_variant_is_refused_with_the_right_one(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"small\.pth holds an RFDETRPico, not an RFDETRNano: use RFDETRPico\("):
+        RFDETRNano(pretrain_weights=checkpoint)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        RFDETRPico(pretrain_weights="absent.pth")
+
+
+@pytest.mark.parametrize(
+    ("names", "num_classes", "expected"),
+    [
+        (["a", "b"], 2, {0: "a", 1: "b"}),
+        (None, 90, COCO_CLASSES),
+        (None, 2, {0: "0", 1: "1"}),
+        ([str(n) for n in range(90)], 90, {n: str(n) for n in range(90)}),
+    ],
+)
+def test_labels(names: list[str] | None, num_classes: int, expected: dict[int, str]) -> None:
+    assert class_labels(names, num_classes) == expected
+
+
+def test_coco_has_80_classes_with_ids_to_90() -> None:
+    assert len(COCO_CLASSES) == len(set(COCO_CLASSES.values())) == 80
+    assert (min(COCO_CLASSES), max(COCO_CLASSES), COCO_CLASSES[90]) == (1, 90, "toothbrush")
+
+
+def test_one_image_gives_detections_and_several_a_list(checkpoint: Path, tmp_path: Path) -> None:
+    model = RFDETRPico(pretrain_weights=checkpoint)
+    Image.fromarray(IMAGE).save(tmp_path / "image.png")
+    one = model.predict(IMAGE, threshold=0.0)
+    assert len(one.xyxy) > 0
+    for several in ([IMAGE], tmp_path, f"{tmp_path}/*.png", (image for image in [IMAGE])):
+        (found,) = model.predict(several, threshold=0.0)
+        np.testing.assert_array_equal(found.xyxy, one.xyxy)
+    with pytest.raises(ValueError, match="no images"):
+        model.predict([])
+
+
+def test_optimize_for_inference(checkpoint: Path) -> None:
+    model = RFDETRPico(pretrain_weights=checkpoint)
+    exact = model.predict(IMAGE, threshold=0.0).confidence
+    model.optimize_for_inference(dtype="bfloat16")
+    close = model.predict(IMAGE, threshold=0.0).confidence
+    assert not np.array_equal(exact, close)
+    with pytest.raises(ValueError, match="dtype 'int8' is not one of float32, bfloat16, float16"):
+        model.optimize_for_inference("int8")
+
+
+def test_training_ends_with_the_best_weights_and_evaluate_repeats_its_figures(
+    make_tiny_coco: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = make_tiny_coco({"train": 24, "valid": 4, "test": 3}), tmp_path / "out"
+    model = RFDETRPico(**SMALL)
+    model.train(
+        dataset_dir=data, output_dir=out, epochs=7, batch_size=4, grad_accum_steps=1, lr=1e-3, num_workers=0, seed=1
+    )
+    printed = capsys.readouterr().out
+    assert "3: blue, green, red" in printed and "24 train, 4 valid, 3 test" in printed and "best mAP" in printed
+    assert model.class_names == ["blue", "green", "red"] and model.model_config.num_classes == 3
+
+    splits = json.loads((out / "results.json").read_text())["splits"]
+    assert splits["valid"]["overall"]["mAP_50_95"] > 0.01
+    best = RFDETRPico(pretrain_weights=out / "checkpoint_best_total.pth")
+    for split, trained in splits.items():
+        for detector in (model, best):
+            metrics = detector.evaluate(data, split, batch_size=4, num_workers=0)
+            assert metrics.overall["mAP_50_95"] == trained["overall"]["mAP_50_95"]
+            assert [row["name"] for row in metrics.per_class] == ["blue", "green", "red"]
+    for name, tensor in best.model.model.state_dict().items():
+        assert torch.equal(tensor, model.model.model.state_dict()[name]), name
+
+
+def test_training_starts_from_the_present_weights(checkpoint: Path, tiny_coco: Path, tmp_path: Path) -> None:
+    model = RFDETRPico(pretrain_weights=checkpoint)
+    before = model.model.model.encoder.position_embeddings.clone()
+    model.train(dataset_dir=tiny_coco, output_dir=tmp_path / "out", epochs=1, lr=1e-9, lr_encoder=0, num_workers=0)
+    after = RFDETR.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
+    assert torch.allclose(after.model.model.encoder.position_embeddings, before, atol=1e-6)
+    assert after.class_names == ["blue", "green", "red"]  # three others than the file's
+
+
+def test_evaluation_matches_classes_by_name(checkpoint: Path, tiny_coco: Path) -> None:
+    with pytest.raises(ValueError, match=r"classes the model does not know: \['blue', 'green', 'red'\]"):
+        RFDETRPico(pretrain_weights=checkpoint).evaluate(tiny_coco, num_workers=0)
+    renamed = RFDETRPico(pretrain_weights=checkpoint)
+    renamed.model.labels = {0: "red", 1: "spare", 2: "blue", 3: "green"}
+    renamed._known_names = list(renamed.model.labels.values())
+    assert renamed._labels_in_data(["blue", "green", "red"]).tolist() == [2, 3, 0, 1]
+
+
+def test_evaluation_names_the_splits_there_are(checkpoint: Path, tiny_coco: Path) -> None:
+    with pytest.raises(ValueError, match="found train, valid, test"):
+        RFDETRPico(pretrain_weights=checkpoint).evaluate(tiny_coco, split="holdout")

@@ -1,0 +1,99 @@
+"""Rooms import downwards only, and what is imported lazily stays unimported."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rfdetr
+
+PACKAGE = Path(rfdetr.__file__).parent
+ROOMS = [  # from the ground up
+    "_version",
+    "assets",
+    "console",
+    "config",
+    "geometry",
+    "models",
+    "weights",
+    "losses",
+    "data",
+    "evaluation",
+    "training",
+    "inference",
+    "detector",
+    "cli",
+    "__main__",
+]
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+HEAVY = ("pytorch_lightning", "lightning", "matplotlib", "supervision", "scipy", "torch._dynamo", "torch._inductor")
+
+
+def imported_names(source: str) -> Iterator[str]:
+    """Absolute dotted names of every import statement, those inside functions included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_rooms(source: str) -> set[str]:
+    parts = (name.split(".") for name in imported_names(source))
+    return {names[1] for names in parts if names[0] == "rfdetr" and len(names) > 1 and names[1] != "__version__"}
+
+
+def rooms_above(source: str, room: str) -> set[str]:
+    return {other for other in imported_rooms(source) if ROOMS.index(other) > ROOMS.index(room)}
+
+
+def test_an_upward_import_is_seen() -> None:
+    source = "def f():\n    from rfdetr.cli.train import train\nimport rfdetr.config\nfrom rfdetr import data"
+    assert rooms_above(source, "models") == {"cli", "data"}
+    assert rooms_above(source, "cli") == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_downwards_only(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert not rooms_above(path.read_text(), room)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_imports_torchvision_or_opencv(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported_names(path.read_text())}
+    assert not roots & {"torchvision", "cv2"}
+
+
+def modules_after(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint('MODULES', *sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    return set(result.stdout.rpartition("MODULES ")[2].split())
+
+
+def test_import_rfdetr_imports_no_torch() -> None:
+    assert "torch" not in modules_after("import rfdetr")
+
+
+def test_the_face_imports_nothing_heavy() -> None:
+    modules = modules_after("from rfdetr import RFDETRNano")
+    assert "torch" in modules
+    assert not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"], ["--version"]])
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    assert "torch" not in modules_after(f"from rfdetr.cli import main\nassert main({arguments}) == 0")
+
+
+def test_public_names_are_listed_and_resolve() -> None:
+    assert set(rfdetr.__all__) <= set(dir(rfdetr))
+    assert all(getattr(rfdetr, name) is not None for name in rfdetr.__all__)
+    with pytest.raises(AttributeError, match="RFDETRHuge"):
+        _ = rfdetr.RFDETRHuge

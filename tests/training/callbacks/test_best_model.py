@@ -1,0 +1,141 @@
+"""Which weights a run keeps, and what it leaves when it ends badly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rfdetr.training import BestModelCallback, COCOEvalCallback
+
+LIVE, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
+
+
+Scores = list[tuple[float, float]]
+
+
+@pytest.fixture
+def make_scripted(make_run: Callable[..., Any]) -> Callable[..., Any]:
+    """A run whose epochs are said to reach these (live, averaged) mAP."""
+
+    def make(scores: Scores, watch: dict[str, Callable[..., object]] | None = None, **settings: Any) -> Any:
+        def log(trainer: Any, module: Any) -> None:
+            module.log_dict(dict(zip((LIVE, EMA), scores[trainer.current_epoch], strict=True)))
+
+        run = make_run(watch={"on_validation_epoch_end": log, **(watch or {})}, **settings)
+        run.trainer.callbacks[:] = [c for c in run.trainer.callbacks if not isinstance(c, COCOEvalCallback)]
+        return run
+
+    return make
+
+
+def class_head(path: Path) -> torch.Tensor:
+    weight: torch.Tensor = torch.load(path)["model"]["class_embed.weight"]
+    return weight
+
+
+def best_of(run: Any) -> BestModelCallback:
+    return next(callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback))
+
+
+@pytest.mark.parametrize(
+    ("scores", "winner"),
+    [
+        ([(0.3, 0.1), (0.2, 0.2), (0.1, 0.25)], "regular"),
+        ([(0.3, 0.1), (0.2, 0.4), (0.1, 0.3)], "ema"),
+    ],
+)
+def test_the_better_weights_become_the_total_and_the_modules(
+    make_scripted: Callable[..., Any], scores: Scores, winner: str
+) -> None:
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def remember(trainer: Any, module: Any) -> None:
+        average = next(callback for callback in trainer.callbacks if hasattr(callback, "averaged")).averaged()
+        models = {"regular": module.model, "ema": average}
+        kept[trainer.current_epoch] = {kind: m.class_head.weight.detach().clone() for kind, m in models.items()}
+
+    run = make_scripted(scores, {"on_train_epoch_end": remember}, epochs=3).fit()
+    for kind, column in (("regular", 0), ("ema", 1)):
+        epoch = max(range(3), key=lambda epoch: scores[epoch][column])
+        assert torch.equal(class_head(run.output / f"checkpoint_best_{kind}.pth"), kept[epoch][kind])
+    total = class_head(run.output / "checkpoint_best_total.pth")
+    assert torch.equal(total, class_head(run.output / f"checkpoint_best_{winner}.pth"))
+    assert torch.equal(total, run.module.model.class_head.weight)
+    assert best_of(run).best_kind == winner
+
+
+def test_best_files_hold_what_loading_needs_and_nothing_else(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=1).fit()
+    for kind in ("regular", "ema", "total"):
+        content = torch.load(run.output / f"checkpoint_best_{kind}.pth", weights_only=True)
+        assert set(content) == {"model", "args"}
+        assert content["args"]["class_names"] == ["blue", "green", "red"]
+        assert content["args"]["resolution"] == 64
+
+
+def test_periodic_checkpoints_carry_everything(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=3, checkpoint_interval=2, run_test=False).fit()
+    assert [path.name for path in run.output.glob("*.ckpt") if path.name != "last.ckpt"] == ["checkpoint_0002.ckpt"]
+    again = make_run(epochs=3, output="again", run_test=False)
+    again.fit(ckpt_path=run.output / "checkpoint_0002.ckpt")
+    assert torch.equal(again.module.model.class_head.weight, run.module.model.class_head.weight)
+
+
+def test_results_are_those_of_the_best_weights_on_valid_and_test(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=2).fit()
+    results = json.loads((run.output / "results.json").read_text())
+    assert set(results["splits"]) == {"valid", "test"}
+    best = best_of(run)
+    valid = results["splits"]["valid"]["overall"]["mAP_50_95"]
+    assert valid == pytest.approx(best.best[best.best_kind]["score"], abs=1e-6)
+    (tested,) = run.trainer.test(run.module, run.datamodule, verbose=False)
+    assert results["splits"]["test"]["overall"]["mAP_50_95"] == pytest.approx(tested["test/mAP_50_95"], abs=1e-6)
+
+
+def test_the_test_split_is_left_alone_where_told(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=1, run_test=False).fit()
+    assert set(json.loads((run.output / "results.json").read_text())["splits"]) == {"valid"}
+
+
+def test_a_run_in_another_folder_starts_a_new_contest(make_scripted: Callable[..., Any]) -> None:
+    first = make_scripted([(0.9, 0.9)], output="first", epochs=1, run_test=False).fit()
+    moved = make_scripted([(0, 0), (0.1, 0.2)], output="moved", epochs=2, run_test=False)
+    moved.fit(ckpt_path=first.output / "last.ckpt")
+    assert best_of(moved).best["ema"] == {"score": pytest.approx(0.2), "epoch": 1}
+    assert (moved.output / "checkpoint_best_total.pth").exists()
+
+
+def test_a_resumed_run_without_a_new_best_reports_the_old_one(make_scripted: Callable[..., Any]) -> None:
+    first = make_scripted([(0.9, 0.8)], epochs=1).fit()
+    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2).fit(ckpt_path=first.output / "last.ckpt")
+    assert best_of(resumed).best["regular"]["epoch"] == 0
+    assert set(best_of(resumed).results) == {"valid", "test"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), KeyboardInterrupt()])
+def test_a_run_that_breaks_off_leaves_its_best_weights(make_run: Callable[..., Any], error: BaseException) -> None:
+    def fail(trainer: Any, _: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise error
+
+    run = make_run(epochs=3, watch={"on_train_batch_start": fail})
+    with pytest.raises((RuntimeError, SystemExit)):
+        run.fit()
+    assert torch.load(run.output / "last.ckpt")["epoch"] == 0
+    assert torch.equal(*(class_head(run.output / f"checkpoint_best_{kind}.pth") for kind in ("total", best_of(run).best_kind)))
+    assert not list(run.output.glob(".*.tmp"))
+
+
+def test_a_run_that_was_never_evaluated_still_leaves_weights(make_run: Callable[..., Any]) -> None:
+    run = make_run(trainer={"limit_val_batches": 0}, epochs=1, use_ema=False, run_test=False).fit()
+    total = class_head(run.output / "checkpoint_best_total.pth")
+    assert torch.equal(total, torch.load(run.output / "last.ckpt")["state_dict"]["model.class_head.weight"])
+
+
+def test_fast_dev_run_leaves_nothing(make_run: Callable[..., Any]) -> None:
+    assert not make_run(trainer={"fast_dev_run": 2}).fit().output.exists()

@@ -1,0 +1,93 @@
+"""Metrics in the loop: logged names, one pass for both sets of weights, and what does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rfdetr.data import dataset as dataset_module
+from rfdetr.training import COCOEvalCallback
+from rfdetr.training.callbacks.evaluation import evaluate_loader
+from rfdetr.weights.names import from_published
+
+FIGURES = {"mAP_50_95", "mAP_50", "mAP_75", "mAR", "F1", "precision", "recall"}
+
+
+def test_live_and_averaged_weights_are_logged_after_every_epoch(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=1).fit()
+    names = set(run.trainer.callback_metrics)
+    assert {f"val/{figure}" for figure in FIGURES} <= names
+    assert {f"val/ema_{figure}" for figure in FIGURES} <= names
+    assert "val/loss" in names
+    assert any(name.startswith("val/AP/") for name in names)
+    assert {"train/loss", "train/loss_bbox", "train/loss_ce_enc", "train/lr"} <= names
+
+
+@pytest.mark.parametrize(
+    ("setting", "absent"),
+    [
+        ({"compute_val_loss": False}, "val/loss"),
+        ({"log_per_class_metrics": False}, "val/AP/"),
+        ({"use_ema": False}, "val/ema_"),
+    ],
+)
+def test_what_is_switched_off_is_not_logged(
+    make_run: Callable[..., Any], setting: dict[str, Any], absent: str
+) -> None:
+    run = make_run(epochs=1, run_test=False, **setting).fit()
+    assert "val/mAP_50_95" in run.trainer.callback_metrics
+    assert not [name for name in run.trainer.callback_metrics if name.startswith(absent)]
+
+
+def test_both_sets_of_weights_share_one_pass_over_the_images(
+    make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = dataset_module.decode_image
+    monkeypatch.setattr(dataset_module, "decode_image", lambda path: (decoded.append(path.parent.name), decode(path))[1])
+    run = make_run(epochs=1, run_test=False).fit()
+    assert decoded.count("valid") == 4
+    assert "val/ema_mAP_50_95" in run.trainer.callback_metrics
+
+
+def test_the_average_is_judged_by_its_own_detections(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=1, model={"amp": False}, ema_decay=0.9, ema_tau=0, lr=1e-2).fit()
+    callback = next(callback for callback in run.trainer.callbacks if isinstance(callback, COCOEvalCallback))
+    logged = callback.metrics["val/ema_"]
+    average = torch.load(run.output / "checkpoint_best_ema.pth")["model"]
+    run.module.model.load_state_dict(from_published(average))
+    again = evaluate_loader(run.trainer, run.module, run.datamodule.val_dataloader())
+    assert again.overall == pytest.approx(logged.overall, nan_ok=True)
+
+
+def test_the_sanity_check_counts_for_nothing(make_run: Callable[..., Any]) -> None:
+    before: list[set[str]] = []
+    run = make_run(
+        trainer={"num_sanity_val_steps": 1},
+        watch={"on_train_start": lambda trainer, _: before.append(set(trainer.callback_metrics))},
+        epochs=1,
+    ).fit()
+    assert before == [set()]
+    assert not (run.output / "checkpoint_best_regular.pth").stat().st_size == 0
+
+
+def test_only_some_epochs_are_evaluated(make_run: Callable[..., Any]) -> None:
+    epochs: list[int] = []
+    watch = {"on_validation_end": lambda trainer, _: epochs.append(trainer.current_epoch)}
+    make_run(epochs=5, eval_interval=2, watch=watch, run_test=False).fit()
+    assert epochs == [1, 3]
+
+
+def test_a_test_mirrors_the_names(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    (figures,) = run.trainer.test(run.module, run.datamodule, verbose=False)
+    assert {f"test/{figure}" for figure in FIGURES} <= set(figures)
+
+
+def test_loaders_without_a_datamodule_number_the_classes(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    (figures,) = run.trainer.validate(run.module, dataloaders=run.datamodule.val_dataloader(), verbose=False)
+    assert [name for name in figures if name.startswith("val/AP/")] == ["val/AP/0", "val/AP/1", "val/AP/2"]

@@ -1,0 +1,73 @@
+"""The readable record of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from rfdetr.config import TrainConfig
+from rfdetr.training.callbacks.files import epoch_line
+
+
+def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=2).fit()
+    assert {path.name for path in run.output.iterdir()} == {
+        "checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth", "last.ckpt",
+        "results.json", "log.txt", "metrics.csv", "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png",
+        "confusion_matrix.png", "confusion_matrix_normalized.png",
+    }  # fmt: skip
+    records = [json.loads(line) for line in (run.output / "log.txt").read_text().splitlines()]
+    assert [(record["epoch"], record["step"]) for record in records] == [(0, 2), (1, 4)]
+    assert {"train/loss", "train/lr", "val/mAP_50_95", "val/ema_mAP_50_95", "val/loss", "seconds"} <= set(records[0])
+    with open(run.output / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/loss", "val/mAP_50_95", "val/ema_mAP_50_95"):
+        assert [row["epoch"] for row in rows if row[name]] == ["0", "1"]
+    assert [row["step"] for row in rows if row["train/loss_step"]] == ["0", "1", "2", "3"] or len(
+        [row for row in rows if row["train/loss_step"]]
+    ) == 6
+    assert [row["step"] for row in rows if row["test/mAP_50_95"]] == ["4"]
+
+
+def test_the_configuration_can_be_trained_again(make_run: Callable[..., Any]) -> None:
+    run = make_run(seed=None, epochs=1).fit()
+    content = yaml.safe_load((run.output / "config.yaml").read_text())
+    assert content["train"]["seed"] == run.module.seed
+    assert content["class_names"] == ["blue", "green", "red"]
+    again = TrainConfig(**{**content["train"], "seed": None})
+    assert again == run.module.train_config
+    assert type(run.module.model_config)(**content["model"]) == run.module.model_config
+
+
+def test_a_new_run_in_the_same_folder_starts_its_record_anew(make_run: Callable[..., Any]) -> None:
+    make_run(epochs=2, run_test=False).fit()
+    run = make_run(epochs=1, run_test=False).fit()
+    assert len((run.output / "log.txt").read_text().splitlines()) == 1
+    with open(run.output / "metrics.csv", newline="") as file:
+        assert {row["epoch"] for row in csv.DictReader(file)} == {"0"}
+
+
+def test_an_epoch_without_evaluation_records_no_old_figures(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=3, eval_interval=2, run_test=False).fit()
+    records = [json.loads(line) for line in (run.output / "log.txt").read_text().splitlines()]
+    assert ["val/mAP_50_95" in record for record in records] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "figures", "expected"),
+    [
+        (10, {"train/loss": 1.5, "val/mAP_50_95": 0.25}, "epoch 3/10, loss 1.500, mAP 0.250, 0:01:05, about 0:07:35 left"),
+        (3, {}, "epoch 3/3, 0:01:05"),
+        (-1, {}, "epoch 3, 0:01:05"),
+    ],
+)
+def test_the_line_of_an_epoch(epochs: int, figures: dict[str, float], expected: str) -> None:
+    trainer: Any = SimpleNamespace(current_epoch=2, max_epochs=epochs)
+    assert epoch_line(trainer, figures, timedelta(seconds=65).total_seconds()) == expected

@@ -1,0 +1,75 @@
+"""Real runs small enough for a test: a network of 64 pixels and ten queries on coloured rectangles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytorch_lightning as pl
+
+from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
+from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+
+TINY = {
+    "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
+    "num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3, "pretrain_weights": None,
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    module: RFDETRModule
+    datamodule: RFDETRDataModule
+    trainer: pl.Trainer
+    output: Path
+
+    def fit(self, **kwargs: Any) -> Run:
+        self.trainer.fit(self.module, self.datamodule, **kwargs)
+        return self
+
+
+class Watch(pl.Callback):
+    """Calls `look(trainer, module)` in a hook of the run."""
+
+    def __init__(self, hook: str, look: Callable[[pl.Trainer, RFDETRModule], object]) -> None:
+        setattr(self, hook, lambda trainer, module, *_: look(trainer, module))
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., ModelConfig]:
+    return lambda **changes: RFDETRPicoConfig(**{**TINY, **changes})
+
+
+@pytest.fixture
+def train_config(make_tiny_coco: Callable[..., Path], tmp_path: Path) -> Callable[..., TrainConfig]:
+    """A configuration for six training images, shared by all runs of a test; `output` names the output folder."""
+    dataset = make_tiny_coco()
+
+    def configure(output: str = "output", **changes: Any) -> TrainConfig:
+        defaults = {
+            "dataset_dir": dataset, "output_dir": tmp_path / output, "epochs": 2, "batch_size": 2,
+            "grad_accum_steps": 2, "num_workers": 0, "seed": 7, "lr": 1e-3, "multi_scale": False,
+        }  # fmt: skip
+        return TrainConfig(**{**defaults, **changes})
+
+    return configure
+
+
+@pytest.fixture
+def make_run(tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]) -> Callable[..., Run]:
+    """`make_run(trainer={...}, model={...}, watch={hook: look}, **train_config)`; nothing has run yet."""
+
+    def make(
+        trainer: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        watch: dict[str, Callable[..., object]] | None = None,
+        **train: Any,
+    ) -> Run:
+        model_config, config = tiny_model(**(model or {})), train_config(**train)
+        built = build_trainer(config, model_config, **(trainer or {}))
+        built.callbacks[:0] = [Watch(hook, look) for hook, look in (watch or {}).items()]
+        module, datamodule = RFDETRModule(model_config, config), RFDETRDataModule(model_config, config)
+        return Run(module, datamodule, built, config.output_dir)
+
+    return make

@@ -1,0 +1,100 @@
+"""The datamodule: which stage reads what, once, and what it says of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.data.index import DatasetError
+from rfdetr.training import RFDETRDataModule
+
+
+@pytest.fixture
+def make_datamodule(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
+) -> Callable[..., RFDETRDataModule]:
+    return lambda **train: RFDETRDataModule(tiny_model(), train_config(**train))
+
+
+@pytest.mark.parametrize(
+    ("stage", "splits"),
+    [("fit", {"train", "valid"}), ("validate", {"valid"}), ("test", {"test"}), ("predict", set())],
+)
+def test_a_stage_reads_its_splits_only(
+    make_datamodule: Callable[..., RFDETRDataModule], stage: str, splits: set[str]
+) -> None:
+    datamodule = make_datamodule()
+    assert datamodule.class_names is None
+    datamodule.setup(stage)
+    assert set(datamodule._indexes) == splits
+
+
+def test_a_split_is_read_once(make_datamodule: Callable[..., RFDETRDataModule]) -> None:
+    datamodule = make_datamodule()
+    datamodule.setup("fit")
+    first = datamodule.index("train"), datamodule.index("valid")
+    datamodule.setup("fit")
+    datamodule.setup("validate")
+    assert datamodule.index("train") is first[0]
+    assert datamodule.index("valid") is first[1]
+    assert datamodule.class_names == ["blue", "green", "red"]
+
+
+def test_a_dataset_without_a_test_split_is_tested_on_valid(
+    make_tiny_coco: Callable[..., Path], make_datamodule: Callable[..., RFDETRDataModule]
+) -> None:
+    datamodule = make_datamodule(dataset_dir=make_tiny_coco({"train": 4, "valid": 2}, name="no-test"))
+    datamodule.setup("test")
+    assert not datamodule.has_test
+    assert len(datamodule.test_dataloader().dataset) == 2
+
+
+def test_loaders_work_before_setup_and_in_yolo_layout(
+    tiny_yolo: Path, make_datamodule: Callable[..., RFDETRDataModule]
+) -> None:
+    images, targets = next(iter(make_datamodule(dataset_dir=tiny_yolo).val_dataloader()))
+    assert images.tensors.shape == (2, 3, 64, 64)
+    assert "iscrowd" in targets[0]
+
+
+def test_splits_with_other_classes_are_refused(
+    make_tiny_coco: Callable[..., Path],
+    edit_coco: Callable[..., None],
+    make_datamodule: Callable[..., RFDETRDataModule],
+) -> None:
+    dataset = make_tiny_coco(name="renamed")
+    annotations = dataset / "valid" / "_annotations.coco.json"
+    edit_coco(annotations, lambda content: content["categories"][1].update(name="azure"))
+    with pytest.raises(DatasetError, match="azure"):
+        make_datamodule(dataset_dir=dataset).setup("fit")
+
+
+def test_there_is_no_predict_dataloader(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    assert "predict_dataloader" not in vars(RFDETRDataModule)
+    with pytest.raises(MisconfigurationException, match="predict_dataloader"):
+        run.trainer.predict(run.module, run.datamodule)
+
+
+def test_training_order_changes_with_the_epoch_and_evaluation_order_does_not(
+    make_datamodule: Callable[..., RFDETRDataModule],
+) -> None:
+    datamodule = make_datamodule()
+
+    def order(loader: Any, epoch: int) -> list[int]:
+        loader.sampler.set_epoch(epoch)
+        return [int(target["image_id"]) for _, targets in loader for target in targets]
+
+    train, valid = datamodule.train_dataloader(), datamodule.val_dataloader()
+    assert order(train, 0) == order(datamodule.train_dataloader(), 0) != order(train, 1)
+    assert order(valid, 0) == order(valid, 1) == [1, 2, 3, 4]
+
+
+def test_without_a_seed_the_data_follow_the_modules_draw(make_run: Callable[..., Any]) -> None:
+    run = make_run(seed=None, trainer={"fast_dev_run": 1}).fit()
+    assert run.trainer.train_dataloader.sampler.seed == run.module.seed

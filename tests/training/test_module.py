@@ -1,0 +1,155 @@
+"""The LightningModule: gradients over accumulated batches, schedule, seeds, hooks, and its size."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.data.images import normalize
+from rfdetr.geometry.nested import NestedTensor
+from rfdetr.training import RFDETRModule
+from rfdetr.training.module import without_crowds
+from rfdetr.training.optim import lr_factor, multi_scale_sizes
+
+FULL_PRECISION = {"amp": False}
+
+
+def mean_loss_gradient(module: RFDETRModule, batches: list[Any]) -> Tensor:
+    module.zero_grad()
+    for images, targets in batches:
+        losses = module.criterion(module.model(normalize(images.tensors)), targets)
+        (torch.stack(list(losses.values())).sum() / len(batches)).backward()
+    return flat_gradient(module)
+
+
+def flat_gradient(module: RFDETRModule) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in module.model.parameters() if p.grad is not None])
+
+
+def test_an_update_takes_the_mean_gradient_of_its_batches_once(make_run: Callable[..., Any]) -> None:
+    """Three batches, two a window: the second window has one batch, whose gradient is not halved."""
+    gradients: list[Tensor] = []
+    run = make_run(
+        model=FULL_PRECISION,
+        watch={"on_before_optimizer_step": lambda _, module: gradients.append(flat_gradient(module))},
+        epochs=1, lr=1e-9, lr_encoder=0, weight_decay=0, clip_max_norm=0, use_ema=False, run_test=False,
+    )  # fmt: skip
+    batches = list(run.datamodule.train_dataloader())
+    expected = [mean_loss_gradient(run.module, batches[:2]), mean_loss_gradient(run.module, batches[2:])]
+    run.module.zero_grad()
+    run.fit()
+    assert len(gradients) == 2
+    for found, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_the_learning_rate_moves_at_every_optimizer_step(make_run: Callable[..., Any]) -> None:
+    rates: list[float] = []
+    watch = {"on_before_optimizer_step": lambda trainer, _: rates.append(head_rate(trainer))}
+    run = make_run(watch=watch, epochs=4, warmup_epochs=1, lr_scheduler="cosine", lr_min_factor=0.1).fit()
+    schedule: dict[str, Any] = {"schedule": "cosine", "warmup_epochs": 1, "min_factor": 0.1, "steps_per_epoch": 2}
+    assert run.module.total_steps == 8
+    assert rates == pytest.approx([1e-3 * lr_factor(step, total_steps=8, **schedule) for step in range(8)])
+
+
+def head_rate(trainer: Any) -> float:
+    return float(next(group["lr"] for group in trainer.optimizers[0].param_groups if group["name"] == "head"))
+
+
+def test_the_same_seed_gives_the_same_weights(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
+) -> None:
+    before = torch.random.get_rng_state()
+    first, second, other = (RFDETRModule(tiny_model(), train_config(seed=seed)).model.class_head for seed in (1, 1, 2))
+    assert torch.equal(first.weight, second.weight)
+    assert not torch.equal(first.weight, other.weight)
+    assert torch.equal(torch.random.get_rng_state(), before)  # building a module is nobody else's business
+
+
+def test_without_a_seed_each_module_draws_its_own(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
+) -> None:
+    seeds = {RFDETRModule(tiny_model(), train_config(seed=None)).seed for _ in range(3)}
+    assert len(seeds) == 3
+
+
+def test_multi_scale_gives_every_batch_of_an_update_one_size(make_run: Callable[..., Any]) -> None:
+    run = make_run(multi_scale=True, expanded_scales=True, epochs=1, batch_size=1)
+    seen: list[tuple[int, int]] = []
+    run.module.model.register_forward_pre_hook(
+        lambda model, inputs: seen.append((run.trainer.global_step, inputs[0].shape[-1])) if model.training else None
+    )
+    run.fit()
+    config = run.module.model_config
+    allowed = multi_scale_sizes(config.resolution, config.patch_size, config.num_windows, True)
+    by_step: dict[int, set[int]] = {}
+    for step, size in seen:
+        by_step.setdefault(step, set()).add(size)
+    assert [len(sizes) for sizes in by_step.values()] == [1, 1, 1]
+    assert {size for _, size in seen} <= set(allowed)
+
+
+def test_fewer_classes_in_the_model_than_in_the_data_is_an_error_before_training(make_run: Callable[..., Any]) -> None:
+    run = make_run(model={"num_classes": 2})
+    with pytest.raises(ValueError, match=r"num_classes=2.*3 classes \(blue, green, red\)"):
+        run.fit()
+    assert run.trainer.global_step == 0
+
+
+def test_more_classes_in_the_model_than_in_the_data_is_a_warning(make_run: Callable[..., Any]) -> None:
+    with pytest.warns(UserWarning, match="num_classes=5, but the data has only 3"):
+        make_run(model={"num_classes": 5}, trainer={"fast_dev_run": 1}).fit()
+
+
+def test_masks_cannot_be_trained_and_this_is_said(make_run: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="segmentation"):
+        make_run(model={"segmentation_head": True}).fit()
+
+
+def test_predict_gives_detections_in_pixels_of_the_original(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    run.datamodule.setup("fit")
+    found = run.trainer.predict(run.module, dataloaders=run.datamodule.val_dataloader())
+    detections = [detection for batch in found for detection in batch]
+    assert len(detections) == 4
+    assert all(detection["boxes"].shape == (10, 4) for detection in detections)
+    assert max(float(detection["boxes"][:, 2].max()) for detection in detections) <= 64  # width of the images
+    assert max(float(detection["boxes"][:, 3].max()) for detection in detections) <= 48
+
+
+def test_validation_returns_results_and_targets(make_run: Callable[..., Any]) -> None:
+    run = make_run(compute_val_loss=False)
+    batch = run.module.transfer_batch_to_device(next(iter(run.datamodule.val_dataloader())), torch.device("cpu"), 0)
+    run.module.eval()
+    output = run.module.validation_step(batch, 0)
+    assert set(output) == {"results", "targets"}
+    assert set(output["results"][0]) == {"scores", "labels", "boxes"}
+
+
+def test_float_images_are_taken_as_normalised(make_run: Callable[..., Any]) -> None:
+    run = make_run(model=FULL_PRECISION)
+    images, targets = next(iter(run.datamodule.val_dataloader()))
+    run.module.eval()
+    ready = run.module.detect([NestedTensor(normalize(images.tensors)), targets])
+    torch.testing.assert_close(run.module.detect([images, targets]), ready)
+
+
+def test_crowds_take_no_part_in_the_validation_loss() -> None:
+    target = {
+        "labels": torch.tensor([0, 1]), "boxes": torch.rand(2, 4), "iscrowd": torch.tensor([True, False]),
+        "area": torch.ones(2),
+    }  # fmt: skip
+    assert without_crowds(target)["labels"].tolist() == [1]
+    assert without_crowds({name: target[name] for name in ("labels", "boxes")})["labels"].tolist() == [0, 1]
+
+
+def test_the_module_stays_small() -> None:
+    methods = [value for value in vars(RFDETRModule).values() if inspect.isfunction(value)]
+    assert len(methods) <= 14
+    assert len(inspect.getsource(RFDETRModule.training_step).splitlines()) <= 20

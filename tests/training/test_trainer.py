@@ -1,0 +1,159 @@
+"""`build_trainer`: what the configuration becomes, what keywords override, precision, and noise."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelSummary
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import SingleDeviceStrategy
+
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.training import (
+    BestModelCallback,
+    COCOEvalCallback,
+    DropPathCallback,
+    RFDETREarlyStopping,
+    RFDETREMACallback,
+    build_trainer,
+)
+from rfdetr.training import trainer as trainer_module
+from rfdetr.training.callbacks import RunFilesCallback
+from rfdetr.training.checkpoints import AtomicCheckpointIO
+from rfdetr.training.trainer import resolve_precision, without_noise
+
+ALWAYS = {COCOEvalCallback, RunFilesCallback, BestModelCallback}
+
+
+@pytest.fixture
+def build(tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]) -> Callable[..., Any]:
+    def built(trainer: dict[str, Any] | None = None, amp: bool = True, **train: Any) -> Any:
+        return build_trainer(train_config(**train), tiny_model(amp=amp), **(trainer or {}))
+
+    return built
+
+
+def kinds(trainer: Any) -> set[type]:
+    return {type(callback) for callback in trainer.callbacks if type(callback).__module__.startswith("rfdetr")}
+
+
+def test_the_configuration_is_wired(build: Callable[..., Any]) -> None:
+    trainer = build(epochs=9, grad_accum_steps=3, clip_max_norm=0.2, eval_interval=4, amp=False)
+    assert trainer.max_epochs == 9
+    assert trainer.accumulate_grad_batches == 3
+    assert trainer.gradient_clip_val == 0.2
+    assert trainer.check_val_every_n_epoch == 4
+    assert trainer.precision == "32-true"
+    assert trainer.num_devices == 1
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    assert [type(logger).__mro__[1] for logger in trainer.loggers] == [CSVLogger]
+
+
+def test_defaults_that_follow_from_others(build: Callable[..., Any]) -> None:
+    assert build(clip_max_norm=0).gradient_clip_val is None
+    assert build(epochs=2, eval_interval=5).check_val_every_n_epoch == 2  # else nothing would be evaluated
+
+
+def test_keywords_override(build: Callable[..., Any]) -> None:
+    trainer = build(
+        {"max_epochs": 3, "accumulate_grad_batches": 8, "log_every_n_steps": 10, "precision": "32-true", "logger": False}
+    )
+    assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.log_every_n_steps) == (3, 8, 10)
+    assert trainer.precision == "32-true"
+    assert trainer.loggers == []
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({}, ALWAYS | {RFDETREMACallback}),
+        ({"use_ema": False}, ALWAYS),
+        ({"drop_path": 0.1}, ALWAYS | {RFDETREMACallback, DropPathCallback}),
+        ({"early_stopping": True}, ALWAYS | {RFDETREMACallback, RFDETREarlyStopping}),
+    ],
+)
+def test_callbacks_follow_the_configuration(
+    build: Callable[..., Any], train: dict[str, Any], expected: set[type]
+) -> None:
+    assert kinds(build(**train)) == expected
+
+
+def test_callbacks_replace_the_default_list(build: Callable[..., Any]) -> None:
+    extra = [LearningRateMonitor(logging_interval="step"), ModelSummary(max_depth=3)]
+    trainer = build({"callbacks": extra})
+    assert kinds(trainer) == set()
+    assert set(extra) <= set(trainer.callbacks)
+
+
+def test_checkpointing_can_be_switched_off(build: Callable[..., Any]) -> None:
+    assert kinds(build({"enable_checkpointing": False})) == {COCOEvalCallback, RunFilesCallback, RFDETREMACallback}
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_sharded_strategies_go_without_averaging(build: Callable[..., Any], name: str) -> None:
+    strategy = type(name, (SingleDeviceStrategy,), {})()  # the real ones need several GPUs
+    with pytest.warns(UserWarning, match="EMA is off"):
+        assert RFDETREMACallback not in kinds(build({"strategy": strategy}))
+
+
+def test_tensorboard_is_logged_to_by_flag(build: Callable[..., Any]) -> None:
+    pytest.importorskip("tensorboard")
+    assert [type(logger) for logger in build(tensorboard=True).loggers][1:] == [TensorBoardLogger]
+
+
+def test_no_progress_bar_where_nobody_watches(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "is_interactive", lambda: False)
+    assert build(progress_bar=True).progress_bar_callback is None
+    monkeypatch.setattr(trainer_module, "is_interactive", lambda: True)
+    assert build(progress_bar=True).progress_bar_callback is not None
+    assert build(progress_bar=False).progress_bar_callback is None
+
+
+@pytest.mark.parametrize(
+    ("amp", "accelerator", "capability", "fast_cpu", "expected"),
+    [
+        (False, "auto", (9, 0), True, "32-true"),
+        (True, "auto", (8, 0), False, "bf16-mixed"),
+        (True, "gpu", (7, 5), True, "16-mixed"),
+        (True, "cpu", (9, 0), False, "32-true"),
+        (True, "cpu", None, True, "bf16-mixed"),
+        (True, "auto", None, True, "bf16-mixed"),
+        (True, "auto", None, False, "32-true"),
+        (True, "mps", None, True, "32-true"),
+    ],
+)
+def test_precision_follows_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+    amp: bool,
+    accelerator: str,
+    capability: tuple[int, int] | None,
+    fast_cpu: bool,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(trainer_module, "has_fast_bfloat16", lambda: fast_cpu)
+    assert resolve_precision(amp, accelerator) == expected
+
+
+def test_the_probe_of_the_processor_answers() -> None:
+    assert trainer_module.has_fast_bfloat16() in (True, False)
+
+
+def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
+    source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    with caplog.at_level(logging.INFO, source.name), without_noise():
+        source.info("Tip: buy something")
+        source.info("GPU available: False")
+        with pytest.warns(UserWarning, match="of interest"):
+            warnings.warn("You have overridden `transfer_batch_to_device` in `LightningModule`", stacklevel=1)
+            warnings.warn("something of interest", stacklevel=1)
+    assert [record.message for record in caplog.records] == ["GPU available: False"]
+    source.info("Tip: again")
+    assert len(caplog.records) == 2

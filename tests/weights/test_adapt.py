@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rfdetr.config import EncoderDims, RFDETRNanoConfig, RFDETRSmallConfig
+from rfdetr.models.build import build_detector
+from rfdetr.weights.adapt import load_weights, resample_positions
+from rfdetr.weights.identify import POSITIONS
+from rfdetr.weights.names import to_published
+from rfdetr.weights.reading import CheckpointError
+
+UNUSED = "_kp_active_mask"
+
+
+def _file(tiny: Any, seed: int = 1, **changes: Any) -> dict[str, Tensor]:
+    """Tensors of a published file, other than those of the detector they are loaded into."""
+    state: dict[str, Tensor] = to_published(tiny.detector(tiny.config(**changes), seed).state_dict())
+    return state
+
+
+def _load(tiny: Any, file: dict[str, Tensor], **changes: Any) -> tuple[dict[str, Tensor], Any]:
+    config = tiny.config(**changes)
+    detector = tiny.detector(config)
+    report = load_weights(detector, file, config, "a.pth")
+    return to_published(detector.state_dict()), report
+
+
+def test_a_file_that_fits_is_copied_whole(tiny: Any) -> None:
+    file = _file(tiny)
+    loaded, report = _load(tiny, file)
+    torch.testing.assert_close(loaded, file, rtol=0, atol=0)
+    assert set(report.loaded) == set(file) - {UNUSED}
+    assert report.lines()[1:] == ("adapted 0 tensors", "left 0 tensors of the file unused")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_become_the_models_dtype(tiny: Any, dtype: torch.dtype) -> None:
+    file = {name: tensor.to(dtype) for name, tensor in _file(tiny, resolution=96).items()}
+    loaded, _ = _load(tiny, file)
+    assert {tensor.dtype for name, tensor in loaded.items() if name != UNUSED} == {torch.float32}
+    torch.testing.assert_close(loaded["bbox_embed.layers.0.weight"], file["bbox_embed.layers.0.weight"].float())
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 9, 20])
+def test_class_heads_take_the_rows_there_are(tiny: Any, num_classes: int) -> None:
+    """The file has 5 logits; the heads of the decoder and of each of the three groups as many as wanted."""
+    file = _file(tiny)
+    loaded, report = _load(tiny, file, num_classes=num_classes)
+    heads = ["class_embed", *(f"transformer.enc_out_class_embed.{group}" for group in range(3))]
+    for name in (f"{head}.{leaf}" for head in heads for leaf in ("weight", "bias")):
+        assert len(loaded[name]) == num_classes + 1
+        for row in range(num_classes + 1):
+            torch.testing.assert_close(loaded[name][row], file[name][row % 5], rtol=0, atol=0)
+        assert report.adapted[name] == f"class head 5 -> {num_classes + 1} logits"
+    assert len(report.adapted) == 8
+
+
+def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
+    file = _file(tiny)
+    for name in ("refpoint_embed.weight", "query_feat.weight"):
+        width = file[name].shape[1]
+        group, query = torch.meshgrid(torch.arange(3.0), torch.arange(6.0), indexing="ij")
+        file[name] = (10 * group + query).reshape(18, 1).expand(18, width)
+    loaded, report = _load(tiny, file, num_queries=4, num_select=4, group_detr=2)
+    for name in ("refpoint_embed.weight", "query_feat.weight"):
+        assert loaded[name][:, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+        assert report.adapted[name] == "queries 3 x 6 -> 2 x 4"
+    torch.testing.assert_close(loaded["transformer.enc_output.1.weight"], file["transformer.enc_output.1.weight"])
+    assert set(report.left) == {name for name in file if name.startswith("transformer.enc_") and ".2." in name[:36]}
+
+
+def test_queries_are_not_mixed_up_where_the_row_counts_agree(tiny: Any) -> None:
+    """3 groups of 4 in the file, 2 of 4 wanted: 12 rows; and 2 of 6, also 12 rows, cannot be had."""
+    file = _file(tiny, num_queries=4, num_select=4)
+    loaded, _ = _load(tiny, file, num_queries=4, num_select=4, group_detr=2)
+    torch.testing.assert_close(loaded["query_feat.weight"], file["query_feat.weight"][:8], rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match=r"a\.pth has 4 queries per group, the model wants num_queries=6"):
+        _load(tiny, file, num_queries=6, group_detr=2)
+
+
+def test_more_groups_than_the_file_has_are_an_error(tiny: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.pth has 3 query groups, the model wants group_detr=5"):
+        _load(tiny, _file(tiny), group_detr=5)
+
+
+@pytest.mark.parametrize(("resolution", "grid"), [(96, 6), (32, 2)])
+def test_position_grids_are_resampled(tiny: Any, resolution: int, grid: int) -> None:
+    file = _file(tiny)
+    loaded, report = _load(tiny, file, resolution=resolution)
+    assert report.adapted == {POSITIONS: f"position grid 4 x 4 -> {grid} x {grid}"}
+    torch.testing.assert_close(loaded[POSITIONS], resample_positions(file[POSITIONS], grid))
+    torch.testing.assert_close(loaded[POSITIONS][:, 0], file[POSITIONS][:, 0])
+
+
+@pytest.mark.parametrize("grid", [3, 5, 8, 13])
+def test_resampling_is_bicubic_with_antialiasing(grid: int) -> None:
+    """Pillow's bicubic filter, which widens with the reduction, is the independent measure."""
+    torch.manual_seed(0)
+    embeddings = torch.randn(1, 1 + 8 * 8, 2)
+    found = resample_positions(embeddings, grid)[0, 1:].reshape(grid, grid, 2).permute(2, 0, 1)
+    for channel, plane in enumerate(embeddings[0, 1:].reshape(8, 8, 2).permute(2, 0, 1)):
+        expected = np.array(Image.fromarray(plane.numpy(), mode="F").resize((grid, grid), Image.Resampling.BICUBIC))
+        torch.testing.assert_close(found[channel], torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_resampling_moves_along_the_right_axes() -> None:
+    """Rows of the sequence run along x first: a ramp in x stays one in x."""
+    ramp = torch.arange(4.0).expand(4, 4).reshape(1, 16, 1)
+    wider = resample_positions(torch.cat([torch.zeros(1, 1, 1), ramp], dim=1), 8)[0, 1:, 0].reshape(8, 8)
+    torch.testing.assert_close(wider, wider[:1].expand(8, 8))
+    assert (wider.diff(dim=1) > 0).all()
+
+
+def test_tensors_without_a_meaning_may_be_missing_or_extra(tiny: Any) -> None:
+    file = _file(tiny)
+    file.pop("backbone.0.encoder.encoder.embeddings.mask_token", None)
+    file.pop(UNUSED, None)
+    _, report = _load(tiny, file)
+    assert len(report.loaded) == len(file)
+    _, report = _load(tiny, {**file, UNUSED: torch.zeros(2, 17)})
+    assert report.left == ()
+
+
+def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tiny: Any) -> None:
+    file = _file(tiny)
+    del file["bbox_embed.layers.2.bias"]
+    file["extra.weight"] = torch.zeros(1)
+    file["transformer.decoder.norm.weight"] = torch.zeros(7)
+    detector = tiny.detector(tiny.config())
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(detector, file, tiny.config(), "a.pth")
+    assert str(caught.value) == (
+        "a.pth does not fit this model; tensors 1 missing: bbox_embed.layers.2.bias; 1 unexpected: extra.weight; "
+        "1 of another shape: transformer.decoder.norm.weight (file 7, model 16)"
+    )
+    torch.testing.assert_close(detector.state_dict(), before, rtol=0, atol=0)
+
+
+def test_long_lists_are_cut_and_counted(tiny: Any) -> None:
+    file = _file(tiny) | {f"extra.{index}": torch.zeros(1) for index in range(25)}
+    with pytest.raises(CheckpointError, match=r"25 unexpected: extra\.0, .*extra\.9 and 15 more$"):
+        _load(tiny, file)
+
+
+@pytest.mark.parametrize("name", ["query_feat.weight", "class_embed.bias", POSITIONS])
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (0, 3), (17, 5), (1, 2, 3), (1, 10, 7)])
+def test_misshapen_tensors_that_could_have_been_adapted_are_an_error(
+    tiny: Any, name: str, shape: tuple[int, ...]
+) -> None:
+    file = _file(tiny, num_classes=7)
+    file[name] = torch.zeros(shape)
+    if name == "class_embed.bias" and shape == (5,):
+        file[name] = torch.zeros(5, 1)
+    with pytest.raises(CheckpointError, match=r"a\.pth"):
+        _load(tiny, file)
+
+
+def test_a_file_of_another_variant_is_called_by_its_name(layouts: dict[str, Any], weightless: Any) -> None:
+    config = RFDETRNanoConfig()
+    detector = build_detector(config, EncoderDims(width=24, depth=12, heads=3))
+    with pytest.raises(CheckpointError, match=r"a\.pth \(variant 'small', where the model is 'nano'\) does not fit"):
+        load_weights(detector, weightless(layouts["RFDETRSmallConfig"]), config, "a.pth")
+    with pytest.raises(CheckpointError, match=r"variant 'seg-nano'.* has 100 queries per group"):
+        load_weights(detector, weightless(layouts["RFDETRSegNanoConfig"]), config, "a.pth")
+
+
+def test_a_file_that_is_no_detector_is_refused(tiny: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.pth holds no RF-DETR detector"):
+        _load(tiny, {"layer1.conv.weight": torch.zeros(3)})
+
+
+def test_a_published_file_fits_its_variant(layouts: dict[str, Any], weightless: Any) -> None:
+    config = RFDETRSmallConfig(num_classes=7)
+    detector = build_detector(config)
+    report = load_weights(detector, weightless(layouts["RFDETRSmallConfig"]), config)
+    assert report.lines()[1] == "adapted 28 tensors: class head 91 -> 8 logits (28)"
+    assert not any(parameter.any() for parameter in detector.parameters())
