@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from rfdetr.config import RFDETRPicoConfig
@@ -36,7 +37,6 @@ from rfdetr.evaluation.coco import CocoEvaluator
 from rfdetr.geometry.boxes import xyxy_to_cxcywh
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
-from rfdetr.models.detector import Detector
 from rfdetr.models.postprocess import postprocess
 from rfdetr.weights.writing import atomic_write, save_safetensors
 
@@ -44,22 +44,28 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights/rf-detr-pico
 HELD_OUT_SEED = 1_000_003
 LOG = logging.getLogger("pretrain_pico")
 
-Batch = tuple[Tensor, list[dict[str, Tensor]]]
+Batch = tuple[Tensor, list[dict[str, Tensor]], Tensor]
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batch `index` of an endless set: uint8 images (B, 3, S, S) and targets, a function of (seed, index)."""
+    """Batch `index` of an endless set, a function of (seed, index).
 
-    def __init__(self, seed: int, batch_size: int, sizes: list[int]) -> None:
-        self.seed, self.batch_size, self.sizes = seed, batch_size, sizes
+    Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B, S / stride,
+    S / stride), len(PRETRAIN_CLASSES) where none does.
+    """
+
+    def __init__(self, seed: int, batch_size: int, sizes: list[int], stride: int) -> None:
+        self.seed, self.batch_size, self.sizes, self.stride = seed, batch_size, sizes, stride
 
     def __getitem__(self, index: int) -> Batch:
         size = int(np.random.default_rng((self.seed, index)).choice(self.sizes))
-        images, targets = [], []
+        images, targets, shown = [], [], []
         for i in range(self.batch_size):
             scene = render_scene(np.random.default_rng((self.seed, index, i)), PRETRAIN_CLASSES, (size, size))
             images.append(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))
             boxes_xyxy = torch.from_numpy(scene.boxes_xyxy)
+            owner = scene.owner[self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
+            shown.append(torch.from_numpy(np.append(scene.labels, len(PRETRAIN_CLASSES))[owner]))
             targets.append(
                 {
                     "labels": torch.from_numpy(scene.labels),
@@ -68,7 +74,33 @@ class SceneBatches(Dataset[Batch]):
                     "orig_size": torch.tensor([size, size]),
                 }
             )
-        return torch.stack(images), targets
+        return torch.stack(images), targets, torch.stack(shown)
+
+
+class DenseHead(nn.Module):
+    """Classes of what shows in each quarter of each patch, from the projected features: in pre-training alone.
+
+    From random weights the detection loss teaches boxes long before classes; this one teaches features that tell
+    classes apart at every place at once.
+    """
+
+    def __init__(self, projector: nn.Module, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 4 * (len(PRETRAIN_CLASSES) + 1))
+        self.weight = nn.Parameter(torch.ones(len(PRETRAIN_CLASSES) + 1), requires_grad=False)
+        self.weight.data[-1] = 0.2  # most places show nothing
+        self.features = torch.empty(0)
+        projector.register_forward_hook(self._keep)
+
+    def _keep(self, _module: nn.Module, _inputs: object, levels: list[Tensor]) -> None:
+        self.features = levels[0]
+
+    def loss(self, shown: Tensor) -> Tensor:
+        """Cross-entropy of the batch that last went through the projector; `shown` (B, 2 h, 2 w)."""
+        logits = self.linear(self.features.permute(0, 2, 3, 1)).float()  # B h w (2 2 K)
+        batch, height, width = logits.shape[:3]
+        quarters = shown.view(batch, height, 2, width, 2).transpose(2, 3)  # B h w 2 2
+        return F.cross_entropy(logits.view(quarters.numel(), -1), quarters.flatten(), self.weight)
 
 
 class Pretraining:
@@ -82,9 +114,11 @@ class Pretraining:
         self.detector = build_detector(self.config).to(self.device)
         self.average = build_detector(self.config).to(self.device)
         self.average.load_state_dict(self.detector.state_dict())
-        self.criterion = Criterion(group_detr=self.config.group_detr)
-        self.parameters = [p for p in self.detector.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(_groups(self.detector), lr=options.lr, betas=(0.9, 0.99), fused=True)
+        self.criterion = Criterion(group_detr=self.config.group_detr, cls_loss_coef=options.cls_loss_coef)
+        self.dense_head = DenseHead(self.detector.projector, self.config.hidden_dim).to(self.device)
+        trained = nn.ModuleList([self.detector, self.dense_head])
+        self.parameters = [p for p in trained.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(_groups(self.parameters), lr=options.lr, betas=(0.9, 0.99), fused=True)
         self.step, self.seconds, self.history = 0, 0.0, list[dict[str, float]]()
         self.stop = False
         if options.state and options.state.is_file():
@@ -93,6 +127,7 @@ class Pretraining:
     def _restore(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
         self.average.load_state_dict(state["average"])
+        self.dense_head.load_state_dict(state["dense_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
         LOG.info("continues from %s: step %d, %.0f s", self.options.state, self.step, self.seconds)
@@ -101,18 +136,21 @@ class Pretraining:
         """Everything a later run needs to go on from here."""
         state = {
             "detector": self.detector.state_dict(), "average": self.average.state_dict(),
+            "dense_head": self.dense_head.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
             "history": self.history,
         }  # fmt: skip
         atomic_write(self.options.state, lambda stream: torch.save(state, stream))
 
-    def train_step(self, images: Tensor, targets: list[dict[str, Tensor]]) -> tuple[float, bool]:
+    def train_step(self, images: Tensor, targets: list[dict[str, Tensor]], shown: Tensor) -> tuple[float, bool]:
         """One update from all processes' batches: the loss, and whether the run is over."""
         images = normalize(images.to(self.device, non_blocking=True))
         targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16):
             outputs = self.detector(images)
-        loss = torch.stack(list(self.criterion(outputs, targets).values())).sum()
+            dense_loss = self.dense_head.loss(shown.to(self.device))
+        detection_loss = torch.stack(list(self.criterion(outputs, targets).values())).sum()
+        loss = detection_loss + self.options.dense_loss_coef * dense_loss
         loss.backward()  # type: ignore[no-untyped-call]
         mean_loss, seconds, stop = self._agree(loss.detach(), self.seconds, self.stop)
         progress = min(seconds / (60 * self.options.minutes), 1.0)
@@ -144,9 +182,9 @@ class Pretraining:
         """The averaged weights on scenes that are never trained on, at the nominal resolution."""
         evaluator = CocoEvaluator(PRETRAIN_CLASSES)
         self.average.eval()
-        scenes = SceneBatches(HELD_OUT_SEED, 10, [self.config.resolution])
+        scenes = SceneBatches(HELD_OUT_SEED, 10, [self.config.resolution], self.config.patch_size // 2)
         for index in range(self.options.eval_scenes // 10):
-            images, targets = scenes[index]
+            images, targets, _ = scenes[index]
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                 outputs = self.average(normalize(images.to(self.device)))
             sizes = torch.stack([target["orig_size"] for target in targets]).to(self.device)
@@ -207,7 +245,7 @@ class Pretraining:
         sizes = [self.config.resolution + step * offset for offset in (-3, -2, -1, 0, 1)]
         options = self.options
         return DataLoader(
-            SceneBatches(options.seed, options.batch_size, sizes),
+            SceneBatches(options.seed, options.batch_size, sizes, self.config.patch_size // 2),
             sampler=_Endless(self.step * options.processes + self.rank, options.processes),
             batch_size=None,
             num_workers=options.workers,
@@ -224,12 +262,11 @@ class _Endless(torch.utils.data.Sampler[int]):
         return iter(range(self.start, 2**62, self.stride))
 
 
-def _groups(detector: Detector) -> list[dict[str, Any]]:
+def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     """Weight decay on matrices and kernels alone."""
-    trained = [p for p in detector.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.02},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.02},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
 
 
@@ -262,9 +299,11 @@ def parse_options() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser.add_argument("--processes", type=int, default=1 if gpu else os.cpu_count() or 1, help="that share a step")
     parser.add_argument("--workers", type=int, default=12 if gpu else 0, help="that render, for each process")
-    parser.add_argument("--batch-size", type=int, default=8, help="scenes per process and step")
-    parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--warm-up", type=int, default=300, help="steps")
+    parser.add_argument("--batch-size", type=int, default=4, help="scenes per process and step")
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--warm-up", type=int, default=150, help="steps")
+    parser.add_argument("--cls-loss-coef", type=float, default=2.5)
+    parser.add_argument("--dense-loss-coef", type=float, default=2.0)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--eval-scenes", type=int, default=200)
     parser.add_argument("--report-minutes", type=float, default=5)

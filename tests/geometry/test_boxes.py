@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -26,6 +26,7 @@ boxes_cxcywh = st.lists(st.tuples(shares, shares, shares, shares), max_size=6).m
 )
 
 
+@settings(deadline=None)
 @given(boxes_cxcywh)
 def test_formats_there_and_back(boxes: Tensor) -> None:
     assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes, rtol=0, atol=1e-6)
@@ -53,6 +54,7 @@ def test_iou_and_giou_by_hand(a_xyxy: list[int], b_xyxy: list[int], iou: float, 
     assert_close(elementwise_giou(a, b), torch.tensor(giou))
 
 
+@settings(deadline=None)
 @given(boxes_cxcywh, boxes_cxcywh)
 def test_pairwise_is_elementwise_of_every_pair(a: Tensor, b: Tensor) -> None:
     a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
@@ -64,6 +66,7 @@ def test_pairwise_is_elementwise_of_every_pair(a: Tensor, b: Tensor) -> None:
         assert_close(giou[row], elementwise_giou(box, b))
 
 
+@settings(deadline=None)
 @given(boxes_cxcywh)
 def test_giou_lies_between_minus_one_and_iou(boxes: Tensor) -> None:
     boxes = cxcywh_to_xyxy(boxes)
@@ -81,6 +84,7 @@ def test_iou_has_finite_gradients_for_boxes_without_area() -> None:
     assert boxes.grad is not None and boxes.grad.isfinite().all()
 
 
+@settings(deadline=None)
 @given(boxes_cxcywh)
 def test_no_delta_keeps_the_reference(reference: Tensor) -> None:
     assert torch.equal(apply_box_deltas(torch.zeros_like(reference), reference), reference)

@@ -42,6 +42,12 @@ def test_under_padding_centres_are_relative_to_the_image_and_padded_cells_are_le
     assert memory.valid_ratios is not None and memory.valid_ratios[:, 0].tolist() == [[1.0, 1.0], [0.5, 0.75]]
 
 
+@torch.no_grad()
+def test_an_image_that_is_all_padding_gives_finite_numbers() -> None:
+    found = make_proposals()(flatten_levels([torch.randn(1, 8, 4, 4)], torch.ones(1, 8, 8, dtype=torch.bool)))
+    assert all(x.isfinite().all() for x in found)
+
+
 def test_the_image_proposes_the_same_boxes_with_padding_and_without() -> None:
     mask = torch.ones(1, 8, 8, dtype=torch.bool)
     mask[:, :6, :4] = False

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 
 from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
+from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 
 TINY = {
@@ -34,6 +35,18 @@ class Watch(pl.Callback):
 
     def __init__(self, hook: str, look: Callable[[pl.Trainer, RFDETRModule], object]) -> None:
         setattr(self, hook, lambda trainer, module, *_: look(trainer, module))
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """A test that names this gets the pictures too; they take longer to draw than the tiny runs to train."""
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setattr(plots, "plot_metrics", lambda *_: None)
+        monkeypatch.setattr(plots, "plot_history", lambda *_: None)
 
 
 @pytest.fixture

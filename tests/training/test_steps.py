@@ -28,9 +28,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
         ({"fast_dev_run": 2, "max_epochs": 5}, 8, (2, 2)),
     ],
 )
-def test_steps_follow_the_trainers_limits(
-    settings: dict[str, Any], batches: int, expected: tuple[int, int]
-) -> None:
+def test_steps_follow_the_trainers_limits(settings: dict[str, Any], batches: int, expected: tuple[int, int]) -> None:
     assert count_steps(pl.Trainer(accelerator="cpu", **QUIET, **settings), batches) == expected
 
 

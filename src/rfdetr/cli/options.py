@@ -10,13 +10,13 @@ import difflib
 import inspect
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
-import rfdetr.config
 from rfdetr.config import ModelConfig, TrainConfig
 
 _FIELDS = [*TrainConfig.model_fields, *ModelConfig.model_fields]
@@ -28,7 +28,7 @@ class UsageError(Exception):
 
 def field_notes(config: type[BaseModel]) -> dict[str, str]:
     """The line of documentation under each field of a class of `rfdetr.config`."""
-    tree = ast.parse(inspect.getsource(rfdetr.config))
+    tree = ast.parse(inspect.getsource(sys.modules[config.__module__]))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config.__name__)
     return {
         field.target.id: note.value.value

@@ -6,6 +6,7 @@ weights are trained, and DEMO_KINDS, which those weights never saw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -291,12 +292,12 @@ ALL_KINDS: dict[str, Kind] = {**PRETRAIN_KINDS, **DEMO_KINDS, **CLUTTER_KINDS}
 def random_outline(rng: Generator, kind: Kind, size: float) -> Outline:
     """An outline, stretched, mirrored and turned at random; its longer side is `size`, its box starts at (0, 0)."""
     outline = kind.draw(rng)
-    angle = np.radians(rng.uniform(-kind.tilt, kind.tilt))
-    cos, sin = np.cos(angle), np.sin(angle)
-    stretch = np.array([np.exp(rng.uniform(-0.25, 0.25)), 1.0])
-    if kind.mirrored and rng.random() < 0.5:
-        stretch[0] = -stretch[0]
-    turned = [ring.points * stretch @ np.array([(cos, sin), (-sin, cos)]) for ring in outline]
+    turn, stretch, mirror = rng.random(3).tolist()
+    angle = math.radians(kind.tilt * (2 * turn - 1))
+    x_scale = math.exp(0.5 * stretch - 0.25) * (-1 if kind.mirrored and mirror < 0.5 else 1)
+    cos, sin = math.cos(angle), math.sin(angle)
+    matrix = np.array([(x_scale * cos, x_scale * sin), (-sin, cos)])
+    turned = [ring.points @ matrix for ring in outline]
     solid = np.concatenate([polygon for polygon, ring in zip(turned, outline, strict=True) if ring.filled])
     low = solid.min(axis=0)
     scale = size / (solid.max(axis=0) - low).max()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from rfdetr.data.synthetic_kinds import ALL_KINDS, CLUTTER_KINDS, random_outline
-from rfdetr.data.synthetic_outlines import Outline
+from rfdetr.data.synthetic_outlines import Outline, Ring
 
 MIN_SIDE = 12.0
 """Longer side of the smallest object, pixels."""
@@ -26,7 +27,6 @@ MIN_VISIBLE_SHARE = 0.3
 _MIN_VISIBLE_SIDE = 6
 _BANK_SIDE = 512
 _RAMP = np.linspace(0, 1, 256)[:, None]
-_GRAIN = np.random.default_rng(1).normal(0, 1, (256, 256)).astype(np.float32)
 
 Colour: TypeAlias = NDArray[np.float64]
 """(3,) RGB, 0 to 255."""
@@ -49,6 +49,8 @@ class Scene(NamedTuple):
     """Whole outlines in image coordinates, with what is hidden or outside the image."""
     whole: NDArray[np.bool_]
     """(n,) nothing of the object is hidden or outside."""
+    owner: NDArray[np.int16]
+    """(H, W) which of the objects a pixel shows; -1: none of them."""
 
 
 class _Placed(NamedTuple):
@@ -68,66 +70,74 @@ def render_scene(rng: Generator, kinds: Sequence[str], size: tuple[int, int], di
     """
     height, width = size
     canvas = _textured(rng, (width, height), _random_texture(rng), _palette(rng, _random_colours(rng, 1)[0]))
-    owner = np.full((height, width), -1, dtype=np.int16)  # which object a pixel shows
+    owner = np.full((height, width), -1, dtype=np.int16)  # which of `placed` a pixel shows
     unlabelled = [*CLUTTER_KINDS, *CLUTTER_KINDS, *distractors]
     placed: list[_Placed] = []
     for name, side in _cast(rng, kinds, unlabelled, min(size)):
-        outline, corner, extent = _place(rng, random_outline(rng, ALL_KINDS[name], side), canvas.size)
-        box, inside, area = _draw(rng, canvas, outline, (*corner, *(corner + extent)), ALL_KINDS[name].texture)
+        outline, patch = _place(rng, random_outline(rng, ALL_KINDS[name], side), canvas.size)
+        box, inside, area = _draw(rng, canvas, outline, patch, ALL_KINDS[name].texture)
         owner[box[1] : box[3], box[0] : box[2]][inside] = len(placed)
         placed.append(_Placed(kinds.index(name) if name in kinds else -1, outline, box, area))
-    visible = [(thing, *_visible_box(owner, index, thing)) for index, thing in enumerate(placed) if thing.label >= 0]
-    seen = [(thing, box, area) for thing, box, area in visible if area]
+    seen = [(index, *_visible_box(owner, index, thing)) for index, thing in enumerate(placed) if thing.label >= 0]
+    seen = [(index, box, area) for index, box, area in seen if area]
+    things = [placed[index] for index, _, _ in seen]
+    number = np.full(len(placed) + 1, -1, dtype=np.int16)  # its last entry is for -1
+    number[[index for index, _, _ in seen]] = np.arange(len(seen))
     return Scene(
         image=_photographed(rng, canvas),
         boxes_xyxy=np.array([box for _, box, _ in seen], dtype=np.float32).reshape(-1, 4),
-        labels=np.array([thing.label for thing, _, _ in seen], dtype=np.int64),
+        labels=np.array([thing.label for thing in things], dtype=np.int64),
         areas=np.array([area for _, _, area in seen], dtype=np.float32),
-        outlines=[thing.outline for thing, _, _ in seen],
-        whole=np.array([area == thing.area for thing, _, area in seen], dtype=np.bool_),
+        outlines=[thing.outline for thing in things],
+        whole=np.array([area == thing.area for thing, (_, _, area) in zip(things, seen, strict=True)], dtype=np.bool_),
+        owner=number[owner],
     )
 
 
 def _cast(rng: Generator, kinds: Sequence[str], unlabelled: Sequence[str], side: int) -> list[tuple[str, float]]:
     """Names and sizes of what will be drawn, roughly from large to small so that little is buried."""
     if rng.random() < 0.25:  # many alike, as cells or parts on a belt
-        few = rng.choice(kinds, size=rng.integers(1, 4))
-        base = side * np.exp(rng.uniform(np.log(0.06), np.log(0.2)))
-        names = rng.choice(few, size=rng.integers(6, 22))
-        sizes = np.maximum(base * np.exp(rng.normal(0, 0.15, len(names))), MIN_SIDE)
+        few = _pick(rng, kinds, int(rng.integers(1, 4)))
+        names = _pick(rng, few, int(rng.integers(6, 22)))
+        usual = side * math.exp(rng.uniform(math.log(0.06), math.log(0.2)))
+        sizes = np.maximum(usual * np.exp(rng.normal(0, 0.15, len(names))), MIN_SIDE)
     else:
-        names = rng.choice(kinds, size=rng.integers(1, 10))
-        sizes = np.exp(rng.uniform(np.log(MIN_SIDE), np.log(0.6 * side), len(names)))
-    others = rng.choice(unlabelled, size=rng.integers(0, 5))
-    other_sizes = np.exp(rng.uniform(np.log(MIN_SIDE), np.log(0.4 * side), len(others)))
-    names, sizes = np.concatenate([names, others]), np.concatenate([sizes, other_sizes])
+        names = _pick(rng, kinds, int(rng.integers(1, 10)))
+        sizes = np.exp(rng.uniform(math.log(MIN_SIDE), math.log(0.6 * side), len(names)))
+    others = _pick(rng, unlabelled, int(rng.integers(0, 5)))
+    other_sizes = np.exp(rng.uniform(math.log(MIN_SIDE), math.log(0.4 * side), len(others)))
+    sizes = np.concatenate([sizes, other_sizes])
     order = np.argsort(-sizes * np.exp(rng.normal(0, 0.4, len(sizes))))
-    return [(str(names[i]), float(sizes[i])) for i in order]
+    return [((names + others)[i], float(sizes[i])) for i in order]
 
 
-def _place(
-    rng: Generator, outline: Outline, size: tuple[int, int]
-) -> tuple[Outline, NDArray[np.int64], NDArray[np.int64]]:
-    """The outline somewhere in an image of (width, height), up to a seventh outside; corner and extent of its patch."""
-    extent = np.concatenate([ring.points for ring in outline if ring.filled]).max(axis=0)
-    shift = rng.uniform(-0.15 * extent, np.array(size) - 0.85 * extent)
-    corner = np.floor(shift).astype(np.int64)
-    moved = [ring._replace(points=ring.points + shift) for ring in outline]
-    return moved, corner, np.ceil(shift + extent).astype(np.int64) + 1 - corner
+def _pick(rng: Generator, names: Sequence[str], count: int) -> list[str]:
+    return [names[i] for i in rng.integers(len(names), size=count)]
+
+
+def _place(rng: Generator, outline: Outline, size: tuple[int, int]) -> tuple[Outline, Box]:
+    """The outline somewhere in an image of (width, height), up to a seventh outside, and the patch around it."""
+    width, height = np.max([ring.points.max(axis=0) for ring in outline if ring.filled], axis=0).tolist()
+    x, y = rng.random(2).tolist()
+    x = -0.15 * width + x * (size[0] - 0.7 * width)
+    y = -0.15 * height + y * (size[1] - 0.7 * height)
+    shift = np.array((x, y))
+    moved = [Ring(ring.points + shift, ring.filled) for ring in outline]
+    return moved, (math.floor(x), math.floor(y), math.ceil(x + width) + 1, math.ceil(y + height) + 1)
 
 
 def _draw(
-    rng: Generator, canvas: Image.Image, outline: Outline, patch: tuple[int, ...], texture: str | None
+    rng: Generator, canvas: Image.Image, outline: Outline, patch: Box, texture: str | None
 ) -> tuple[Box, NDArray[np.bool_], int]:
     """Draws an object; the part of its patch in the image, the pixels of that part it covers, and its whole area."""
-    left, top, right, bottom = (int(edge) for edge in patch)
-    mask = _mask(outline, (left, top, right, bottom))
+    left, top, right, bottom = patch
+    mask = _mask(outline, patch)
     box = (max(left, 0), max(top, 0), min(right, canvas.width), min(bottom, canvas.height))
     beneath = canvas.getpixel(((box[0] + box[2]) // 2, (box[1] + box[3]) // 2))
     colour = _contrasting_colour(rng, np.array(beneath, dtype=np.float64))
     if rng.random() < 0.25:
         dx, dy = rng.integers(-4, 5, 2).tolist()
-        canvas.paste((0, 0, 0), (left + dx, top + dy), mask.point([level * 2 // 5 for level in range(256)]))
+        canvas.paste((0, 0, 0), (left + dx, top + dy), Image.blend(Image.new("L", mask.size), mask, 0.4))  # a shadow
     fill = _textured(rng, mask.size, _random_texture(rng, texture), _palette(rng, colour, strong=texture is not None))
     if rng.random() < 0.3 and max(mask.size) > 16:  # a rim of another colour
         red, green, blue = _random_colours(rng, 1)[0].astype(int).tolist()
@@ -169,9 +179,10 @@ def _photographed(rng: Generator, canvas: Image.Image) -> NDArray[np.uint8]:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.2)))
     image = np.asarray(canvas)
     if rng.random() < 0.5:
-        rows, columns = (np.arange(n) + rng.integers(0, 64) for n in image.shape[:2])
-        grain = _GRAIN[np.ix_(rows % 256, columns % 256)] * np.float32(rng.uniform(2, 14))
-        image = np.clip(image + grain[..., None].astype(np.int16), 0, 255).astype(np.uint8)
+        x, y = rng.integers(0, 64, 2).tolist()
+        grain = _grain(-(-max(canvas.size) // 256))[y : y + canvas.height, x : x + canvas.width, None]
+        noise = (grain * np.float32(rng.uniform(2, 14))).astype(np.int16)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.25:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=int(rng.integers(35, 90)))
@@ -184,9 +195,22 @@ def _photographed(rng: Generator, canvas: Image.Image) -> NDArray[np.uint8]:
 
 def _random_colours(rng: Generator, count: int) -> NDArray[np.float64]:
     """(count, 3) colours from grey to vivid."""
-    vivid = rng.integers(0, 256, (count, 3)).astype(np.float64)
+    bank = _colours()
+    return bank[rng.integers(len(bank), size=count)]
+
+
+@functools.cache
+def _colours() -> NDArray[np.float64]:
+    rng = np.random.default_rng(2)
+    vivid = rng.integers(0, 256, (4096, 3)).astype(np.float64)
     grey = vivid.mean(axis=1, keepdims=True)
-    return np.asarray(grey + (vivid - grey) * rng.random((count, 1)) ** 0.5)
+    return np.asarray(grey + (vivid - grey) * rng.random((4096, 1)) ** 0.5)
+
+
+@functools.cache
+def _grain(side: int) -> NDArray[np.float32]:
+    """Noise for images of up to so many times 256 pixels a side, cut out at an offset of up to 63."""
+    return np.random.default_rng(1).normal(0, 1, (256 * side + 63, 256 * side + 63)).astype(np.float32)
 
 
 def _contrasting_colour(rng: Generator, beneath: Colour) -> Colour:
@@ -205,19 +229,19 @@ def _palette(rng: Generator, colour: Colour, strong: bool = False) -> bytes:
 
 def _textured(rng: Generator, size: tuple[int, int], texture: Image.Image, palette: bytes) -> Image.Image:
     """A coloured (width, height) cut-out of a texture, at a random place and scale."""
-    span = min(max(size) * np.exp(rng.uniform(-1.1, 0.4)), _BANK_SIDE)
-    extent = np.array(size) * span / max(size)
-    left, top = rng.uniform(0, _BANK_SIDE - extent).tolist()
-    right, bottom = (left + extent[0], top + extent[1])
-    patch = texture.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    zoom, x, y = rng.random(3).tolist()
+    scale = min(math.exp(-1.1 + 1.5 * zoom), _BANK_SIDE / max(size))
+    width, height = size[0] * scale, size[1] * scale
+    left, top = x * (_BANK_SIDE - width), y * (_BANK_SIDE - height)
+    patch = texture.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
     patch.putpalette(palette)
     return patch.convert("RGB")
 
 
 def _random_texture(rng: Generator, family: str | None = None) -> Image.Image:
     families = _textures()
-    name = family or str(rng.choice(list(families)))
-    return families[name][int(rng.integers(len(families[name])))]
+    patterns = families[family] if family else list(families.values())[int(rng.integers(len(families)))]
+    return patterns[int(rng.integers(len(patterns)))]
 
 
 @functools.cache

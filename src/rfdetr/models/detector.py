@@ -38,7 +38,7 @@ class DetectorOutput(NamedTuple):
 class Detector(nn.Module):
     """Normalised images to class logits, boxes and, with a segmentation head, masks."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only: the parts of the network
         self,
         *,
         encoder: Encoder,

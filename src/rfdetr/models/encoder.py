@@ -60,7 +60,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to feature maps (B, D, H/patch, W/patch), one for each of `out_feature_indexes`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only: what a vision transformer is
         self,
         *,
         width: int,

@@ -24,8 +24,9 @@ def postprocess(
     and mask logits (B, Q, Hm, Wm). Each image gives "scores" (n,) float32, "labels" (n,) int64, "boxes" (n, 4) float32
     xyxy pixels inside the image and, with mask logits, "masks" (n, height, width) bool.
     """
-    scores, pairs = logits.float().sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
-    scores, pairs = scores[:, :num_select], pairs[:, :num_select]
+    scores = logits.float().sigmoid().flatten(1)
+    pairs = _best_first(scores, num_select)
+    scores = scores.take_along_dim(pairs, dim=1)
     queries = pairs // logits.shape[-1]
     labels = pairs % logits.shape[-1]
     boxes = cxcywh_to_xyxy(boxes_cxcywh.float().take_along_dim(queries.unsqueeze(-1), dim=1))
@@ -37,6 +38,16 @@ def postprocess(
             chosen = mask_logits[image, queries[image]]
             detections[image]["masks"] = _full_size_masks(chosen, (int(height), int(width)))
     return detections
+
+
+def _best_first(scores: Tensor, count: int) -> Tensor:
+    """Indexes (B, count) of the largest scores (B, n), which are not negative; ties to the lower index.
+
+    `topk` leaves ties open and a stable sort takes ten times as long. The bits of floats from 0 up order as integers,
+    so score and index make one number without ties.
+    """
+    ranks = torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
+    return ((scores.view(torch.int32).long() << 32) + ranks).topk(count, dim=1).indices
 
 
 def _full_size_masks(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -58,7 +58,7 @@ def cell_boxes(memory: Memory) -> tuple[Tensor, Tensor]:
     valid = ((boxes_cxcywh > _BORDER) & (boxes_cxcywh < 1 - _BORDER)).all(-1)
     if memory.padding is not None:
         valid = valid & ~memory.padding
-    return boxes_cxcywh * valid.unsqueeze(-1), valid
+    return boxes_cxcywh.masked_fill(~valid.unsqueeze(-1), 0), valid
 
 
 class GroupLinear(nn.Module):
@@ -141,7 +141,7 @@ class Proposals(nn.Module):
         """Proposals of all groups in training, of the first in evaluation; all cells where there are fewer than k."""
         groups = self.groups if self.training else 1
         boxes_cxcywh, valid = cell_boxes(memory)
-        cells = memory.tokens * valid.unsqueeze(-1)
+        cells = memory.tokens.masked_fill(~valid.unsqueeze(-1), 0)
         batch, num_cells, width = cells.shape
         # Only the best cells carry gradients, so only they are computed with a graph.
         best = self._best_cells(cells, groups)  # g B k

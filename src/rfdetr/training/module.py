@@ -62,10 +62,11 @@ class RFDETRModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.model_config.segmentation_head:
             raise ValueError("segmentation models can be evaluated and used, but not trained: there is no mask loss")
-        self.class_names = data_class_names(self)
-        num_classes = self.model_config.num_classes
-        if self.class_names is not None and len(self.class_names) < num_classes:
-            warnings.warn(f"num_classes={num_classes}, but the data has only {len(self.class_names)} classes", stacklevel=2)
+        names, num_classes = data_class_names(self), self.model_config.num_classes
+        if names is not None and len(names) < num_classes:
+            warnings.warn(f"num_classes={num_classes}, but the data has only {len(names)} classes", stacklevel=2)
+            names += [str(label) for label in range(len(names), num_classes)]  # files name every class of the model
+        self.class_names = names
         if self.train_config.seed is not None:
             pl.seed_everything(self.seed, verbose=False)
 

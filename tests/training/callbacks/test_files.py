@@ -16,7 +16,7 @@ from rfdetr.config import TrainConfig
 from rfdetr.training.callbacks.files import epoch_line
 
 
-def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any]) -> None:
+def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any], with_plots: None) -> None:
     run = make_run(epochs=2).fit()
     assert {path.name for path in run.output.iterdir()} == {
         "checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth", "last.ckpt",
@@ -30,9 +30,7 @@ def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any]) -> No
         rows = list(csv.DictReader(file))
     for name in ("train/loss", "val/mAP_50_95", "val/ema_mAP_50_95"):
         assert [row["epoch"] for row in rows if row[name]] == ["0", "1"]
-    assert [row["step"] for row in rows if row["train/loss_step"]] == ["0", "1", "2", "3"] or len(
-        [row for row in rows if row["train/loss_step"]]
-    ) == 6
+    assert len([row for row in rows if row["train/loss_step"]]) == 4  # every update
     assert [row["step"] for row in rows if row["test/mAP_50_95"]] == ["4"]
 
 
@@ -63,7 +61,11 @@ def test_an_epoch_without_evaluation_records_no_old_figures(make_run: Callable[.
 @pytest.mark.parametrize(
     ("epochs", "figures", "expected"),
     [
-        (10, {"train/loss": 1.5, "val/mAP_50_95": 0.25}, "epoch 3/10, loss 1.500, mAP 0.250, 0:01:05, about 0:07:35 left"),
+        (
+            10,
+            {"train/loss": 1.5, "val/mAP_50_95": 0.25},
+            "epoch 3/10, loss 1.500, mAP 0.250, 0:01:05, about 0:07:35 left",
+        ),
         (3, {}, "epoch 3/3, 0:01:05"),
         (-1, {}, "epoch 3, 0:01:05"),
     ],

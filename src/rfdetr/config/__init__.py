@@ -1,0 +1,49 @@
+"""Configuration: what a model is (`ModelConfig` and its variants) and how it is trained (`TrainConfig`).
+
+What follows from other fields is computed, not stored. Unknown names are refused with the nearest known one.
+"""
+
+from rfdetr.config.model import ENCODERS, PROJECTOR_SCALES, EncoderDims, ModelConfig
+from rfdetr.config.training import TrainConfig
+from rfdetr.config.variants import (
+    VARIANTS,
+    RFDETRBaseConfig,
+    RFDETRLargeConfig,
+    RFDETRLargeDeprecatedConfig,
+    RFDETRMediumConfig,
+    RFDETRNanoConfig,
+    RFDETRPicoConfig,
+    RFDETRSeg2XLargeConfig,
+    RFDETRSegLargeConfig,
+    RFDETRSegMediumConfig,
+    RFDETRSegNanoConfig,
+    RFDETRSegPreviewConfig,
+    RFDETRSegSmallConfig,
+    RFDETRSegXLargeConfig,
+    RFDETRSmallConfig,
+    variant_name,
+)
+
+__all__ = [
+    "ENCODERS",
+    "PROJECTOR_SCALES",
+    "VARIANTS",
+    "EncoderDims",
+    "ModelConfig",
+    "RFDETRBaseConfig",
+    "RFDETRLargeConfig",
+    "RFDETRLargeDeprecatedConfig",
+    "RFDETRMediumConfig",
+    "RFDETRNanoConfig",
+    "RFDETRPicoConfig",
+    "RFDETRSeg2XLargeConfig",
+    "RFDETRSegLargeConfig",
+    "RFDETRSegMediumConfig",
+    "RFDETRSegNanoConfig",
+    "RFDETRSegPreviewConfig",
+    "RFDETRSegSmallConfig",
+    "RFDETRSegXLargeConfig",
+    "RFDETRSmallConfig",
+    "TrainConfig",
+    "variant_name",
+]

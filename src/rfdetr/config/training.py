@@ -1,0 +1,140 @@
+"""`TrainConfig`: how a model is trained. Every field has its unit or range and one line of why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator, model_validator
+
+from rfdetr.config.fields import (
+    Factor,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Rate,
+    Share,
+    StrictConfig,
+)
+
+
+class TrainConfig(StrictConfig):
+    """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554); lists of paths and files are in the guide."""
+
+    DERIVED_FROM_TRAINER: ClassVar[dict[str, str]] = {
+        "strategy": "pass strategy= to build_trainer(train_config, model_config, strategy=...)",
+        "devices": "pass devices= to build_trainer(train_config, model_config, devices=...)",
+        "callbacks": "pass callbacks= to build_trainer, or extend trainer.callbacks",
+    }
+
+    dataset_dir: Path
+    """Folder with the labelled images, COCO or YOLO layout."""
+    dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow"
+    """Layout: "roboflow" detects COCO or YOLO exports; "coco" has train2017/, val2017/; "yolo" has data.yaml."""
+    output_dir: Path = Path("output")
+    """Where checkpoints, metrics and plots are written."""
+    epochs: PositiveInt = 100
+    """Passes over the training images."""
+    batch_size: PositiveInt = 4
+    """Images per device and step."""
+    grad_accum_steps: PositiveInt = 4
+    """Steps summed into one update; batch_size x grad_accum_steps x devices is best kept at 16."""
+    lr: PositiveFloat = 1e-4
+    """Learning rate of projector, heads and queries; the decoder gets lr_component_decay of it."""
+    lr_encoder: NonNegativeFloat = 1.5e-4
+    """Learning rate of the encoder before layer decay."""
+    lr_vit_layer_decay: Factor = 0.8
+    """Factor per encoder block, from the output down: early blocks change least."""
+    lr_component_decay: Factor = 0.7
+    """Factor of the decoder's learning rate; squared, of the encoder's."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """AdamW's decoupled weight decay."""
+    lr_scheduler: Literal["step", "cosine"] = "step"
+    """Shape of the learning rate over the run, per optimizer step."""
+    lr_drop: PositiveInt = 100
+    """Epoch from which "step" multiplies the learning rate by 0.1."""
+    lr_min_factor: Share = 0.0
+    """Share of the learning rate "cosine" ends at."""
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs of linear warm-up from 0."""
+    clip_max_norm: NonNegativeFloat = 0.1
+    """Largest total gradient norm; 0 turns clipping off."""
+    drop_path: Rate = 0.0
+    """Stochastic depth rate of the encoder's last block."""
+    use_ema: bool = True
+    """Keep and evaluate an exponential moving average of the weights."""
+    ema_decay: Rate = 0.993
+    """Share of the average kept at each update."""
+    ema_tau: NonNegativeFloat = 100
+    """Updates over which the decay warms up; 0: full decay at once."""
+    multi_scale: bool = True
+    """Train each batch at a random size around the resolution."""
+    expanded_scales: bool = True
+    """Multi-scale over 11 sizes instead of 8."""
+    color_jitter: Rate = 0.0
+    """Largest relative change of brightness, contrast and saturation in training; 0 is the published recipe."""
+    cls_loss_coef: NonNegativeFloat = 1.0
+    """Weight of the classification loss."""
+    bbox_loss_coef: NonNegativeFloat = 5.0
+    """Weight of the L1 box loss."""
+    giou_loss_coef: NonNegativeFloat = 2.0
+    """Weight of the GIoU box loss."""
+    num_workers: NonNegativeInt = 2
+    """Processes that load images, per device; 0 loads in the training process."""
+    seed: NonNegativeInt | None = None
+    """Seed of everything random; None draws one and records it."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: "auto", "cpu", "gpu", "mps"."""
+    sync_bn: bool = False
+    """Convert batch norms to synchronised ones when training on several devices."""
+    resume: PathText | None = None
+    """Checkpoint to continue from: "last" (of output_dir), or a path."""
+    run_test: bool = True
+    """Evaluate the best weights on the test split at the end, where there is one."""
+    eval_interval: PositiveInt = 1
+    """Epochs from one evaluation to the next."""
+    eval_max_dets: PositiveInt = 500
+    """Detections per image that evaluation counts; COCO's own figure is 100."""
+    compute_val_loss: bool = True
+    """Log val/loss too."""
+    log_per_class_metrics: bool = True
+    """Log val/AP/<class> too."""
+    early_stopping: bool = False
+    """Stop when validation mAP has stopped improving."""
+    early_stopping_patience: PositiveInt = 10
+    """Evaluations without improvement before stopping."""
+    early_stopping_min_delta: NonNegativeFloat = 0.001
+    """Smallest rise of mAP that counts as improvement."""
+    early_stopping_use_ema: bool = False
+    """Watch the averaged weights' mAP alone, instead of the better of both."""
+    checkpoint_interval: PositiveInt = 10
+    """Epochs from one kept checkpoint to the next; last.ckpt is written every epoch."""
+    tensorboard: bool = False
+    """Log to TensorBoard too (extra `[tensorboard]`)."""
+    progress_bar: bool = True
+    """Show progress while training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_trainer_arguments(cls, values: Any) -> Any:
+        for name, advice in cls.DERIVED_FROM_TRAINER.items():
+            if isinstance(values, dict) and name in values:
+                raise ValueError(f"TrainConfig has no field {name!r}: {advice}")
+        return values
+
+    @field_validator("dataset_dir", "output_dir", mode="after")
+    @classmethod
+    def _expand_user(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> TrainConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs} to train at full rate"
+            )
+        if self.early_stopping_use_ema and not self.use_ema:
+            raise ValueError("early_stopping_use_ema True watches averaged weights, but use_ema False keeps none")
+        return self
