@@ -1,7 +1,7 @@
-"""What the benchmark scripts share: run the same work under one or two interpreters in alternation, print one JSON line.
+"""What the benchmark scripts share: the same work under one or two interpreters in alternation, one JSON line.
 
-A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls `main(work)`. Every round is a
-fresh process, so nothing of one round warms the next; `--python OTHER` alternates rounds with another interpreter (one
+A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls `main(work)`. Every round is
+a fresh process, so nothing of one round warms the next; `--python OTHER` alternates rounds with another interpreter (one
 with another revision, or another implementation of the same public interface) and prints the ratio of the medians.
 """
 
@@ -38,7 +38,9 @@ def median_seconds(function: Callable[[], Any], repeats: int, warmup: int = 1) -
     return statistics.median(times)
 
 
-def main(work: Callable[[argparse.Namespace], dict[str, float]], add_arguments: Callable[[Any], None] | None = None) -> None:
+def main(
+    work: Callable[[argparse.Namespace], dict[str, float]], add_arguments: Callable[[Any], None] | None = None
+) -> None:
     """Command line of a benchmark script: measure here and, with --python, elsewhere too; print one JSON line."""
     script = Path(sys.argv[0]).resolve()
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)

@@ -16,10 +16,14 @@ model.predict(numpy.zeros((480, 640, 3), numpy.uint8), threshold=0.9)
 """
 
 
-def work(args: argparse.Namespace) -> dict[str, float]:
+def work(_: argparse.Namespace) -> dict[str, float]:
     """Whole processes, as a user's script is one."""
     seconds = {}
-    for name, code in (("torch_s", "import torch"), ("import_s", "import rfdetr"), ("first_prediction_s", FIRST_PREDICTION)):
+    for name, code in (
+        ("torch_s", "import torch"),
+        ("import_s", "import rfdetr"),
+        ("first_prediction_s", FIRST_PREDICTION),
+    ):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         seconds[name] = time.perf_counter() - start

@@ -33,8 +33,9 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     """Median over the steps after two for warming up."""
     import torch
     from pytorch_lightning import Callback
-    from rfdetr.config import RFDETRNanoConfig, TrainConfig
+
     from rfdetr import training
+    from rfdetr.config import RFDETRNanoConfig, TrainConfig
 
     class Stopwatch(Callback):
         def __init__(self) -> None:
@@ -57,15 +58,30 @@ def work(args: argparse.Namespace) -> dict[str, float]:
         write_dataset(Path(folder), images=args.batch_size * (args.steps + 2), objects=args.objects)
         model_config = RFDETRNanoConfig(num_classes=3, pretrain_weights=None)
         train_config = TrainConfig(
-            dataset_dir=folder, output_dir=f"{folder}/output", batch_size=args.batch_size, grad_accum_steps=1, epochs=1,
-            multi_scale=False, use_ema=False, tensorboard=False, num_workers=0, progress_bar=None if _is_peer() else False,
-        )  # fmt: skip
-        stopwatch = Stopwatch()
+            dataset_dir=folder,
+            output_dir=f"{folder}/output",
+            epochs=1,
+            batch_size=args.batch_size,
+            grad_accum_steps=1,
+            multi_scale=False,
+            use_ema=False,
+            tensorboard=False,
+            num_workers=0,
+            progress_bar=None if _is_peer() else False,
+        )
         module_class = training.RFDETRModelModule if _is_peer() else training.RFDETRModule
+        stopwatch = Stopwatch()
         trainer = training.build_trainer(
-            train_config, model_config, callbacks=[stopwatch], limit_val_batches=0, num_sanity_val_steps=0, logger=False,
-            max_steps=args.steps + 2, enable_checkpointing=False, **PRECISIONS[args.precision],
-        )  # fmt: skip
+            train_config,
+            model_config,
+            callbacks=[stopwatch],
+            max_steps=args.steps + 2,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            **PRECISIONS[args.precision],
+        )
         datamodule = training.RFDETRDataModule(model_config, train_config)
         trainer.fit(module_class(model_config, train_config), datamodule)
     figures = {"step_s": median(stopwatch.seconds[2:]), "peak_memory_gb": _common.peak_memory_gb()}

@@ -47,7 +47,7 @@ def main() -> None:
         lr_vit_layer_decay=0.9,
         lr_scheduler="cosine",
         warmup_epochs=0.5,
-        expanded_scales=False,
+        multi_scale=False,
         eval_interval=options.eval_every,
         compute_val_loss=False,
         run_test=False,  # done below, with a table
@@ -85,6 +85,7 @@ def draw_pictures(model: RFDETRPico, index: DatasetIndex, folder: Path, count: i
             halves.append(
                 np.asarray(sv.LabelAnnotator(text_scale=0.3, text_padding=2).annotate(picture, found, labels))
             )
+        halves.insert(1, np.full_like(halves[0][:, :6], 255))
         Image.fromarray(np.concatenate(halves, axis=1)).save(folder / f"{sources[image].stem}.png")
     return folder
 

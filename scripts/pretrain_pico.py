@@ -119,17 +119,24 @@ class Pretraining:
         trained = nn.ModuleList([self.detector, self.dense_head])
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(_groups(self.parameters), lr=options.lr, betas=(0.9, 0.99), fused=True)
-        self.step, self.seconds, self.history = 0, 0.0, list[dict[str, float]]()
-        self.stop = False
+        self.step, self.earlier_steps, self.seconds = 0, 0, 0.0
+        self.history = list[dict[str, float]]()
+        self.dense_loss, self.stop = math.nan, False
         if options.state and options.state.is_file():
             self._restore(torch.load(options.state, map_location=self.device, weights_only=True))
+        elif options.warm_start:
+            state = torch.load(options.warm_start, map_location=self.device, weights_only=True)
+            self.detector.load_state_dict(state["detector"])
+            self.average.load_state_dict(state["average"])
+            self.earlier_steps = state["step"] + state.get("earlier_steps", 0)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
         self.average.load_state_dict(state["average"])
         self.dense_head.load_state_dict(state["dense_head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        self.step, self.earlier_steps = state["step"], state["earlier_steps"]
+        self.seconds, self.history = state["seconds"], state["history"]
         LOG.info("continues from %s: step %d, %.0f s", self.options.state, self.step, self.seconds)
 
     def save_state(self) -> None:
@@ -137,8 +144,8 @@ class Pretraining:
         state = {
             "detector": self.detector.state_dict(), "average": self.average.state_dict(),
             "dense_head": self.dense_head.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "history": self.history,
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "earlier_steps": self.earlier_steps,
+            "seconds": self.seconds, "history": self.history,
         }  # fmt: skip
         atomic_write(self.options.state, lambda stream: torch.save(state, stream))
 
@@ -164,6 +171,7 @@ class Pretraining:
         with torch.no_grad():
             keep = self.options.ema * (1 - math.exp(-self.step / 500))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.detector.parameters()), 1 - keep)
+        self.dense_loss = float(dense_loss.detach())
         return mean_loss, stop > 0 or progress >= 1
 
     def _agree(self, loss: Tensor, seconds: float, stop: bool) -> tuple[float, float, float]:
@@ -180,7 +188,7 @@ class Pretraining:
 
     def evaluate(self) -> dict[str, float]:
         """The averaged weights on scenes that are never trained on, at the nominal resolution."""
-        evaluator = CocoEvaluator(PRETRAIN_CLASSES)
+        evaluator, any_class = CocoEvaluator(PRETRAIN_CLASSES), CocoEvaluator(["object"])
         self.average.eval()
         scenes = SceneBatches(HELD_OUT_SEED, 10, [self.config.resolution], self.config.patch_size // 2)
         for index in range(self.options.eval_scenes // 10):
@@ -188,21 +196,27 @@ class Pretraining:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                 outputs = self.average(normalize(images.to(self.device)))
             sizes = torch.stack([target["orig_size"] for target in targets]).to(self.device)
-            evaluator.update(postprocess(outputs.logits[-1], outputs.boxes[-1], sizes, self.config.num_select), targets)
-        overall = evaluator.compute().overall
-        return {name: round(float(overall[name]), 4) for name in ("mAP_50_95", "mAP_50", "mAP_small", "mAP_large")}
+            logits, boxes = outputs.logits[-1], outputs.boxes[-1]
+            evaluator.update(postprocess(logits, boxes, sizes, self.config.num_select), targets)
+            objectness = postprocess(logits.amax(-1, keepdim=True), boxes, sizes, self.config.num_select)
+            any_class.update(objectness, [{**target, "labels": target["labels"] * 0} for target in targets])
+        overall, whatever = evaluator.compute().overall, any_class.compute().overall
+        figures = {name: overall[name] for name in ("mAP_50_95", "mAP_50", "mAP_small", "mAP_large")}
+        figures["any_class_mAP_50_95"] = whatever["mAP_50_95"]
+        return {name: round(float(value), 4) for name, value in figures.items()}
 
     def write_weights(self) -> None:
         """The averaged weights in bfloat16, with a record of how they were made."""
         settings = {
             name: str(value) if isinstance(value, Path) else value
             for name, value in vars(self.options).items()
-            if name not in ("state", "output", "log_every")
+            if name not in ("state", "output", "warm_start", "log_every")
         }
         notes = {
             "made_by": "scripts/pretrain_pico.py on rfdetr.data.synthetic scenes",
             "steps": self.step,
             "images": self.step * self.options.batch_size * self.options.processes,
+            "earlier_steps": self.earlier_steps,  # of the run whose weights this one started from
             "settings": settings,
             "held_out": self.history[-1] if self.history else None,
             "torch": torch.__version__,
@@ -232,7 +246,8 @@ class Pretraining:
             self.seconds = time.monotonic() - clock
             losses.append(loss)
             if self.rank == 0 and self.step % options.log_every == 0:
-                LOG.info("step %d  loss %.3f  %.0f s", self.step, float(np.mean(losses)), self.seconds)
+                mean_loss = float(np.mean(losses))
+                LOG.info("step %d  loss %.3f  dense %.3f  %.0f s", self.step, mean_loss, self.dense_loss, self.seconds)
                 losses.clear()
             if self.rank == 0 and (self.seconds >= next_report or over):
                 self.report()
@@ -295,6 +310,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=120, help="time to train, all runs of a state together")
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
+    parser.add_argument("--warm-start", type=Path, help="state of another run to take the weights of")
     parser.add_argument("--seed", type=int, default=0)
     gpu = torch.cuda.is_available()
     parser.add_argument("--processes", type=int, default=1 if gpu else os.cpu_count() or 1, help="that share a step")

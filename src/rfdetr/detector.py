@@ -203,9 +203,7 @@ class RFDETR:
             raise ValueError("no images to predict: the list is empty")
         return found[0] if is_single(images) else found
 
-    def predict_stream(
-        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4
-    ) -> Iterator[Prediction]:
+    def predict_stream(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> Iterator[Prediction]:
         """`predict` for any number of images in constant memory: (source, image, detections) one by one."""
         return self.model.stream(images, threshold, batch_size)
 

@@ -82,9 +82,7 @@ def test_logits_without_a_name_are_never_reported() -> None:
 
 
 @pytest.mark.parametrize(("threshold", "batch_size", "match"), [(-0.1, 4, "thr"), (1.5, 4, "thr"), (0.5, 0, "batch")])
-def test_impossible_arguments_are_refused(
-    predictor: Predictor, threshold: float, batch_size: int, match: str
-) -> None:
+def test_impossible_arguments_are_refused(predictor: Predictor, threshold: float, batch_size: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         predictor.predict(IMAGES, threshold, batch_size)
 

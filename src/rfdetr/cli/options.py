@@ -42,7 +42,7 @@ def field_notes(config: type[BaseModel]) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """"none" is None, and "3,6" or "[3, 6]" is a list of two, in an option that may be one."""
+    """ "none" is None, and "3,6" or "[3, 6]" is a list of two, in an option that may be one."""
     if isinstance(value, list):
         return [part.strip() for text in value for part in str(text).strip("[]").split(",")]
     return None if value in ("none", "null") else value

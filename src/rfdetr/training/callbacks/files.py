@@ -12,6 +12,7 @@ import yaml
 from pytorch_lightning import Callback
 
 from rfdetr._version import __version__
+from rfdetr.config import variant_name
 from rfdetr.training.callbacks.evaluation import in_training
 from rfdetr.training.logs import METRICS_FILE, drop_rows_from_step, read_records, write_records
 from rfdetr.weights.writing import atomic_write
@@ -39,6 +40,7 @@ class RunFilesCallback(Callback):
         write_records(self._log, records)
         content = {
             "rfdetr_version": __version__,
+            "variant": variant_name(pl_module.model_config),
             "model": pl_module.model_config.model_dump(mode="json"),
             "train": {**pl_module.train_config.model_dump(mode="json"), "seed": pl_module.seed},
             "class_names": pl_module.class_names,
