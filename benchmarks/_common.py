@@ -1,8 +1,8 @@
 """What the benchmark scripts share: the same work under one or two interpreters in alternation, one JSON line.
 
-A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls `main(work)`. Every round is
-a fresh process, so nothing of one round warms the next; `--python OTHER` alternates rounds with another interpreter (one
-with another revision, or another implementation of the same public interface) and prints the ratio of the medians.
+A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls `main(work)`. Every
+round is a fresh process, so nothing of one round warms the next; `--python OTHER` alternates with another one (with
+another revision, or another implementation of the same public interface) and prints the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 MARK = "BENCHMARK "
 
@@ -36,6 +39,29 @@ def median_seconds(function: Callable[[], Any], repeats: int, warmup: int = 1) -
         if i >= warmup:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def write_dataset(folder: Path, *, images: int, size: tuple[int, int], objects: int = 12, classes: int = 3) -> None:
+    """A COCO folder of smooth, noisy pictures of (width, height): about as many bytes a pixel as photographs."""
+    width, height = size
+    rng = np.random.default_rng(0)
+    categories = [{"id": 1 + k, "name": f"class{k}", "supercategory": "none"} for k in range(classes)]
+    for split, count in (("train", images), ("valid", 1)):
+        (folder / split).mkdir(parents=True)
+        records, annotations = [], []
+        for i in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8))
+            pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
+            noisy = (pixels + rng.integers(-6, 7, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / split / f"{i}.jpg", quality=85)
+            records.append({"id": i, "file_name": f"{i}.jpg", "width": width, "height": height})
+            for k in range(objects):
+                corner, extent = rng.uniform(0, 0.7, 2) * size, rng.uniform(0.05, 0.3, 2) * size
+                box = [round(float(value), 2) for value in (*corner, *extent)]
+                row = {"id": objects * i + k, "image_id": i, "category_id": 1 + k % classes, "bbox": box}
+                annotations.append({**row, "area": box[2] * box[3], "iscrowd": 0})
+        content = {"info": {}, "licenses": [], "images": records, "annotations": annotations, "categories": categories}
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
 
 
 def main(

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import _common
-import numpy as np
-from PIL import Image
 
 SIZES = ((640, 480), (1920, 1080))
-
-
-def make_dataset(folder: Path, width: int, height: int, images: int) -> None:
-    """A COCO dataset of smooth pictures with some noise, about as many bytes a pixel as a photograph."""
-    rng = np.random.default_rng(0)
-    for split in ("train", "valid"):
-        (folder / split).mkdir(parents=True)
-        records, annotations = [], []
-        for i in range(images):
-            coarse = Image.fromarray(rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8))
-            pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-            noisy = (pixels + rng.integers(-6, 7, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(folder / split / f"{i}.jpg", quality=85)
-            records.append({"id": i, "file_name": f"{i}.jpg", "width": width, "height": height})
-            for k in range(12):
-                box = [*rng.uniform(0, 0.7, 2) * (width, height), *rng.uniform(0.05, 0.3, 2) * (width, height)]
-                annotation = {"id": 12 * i + k, "image_id": i, "category_id": 1, "iscrowd": 0, "area": box[2] * box[3]}
-                annotations.append({**annotation, "bbox": [round(float(value), 2) for value in box]})
-        categories = [{"id": 1, "name": "thing", "supercategory": "all"}]
-        content = {"info": {}, "licenses": [], "images": records, "annotations": annotations, "categories": categories}
-        (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
 
 
 def images_per_second(folder: Path, epochs: int) -> float:
@@ -63,7 +39,7 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     result = {}
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as folder:
-            make_dataset(Path(folder), width, height, args.images)
+            _common.write_dataset(Path(folder), images=args.images, size=(width, height), classes=1)
             result[f"images_per_s_{width}x{height}"] = images_per_second(Path(folder), args.epochs)
     return result
 

@@ -16,8 +16,7 @@ RUNS = {
     "training step, defaults": ["train_step.py"],
     "training step, both bfloat16": ["train_step.py", "--precision", "bfloat16"],
     "training step, both float32": ["train_step.py", "--precision", "float32"],
-    "loader, 640x480": ["loader.py", "--size", "640x480"],
-    "loader, 1920x1080": ["loader.py", "--size", "1920x1080"],
+    "loader": ["loader.py"],
     "evaluation": ["evaluation.py"],
     "index of 100,000 images": ["index.py"],
 }

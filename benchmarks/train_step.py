@@ -7,7 +7,6 @@ RFDETRNano with random weights, batch 4, 12 objects an image, 384 pixels, no mul
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 import time
@@ -17,7 +16,6 @@ from statistics import median
 from typing import Any
 
 import _common
-import numpy as np
 
 PRECISIONS = {"default": {}, "bfloat16": {"precision": "bf16-mixed"}, "float32": {"precision": "32-true"}}
 
@@ -55,7 +53,8 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        write_dataset(Path(folder), images=args.batch_size * (args.steps + 2), objects=args.objects)
+        images = args.batch_size * (args.steps + 2)
+        _common.write_dataset(Path(folder), images=images, size=(640, 480), objects=args.objects)
         model_config = RFDETRNanoConfig(num_classes=3, pretrain_weights=None)
         train_config = TrainConfig(
             dataset_dir=folder,
@@ -95,36 +94,6 @@ def _is_peer() -> bool:
     import importlib.metadata
 
     return "rfdetr" in {(distribution.name or "").lower() for distribution in importlib.metadata.distributions()}
-
-
-def write_dataset(folder: Path, images: int, objects: int, size: tuple[int, int] = (640, 480)) -> None:
-    """A COCO folder of JPEG images with `objects` random rectangles of three classes each."""
-    from PIL import Image, ImageDraw
-
-    rng = np.random.default_rng(0)
-    for split, count in (("train", images), ("valid", 1)):
-        (folder / split).mkdir()
-        records: dict[str, list[dict[str, Any]]] = {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": i + 1, "name": f"class{i}", "supercategory": "none"} for i in range(3)],
-        }
-        for image_id in range(1, count + 1):
-            canvas = Image.fromarray(rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), np.uint8)).resize(size)
-            draw = ImageDraw.Draw(canvas)
-            for _ in range(objects):
-                w, h = (int(v) for v in rng.integers(size[0] // 20, size[0] // 4, 2))
-                x, y = int(rng.integers(0, size[0] - w)), int(rng.integers(0, size[1] - h))
-                label = int(rng.integers(0, 3))
-                draw.rectangle((x, y, x + w, y + h), fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
-                records["annotations"].append(
-                    {"id": len(records["annotations"]) + 1, "image_id": image_id, "category_id": label + 1,
-                     "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "segmentation": []}
-                )  # fmt: skip
-            name = f"{image_id:05d}.jpg"
-            canvas.save(folder / split / name, quality=90)
-            records["images"].append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
-        (folder / split / "_annotations.coco.json").write_text(json.dumps(records))
 
 
 if __name__ == "__main__":

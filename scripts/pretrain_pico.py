@@ -158,7 +158,7 @@ class Pretraining:
             dense_loss = self.dense_head.loss(shown.to(self.device))
         detection_loss = torch.stack(list(self.criterion(outputs, targets).values())).sum()
         loss = detection_loss + self.options.dense_loss_coef * dense_loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         mean_loss, seconds, stop = self._agree(loss.detach(), self.seconds, self.stop)
         progress = min(seconds / (60 * self.options.minutes), 1.0)
         warm_up = min((self.step + 1) / self.options.warm_up, 1.0)

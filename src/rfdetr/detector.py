@@ -156,7 +156,7 @@ class RFDETR:
         """
         with _needs_extra("evaluation"):
             from rfdetr.evaluation.coco import CocoEvaluator
-            from rfdetr.training.trainer import resolve_precision
+            from rfdetr.training.precision import resolve_precision
         from rfdetr.data.dataset import DetectionDataset
         from rfdetr.data.layout import SPLITS, find_splits, load_index
         from rfdetr.data.loaders import EpochSampler, build_loader
@@ -210,7 +210,7 @@ class RFDETR:
     def optimize_for_inference(self, dtype: str | torch.dtype = "bfloat16", compile: bool = False) -> None:
         """Predict from now on with a private copy of the network, its weights as `dtype`; `compile` runs torch.compile.
 
-        Confidences change in the third digit with bfloat16. `optimize_for_inference("float32")` undoes it, and so does
+        With bfloat16, confidences move by some thousandths. `optimize_for_inference("float32")` undoes it, and so does
         `train`.
         """
         wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -220,7 +220,7 @@ class RFDETR:
 
 
 class RFDETRPico(RFDETR):
-    """Under 3 M parameters, 240 pixels; its weights come with the package."""
+    """Under 3 M parameters, 256 pixels; its weights come with the package."""
 
     config_class = configs.RFDETRPicoConfig
 

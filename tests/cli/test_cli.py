@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from rfdetr.cli import main
-from rfdetr.cli.options import dashed, field_notes, split_settings
+from rfdetr.cli.options import dashed, field_notes, read_config_file, split_settings
 from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
 from rfdetr.models.build import build_detector
 from rfdetr.weights.writing import save_checkpoint
@@ -104,6 +104,8 @@ def test_train_takes_options_over_the_file_over_defaults(
     assert (train["epochs"], train["batch_size"], train["lr"], train["lr_encoder"]) == (1, 3, 5e-4, 1.5e-4)
     assert written["model"]["resolution"] == 96 and written["model"]["encoder"] == "dinov2_windowed_pico"
     assert "Training plan" in printed and "Training finished" in printed
+    again = read_config_file(out / "config.yaml")  # what a run leaves can start the next one
+    assert again.pop("model") == "pico" and split_settings(again) == (written["model"], train)
     assert main(["info", str(out / "checkpoint_best_total.pth")]) == 0
     assert "blue, green, red" in capsys.readouterr().out
 

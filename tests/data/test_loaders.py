@@ -53,9 +53,11 @@ def test_a_sample_is_what_the_contract_says(tiny_coco: Path) -> None:
         "orig_size": torch.int64,
         "iscrowd": torch.bool,
         "area": torch.float32,
+        "boxes_xyxy": torch.float32,
     }
     assert target["image_id"].item() == 4 and target["orig_size"].tolist() == [48, 64]
     rows = dataset.index.rows(3)
+    np.testing.assert_array_equal(target["boxes_xyxy"], dataset.index.boxes[rows])
     centres = (dataset.index.boxes[rows, :2] + dataset.index.boxes[rows, 2:]) / 2 / [64, 48]
     np.testing.assert_allclose(target["boxes"][:, :2], centres, atol=1e-6)
 

@@ -22,10 +22,12 @@ from rfdetr.training import (
     RFDETREMACallback,
     build_trainer,
 )
+from rfdetr.training import precision as precision_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.callbacks import RunFilesCallback
 from rfdetr.training.checkpoints import AtomicCheckpointIO
-from rfdetr.training.trainer import resolve_precision, without_noise
+from rfdetr.training.precision import resolve_precision
+from rfdetr.training.trainer import without_noise
 
 ALWAYS = {COCOEvalCallback, RunFilesCallback, BestModelCallback}
 
@@ -136,12 +138,12 @@ def test_precision_follows_the_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(trainer_module, "has_fast_bfloat16", lambda: fast_cpu)
+    monkeypatch.setattr(precision_module, "has_fast_bfloat16", lambda: fast_cpu)
     assert resolve_precision(amp, accelerator) == expected
 
 
 def test_the_probe_of_the_processor_answers() -> None:
-    assert trainer_module.has_fast_bfloat16() in (True, False)
+    assert precision_module.has_fast_bfloat16() in (True, False)
 
 
 def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,8 +22,8 @@ SampleKey: TypeAlias = "int | tuple[int, int]"
 class Target(dict[str, Tensor]):
     """What is in an image: labels (n,), boxes (n, 4) relative cxcywh, image_id, orig_size (height, width).
 
-    Evaluation adds iscrowd (n,) and area (n,) in pixels of the original. A worker sends it as bytes of one message: as
-    tensors, each would take a shared-memory file, and systems run out of those.
+    Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original. A worker sends it as bytes
+    of one message: as tensors, each would take a shared-memory file, and systems run out of those.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -73,4 +73,5 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         if self.evaluation:
             target["iscrowd"] = torch.from_numpy(self.index.crowd[rows][view.kept])
             target["area"] = torch.from_numpy(self.index.areas[rows][view.kept])
+            target["boxes_xyxy"] = torch.from_numpy(self.index.boxes[rows][view.kept])
         return view.image, target

@@ -143,7 +143,7 @@ def _house(rng: Generator) -> Outline:
         corners((0, -roof), (0.8 + eaves, 0.05), (-0.8 - eaves, 0.05)),
         rect(chimney, -roof, chimney + 0.2, 0),
     )
-    return cut(outline, rect(-0.5, wall * 0.35, -0.15, wall))
+    return cut(outline, rect(-0.5, wall * 0.35, -0.15, wall + 0.1))
 
 
 def _leaf(rng: Generator) -> Outline:

@@ -156,7 +156,7 @@ def _mask(outline: Outline, box: Box) -> Image.Image:
     fine = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
     draw = ImageDraw.Draw(fine)
     for ring in outline:
-        corners = (ring.points - (left, top)) * 2 - 0.5  # Pillow's integers are pixel centres
+        corners = (ring.points - (left, top)) * 2
         draw.polygon(corners.ravel().tolist(), fill=255 if ring.filled else 0)
     return fine.reduce(2)
 

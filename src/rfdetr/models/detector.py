@@ -114,12 +114,11 @@ class Detector(nn.Module):
 
     def decode(self, memory: Memory, proposals: ProposalOutput) -> tuple[Tensor, Tensor]:
         """Every layer's queries (L, B, GQ, C), and the reference boxes (B, GQ, 4) their box deltas apply to."""
-        batch, groups, num_proposals, _ = proposals.boxes.shape
-        deltas = self.query_boxes.view(self.groups, self.num_queries, 4)[:groups]
-        references = apply_box_deltas(deltas[:, :num_proposals], proposals.boxes.detach())
-        if num_proposals < self.num_queries:  # queries without a proposal keep their own box
-            rest = deltas[:, num_proposals:].expand(batch, -1, -1, -1)
-            references = torch.cat((references, rest.float()), dim=2)
-        references = references.flatten(1, 2)
+        batch, groups = proposals.boxes.shape[:2]
+        boxes = proposals.boxes.detach().flatten(1, 2)  # B Gk 4
+        deltas, rest = self.query_boxes[: groups * self.num_queries].tensor_split((boxes.shape[1],))
+        # Where a group has fewer cells than queries, the published models give its proposals to the first rows of all
+        # queries, not of its own, and the last rows keep their own box.
+        references = torch.cat((apply_box_deltas(deltas, boxes), rest.float().expand(batch, -1, -1)), dim=1)
         content = self.query_content[: groups * self.num_queries].expand(batch, -1, -1)
         return self.decoder(content, references, memory, groups), references

@@ -73,10 +73,13 @@ class RFDETRDataModule(pl.LightningDataModule):
         return self._loader(DetectionDataset(self.index(split), view, evaluation=True), shuffle=False)
 
     def _loader(self, dataset: DetectionDataset, shuffle: bool) -> DataLoader[Any]:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        # Lightning starts a resumed run's first iterator before it tells the sampler the epoch.
+        epoch = trainer.current_epoch if trainer else 0
         return build_loader(
             dataset,
-            EpochSampler(len(dataset), shuffle=shuffle, seed=self._seed, rank=rank, world_size=world_size),
+            EpochSampler(len(dataset), shuffle=shuffle, seed=self._seed, epoch=epoch, rank=rank, world_size=world_size),
             batch_size=self.train_config.batch_size,
             num_workers=self.train_config.num_workers,
             pin_memory=torch.cuda.is_available(),

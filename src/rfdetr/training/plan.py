@@ -16,6 +16,7 @@ from rfdetr.training.steps import count_steps
 
 CallbackT = TypeVar("CallbackT", bound=pl.Callback)
 Rows = list[tuple[str, str]]
+USUAL_BATCH = 16
 
 
 def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer) -> Rows:
@@ -28,14 +29,17 @@ def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: p
     counts += [f"{len(datamodule.index('test')):,} test"] if datamodule.has_test else []
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
     accumulate, devices = trainer.accumulate_grad_batches, trainer.world_size
-    batch = f"{train.batch_size} images x {accumulate} steps x {devices} device{'s' * (devices > 1)}"
+    effective = train.batch_size * accumulate * devices
+    batch = f"{effective} = {train.batch_size} images x {accumulate} steps x {devices} device{'s' * (devices > 1)}"
+    if effective != USUAL_BATCH:
+        batch += f"; the default learning rates are made for {USUAL_BATCH}"
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
     return [
         ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
         ("weights", model.pretrain_weights or "random"),
         ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),
-        ("effective batch", f"{train.batch_size * accumulate * devices} = {batch}"),
+        ("effective batch", batch),
         ("steps", f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs"),
         ("device", f"{trainer.strategy.root_device}, precision {trainer.precision}"),
         ("averaged weights", "yes" if _find(trainer, RFDETREMACallback) else "no"),
