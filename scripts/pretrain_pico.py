@@ -10,6 +10,7 @@ the clock, so that the run ends when it should on any machine. SIGTERM ends it e
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,31 +45,65 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights/rf-detr-pico
 HELD_OUT_SEED = 1_000_003
 LOG = logging.getLogger("pretrain_pico")
 
+FIRST_KINDS = ("disc", "square", "triangle", "star-5", "ring", "plus", "arrow", "gear", "spiral", "drop", "8", "A")
+MORE_KINDS = (
+    "bar", "hexagon", "flower-4", "bolt", "mushroom", "umbrella", "ladder", "cloud", "hammer", "bone", "pin", "shield",
+    "cup", "wineglass", "chevron", "half-disc", "bitten-disc", "star-4", "sun", "frame", "comb", "wave", "magnifier",
+    "dumbbell", "pine", "rocket", "amoeba", "striped-pebble", "K", "5", "&", "R", "2", "?",
+)  # fmt: skip
+
+
+class Level(NamedTuple):
+    """What is rendered and learned in a part of the run."""
+
+    until: float
+    """Share of the run's time at which the next level begins."""
+    detects: bool
+    """Train the whole detector; else encoder and projector alone, by the dense head: four times as many scenes."""
+    plain: bool
+    """Easy scenes."""
+    kinds: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Sides of the square scenes, pixels."""
+
+
+LEVELS = (
+    Level(0.18, False, True, FIRST_KINDS, (128, 160, 192)),
+    Level(0.38, False, True, FIRST_KINDS + MORE_KINDS, (128, 160, 192)),
+    Level(0.55, False, False, PRETRAIN_CLASSES, (160, 192, 224)),
+    Level(0.70, True, True, FIRST_KINDS + MORE_KINDS, (160, 192, 224, 256)),
+    Level(1.00, True, False, PRETRAIN_CLASSES, (192, 224, 256, 288)),
+)
+"""From easy to hard: given all classes and textures at once, an untrained transformer learns boxes but no classes."""
+
 Batch = tuple[Tensor, list[dict[str, Tensor]], Tensor]
 
 
 class SceneBatches(Dataset[Batch]):
-    """Batch `index` of an endless set, a function of (seed, index).
+    """Batch (index, level) of an endless set, a function of (seed, index, level).
 
     Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B, S / stride,
     S / stride), len(PRETRAIN_CLASSES) where none does.
     """
 
-    def __init__(self, seed: int, batch_size: int, sizes: list[int], stride: int) -> None:
-        self.seed, self.batch_size, self.sizes, self.stride = seed, batch_size, sizes, stride
+    def __init__(self, seed: int, batch_size: int, stride: int, size: int | None = None) -> None:
+        self.seed, self.batch_size, self.stride, self.size = seed, batch_size, stride, size
 
-    def __getitem__(self, index: int) -> Batch:
-        size = int(np.random.default_rng((self.seed, index)).choice(self.sizes))
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        index, level = key[0], LEVELS[key[1]]
+        size = self.size or int(np.random.default_rng((self.seed, index)).choice(level.sizes))
         images, targets, shown = [], [], []
-        for i in range(self.batch_size):
-            scene = render_scene(np.random.default_rng((self.seed, index, i)), PRETRAIN_CLASSES, (size, size))
+        for i in range(self.batch_size if level.detects else 2 * self.batch_size):
+            rng = np.random.default_rng((self.seed, index, i))
+            scene = render_scene(rng, level.kinds, (size, size), plain=level.plain)
+            labels = np.array([PRETRAIN_CLASSES.index(level.kinds[i]) for i in scene.labels], dtype=np.int64)
             images.append(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))
             boxes_xyxy = torch.from_numpy(scene.boxes_xyxy)
             owner = scene.owner[self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
-            shown.append(torch.from_numpy(np.append(scene.labels, len(PRETRAIN_CLASSES))[owner]))
+            shown.append(torch.from_numpy(np.append(labels, len(PRETRAIN_CLASSES))[owner]))
             targets.append(
                 {
-                    "labels": torch.from_numpy(scene.labels),
+                    "labels": torch.from_numpy(labels),
                     "boxes": xyxy_to_cxcywh(boxes_xyxy / size),
                     "image_id": torch.tensor(index * self.batch_size + i),
                     "orig_size": torch.tensor([size, size]),
@@ -119,9 +154,9 @@ class Pretraining:
         trained = nn.ModuleList([self.detector, self.dense_head])
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(_groups(self.parameters), lr=options.lr, betas=(0.9, 0.99), fused=True)
-        self.step, self.earlier_steps, self.seconds = 0, 0, 0.0
+        self.step, self.images, self.earlier_steps, self.seconds = 0, 0, 0, 0.0
         self.history = list[dict[str, float]]()
-        self.dense_loss, self.stop = math.nan, False
+        self.level, self.dense_loss, self.stop = 0, math.nan, False
         if options.state and options.state.is_file():
             self._restore(torch.load(options.state, map_location=self.device, weights_only=True))
         elif options.warm_start:
@@ -135,7 +170,7 @@ class Pretraining:
         self.average.load_state_dict(state["average"])
         self.dense_head.load_state_dict(state["dense_head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.earlier_steps = state["step"], state["earlier_steps"]
+        self.step, self.images, self.earlier_steps = (state[name] for name in ("step", "images", "earlier_steps"))
         self.seconds, self.history = state["seconds"], state["history"]
         LOG.info("continues from %s: step %d, %.0f s", self.options.state, self.step, self.seconds)
 
@@ -144,7 +179,7 @@ class Pretraining:
         state = {
             "detector": self.detector.state_dict(), "average": self.average.state_dict(),
             "dense_head": self.dense_head.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "earlier_steps": self.earlier_steps,
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "images": self.images, "earlier_steps": self.earlier_steps,
             "seconds": self.seconds, "history": self.history,
         }  # fmt: skip
         atomic_write(self.options.state, lambda stream: torch.save(state, stream))
@@ -154,13 +189,18 @@ class Pretraining:
         images = normalize(images.to(self.device, non_blocking=True))
         targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16):
-            outputs = self.detector(images)
+            if LEVELS[self.level].detects:
+                outputs = self.detector(images)
+            else:
+                self.detector.project(self.detector.encode(images))
             dense_loss = self.dense_head.loss(shown.to(self.device))
-        detection_loss = torch.stack(list(self.criterion(outputs, targets).values())).sum()
-        loss = detection_loss + self.options.dense_loss_coef * dense_loss
+        loss = self.options.dense_loss_coef * dense_loss
+        if LEVELS[self.level].detects:
+            loss = loss + torch.stack(list(self.criterion(outputs, targets).values())).sum()
         loss.backward()
         mean_loss, seconds, stop = self._agree(loss.detach(), self.seconds, self.stop)
         progress = min(seconds / (60 * self.options.minutes), 1.0)
+        self.level = sum(progress >= level.until for level in LEVELS[:-1])
         warm_up = min((self.step + 1) / self.options.warm_up, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * warm_up * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
@@ -168,6 +208,7 @@ class Pretraining:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
+        self.images += len(images) * self.options.processes
         with torch.no_grad():
             keep = self.options.ema * (1 - math.exp(-self.step / 500))
             torch._foreach_lerp_(list(self.average.parameters()), list(self.detector.parameters()), 1 - keep)
@@ -187,12 +228,12 @@ class Pretraining:
         return mean_loss, mean_seconds, mean_stop
 
     def evaluate(self) -> dict[str, float]:
-        """The averaged weights on scenes that are never trained on, at the nominal resolution."""
+        """The averaged weights on scenes of the present level that are never trained on, at the nominal resolution."""
         evaluator, any_class = CocoEvaluator(PRETRAIN_CLASSES), CocoEvaluator(["object"])
         self.average.eval()
-        scenes = SceneBatches(HELD_OUT_SEED, 10, [self.config.resolution], self.config.patch_size // 2)
+        scenes = SceneBatches(HELD_OUT_SEED, 10, self.config.patch_size // 2, self.config.resolution)
         for index in range(self.options.eval_scenes // 10):
-            images, targets, _ = scenes[index]
+            images, targets, _ = scenes[index, self.level]
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                 outputs = self.average(normalize(images.to(self.device)))
             sizes = torch.stack([target["orig_size"] for target in targets]).to(self.device)
@@ -215,7 +256,8 @@ class Pretraining:
         notes = {
             "made_by": "scripts/pretrain_pico.py on rfdetr.data.synthetic scenes",
             "steps": self.step,
-            "images": self.step * self.options.batch_size * self.options.processes,
+            "images": self.images,
+            "levels": [level._asdict() for level in LEVELS],
             "earlier_steps": self.earlier_steps,  # of the run whose weights this one started from
             "settings": settings,
             "held_out": self.history[-1] if self.history else None,
@@ -230,7 +272,7 @@ class Pretraining:
     def report(self) -> None:
         """Evaluates, keeps the figures, saves the state."""
         figures = self.evaluate()
-        self.history.append({"step": self.step, "seconds": round(self.seconds), **figures})
+        self.history.append({"step": self.step, "seconds": round(self.seconds), "level": self.level, **figures})
         LOG.info("held out: %s", json.dumps(self.history[-1]))
         if self.options.state:
             self.save_state()
@@ -249,32 +291,32 @@ class Pretraining:
                 mean_loss = float(np.mean(losses))
                 LOG.info("step %d  loss %.3f  dense %.3f  %.0f s", self.step, mean_loss, self.dense_loss, self.seconds)
                 losses.clear()
-            if self.rank == 0 and (self.seconds >= next_report or over):
+            if self.rank == 0 and ((self.seconds >= next_report and LEVELS[self.level].detects) or over):
                 self.report()
                 next_report = self.seconds + 60 * options.report_minutes
         if self.rank == 0:
             self.write_weights()
 
     def _loader(self) -> DataLoader[Batch]:
-        step = self.config.patch_size * self.config.num_windows
-        sizes = [self.config.resolution + step * offset for offset in (-3, -2, -1, 0, 1)]
         options = self.options
         return DataLoader(
-            SceneBatches(options.seed, options.batch_size, sizes, self.config.patch_size // 2),
-            sampler=_Endless(self.step * options.processes + self.rank, options.processes),
+            SceneBatches(options.seed, options.batch_size, self.config.patch_size // 2),
+            sampler=_Endless(self),
             batch_size=None,
             num_workers=options.workers,
         )
 
 
-class _Endless(torch.utils.data.Sampler[int]):
-    """start, start + stride, ... without end."""
+class _Endless(torch.utils.data.Sampler[tuple[int, int]]):
+    """Every process's own indexes without end, at the run's present level."""
 
-    def __init__(self, start: int, stride: int) -> None:
-        self.start, self.stride = start, stride
+    def __init__(self, training: Pretraining) -> None:
+        self.training = training
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, 2**62, self.stride))
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        stride = self.training.options.processes
+        for index in itertools.count(self.training.step * stride + self.training.rank, stride):
+            yield index, self.training.level
 
 
 def _groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:

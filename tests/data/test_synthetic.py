@@ -133,6 +133,16 @@ def test_every_class_appears_small_and_large() -> None:
         assert sides[labels == label].min() < 25 and sides[labels == label].max() > 60
 
 
+def test_plain_scenes_have_no_small_objects_and_no_noise() -> None:
+    for seed in range(10):
+        scene = render_scene(np.random.default_rng(seed), DEMO_CLASSES, SIZE, plain=True)
+        for outline in scene.outlines:
+            solid = np.concatenate([ring.points for ring in outline if ring.filled])
+            assert np.ptp(solid, axis=0).max() >= 24 - 1e-6
+        steps = np.abs(np.diff(scene.image.astype(np.int64), axis=1)).max(axis=2)
+        assert np.median(steps) <= 1
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate(tmp_path_factory.mktemp("synthetic") / "shapes", num_images=20, seed=3)

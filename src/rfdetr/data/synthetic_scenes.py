@@ -26,6 +26,7 @@ MIN_VISIBLE_SHARE = 0.3
 """Share of an object that must show for it to count."""
 _MIN_VISIBLE_SIDE = 6
 _BANK_SIDE = 512
+_PLAIN_TEXTURES = ("plain", "slope")
 _RAMP = np.linspace(0, 1, 256)[:, None]
 
 Colour: TypeAlias = NDArray[np.float64]
@@ -63,19 +64,27 @@ class _Placed(NamedTuple):
     area: int
 
 
-def render_scene(rng: Generator, kinds: Sequence[str], size: tuple[int, int], distractors: Sequence[str] = ()) -> Scene:
+def render_scene(
+    rng: Generator, kinds: Sequence[str], size: tuple[int, int], distractors: Sequence[str] = (), plain: bool = False
+) -> Scene:
     """Draws one scene of `size` (height, width) pixels.
 
-    `distractors` are kinds that appear but belong to no class; lines and shards always do.
+    `distractors` are kinds that appear but belong to no class; lines and shards always do. A `plain` scene is an easy
+    one: smooth textures, larger objects, nothing but objects of `kinds`, a perfect camera.
     """
     height, width = size
-    canvas = _textured(rng, (width, height), _random_texture(rng), _palette(rng, _random_colours(rng, 1)[0]))
+    textures = _PLAIN_TEXTURES if plain else tuple(_textures())
+    background = _palette(rng, _random_colours(rng, 1)[0])
+    canvas = _textured(rng, (width, height), _random_texture(rng, _pick(rng, textures, 1)[0]), background)
     owner = np.full((height, width), -1, dtype=np.int16)  # which of `placed` a pixel shows
-    unlabelled = [*CLUTTER_KINDS, *CLUTTER_KINDS, *distractors]
+    unlabelled = [] if plain else [*CLUTTER_KINDS, *CLUTTER_KINDS, *distractors]
+    least = 2 * MIN_SIDE if plain else MIN_SIDE
     placed: list[_Placed] = []
-    for name, side in _cast(rng, kinds, unlabelled, min(size)):
-        outline, patch = _place(rng, random_outline(rng, ALL_KINDS[name], side), canvas.size)
-        box, inside, area = _draw(rng, canvas, outline, patch, ALL_KINDS[name].texture)
+    for name, side in _cast(rng, kinds, unlabelled, min(size), least):
+        kind = ALL_KINDS[name]
+        outline, patch = _place(rng, random_outline(rng, kind, side), canvas.size)
+        texture = _random_texture(rng, kind.texture or _pick(rng, textures, 1)[0])
+        box, inside, area = _draw(rng, canvas, outline, patch, (texture, kind.texture is not None))
         owner[box[1] : box[3], box[0] : box[2]][inside] = len(placed)
         placed.append(_Placed(kinds.index(name) if name in kinds else -1, outline, box, area))
     seen = [(index, *_visible_box(owner, index, thing)) for index, thing in enumerate(placed) if thing.label >= 0]
@@ -84,7 +93,7 @@ def render_scene(rng: Generator, kinds: Sequence[str], size: tuple[int, int], di
     number = np.full(len(placed) + 1, -1, dtype=np.int16)  # its last entry is for -1
     number[[index for index, _, _ in seen]] = np.arange(len(seen))
     return Scene(
-        image=_photographed(rng, canvas),
+        image=np.asarray(canvas) if plain else _photographed(rng, canvas),
         boxes_xyxy=np.array([box for _, box, _ in seen], dtype=np.float32).reshape(-1, 4),
         labels=np.array([thing.label for thing in things], dtype=np.int64),
         areas=np.array([area for _, _, area in seen], dtype=np.float32),
@@ -94,25 +103,27 @@ def render_scene(rng: Generator, kinds: Sequence[str], size: tuple[int, int], di
     )
 
 
-def _cast(rng: Generator, kinds: Sequence[str], unlabelled: Sequence[str], side: int) -> list[tuple[str, float]]:
+def _cast(
+    rng: Generator, kinds: Sequence[str], unlabelled: Sequence[str], side: int, least: float
+) -> list[tuple[str, float]]:
     """Names and sizes of what will be drawn, roughly from large to small so that little is buried."""
     if rng.random() < 0.25:  # many alike, as cells or parts on a belt
         few = _pick(rng, kinds, int(rng.integers(1, 4)))
         names = _pick(rng, few, int(rng.integers(6, 22)))
         usual = side * math.exp(rng.uniform(math.log(0.06), math.log(0.2)))
-        sizes = np.maximum(usual * np.exp(rng.normal(0, 0.15, len(names))), MIN_SIDE)
+        sizes = np.maximum(usual * np.exp(rng.normal(0, 0.15, len(names))), least)
     else:
         names = _pick(rng, kinds, int(rng.integers(1, 10)))
-        sizes = np.exp(rng.uniform(math.log(MIN_SIDE), math.log(0.6 * side), len(names)))
-    others = _pick(rng, unlabelled, int(rng.integers(0, 5)))
-    other_sizes = np.exp(rng.uniform(math.log(MIN_SIDE), math.log(0.4 * side), len(others)))
+        sizes = np.exp(rng.uniform(math.log(least), math.log(0.6 * side), len(names)))
+    others = _pick(rng, unlabelled, int(rng.integers(0, 5)) if unlabelled else 0)
+    other_sizes = np.exp(rng.uniform(math.log(least), math.log(0.4 * side), len(others)))
     sizes = np.concatenate([sizes, other_sizes])
     order = np.argsort(-sizes * np.exp(rng.normal(0, 0.4, len(sizes))))
     return [((names + others)[i], float(sizes[i])) for i in order]
 
 
 def _pick(rng: Generator, names: Sequence[str], count: int) -> list[str]:
-    return [names[i] for i in rng.integers(len(names), size=count)]
+    return [names[i] for i in rng.integers(max(len(names), 1), size=count)]
 
 
 def _place(rng: Generator, outline: Outline, size: tuple[int, int]) -> tuple[Outline, Box]:
@@ -127,9 +138,12 @@ def _place(rng: Generator, outline: Outline, size: tuple[int, int]) -> tuple[Out
 
 
 def _draw(
-    rng: Generator, canvas: Image.Image, outline: Outline, patch: Box, texture: str | None
+    rng: Generator, canvas: Image.Image, outline: Outline, patch: Box, surface: tuple[Image.Image, bool]
 ) -> tuple[Box, NDArray[np.bool_], int]:
-    """Draws an object; the part of its patch in the image, the pixels of that part it covers, and its whole area."""
+    """Draws an object with a texture of two strong colours or not.
+
+    Returns the part of its patch in the image, the pixels of that part which it covers, and its whole area.
+    """
     left, top, right, bottom = patch
     mask = _mask(outline, patch)
     box = (max(left, 0), max(top, 0), min(right, canvas.width), min(bottom, canvas.height))
@@ -138,7 +152,8 @@ def _draw(
     if rng.random() < 0.25:
         dx, dy = rng.integers(-4, 5, 2).tolist()
         canvas.paste((0, 0, 0), (left + dx, top + dy), Image.blend(Image.new("L", mask.size), mask, 0.4))  # a shadow
-    fill = _textured(rng, mask.size, _random_texture(rng, texture), _palette(rng, colour, strong=texture is not None))
+    texture, strong = surface
+    fill = _textured(rng, mask.size, texture, _palette(rng, colour, strong))
     if rng.random() < 0.3 and max(mask.size) > 16:  # a rim of another colour
         red, green, blue = _random_colours(rng, 1)[0].astype(int).tolist()
         rim = Image.new("RGB", mask.size, (red, green, blue))
@@ -238,9 +253,8 @@ def _textured(rng: Generator, size: tuple[int, int], texture: Image.Image, palet
     return patch.convert("RGB")
 
 
-def _random_texture(rng: Generator, family: str | None = None) -> Image.Image:
-    families = _textures()
-    patterns = families[family] if family else list(families.values())[int(rng.integers(len(families)))]
+def _random_texture(rng: Generator, family: str) -> Image.Image:
+    patterns = _textures()[family]
     return patterns[int(rng.integers(len(patterns)))]
 
 
