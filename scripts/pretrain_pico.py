@@ -179,7 +179,8 @@ class Pretraining:
         state = {
             "detector": self.detector.state_dict(), "average": self.average.state_dict(),
             "dense_head": self.dense_head.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "images": self.images, "earlier_steps": self.earlier_steps,
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "images": self.images,
+            "earlier_steps": self.earlier_steps,
             "seconds": self.seconds, "history": self.history,
         }  # fmt: skip
         atomic_write(self.options.state, lambda stream: torch.save(state, stream))
