@@ -3,7 +3,7 @@
     python scripts/demo.py
 
 The bundled weights have never seen the classes of the set. All that happens is what `RFDETRPico().train(...)` does with
-any folder of labelled images; the set itself can be had by `rfdetr.data.synthetic.generate("folder")`.
+any folder of labelled images; the set itself can be had by `rfdetr.data.synthetic.generate("folder", plain=True)`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     options = parse_options()
     console = Console()
     started = time.monotonic()
-    data = generate(options.out / "data")
+    data = generate(options.out / "data", plain=not options.hard)
     console.print(f"[bold]{data}[/]: images and boxes made in {time.monotonic() - started:.0f} s")
 
     run = first_free(options.out / "run")
@@ -103,6 +103,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--eval-every", type=int, default=4, help="epochs")
     parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--hard", action="store_true", help="strong textures, clutter, noise, smaller objects")
     parser.add_argument("--from-random-weights", action="store_true", help="to see what the pre-training is worth")
     return parser.parse_args()
 

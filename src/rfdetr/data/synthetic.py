@@ -31,18 +31,20 @@ _SPLITS = {"train": 0.7, "valid": 0.15, "test": 0.15}
 _RECORD = "synthetic.json"
 
 
-def generate(
+def generate(  # noqa: PLR0913 - what a set is made of, each with a default
     out_dir: str | Path,
     num_images: int = 600,
     classes: Sequence[str] = DEMO_CLASSES,
     seed: int = 0,
     sides: tuple[int, int] = (160, 320),
     distractors: Sequence[str] = DEMO_DISTRACTORS,
+    plain: bool = False,
 ) -> Path:
     """Writes train, valid and test folders (70, 15 and 15 %) in COCO form and returns the folder.
 
-    Pictures are JPEG, each side between `sides` pixels. A folder that these same arguments made is left as it is; one
-    that holds anything else is an error (`FileExistsError`), for nothing is ever overwritten.
+    Pictures are JPEG, each side between `sides` pixels; `plain` ones are easier (see `render_scene`). A folder that
+    these same arguments made is left as it is; one that holds anything else is an error (`FileExistsError`), for
+    nothing is ever overwritten.
     """
     unknown = [name for name in (*classes, *distractors) if name not in ALL_KINDS]
     if unknown or not classes or num_images < len(_SPLITS):
@@ -51,7 +53,7 @@ def generate(
         )
     record = {
         "generator": __name__, "num_images": num_images, "classes": list(classes), "seed": seed, "sides": list(sides),
-        "distractors": [name for name in distractors if name not in classes],
+        "distractors": [name for name in distractors if name not in classes], "plain": plain,
     }  # fmt: skip
     folder = Path(out_dir)
     if folder.is_dir() and any(folder.iterdir()):
@@ -96,7 +98,7 @@ def _write_split(folder: Path, indexes: range, record: dict[str, Any]) -> None:
         rng = np.random.default_rng((record["seed"], index))
         low, high = record["sides"]
         height, width = rng.integers(low, high + 1, 2).tolist()
-        scene = render_scene(rng, record["classes"], (height, width), record["distractors"])
+        scene = render_scene(rng, record["classes"], (height, width), record["distractors"], record["plain"])
         name = f"{index:06d}.jpg"
         Image.fromarray(scene.image).save(folder / name, quality=92)
         images.append({"id": index, "file_name": name, "height": height, "width": width})
