@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}  # class names, in label order
 FIRST_SEED = {"train": 0, "valid": 400, "test": 800}  # so that splits share no picture
+
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def _shared_data(name: str) -> Path:

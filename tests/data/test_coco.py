@@ -206,4 +206,5 @@ def test_every_box_is_inside_its_image_or_counted_as_skipped(
 
 
 def inside(x: float, y: float, w: float, h: float) -> bool:
-    return min(x + w, 100) > max(x, 0) and min(y + h, 80) > max(y, 0)
+    left, top, right, bottom = np.clip(np.array([x, y, x + w, y + h]), 0, [100, 80, 100, 80]).astype(np.float32)
+    return bool(right > left and bottom > top)  # as single precision sees it
