@@ -25,6 +25,9 @@ MIN_SIDE = 12.0
 MIN_VISIBLE_SHARE = 0.3
 """Share of an object that must show for it to count."""
 _MIN_VISIBLE_SIDE = 6
+_PLAIN_MIN_SIDE = 30.0
+_PLAIN_MOST_COVERED = 0.15
+"""Share of a new object's patch in which others may show already, in plain scenes."""
 _BANK_SIDE = 512
 _PLAIN_TEXTURES = ("plain", "slope")
 _RAMP = np.linspace(0, 1, 256)[:, None]
@@ -70,7 +73,7 @@ def render_scene(
     """Draws one scene of `size` (height, width) pixels.
 
     `distractors` are kinds that appear but belong to no class; lines and shards always do. A `plain` scene is an easy
-    one: smooth textures, larger objects, nothing but objects of `kinds`, a perfect camera.
+    one: smooth textures, larger objects that hide little of each other, nothing but objects of `kinds`, a perfect camera.
     """
     height, width = size
     textures = _PLAIN_TEXTURES if plain else tuple(_textures())
@@ -78,11 +81,13 @@ def render_scene(
     canvas = _textured(rng, (width, height), _random_texture(rng, _pick(rng, textures, 1)[0]), background)
     owner = np.full((height, width), -1, dtype=np.int16)  # which of `placed` a pixel shows
     unlabelled = [] if plain else [*CLUTTER_KINDS, *CLUTTER_KINDS, *distractors]
-    least = 2 * MIN_SIDE if plain else MIN_SIDE
+    least = _PLAIN_MIN_SIDE if plain else MIN_SIDE
     placed: list[_Placed] = []
     for name, side in _cast(rng, kinds, unlabelled, min(size), least):
         kind = ALL_KINDS[name]
         outline, patch = _place(rng, random_outline(rng, kind, side), canvas.size)
+        if plain and _covered(owner, patch) > _PLAIN_MOST_COVERED:
+            continue
         texture = _random_texture(rng, kind.texture or _pick(rng, textures, 1)[0])
         box, inside, area = _draw(rng, canvas, outline, patch, (texture, kind.texture is not None))
         owner[box[1] : box[3], box[0] : box[2]][inside] = len(placed)
@@ -124,6 +129,12 @@ def _cast(
 
 def _pick(rng: Generator, names: Sequence[str], count: int) -> list[str]:
     return [names[i] for i in rng.integers(max(len(names), 1), size=count)]
+
+
+def _covered(owner: NDArray[np.int16], patch: Box) -> float:
+    """The share of a patch in which objects show already."""
+    left, top = max(patch[0], 0), max(patch[1], 0)
+    return float(np.mean(owner[top : patch[3], left : patch[2]] >= 0))
 
 
 def _place(rng: Generator, outline: Outline, size: tuple[int, int]) -> tuple[Outline, Box]:
