@@ -73,7 +73,7 @@ def render_scene(
     """Draws one scene of `size` (height, width) pixels.
 
     `distractors` are kinds that appear but belong to no class; lines and shards always do. A `plain` scene is an easy
-    one: smooth textures, larger objects that hide little of each other, nothing but objects of `kinds`, a perfect camera.
+    one: smooth textures, larger objects that hide little of each other, nothing else, a perfect camera.
     """
     height, width = size
     textures = _PLAIN_TEXTURES if plain else tuple(_textures())
