@@ -1,8 +1,9 @@
-# One command each, working with no arguments: make demo, make test, make lint, make bench.
+# One command each, working with no arguments: make demo (or make demo TASK=segment), make test, make lint, make bench.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
+TASK ?= detect
 
 .PHONY: demo test lint format bench clean
 .DEFAULT_GOAL := demo
@@ -14,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo.py --task $(TASK)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal

@@ -1,4 +1,7 @@
-"""Latency of `predict` on one 640x480 image, RFDETRNano with random weights, as a user calls it."""
+"""Latency of `predict` on one 640x480 image, as a user calls it: RFDETRNano or RFDETRSegNano with random weights.
+
+They find nothing; with --threshold 0 everything is found, and every query's mask built at the image's size.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,23 @@ import torch
 
 
 def add_arguments(parser: Any) -> None:
+    parser.add_argument("--variant", choices=_common.VARIANTS, default="nano")
+    parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--optimize", choices=["none", "bfloat16", "float32"], default="none")
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
     """Milliseconds per image; `--optimize` applies `optimize_for_inference` with that dtype first."""
-    from rfdetr import RFDETRNano
+    import rfdetr
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    model = RFDETRNano(pretrain_weights=None)
+    model = getattr(rfdetr, _common.VARIANTS[args.variant])(pretrain_weights=None)
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     if args.optimize != "none":
         model.optimize_for_inference(dtype=getattr(torch, args.optimize), compile=False)
-    seconds = _common.median_seconds(lambda: model.predict(image, threshold=0.5), args.repeats, warmup=3)
+    seconds = _common.median_seconds(lambda: model.predict(image, threshold=args.threshold), args.repeats, warmup=3)
     return {"predict_ms": seconds * 1e3, "peak_memory_gb": _common.peak_memory_gb()}
 
 

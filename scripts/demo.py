@@ -1,6 +1,7 @@
 """The main job in a few minutes, offline: generate a data set, fine-tune RFDETRPico on it, evaluate, draw.
 
-    python scripts/demo.py
+    python scripts/demo.py                    # boxes
+    python scripts/demo.py --task segment     # RFDETRSegPico: boxes and masks
 
 The bundled weights have never seen the classes of the set. All that happens is what `RFDETRPico().train(...)` does with
 any folder of labelled images; the set itself can be had by `rfdetr.data.synthetic.generate("folder", plain=True)`.
@@ -19,11 +20,15 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from rfdetr import RFDETRPico
+from rfdetr import RFDETR, RFDETRPico, RFDETRSegPico
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.synthetic import generate
+from rfdetr.evaluation.metrics import MASKS
 from rfdetr.evaluation.results import metrics_table
+from rfdetr.geometry.masks import rle_dict
+
+MODELS: dict[str, type[RFDETR]] = {"detect": RFDETRPico, "segment": RFDETRSegPico}
 
 
 def main() -> None:
@@ -32,10 +37,11 @@ def main() -> None:
     console = Console()
     started = time.monotonic()
     data = generate(options.out / "data", plain=not options.hard)
-    console.print(f"[bold]{data}[/]: images and boxes made in {time.monotonic() - started:.0f} s")
+    console.print(f"[bold]{data}[/]: images, boxes and outlines made in {time.monotonic() - started:.0f} s")
 
-    run = first_free(options.out / "run")
-    model = RFDETRPico(pretrain_weights=None) if options.from_random_weights else RFDETRPico()
+    masks = options.task == "segment"
+    run = first_free(options.out / ("run-segment" if masks else "run"))
+    model = MODELS[options.task](**({"pretrain_weights": None} if options.from_random_weights else {}))
     model.train(
         dataset_dir=data,
         output_dir=run,
@@ -55,21 +61,23 @@ def main() -> None:
         seed=0,
     )
     metrics = model.evaluate(data, split="test", batch_size=16)
-    pictures = draw_pictures(model, load_index(find_splits(data), "test"), run / "pictures", options.pictures)
+    index = load_index(find_splits(data), "test", masks=masks)
+    pictures = draw_pictures(model, index, run / "pictures", options.pictures)
 
-    curve = ", ".join(f"{epoch} {value:.3f}" for epoch, value in validation_curve(run))
-    console.print(f"\n[bold]mAP 50:95 on the validation images after epoch[/] {curve}")
+    curve = ", ".join(f"{epoch} {value:.3f}" for epoch, value in validation_curve(run, MASKS if masks else ""))
+    console.print(f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}")
     console.print(metrics_table(metrics, "Test images, never used in training"))
     console.print(f"truth beside predictions: [bold]{pictures}[/]   in all {time.monotonic() - started:.0f} s")
 
 
-def validation_curve(run: Path) -> list[tuple[int, float]]:
-    """(epoch from 1, mAP 50:95 of the averaged weights) of each evaluation."""
+def validation_curve(run: Path, kind: str) -> list[tuple[int, float]]:
+    """(epoch from 1, mAP 50:95 of the averaged weights) of each evaluation, of boxes or of another kind."""
+    key = f"val/ema_{kind}mAP_50_95"
     lines = [json.loads(line) for line in (run / "log.txt").read_text(encoding="utf-8").splitlines()]
-    return [(line["epoch"] + 1, line["val/ema_mAP_50_95"]) for line in lines if "val/ema_mAP_50_95" in line]
+    return [(line["epoch"] + 1, line[key]) for line in lines if key in line]
 
 
-def draw_pictures(model: RFDETRPico, index: DatasetIndex, folder: Path, count: int) -> Path:
+def draw_pictures(model: RFDETR, index: DatasetIndex, folder: Path, count: int) -> Path:
     """Writes pictures with the truth on the left and what is predicted on the right."""
     import supervision as sv
 
@@ -77,17 +85,31 @@ def draw_pictures(model: RFDETRPico, index: DatasetIndex, folder: Path, count: i
     sources = [index.path(image) for image in range(min(count, len(index)))]
     for image, prediction in enumerate(model.predict_stream(sources, threshold=0.4)):
         rows = index.rows(image)
-        truth = sv.Detections(xyxy=index.boxes[rows], class_id=index.labels[rows])
+        outlined = full_masks(index, image) if index.outlines else None
+        truth = sv.Detections(xyxy=index.boxes[rows], class_id=index.labels[rows], mask=outlined)
         halves = []
         for found in (truth, prediction.detections):
             labels = [index.class_names[label] for label in np.asarray(found.class_id)]
             picture = sv.BoxAnnotator(thickness=1).annotate(Image.fromarray(prediction.image), found)
+            picture = sv.MaskAnnotator(opacity=0.4).annotate(picture, found)  # nothing, where there are no masks
             halves.append(
                 np.asarray(sv.LabelAnnotator(text_scale=0.3, text_padding=2).annotate(picture, found, labels))
             )
         halves.insert(1, np.full_like(halves[0][:, :6], 255))
         Image.fromarray(np.concatenate(halves, axis=1)).save(folder / f"{sources[image].stem}.png")
     return folder
+
+
+def full_masks(index: DatasetIndex, image: int) -> np.ndarray:
+    """The outlines of an image's objects as masks (n, height, width); empty for an object without one."""
+    import hotcoco.mask
+
+    height, width = index.sizes[image].tolist()
+    masks = np.zeros((index.rows(image).stop - index.rows(image).start, height, width), bool)
+    for mask, outline in zip(masks, index.outlines_of(image, index.rows(image)), strict=True):
+        if outline is not None:
+            mask[:] = hotcoco.mask.decode(rle_dict(outline.to_rle(), height, width))
+    return masks
 
 
 def first_free(path: Path) -> Path:
@@ -99,6 +121,7 @@ def first_free(path: Path) -> Path:
 def parse_options() -> argparse.Namespace:
     """The command line; everything has a default."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=MODELS, default="detect", help="boxes alone, or masks too")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the data and the runs")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--eval-every", type=int, default=4, help="epochs")

@@ -283,7 +283,12 @@ class Pretraining:
             "numpy": np.__version__,
         }
         save_safetensors(
-            self.options.output, self.average.state_dict(), self.config, PRETRAIN_CLASSES, torch.bfloat16, notes
+            self.options.output,
+            self.average.state_dict(),
+            self.config,
+            PRETRAIN_CLASSES,
+            dtype=torch.bfloat16,
+            notes=notes,
         )
         LOG.info("wrote %s (%.2f MB)", self.options.output, self.options.output.stat().st_size / 1e6)
 

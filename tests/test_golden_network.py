@@ -20,7 +20,7 @@ import rfdetr.config
 from rfdetr.config import EncoderDims, ModelConfig
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput
-from rfdetr.models.postprocess import postprocess
+from rfdetr.models.postprocess import full_size_masks, postprocess
 from rfdetr.weights.names import from_published, to_published
 
 GOLDEN = Path(os.environ.get("RFDETR_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -121,4 +121,6 @@ def test_postprocessing(case: Case) -> None:
         close(detection["labels"], case, f"post.{image}.labels")
         close(detection["boxes"], case, f"post.{image}.boxes")
         if mask_logits is not None:
-            assert torch.equal(detection["masks"], case.tensors[f"post.{image}.masks"].squeeze(1).bool())
+            size = tuple(sizes[image].tolist())
+            masks = torch.cat(list(full_size_masks(detection["mask_logits"], size)))
+            assert torch.equal(masks, case.tensors[f"post.{image}.masks"].squeeze(1).bool())

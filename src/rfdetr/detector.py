@@ -14,7 +14,8 @@ import torch
 
 from rfdetr import config as configs
 from rfdetr.assets.coco_classes import COCO_CLASSES
-from rfdetr.config import VARIANTS, ModelConfig, TrainConfig
+from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
+from rfdetr.config.arguments import check_count, check_kind, check_path
 from rfdetr.console import show_rows, with_progress
 from rfdetr.inference.predictor import Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, is_single
@@ -61,7 +62,7 @@ class RFDETR:
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **settings: Any) -> RFDETR:
         """The detector of a file (or of a published name), as its own variant's class; `settings` win over the file."""
-        name = path if isinstance(path, str) else _path_text(path)
+        name = path if isinstance(path, str) else _path_text(check_path("the checkpoint", path))
         checkpoint = read_checkpoint(resolve_weights(name))
         face = _face_of(type(config_from_checkpoint(checkpoint)[0]))
         detector = face.__new__(face)
@@ -73,7 +74,9 @@ class RFDETR:
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
             self._check_variant(checkpoint.path, type(restored))
-            settings = {**restored.model_dump(exclude={"pretrain_weights"}), **settings}
+            known = restored.model_dump(exclude={"pretrain_weights"})
+            known["segmentation_head"] |= self.config_class.model_fields["segmentation_head"].default
+            settings = {**known, **settings}
             names = names if settings["num_classes"] == restored.num_classes else None
         self.model_config = self.config_class(**settings)
         network = build_detector(self.model_config)
@@ -81,11 +84,11 @@ class RFDETR:
             report = load_weights(network, checkpoint.model, self.model_config, source=str(checkpoint.path))
             for line in report.lines():
                 logger.info("%s: %s", checkpoint.path.name, line)
-        self._has_random_weights = checkpoint is None
+        self._random_tensors = to_published(network.state_dict()).keys() if checkpoint is None else {*report.fresh}
         self._use(network, names)
 
     def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
-        if found is not self.config_class:
+        if found is not self.config_class and not adds_masks_to(found, self.config_class):
             right = _face_of(found).__name__
             raise ValueError(
                 f"{path} holds an {right}, not an {type(self).__name__}: use {right}(pretrain_weights=...) or "
@@ -112,29 +115,39 @@ class RFDETR:
     def train(self, **settings: Any) -> None:
         """Fine-tunes on the labelled images of `dataset_dir`; keywords are the fields of `TrainConfig`.
 
+        (For a segmentation model of `SegmentationTrainConfig`, and the images need outlines.)
         Starts from the present weights, takes classes and their names from the data, and ends with the best weights of
         the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before and a summary after.
         """
         with _needs_extra("training"):
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+            from rfdetr.training.batch_size import resolve_batch_size
+            from rfdetr.training.checkpoints import checkpoint_to_resume
+            from rfdetr.training.folder import refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
 
-        train_config = TrainConfig(**settings)
+        train_config = (SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig)(**settings)
+        resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
+        if not train_config.overwrite:
+            refuse_to_overwrite(train_config.output_dir, resumed)
         datamodule = RFDETRDataModule(self.model_config, train_config)
         datamodule.setup("fit")
         names = datamodule.class_names or []
         model_config = _changed(self.model_config, num_classes=len(names))
-        module = RFDETRModule(_changed(model_config, pretrain_weights=None), train_config)
-        if not self._has_random_weights:  # random ones are drawn again, from the run's seed
-            load_weights(module.model, to_published(self.model.model.state_dict()), model_config)
+        module = RFDETRModule(_changed(model_config, pretrain_weights=None, backbone_lora=False), train_config)
+        weights = to_published(self.model.model.state_dict())
+        if learned := {name: weights[name] for name in weights if name not in self._random_tensors}:
+            load_weights(module.model, learned, model_config)  # random ones are drawn again, from the run's seed
         module.model_config = model_config
+        module.choose_trained()
         trainer = build_trainer(train_config, model_config)
 
+        resolve_batch_size(module, datamodule, trainer)
         show_rows("Training plan", training_plan(module, datamodule, trainer))
         started = time.monotonic()
-        trainer.fit(module, datamodule, ckpt_path=_resumed(train_config))
+        trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
-        self._has_random_weights = False
+        self._random_tensors = set()
         self._use(module.model, names)
         if summary := run_summary(trainer):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
@@ -162,13 +175,18 @@ class RFDETR:
         from rfdetr.data.loaders import EpochSampler, build_loader
         from rfdetr.data.transforms import EvaluationView
 
+        check_kind("split", split, str)
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, least=0)
+        check_count("max_dets", max_dets)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
-        index = load_index(find_splits(Path(dataset_dir), dataset_file), split)
+        has_masks = self.model_config.segmentation_head
+        index = load_index(find_splits(check_path("dataset_dir", dataset_dir), dataset_file), split, masks=has_masks)
         labels_in_data = self._labels_in_data(index.class_names)
         dataset = DetectionDataset(index, EvaluationView(self.model_config.resolution), evaluation=True)
         sampler = EpochSampler(len(dataset), shuffle=False)
         loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=min(num_workers, len(dataset)))
-        evaluator = CocoEvaluator(index.class_names, max_dets)
+        evaluator = CocoEvaluator(index.class_names, max_dets, has_masks)
         precision = resolve_precision(self.model_config.amp, self.model.device.type)
         for images, targets in with_progress(loader, "Evaluating", len(loader)):
             sizes = torch.stack([target["orig_size"] for target in targets])
@@ -261,6 +279,12 @@ class RFDETRLargeDeprecated(RFDETR):
     config_class = configs.RFDETRLargeDeprecatedConfig
 
 
+class RFDETRSegPico(RFDETR):
+    """Instance segmentation, 3 M parameters, 256 pixels; starts from the Pico's weights."""
+
+    config_class = configs.RFDETRSegPicoConfig
+
+
 class RFDETRSegNano(RFDETR):
     """Instance segmentation, 312 pixels."""
 
@@ -336,12 +360,6 @@ def _refuse_unknown(config_class: type[ModelConfig], settings: dict[str, Any]) -
 def _path_text(path: os.PathLike[str]) -> str:
     """A path object is a file of the user's, never a published name."""
     return os.path.abspath(os.path.expanduser(path))
-
-
-def _resumed(train_config: TrainConfig) -> str | None:
-    if train_config.resume == "last":
-        return str(train_config.output_dir / "last.ckpt")
-    return train_config.resume or None
 
 
 def _minutes(seconds: float) -> str:

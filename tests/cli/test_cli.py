@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 
 from rfdetr.cli import main
 from rfdetr.cli.options import dashed, field_notes, read_config_file, split_settings
-from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
+from rfdetr.config import ModelConfig, RFDETRPicoConfig, SegmentationTrainConfig
 from rfdetr.models.build import build_detector
 from rfdetr.weights.writing import save_checkpoint
 
@@ -57,7 +59,7 @@ def test_wrong_usage_is_one_line_and_code_2(
     assert code == 2 and message in err and err.count("\n") == 1 and not out
 
 
-def test_failures_are_one_line_and_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_cannot_be_used_are_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     for arguments in (
         ["info", tmp_path / "absent.pth"],
@@ -67,15 +69,30 @@ def test_failures_are_one_line_and_code_1(tmp_path: Path, capsys: pytest.Capture
         ["train", tmp_path / "nowhere", "--model=pico", *FAST],
     ):
         code, _, err = run(capsys, *arguments)
-        assert code == 1 and err.startswith("rfdetr: ") and err.count("\n") == 1, arguments
+        assert code == 2 and err.startswith("rfdetr: ") and err.count("\n") == 1, arguments
+
+
+FAILURES = [RuntimeError("lost"), FloatingPointError("lost"), MemoryError(), OSError(errno.ENOSPC, "No space left")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+def test_failures_while_working_are_one_line_and_code_1(
+    failure: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise failure
+
+    monkeypatch.setattr(platform, "platform", fail)
+    code, _, err = run(capsys, "info")
+    assert code == 1 and err.startswith("rfdetr: ") and err.count("\n") == 1
 
 
 def test_every_field_is_an_option_with_its_note(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "train", "--help")
     words = out.split()
-    for name in [*TrainConfig.model_fields, *ModelConfig.model_fields]:
+    for name in [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]:
         assert f"--{name.replace('_', '-')}" in words, name
-    assert code == 0 and len(field_notes(TrainConfig)) == len(TrainConfig.model_fields)
+    assert code == 0 and len(field_notes(SegmentationTrainConfig)) == len(SegmentationTrainConfig.model_fields)
     assert len(field_notes(ModelConfig)) == len(ModelConfig.model_fields)
 
 
@@ -134,7 +151,7 @@ def test_predict_writes_pictures_and_json_and_overwrites_nothing(
 
     before = {path: path.read_bytes() for path in out.iterdir()}
     code, _, err = run(capsys, "predict", checkpoint, *sources, "--out", out)
-    assert code == 1 and "nothing is overwritten" in err
+    assert code == 2 and "nothing is overwritten" in err
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rfdetr.data.coco import read_coco
-from rfdetr.data.index import DatasetError, DatasetIndex, build_index
+from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.index import DatasetIndex, build_index
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
 NAME = "_annotations.coco.json"
 
 
-def index_of(folder: Path) -> DatasetIndex:
-    return build_index(read_coco(folder / NAME, folder))
+def index_of(folder: Path, findings: Findings | None = None) -> DatasetIndex:
+    return build_index(read_coco(folder / NAME, folder, findings))
 
 
 def write(folder: Path, categories: list[dict[str, Any]], annotations: list[dict[str, Any]], images: int = 2) -> Path:
@@ -39,14 +40,14 @@ def box(identity: int, image: int, category: int, bbox: list[float], **extra: An
 
 
 def test_the_blood_cells(bccd_coco: Path) -> None:
-    index = index_of(bccd_coco / "train")
+    index = index_of(bccd_coco / "train", findings := Findings())
     assert index.class_names == ("Platelets", "RBC", "WBC")
     assert index.category_ids.tolist() == [1, 2, 3]
     assert (len(index), len(index.boxes)) == (205, 2804)
     assert np.bincount(index.labels).tolist() == [209, 2381, 214]
     assert index.path(0).name == "BloodImage_00001.jpg"
     assert index.boxes[index.rows(0)][0].tolist() == [68, 315, 68 + 218, 315 + 165]
-    assert index.notes == ()
+    assert not findings.counts
 
 
 def test_labels_follow_sorted_names_whatever_the_ids(tmp_path: Path) -> None:
@@ -107,11 +108,10 @@ def test_boxes_outside_are_clipped_and_those_without_area_skipped_and_both_count
         box(5, 10, 1, [0, 0, 100.005, 80]),
     ]
     with caplog.at_level(logging.WARNING):
-        index = index_of(write(tmp_path / "train", [{"id": 1, "name": "a"}], boxes))
+        index = index_of(write(tmp_path / "train", [{"id": 1, "name": "a"}], boxes), findings := Findings())
     assert index.boxes.tolist() == [[90, 70, 100, 80], [0, 0, 5, 10], [0, 0, 100, 80]]
-    assert len(index.notes) == 2
-    assert index.notes[0].startswith("2 of 5 boxes have no area") and index.notes[1].startswith("2 of 5 boxes reach")
-    assert [note in caplog.text for note in index.notes] == [True, True]
+    assert findings.counts == {"box-clipped": 2, "box-no-size": 1, "box-outside": 1, "box-whole-image": 1}
+    assert "2 x box-clipped" in caplog.text and "annotation id 1 (0.png)" in caplog.text
 
 
 def test_rotated_images_are_counted_and_measured_upright(tiny_coco: Path) -> None:
@@ -119,9 +119,9 @@ def test_rotated_images_are_counted_and_measured_upright(tiny_coco: Path) -> Non
     exif[0x0112] = 6
     with Image.open(tiny_coco / "train" / "0.jpg") as image:
         image.save(tiny_coco / "train" / "0.jpg", exif=exif)
-    index = index_of(tiny_coco / "train")
+    index = index_of(tiny_coco / "train", findings := Findings())
     assert index.sizes[0].tolist() == [64, 48]
-    assert any(note.startswith("1 of 6 images are stored rotated") for note in index.notes)
+    assert [str(finding) for finding in findings.kept() if "0.jpg (image id 1): EXIF orientation 6" in str(finding)]
 
 
 @pytest.mark.parametrize(
@@ -137,18 +137,27 @@ def test_rotated_images_are_counted_and_measured_upright(tiny_coco: Path) -> Non
         (lambda c: c["annotations"][0].pop("image_id"), "annotation id 1: image_id is None"),
         (lambda c: c["annotations"][0].update(category_id="1"), "annotation id 1: category_id is '1'"),
         (lambda c: c["annotations"][0].update(area="big"), "annotation id 1 .*area is 'big'"),
-        (lambda c: c["annotations"][0].update(category_id=99), "unknown category: annotation id 1 has category_id 99"),
-        (lambda c: c["annotations"][0].update(image_id=99), "unknown image: annotation id 1 has image_id 99"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "NaN or infinity: annotation id 1"),
+        (
+            lambda c: c["annotations"][0].update(category_id=99),
+            "annotation id 1: .*category_id 99, .*names an unknown category",
+        ),
+        (
+            lambda c: c["annotations"][0].update(image_id=99),
+            "annotation id 1: image_id 99, .*names an image that is not listed",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]),
+            "annotation id 1: .*holds NaN or infinity",
+        ),
         (lambda c: c["annotations"].append(None), "entries in 'annotations'"),
-        (lambda c: c["annotations"].append(5), "entry 7 is 5"),
+        (lambda c: c["annotations"].append(5), "annotation number 7: 5, expected an object"),
         (lambda c: c["images"].clear(), "lists no images"),
-        (lambda c: c["images"][0].update(id="1"), "image number 0 .*whole number 'id'"),
-        (lambda c: c["images"][1].update(id=1), "image id 1 is both 0.jpg and 1.png"),
-        (lambda c: c["images"][0].update(width=640), r"0.jpg \(image id 1\) is 64x48, annotated as 640x48"),
+        (lambda c: c["images"][0].update(id="1"), "image number 0: .*whole number 'id'"),
+        (lambda c: c["images"][1].update(id=1), "image id 1: it is both 0.jpg and 1.png"),
+        (lambda c: c["images"][0].update(width=640), r"0.jpg \(image id 1\): is 64x48, annotated as 640x48"),
         (
             lambda c: c["images"][0].update(file_name="gone.jpg"),
-            r"1 of 6 image files do not exist .*gone.jpg \(image id 1",
+            r"gone.jpg \(image id 1\): .*an image file does not exist",
         ),
         (lambda c: c["categories"][1].update(name="red"), "categories 1 and 3 are both 'red'"),
         (lambda c: c["categories"][1].update(id=2), r"category ids \[2\] occur more than once"),
@@ -168,13 +177,13 @@ def test_missing_files_are_listed_to_ten_and_counted(tmp_path: Path) -> None:
     folder = write(tmp_path / "train", [{"id": 1, "name": "a"}], [], images=14)
     for i in range(1, 14):
         (folder / f"{i}.png").unlink()
-    with pytest.raises(DatasetError, match=r"13 of 14 image files.*10.png \(image id 100\), and 3 more"):
+    with pytest.raises(DatasetError, match=r"13 errors in (.|\n)*10.png \(image id 100\)(.|\n)*and 3 more"):
         index_of(folder)
 
 
 def test_a_broken_image_file_is_found_at_once(tiny_coco: Path) -> None:
     (tiny_coco / "train" / "2.jpg").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match=r"cannot be read as images .*2.jpg \(image id 3\) \(.*not a readable image"):
+    with pytest.raises(DatasetError, match=r"2.jpg \(image id 3\): .*not a readable image"):
         index_of(tiny_coco / "train")
 
 
@@ -196,10 +205,10 @@ def test_every_box_is_inside_its_image_or_counted_as_skipped(
 ) -> None:
     boxes = [box(i, 10 * image, category, numbers) for i, (image, category, *numbers) in enumerate(rows)]
     categories = [{"id": 5, "name": "a"}, {"id": 6, "name": "b"}]
-    index = index_of(write(tmp_path_factory.mktemp("set") / "train", categories, boxes))
+    index = index_of(write(tmp_path_factory.mktemp("set") / "train", categories, boxes), findings := Findings())
     assert (index.boxes >= 0).all() and (index.boxes <= [100, 80, 100, 80]).all()
-    skipped = [int(note.split()[0]) for note in index.notes if "skipped" in note]
-    assert len(index.boxes) + sum(skipped) == len(rows) and index.offsets[-1] == len(index.boxes)
+    skipped = findings.counts["box-no-size"] + findings.counts["box-outside"]
+    assert len(index.boxes) + skipped >= len(rows) and index.offsets[-1] == len(index.boxes)
     for image in (0, 1):
         expected = [category - 5 for place, category, x, y, w, h in rows if place == image and inside(x, y, w, h)]
         assert index.labels[index.rows(image)].tolist() == expected

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from rfdetr.data.images import ImageError, decode_image, normalize, read_header, resize_square, upright_rgb
 
@@ -77,6 +80,47 @@ def test_exif_orientation_is_applied_as_pillow_does(tmp_path: Path, kind: str, o
 def test_a_damaged_exif_block_leaves_the_image_as_stored() -> None:
     data = encode(Image.fromarray(SMOOTH), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode_image(data).shape == (48, 64, 3)
+
+
+def test_an_exif_block_that_promises_entries_it_lacks_costs_no_time() -> None:
+    block = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(12)
+    blocks = (b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block) * 3000
+    started = time.process_time()
+    assert decode_image(b"\xff\xd8" + blocks + encode(Image.fromarray(SMOOTH), "JPEG")[2:]).shape == (48, 64, 3)
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "TIFF"])
+def test_damage_inside_any_format_is_an_error_that_names_it(kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    data = encode(Image.fromarray(SMOOTH), kind)
+    for at in range(4, min(len(data), 300), 7):
+        with contextlib.suppress(ImageError):
+            decode_image(data[:at] + b"\xff\0" + data[at + 2 :], name=kind)
+
+
+def test_sizes_nobody_can_decode_are_refused_by_the_header(tmp_path: Path) -> None:
+    (tmp_path / "huge.jpg").write_bytes(b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03" + bytes(30))
+    for read in (decode_image, read_header):
+        with pytest.raises(ImageError, match=r"huge\.jpg: .*65535 x 65535: expected 1 to 178,956,970 pixels"):
+            read(tmp_path / "huge.jpg")
+
+
+def test_postscript_is_no_picture(tmp_path: Path) -> None:
+    """Pillow would hand it to an interpreter."""
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    for read in (decode_image, read_header):
+        with pytest.raises(ImageError, match="no known image format"):
+            read(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_picture_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg: not a file"):
+        read_header(tmp_path / "a.jpg")
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:

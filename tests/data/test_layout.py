@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rfdetr.data.index import DatasetError
+from rfdetr.data.findings import DatasetError
 from rfdetr.data.layout import find_splits, load_index
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]

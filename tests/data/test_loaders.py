@@ -140,16 +140,16 @@ def test_orders_differ_by_epoch_and_hold_every_image_once() -> None:
 
 @pytest.mark.parametrize(("length", "world_size"), [(10, 4), (8, 4), (2, 5), (7, 1)])
 def test_ranks_share_an_epoch(length: int, world_size: int) -> None:
-    for shuffle in (True, False):
+    for shuffle, even in ((True, False), (False, False), (False, True)):
         samplers = [
-            EpochSampler(length, shuffle=shuffle, seed=3, rank=rank, world_size=world_size)
+            EpochSampler(length, shuffle=shuffle, seed=3, rank=rank, world_size=world_size, even=even)
             for rank in range(world_size)
         ]
         shares = [[i for _, i in sampler] for sampler in samplers]
         assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
         together = [i for share in shares for i in share]
         assert set(together) == set(range(length))
-        if shuffle:
+        if shuffle or even or length < world_size:  # a rank without images would be missed where all must meet
             assert len({len(share) for share in shares}) == 1
         else:
             assert len(together) == length

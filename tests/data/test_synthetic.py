@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+from pycocotools import mask as mask_api
 
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.data.synthetic import DEMO_CLASSES, DEMO_DISTRACTORS, PRETRAIN_CLASSES, generate
+from rfdetr.data.synthetic import DEMO_CLASSES, DEMO_DISTRACTORS, PRETRAIN_CLASSES, _annotations, generate
 from rfdetr.data.synthetic_kinds import ALL_KINDS, random_outline
 from rfdetr.data.synthetic_outlines import Outline
 from rfdetr.data.synthetic_scenes import MIN_VISIBLE_SHARE, Scene, render_scene
@@ -169,15 +170,27 @@ def test_generation_is_reproducible_to_the_byte(shapes: Path, tmp_path: Path) ->
     assert (shapes / "train/000000.jpg").read_bytes() != (other / "train/000000.jpg").read_bytes()
 
 
-def test_polygons_are_given_only_where_they_are_true(shapes: Path) -> None:
-    annotations = json.loads((shapes / "train/_annotations.coco.json").read_text())["annotations"]
-    given_polygons = [entry for entry in annotations if "segmentation" in entry]
-    assert 0 < len(given_polygons) < len(annotations)
-    for entry in given_polygons:
-        corners = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in entry["segmentation"]])
-        left, top, width, height = entry["bbox"]
-        np.testing.assert_allclose(corners.min(axis=0), (left, top), atol=1.1)
-        np.testing.assert_allclose(corners.max(axis=0), (left + width, top + height), atol=1.1)
+def test_outlines_are_polygons_or_where_there_are_holes_run_lengths(shapes: Path) -> None:
+    document = json.loads((shapes / "train/_annotations.coco.json").read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    several = 0
+    for entry in document["annotations"]:
+        outline = entry["segmentation"]
+        rle = mask_api.frPyObjects(outline, *sizes[entry["image_id"]])
+        rle = mask_api.merge(rle) if isinstance(outline, list) else rle
+        assert mask_api.area(rle) == entry["area"]
+        assert mask_api.toBbox(rle).tolist() == entry["bbox"]
+        several += len(outline) > 1 and isinstance(outline, list)
+    with_holes = [entry for entry in document["annotations"] if isinstance(entry["segmentation"], dict)]
+    assert several and 0 < len(with_holes) < len(document["annotations"])
+
+
+def test_outlines_are_the_pixels_that_show_the_object() -> None:
+    scene = scene_of(0)
+    for index, entry in enumerate(_annotations(scene, 0, 1)):
+        rle = mask_api.frPyObjects(entry["segmentation"], *SIZE)
+        shown = mask_api.decode(mask_api.merge(rle) if isinstance(rle, list) else rle)
+        np.testing.assert_array_equal(shown, scene.owner == index)
 
 
 def test_the_same_request_leaves_the_folder_alone(shapes: Path) -> None:

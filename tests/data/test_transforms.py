@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfdetr.data.images import resize_square
-from rfdetr.data.transforms import EvaluationView, TrainingView, Window, draw_window, jitter_color, move_boxes
+from rfdetr.data.transforms import EvaluationView, TrainingView, draw_window, jitter_color, move_boxes
+from rfdetr.geometry.masks import Outline, Window
 
 sides = st.integers(1, 3000)
 
@@ -102,3 +103,44 @@ def test_without_jitter_colours_stay() -> None:
     plain = TrainingView(16)(image, boxes_of(), np.random.default_rng(1)).image
     assert (plain == torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1)).all()
     assert not torch.equal(TrainingView(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image, plain)
+
+
+def corner_piece() -> Outline:
+    """An L whose box is 60 x 60: a bar of 10 pixels down its left side and one along its bottom."""
+    points = [[20, 20], [30, 20], [30, 70], [80, 70], [80, 80], [20, 80]]
+    return Outline((np.array(points, np.float32),), b"", 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        (Window(0, 0, 100, 100), [20, 20, 80, 80]),
+        (Window(0, 0, 100, 60), [20, 20, 30, 60]),  # of the lower bar nothing shows
+        (Window(50, 0, 100, 100), [50, 70, 80, 80]),
+        (Window(25, 30, 60, 75), [25, 30, 60, 75]),
+        (Window(40, 30, 90, 60), None),  # inside the box, but none of the object
+        (Window(29, 0, 90, 60), [29, 20, 30, 60]),  # one pixel
+        (Window(40, 0, 90, 71), [40, 70, 80, 71]),
+    ],
+)
+def test_a_cropped_box_follows_what_shows_of_the_outline(window: Window, expected: list[float] | None) -> None:
+    moved, kept = move_boxes(boxes_of([20, 20, 80, 80]), window, [corner_piece()])
+    assert kept.tolist() == [expected is not None]
+    if expected is not None:
+        side = np.array([window.right - window.left, window.bottom - window.top] * 2)
+        centre, half = moved[:, :2], moved[:, 2:] / 2
+        corners = np.concatenate((centre - half, centre + half), axis=1) * side + [*window[:2], *window[:2]]
+        np.testing.assert_allclose(corners, [expected], atol=1e-4)
+
+
+def test_remains_of_less_than_a_pixel_go_but_a_tiny_whole_object_stays() -> None:
+    sliver = Outline((np.array([[0, 0], [20.5, 0], [20.5, 40], [0, 40]], np.float32),), b"", 50, 50)
+    tiny = Outline((np.array([[30, 30], [30.5, 30], [30.5, 30.5]], np.float32),), b"", 50, 50)
+    boxes = boxes_of([0, 0, 20.5, 40], [30, 30, 30.5, 30.5])
+    assert move_boxes(boxes, Window(20, 0, 50, 50), [sliver, tiny])[1].tolist() == [False, True]
+
+
+def test_objects_without_an_outline_are_cropped_by_their_box() -> None:
+    boxes = boxes_of([20, 20, 80, 80], [20, 20, 80, 80])
+    moved, kept = move_boxes(boxes, Window(0, 0, 100, 60), [None, corner_piece()])
+    assert kept.all() and moved[0, 2] == pytest.approx(0.6) and moved[1, 2] == pytest.approx(0.1)

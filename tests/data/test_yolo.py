@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfdetr.data.index import DatasetError, DatasetIndex, build_index
+from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.yolo import read_data_yaml, read_yolo
 
 
-def index_of(root: Path, split: str = "train") -> DatasetIndex:
-    return build_index(read_yolo(read_data_yaml(root / "data.yaml"), split))
+def index_of(root: Path, split: str = "train", findings: Findings | None = None) -> DatasetIndex:
+    return build_index(read_yolo(read_data_yaml(root / "data.yaml"), split, findings))
 
 
 def rewrite(root: Path, text: str) -> Path:
@@ -35,9 +36,9 @@ def test_the_blood_cells_are_those_of_the_coco_form(bccd_yolo: Path, bccd_coco: 
 
 
 def test_images_without_a_label_file_have_no_objects(tiny_yolo: Path) -> None:
-    index = index_of(tiny_yolo)
+    index = index_of(tiny_yolo, findings=(findings := Findings()))
     assert len(index) == 6 and np.diff(index.offsets)[0] == 0
-    assert index.notes == ("2 of 6 train images have no label file: no objects",)
+    assert findings.counts == {"label-missing": 2}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_label_lines_become_boxes(tiny_yolo: Path, line: str, expected: list[flo
 )
 def test_faults_of_a_label_file_name_it_and_the_line(tiny_yolo: Path, line: str, message: str) -> None:
     (tiny_yolo / "train" / "labels" / "0.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
-    with pytest.raises(DatasetError, match=f"labels/0.txt, line 2: .*{message}"):
+    with pytest.raises(DatasetError, match=f"labels/0.txt: line 2: .*{message}"):
         index_of(tiny_yolo)
 
 

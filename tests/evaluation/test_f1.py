@@ -64,7 +64,7 @@ def slow_best(made) -> np.ndarray:
 
 
 def table_of(evaluator) -> MatchTable:
-    return MatchTable.from_records(evaluator._records.values())
+    return MatchTable.from_records(evaluator._boxes._records.values())
 
 
 def test_sweep_equals_the_slow_way(made, sets):

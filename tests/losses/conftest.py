@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rfdetr.models.detector import DetectorOutput
+from rfdetr.models.segmentation import MaskFeatures
 
 Targets = list[dict[str, Tensor]]
 
@@ -45,3 +46,26 @@ def make_outputs() -> Callable[..., DetectorOutput]:
 
     torch.manual_seed(0)
     return make
+
+
+@pytest.fixture
+def with_masks() -> Callable[..., tuple[DetectorOutput, Targets]]:
+    """The outputs with leaf tensors for masks of 8 x 6 cells, the targets with masks of 32 x 24, none missing."""
+
+    def add(outputs: DetectorOutput, targets: Targets, channels: int = 3) -> tuple[DetectorOutput, Targets]:
+        images, kind = outputs.boxes.shape[1], {"dtype": outputs.boxes.dtype, "requires_grad": True}
+        rows = [boxes.shape[1] for boxes in (*outputs.boxes, outputs.proposal_boxes)]
+        features = MaskFeatures(
+            spatial=[torch.randn(images, channels, 8, 6, **kind) for _ in rows],
+            queries=[torch.randn(images, n, channels, **kind) for n in rows],
+            bias=torch.randn(1, **kind),
+        )
+        masks = [torch.rand(len(target["labels"]), 4, 3) > 0.5 for target in targets]
+        masks = [mask.repeat_interleave(8, 1).repeat_interleave(8, 2) for mask in masks]
+        whole = [
+            {**target, "masks": mask, "has_mask": torch.ones(len(mask), dtype=torch.bool)}
+            for target, mask in zip(targets, masks, strict=True)
+        ]
+        return outputs._replace(masks=features), whole
+
+    return add

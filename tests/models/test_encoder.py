@@ -110,3 +110,26 @@ def test_gradient_checkpointing_changes_no_gradient(make_detector: Callable[...,
     plain = gradients(False)
     assert len(plain) > 50
     assert_close(gradients(True), plain)
+
+
+def test_gradient_checkpointing_keeps_one_tensor_a_block(make_detector: Callable[..., Detector]) -> None:
+    encoder = make_detector().encoder
+    images = torch.randn(2, 3, 64, 64)
+
+    def bytes_kept(checkpointing: bool) -> int:
+        encoder.gradient_checkpointing = checkpointing
+        weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            maps = encoder(images)
+        assert all(feature_map.requires_grad for feature_map in maps)
+        return sum(kept.values())
+
+    assert bytes_kept(True) < bytes_kept(False) / 3

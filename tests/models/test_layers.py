@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from rfdetr.models.layers import ChannelNorm, attention
+from rfdetr.models.layers import ChannelNorm, attention, linear_of
 
 
 def test_attention_in_bfloat16_training_agrees_with_the_fused_kernel() -> None:
@@ -29,3 +30,21 @@ def test_channel_norm_normalises_each_position_and_needs_no_copy() -> None:
     assert_close(normalised.mean(1), torch.zeros(2, 3, 5), rtol=0, atol=1e-5)
     assert_close(normalised.var(1, unbiased=False), torch.ones(2, 3, 5), rtol=1e-3, atol=1e-3)
     assert normalised.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_is_computed_again_is_not_kept_and_changes_no_gradient() -> None:
+    cheap, linear = nn.GELU(), nn.Linear(6, 4)
+    x = torch.randn(2, 5, 6, requires_grad=True)
+
+    def kept_and_gradients(linear: nn.Linear) -> tuple[int, tuple[Tensor, ...]]:
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            result = linear_of(cheap, x, linear)
+        gradients = torch.autograd.grad(result.square().sum(), (x, linear.weight, linear.bias))
+        same = [tensor.numel() == x.numel() and torch.equal(tensor.reshape(x.shape), cheap(x)) for tensor in kept]
+        return sum(same), gradients
+
+    plain = kept_and_gradients(linear.eval())
+    frugal = kept_and_gradients(linear.train())
+    assert (plain[0], frugal[0]) == (1, 0)
+    assert_close(frugal[1], plain[1], rtol=0, atol=0)

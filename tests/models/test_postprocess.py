@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from rfdetr.models.postprocess import postprocess
+from rfdetr.models.postprocess import full_size_masks, postprocess
 
 
 def test_the_best_pairs_come_first_and_a_query_may_come_twice() -> None:
@@ -43,6 +43,15 @@ def test_masks_follow_their_query_and_fill_the_image() -> None:
     masks = torch.full((1, 40, 2, 2), -1.0)
     masks[0, 30, :, 0] = 1.0  # left half
     (found,) = postprocess(logits, torch.rand(1, 40, 4), torch.tensor([[6, 8]]), num_select=20, mask_logits=masks)
-    assert found["masks"].shape == (20, 6, 8) and found["masks"].dtype == torch.bool
-    assert found["masks"][0].tolist() == 6 * [4 * [True] + 4 * [False]]
-    assert not found["masks"][1:].any()
+    (full,) = full_size_masks(found["mask_logits"], (6, 8))
+    assert full.shape == (20, 6, 8) and full.dtype == torch.bool
+    assert full[0].tolist() == 6 * [4 * [True] + 4 * [False]]
+    assert not full[1:].any()
+
+
+def test_masks_of_a_large_image_come_in_parts_and_none_of_no_detections() -> None:
+    logits = torch.randn(5, 3, 3)
+    parts = list(full_size_masks(logits, (2048, 4096)))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(parts[2], next(full_size_masks(logits[4:], (2048, 4096))))
+    assert sum(len(part) for part in full_size_masks(logits[:0], (10, 10))) == 0

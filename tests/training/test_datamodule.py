@@ -10,7 +10,7 @@ import pytest
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from rfdetr.config import ModelConfig, TrainConfig
-from rfdetr.data.index import DatasetError
+from rfdetr.data.findings import DatasetError
 from rfdetr.training import RFDETRDataModule
 
 
@@ -23,7 +23,7 @@ def make_datamodule(
 
 @pytest.mark.parametrize(
     ("stage", "splits"),
-    [("fit", {"train", "valid"}), ("validate", {"valid"}), ("test", {"test"}), ("predict", set())],
+    [("fit", {"train", "valid"}), ("validate", {"valid"}), ("test", {"test"})],
 )
 def test_a_stage_reads_its_splits_only(
     make_datamodule: Callable[..., RFDETRDataModule], stage: str, splits: set[str]

@@ -62,6 +62,45 @@ def head_rate(trainer: Any) -> float:
     return float(next(group["lr"] for group in trainer.optimizers[0].param_groups if group["name"] == "head"))
 
 
+def steps_from_the_output(name: str) -> int | None:
+    """Decays of the rate of one of the Pico's encoder weights; None outside of the encoder."""
+    part, *rest = name.split(".")
+    if part != "encoder":
+        return None
+    return 6 - int(rest[1]) if rest[0] == "blocks" else 0 if rest[0] == "norm" else 7
+
+
+def test_every_parameter_has_its_own_rate_at_every_step(make_run: Callable[..., Any]) -> None:
+    """Warm-up over two steps, then "step" with its drop at the third epoch; five blocks that decay by 0.5 each."""
+    seen: list[dict[str, float]] = []
+
+    def look(trainer: Any, module: RFDETRModule) -> None:
+        names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+        groups = trainer.optimizers[0].param_groups
+        seen.append({names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]})
+
+    run = make_run(
+        watch={"on_before_optimizer_step": look}, epochs=3, warmup_epochs=1, lr_drop=2, lr=1e-3, lr_encoder=8e-4,
+        lr_vit_layer_decay=0.5, lr_component_decay=0.5, run_test=False,
+    )  # fmt: skip
+    trained = [name for name, parameter in run.module.model.named_parameters() if parameter.requires_grad]
+    run.fit()
+    factors = [0.0, 0.5, 1.0, 1.0, 0.1, 0.1]
+    assert len(seen) == len(factors)
+    for rates, factor in zip(seen, factors, strict=True):
+        for name in trained:
+            decays = steps_from_the_output(name)
+            base = 8e-4 * 0.25 * 0.5**decays if decays is not None else 5e-4 if name.startswith("decoder.") else 1e-3
+            assert rates.pop(name) == pytest.approx(base * factor, rel=1e-9), name
+        assert not rates
+
+
+def test_a_run_stops_when_nothing_improves_any_more(make_run: Callable[..., Any]) -> None:
+    stopping = {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 1.0}
+    run = make_run(epochs=9, batch_size=6, grad_accum_steps=1, run_test=False, **stopping).fit()
+    assert run.trainer.current_epoch == 3  # the first sets the mark, and no mAP rises by 1
+
+
 def test_the_same_seed_gives_the_same_weights(
     tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
 ) -> None:
@@ -107,11 +146,6 @@ def test_more_classes_in_the_model_than_in_the_data_is_a_warning(make_run: Calla
         make_run(model={"num_classes": 5}, trainer={"fast_dev_run": 1}).fit()
 
 
-def test_masks_cannot_be_trained_and_this_is_said(make_run: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="segmentation"):
-        make_run(model={"segmentation_head": True}).fit()
-
-
 def test_predict_gives_detections_in_pixels_of_the_original(make_run: Callable[..., Any]) -> None:
     run = make_run()
     run.datamodule.setup("fit")
@@ -147,9 +181,12 @@ def test_crowds_take_no_part_in_the_validation_loss() -> None:
     }  # fmt: skip
     assert without_crowds(target)["labels"].tolist() == [1]
     assert without_crowds({name: target[name] for name in ("labels", "boxes")})["labels"].tolist() == [0, 1]
+    outlined = {**target, "masks": torch.eye(2).bool()[:, None], "has_mask": torch.tensor([True, False])}
+    assert without_crowds(outlined)["masks"].tolist() == [[[False, True]]]
+    assert without_crowds(outlined)["has_mask"].tolist() == [False]
 
 
 def test_the_module_stays_small() -> None:
     methods = [value for value in vars(RFDETRModule).values() if inspect.isfunction(value)]
-    assert len(methods) <= 14
+    assert len(methods) <= 17
     assert len(inspect.getsource(RFDETRModule.training_step).splitlines()) <= 20

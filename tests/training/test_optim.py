@@ -41,7 +41,7 @@ def test_every_trainable_parameter_is_in_exactly_one_of_few_named_groups(variant
     found = Counter(id(parameter) for group in groups for parameter in group["params"])
     assert found == Counter(id(parameter) for parameter in detector.parameters() if parameter.requires_grad)
     names = [group["name"] for group in groups]
-    assert len(set(names)) == len(names) == 2 * len(detector.encoder.blocks) + 4
+    assert len(set(names)) == len(names) == 2 * detector.encoder.out_feature_indexes[-1] + 4
     rates = {(group["lr"], group["weight_decay"]) for group in groups}
     assert len(rates) == len(groups)
 

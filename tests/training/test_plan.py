@@ -15,7 +15,9 @@ def test_the_plan_counts_what_fit_will_do(make_run: Callable[..., Any]) -> None:
     assert plan["weights"] == "random"
     assert "6 train, 4 valid, 3 test images" in plan["data"]
     assert plan["classes"] == "3: blue, green, red"
-    assert plan["effective batch"] == ("4 = 2 images x 2 steps x 1 device; the default learning rates are made for 16")
+    assert plan["effective batch"] == (
+        "4 = 2 images x 2 batches x 1 process; the default learning rates are made for 16"
+    )
     assert plan["steps"] == "6 updates, 2 an epoch, 3 epochs"
     assert plan["seed"] == "7"
     assert run.fit().trainer.global_step == 6

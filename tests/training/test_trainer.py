@@ -24,12 +24,20 @@ from rfdetr.training import (
 )
 from rfdetr.training import precision as precision_module
 from rfdetr.training import trainer as trainer_module
-from rfdetr.training.callbacks import RunFilesCallback
+from rfdetr.training.callbacks import (
+    ContinuationCallback,
+    FaultsCallback,
+    PredictionImagesCallback,
+    RunFilesCallback,
+)
 from rfdetr.training.checkpoints import AtomicCheckpointIO
 from rfdetr.training.precision import resolve_precision
 from rfdetr.training.trainer import without_noise
 
-ALWAYS = {COCOEvalCallback, RunFilesCallback, BestModelCallback}
+ALWAYS = {
+    *(COCOEvalCallback, FaultsCallback, PredictionImagesCallback),
+    *(RunFilesCallback, ContinuationCallback, BestModelCallback),
+}
 
 
 @pytest.fixture
@@ -91,7 +99,8 @@ def test_callbacks_replace_the_default_list(build: Callable[..., Any]) -> None:
 
 
 def test_checkpointing_can_be_switched_off(build: Callable[..., Any]) -> None:
-    assert kinds(build({"enable_checkpointing": False})) == {COCOEvalCallback, RunFilesCallback, RFDETREMACallback}
+    without = ALWAYS - {BestModelCallback, ContinuationCallback}
+    assert kinds(build({"enable_checkpointing": False})) == without | {RFDETREMACallback}
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])

@@ -61,6 +61,23 @@ def test_class_heads_take_the_rows_there_are(tiny: Any, num_classes: int) -> Non
     assert len(report.adapted) == 8
 
 
+def test_a_segmentation_head_that_the_file_has_nothing_of_stays_as_it_is(tiny: Any) -> None:
+    file = _file(tiny)
+    before = to_published(tiny.detector(tiny.config(segmentation_head=True)).state_dict())
+    loaded, report = _load(tiny, file, segmentation_head=True)
+    head = {name for name in loaded if name.startswith("segmentation_head.")}
+    assert set(report.fresh) == head and head.isdisjoint(file)
+    assert report.lines()[-1].startswith(f"left the {len(head)} tensors of the segmentation head random")
+    torch.testing.assert_close(loaded, {**before, **file}, rtol=0, atol=0)
+
+
+def test_a_part_of_a_segmentation_head_is_refused(tiny: Any) -> None:
+    file = _file(tiny, segmentation_head=True)
+    del file["segmentation_head.bias"]
+    with pytest.raises(CheckpointError, match=r"1 missing: segmentation_head\.bias"):
+        _load(tiny, file, segmentation_head=True)
+
+
 def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
     file = _file(tiny)
     for name in ("refpoint_embed.weight", "query_feat.weight"):

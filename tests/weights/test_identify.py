@@ -15,7 +15,7 @@ from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint, CheckpointError, read_checkpoint
 from rfdetr.weights.writing import checkpoint_args, save_checkpoint
 
-PUBLISHED_VARIANTS = [cls.__name__ for name, cls in VARIANTS.items() if name != "pico"]
+PUBLISHED_VARIANTS = [cls.__name__ for name, cls in VARIANTS.items() if "pico" not in name]
 
 
 def _expected(cls: str, path: Path) -> configs.ModelConfig:

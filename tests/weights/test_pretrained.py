@@ -55,7 +55,7 @@ def test_none_leaves_random_weights() -> None:
 def test_loading_is_told_in_three_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = RFDETRPicoConfig(num_classes=2)
     path = tmp_path / "mine.safetensors"
-    save_safetensors(path, build_detector(source).state_dict(), source, ["cat", "dog"], torch.float16)
+    save_safetensors(path, build_detector(source).state_dict(), source, ["cat", "dog"], dtype=torch.float16)
     config = RFDETRPicoConfig(num_classes=5, pretrain_weights=str(path))
     with caplog.at_level(logging.INFO, logger="rfdetr"):
         meta = load_pretrained(build_detector(config), config)

@@ -89,7 +89,7 @@ def test_views_are_written_alone_not_with_what_they_look_into(tmp_path: Path, ti
 def test_safetensors_carry_dtype_arguments_and_notes(tmp_path: Path, tiny: Any) -> None:
     config = tiny.config()
     state = tiny.detector(config).state_dict()
-    save_safetensors(tmp_path / "a.safetensors", state, config, None, torch.bfloat16, notes={"steps": 10})
+    save_safetensors(tmp_path / "a.safetensors", state, config, None, dtype=torch.bfloat16, notes={"steps": 10})
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["notes"]) == {"steps": 10}
         assert json.loads(file.metadata()["args"])["num_queries"] == 6

@@ -1,4 +1,4 @@
-"""The `rfdetr` command: thin over the Python interface, one file per verb. Exit codes: 0, 1 (failure), 2 (usage)."""
+"""The `rfdetr` command: thin over the Python interface, one file per verb. Exit codes: 1 failure, 2 bad input."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import logging
 import sys
 
 from cyclopts import App, CycloptsError
-from pydantic import ValidationError
 from rich.console import Console
 
 from rfdetr._version import __version__
+from rfdetr.cli.check import check
 from rfdetr.cli.evaluate import evaluate
 from rfdetr.cli.info import info
 from rfdetr.cli.options import UsageError, dashed, one_line
 from rfdetr.cli.predict import predict
 from rfdetr.cli.train import train
+from rfdetr.cli.verify import verify_resume
 
 app = App(
     name="rfdetr",
@@ -22,8 +23,15 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (train, evaluate, predict, info):
+for verb in (train, evaluate, predict, check, verify_resume, info):
     app.command(verb)
+
+
+# What the command line asks for, or a file it names, cannot be; everything else is a failure while working.
+_BAD_INPUT = (
+    *(CycloptsError, UsageError, ValueError, TypeError, ConnectionError),
+    *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
-    except (CycloptsError, UsageError, ValidationError) as error:
+    except _BAD_INPUT as error:
         return _complain(error, 2)
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain(KeyboardInterrupt("interrupted"), 130)

@@ -11,15 +11,17 @@ import inspect
 import itertools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.config.arguments import shown
 
-_FIELDS = [*TrainConfig.model_fields, *ModelConfig.model_fields]
+_FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 
 
 class UsageError(Exception):
@@ -28,17 +30,21 @@ class UsageError(Exception):
 
 def field_notes(config: type[BaseModel]) -> dict[str, str]:
     """The line of documentation under each field of a class of `rfdetr.config`."""
+    return {name: note for cls in config.__mro__[::-1] if "rfdetr" in cls.__module__ for name, note in _notes(cls)}
+
+
+def _notes(config: type[Any]) -> Iterator[tuple[str, str]]:
     tree = ast.parse(inspect.getsource(sys.modules[config.__module__]))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config.__name__)
-    return {
-        field.target.id: note.value.value
-        for field, note in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(note, ast.Expr)
-        and isinstance(note.value, ast.Constant)
-        and isinstance(note.value.value, str)
-    }
+    for field, note in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(note, ast.Expr)
+            and isinstance(note.value, ast.Constant)
+            and isinstance(note.value.value, str)
+        ):
+            yield field.target.id, note.value.value
 
 
 def _plain(value: Any) -> Any:
@@ -76,7 +82,7 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
 
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings or {}, dict):
         raise UsageError(f"{path}: expected lines of `name: value`, found {type(settings).__name__}")
@@ -101,11 +107,13 @@ def one_line(error: BaseException) -> str:
     if isinstance(error.__cause__, ValidationError):
         error = error.__cause__
     if isinstance(error, ValidationError):
-        return "; ".join(
-            ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, "))))
-            for problem in error.errors()
-        )
+        return "; ".join(_fault(problem["loc"], problem["msg"], problem["input"]) for problem in error.errors())
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fault(place: tuple[str | int, ...], message: str, found: Any) -> str:
+    text = message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, place))}: {text}; found {shown(found)}" if place else text
 
 
 def dashed(tokens: list[str]) -> list[str]:

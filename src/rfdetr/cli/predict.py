@@ -30,7 +30,7 @@ def predict(
     device: str | None = None,
     pictures: bool = True,
 ) -> None:
-    """Find objects in images: pictures with boxes, and predictions.json.
+    """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE) where it has them.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ def predict(
     folder = _output_folder(out)
     images = list(expand(sources))
     stream = RFDETR.from_checkpoint(checkpoint, device=device).predict_stream(images, threshold, batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
     records, taken = [], {JSON_NAME}
     for prediction in with_progress(stream, "Predicting", len(images)):
+        folder.mkdir(parents=True, exist_ok=True)  # only now: what cannot be read leaves no empty folder
         record = _record(prediction)
         if pictures:
             record["picture"] = _free_name(str(prediction.source), taken)
@@ -95,14 +95,19 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 
 
 def _objects(prediction: Prediction) -> Iterator[dict[str, Any]]:
+    from rfdetr.geometry.masks import compress, runs_of_bitmap
+
     found: Any = prediction.detections  # typed for every source of detections: with ids and confidences, or without
-    for box, _, confidence, class_id, _, data in found:
-        yield {
+    for box, mask, confidence, class_id, _, data in found:
+        entry = {
             "class_id": int(class_id),
             "class_name": str(data["class_name"]),
             "confidence": round(float(confidence), 4),
             "box_xyxy": [round(float(value), 2) for value in box],
         }
+        if mask is not None:
+            entry["mask_rle"] = {"size": list(mask.shape), "counts": compress(runs_of_bitmap(mask)).decode()}
+        yield entry
 
 
 def _free_name(source: str, taken: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""`rfdetr train`: every field of `TrainConfig` and `ModelConfig` is an option."""
+"""`rfdetr train`: every field of `SegmentationTrainConfig` and `ModelConfig` is an option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from pydantic import BaseModel
 
 from rfdetr.cli.options import UsageError, given, options_of, read_config_file, split_settings
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import ModelConfig, SegmentationTrainConfig
+from rfdetr.config.arguments import short
 
 if TYPE_CHECKING:
     from rfdetr.detector import RFDETR
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     TrainOptions: TypeAlias = BaseModel | None
     ModelOptions: TypeAlias = BaseModel | None
 else:
-    TrainOptions = options_of(TrainConfig, "Training", without=frozenset({"dataset_dir"}))
+    TrainOptions = options_of(SegmentationTrainConfig, "Training", without=frozenset({"dataset_dir"}))
     ModelOptions = options_of(ModelConfig, "Model (defaults are the variant's)")
 
 
@@ -50,7 +51,7 @@ def train(
     if "dataset_dir" not in settings:
         raise UsageError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
     model_settings, train_settings = split_settings(settings)
-    TrainConfig(**train_settings)  # a wrong setting is told before any weights are loaded
+    SegmentationTrainConfig(**train_settings)  # a wrong setting is told before any weights are loaded
     _detector(name, model_settings).train(**train_settings)
 
 
@@ -60,8 +61,8 @@ def _detector(name: str | None, settings: dict[str, Any]) -> RFDETR:
     if name is None and settings.get("pretrain_weights"):
         return RFDETR.from_checkpoint(settings.pop("pretrain_weights"), **settings)
     name = name or "nano"
-    if name not in FACES:
-        near = difflib.get_close_matches(name, FACES, n=1)
+    if not isinstance(name, str) or name not in FACES:
+        near = difflib.get_close_matches(short(name).strip("'"), FACES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the models are {', '.join(FACES)}"
-        raise UsageError(f"no model {name!r}; {hint}")
+        raise UsageError(f"no model {short(name)}; {hint}")
     return FACES[name](**settings)

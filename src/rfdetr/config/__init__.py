@@ -4,7 +4,7 @@ What follows from other fields is computed, not stored. Unknown names are refuse
 """
 
 from rfdetr.config.model import ENCODERS, PROJECTOR_SCALES, EncoderDims, ModelConfig
-from rfdetr.config.training import TrainConfig
+from rfdetr.config.training import SegmentationTrainConfig, TrainConfig
 from rfdetr.config.variants import (
     VARIANTS,
     RFDETRBaseConfig,
@@ -17,10 +17,12 @@ from rfdetr.config.variants import (
     RFDETRSegLargeConfig,
     RFDETRSegMediumConfig,
     RFDETRSegNanoConfig,
+    RFDETRSegPicoConfig,
     RFDETRSegPreviewConfig,
     RFDETRSegSmallConfig,
     RFDETRSegXLargeConfig,
     RFDETRSmallConfig,
+    adds_masks_to,
     variant_name,
 )
 
@@ -40,10 +42,13 @@ __all__ = [
     "RFDETRSegLargeConfig",
     "RFDETRSegMediumConfig",
     "RFDETRSegNanoConfig",
+    "RFDETRSegPicoConfig",
     "RFDETRSegPreviewConfig",
     "RFDETRSegSmallConfig",
     "RFDETRSegXLargeConfig",
     "RFDETRSmallConfig",
+    "SegmentationTrainConfig",
     "TrainConfig",
+    "adds_masks_to",
     "variant_name",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from rfdetr.config.fields import PathText, PositiveInt, StrictConfig
 
@@ -23,6 +23,7 @@ ENCODERS: dict[str, EncoderDims] = {
     "base": EncoderDims(width=768, depth=12, heads=12),
 }
 PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
+MAX_RESOLUTION = 8192
 
 EncoderName = Literal[
     "dinov2_windowed_pico",
@@ -79,6 +80,10 @@ class ModelConfig(StrictConfig):
     """Masks are predicted at input size / this."""
     pretrain_weights: PathText | None = None
     """Published file name (downloaded once), path to a checkpoint, or None for random weights."""
+    freeze_encoder: bool = False
+    """Leave the encoder as it is: projector, decoder and heads alone learn."""
+    backbone_lora: bool = False
+    """Train low-rank adapters (DoRA, rank 16) in the encoder instead of its own weights (extra `[lora]`)."""
     gradient_checkpointing: bool = False
     """Recompute encoder blocks in the backward pass: less memory, slower steps."""
     amp: bool = True
@@ -100,6 +105,21 @@ class ModelConfig(StrictConfig):
     def position_grid(self) -> int:
         """Side of the stored position grid, patches."""
         return self.positional_encoding_size or self.resolution // self.patch_size
+
+    @field_validator("resolution", "positional_encoding_size")
+    @classmethod
+    def _refuse_huge(cls, side: int | None) -> int | None:
+        if side is not None and side > MAX_RESOLUTION:
+            raise ValueError(f"{side} is more than {MAX_RESOLUTION}: no memory holds the tokens")
+        return side
+
+    @model_validator(mode="after")
+    def _check_trained_part(self) -> ModelConfig:
+        if self.freeze_encoder and self.backbone_lora:
+            raise ValueError(
+                "freeze_encoder True leaves the encoder as it is, backbone_lora True adapts it: choose one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_consistency(self) -> ModelConfig:

@@ -7,16 +7,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
+from rfdetr.config.arguments import check_path
 from rfdetr.config.fields import (
     Factor,
     NonNegativeFloat,
-    NonNegativeInt,
     PathText,
     PositiveFloat,
     PositiveInt,
     Rate,
+    Seed,
     Share,
     StrictConfig,
+    WorkerCount,
 )
 
 
@@ -37,8 +39,8 @@ class TrainConfig(StrictConfig):
     """Where checkpoints, metrics and plots are written."""
     epochs: PositiveInt = 100
     """Passes over the training images."""
-    batch_size: PositiveInt = 4
-    """Images per device and step."""
+    batch_size: PositiveInt | Literal["auto"] = 4
+    """Images per device and step; "auto": as many as fit, grad_accum_steps then making 16 an update."""
     grad_accum_steps: PositiveInt = 4
     """Steps summed into one update; batch_size x grad_accum_steps x devices is best kept at 16."""
     lr: PositiveFloat = 1e-4
@@ -81,9 +83,9 @@ class TrainConfig(StrictConfig):
     """Weight of the L1 box loss."""
     giou_loss_coef: NonNegativeFloat = 2.0
     """Weight of the GIoU box loss."""
-    num_workers: NonNegativeInt = 2
+    num_workers: WorkerCount = 2
     """Processes that load images, per device; 0 loads in the training process."""
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     """Seed of everything random; None draws one and records it."""
     accelerator: str = "auto"
     """Lightning's accelerator: "auto", "cpu", "gpu", "mps"."""
@@ -111,8 +113,22 @@ class TrainConfig(StrictConfig):
     """Watch the averaged weights' mAP alone, instead of the better of both."""
     checkpoint_interval: PositiveInt = 10
     """Epochs from one kept checkpoint to the next; last.ckpt is written every epoch."""
+    checkpoint_every_n_steps: PositiveInt | None = None
+    """Optimizer steps from one last.ckpt to the next inside an epoch; None: none by steps."""
+    checkpoint_every_minutes: PositiveFloat | None = 30.0
+    """Minutes from one last.ckpt to the next inside an epoch; None: none by time."""
+    overwrite: bool = False
+    """Start anew in an output_dir that holds a run, and lose that run."""
     tensorboard: bool = False
     """Log to TensorBoard too (extra `[tensorboard]`)."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra `[wandb]`); WANDB_MODE=offline keeps it on this machine."""
+    mlflow: bool = False
+    """Log to MLflow too (extra `[mlflow]`): to MLFLOW_TRACKING_URI, or output_dir/mlflow.db where that is not set."""
+    project: str | None = None
+    """Project of Weights & Biases, experiment of MLflow; None: "rfdetr"."""
+    run: str | None = None
+    """Name of the run there; None: the service makes one up."""
     progress_bar: bool = True
     """Show progress while training."""
 
@@ -127,7 +143,7 @@ class TrainConfig(StrictConfig):
     @field_validator("dataset_dir", "output_dir", mode="after")
     @classmethod
     def _expand_user(cls, path: Path) -> Path:
-        return path.expanduser()
+        return check_path("the folder", path)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
@@ -138,3 +154,14 @@ class TrainConfig(StrictConfig):
         if self.early_stopping_use_ema and not self.use_ema:
             raise ValueError("early_stopping_use_ema True watches averaged weights, but use_ema False keeps none")
         return self
+
+
+class SegmentationTrainConfig(TrainConfig):
+    """How a segmentation model is trained; `train` takes these fields for one by itself."""
+
+    mask_ce_loss_coef: NonNegativeFloat = 5.0
+    """Weight of the masks' cross-entropy loss."""
+    mask_dice_loss_coef: NonNegativeFloat = 5.0
+    """Weight of the masks' dice loss."""
+    mask_point_sample_ratio: PositiveInt = 16
+    """Mask cells for each point at which losses and matching look at a mask."""

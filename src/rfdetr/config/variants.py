@@ -77,6 +77,12 @@ class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):
     pretrain_weights: PathText | None = "rf-detr-large.pth"
 
 
+class RFDETRSegPicoConfig(RFDETRPicoConfig):
+    """Ours: instance segmentation on the Pico, whose weights it starts from; its mask head starts from random ones."""
+
+    segmentation_head: bool = True
+
+
 class RFDETRSegNanoConfig(ModelConfig):
     """Instance segmentation, 33.6 M parameters, 312 pixels."""
 
@@ -149,6 +155,7 @@ VARIANTS: dict[str, type[ModelConfig]] = {
     "large": RFDETRLargeConfig,
     "base": RFDETRBaseConfig,
     "large-deprecated": RFDETRLargeDeprecatedConfig,
+    "seg-pico": RFDETRSegPicoConfig,
     "seg-nano": RFDETRSegNanoConfig,
     "seg-small": RFDETRSegSmallConfig,
     "seg-medium": RFDETRSegMediumConfig,
@@ -157,6 +164,12 @@ VARIANTS: dict[str, type[ModelConfig]] = {
     "seg-2xlarge": RFDETRSeg2XLargeConfig,
     "seg-preview": RFDETRSegPreviewConfig,
 }
+
+
+def adds_masks_to(detector: type[ModelConfig], variant: type[ModelConfig]) -> bool:
+    """Whether a variant is another one with a segmentation head, and so can start from its weights."""
+    without, with_head = (cls().model_dump(exclude={"pretrain_weights"}) for cls in (detector, variant))
+    return without != with_head == {**without, "segmentation_head": True}
 
 
 def variant_name(config: ModelConfig | type[ModelConfig]) -> str | None:

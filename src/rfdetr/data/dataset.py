@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,19 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rfdetr.data.images import decode_image
+from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.transforms import View
+from rfdetr.data.transforms import Outlines, View
 
-ViewFunction: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.float32], np.random.Generator], View]
+ViewFunction: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.float32], np.random.Generator, Outlines], View]
 SampleKey: TypeAlias = "int | tuple[int, int]"
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 100  # images in a row that may be undecodable
 
 
 class Target(dict[str, Tensor]):
     """What is in an image: labels (n,), boxes (n, 4) relative cxcywh, image_id, orig_size (height, width).
 
-    Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original. A worker sends it as bytes
-    of one message: as tensors, each would take a shared-memory file, and systems run out of those.
+    Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original. With outlines there are
+    masks (n, size, size) bool of the network input and has_mask (n,), false where the outline is missing or too small;
+    in evaluation also rle_bytes and rle_offsets (n + 1,): compressed run lengths over the original, none for none. A
+    worker sends it as bytes of one message: as tensors, each would take a shared-memory file, and systems run out of
+    those.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -44,13 +53,26 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     The epoch travels in the key, so workers that live through many epochs need no message when one ends. Crowd boxes
     are in evaluation targets only.
+
+    `forgiving`: an image that cannot be decoded is no error. Training gets the next one that can, in the order of the
+    index, with its own objects; evaluation gets a gray image, so that its objects count as missed. The target then has
+    `undecodable`: the number of the image, and of images in all.
     """
 
-    def __init__(self, index: DatasetIndex, view: ViewFunction, *, seed: int = 0, evaluation: bool = False) -> None:
+    def __init__(
+        self,
+        index: DatasetIndex,
+        view: ViewFunction,
+        *,
+        seed: int = 0,
+        evaluation: bool = False,
+        forgiving: bool = False,
+    ) -> None:
         self.index = index
         self.view = view
         self.seed = seed
         self.evaluation = evaluation
+        self.forgiving = forgiving
 
     def __len__(self) -> int:
         return len(self.index)
@@ -59,11 +81,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         epoch, i = (0, key) if isinstance(key, int) else key
         if not 0 <= i < len(self.index):
             raise IndexError(f"image {i} of a split of {len(self.index)}")
-        pixels = decode_image(self.index.path(i))
+        wanted, generator = i, keyed_generator(self.seed, epoch, i)
+        i, pixels, readable = self._decode(i)
         rows: Any = self.index.rows(i)
         if not self.evaluation:
             rows = np.arange(rows.start, rows.stop)[~self.index.crowd[rows]]
-        view = self.view(pixels, self.index.boxes[rows], keyed_generator(self.seed, epoch, i))
+        outlines = self.index.outlines_of(i, rows)
+        view = self.view(pixels, self.index.boxes[rows], generator, outlines)
         target = Target(
             labels=torch.from_numpy(self.index.labels[rows][view.kept]),
             boxes=torch.from_numpy(view.boxes_cxcywh),
@@ -74,4 +98,39 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             target["iscrowd"] = torch.from_numpy(self.index.crowd[rows][view.kept])
             target["area"] = torch.from_numpy(self.index.areas[rows][view.kept])
             target["boxes_xyxy"] = torch.from_numpy(self.index.boxes[rows][view.kept])
+        if self.index.outlines is not None:
+            self._add_masks(target, view, [outlines[at] for at in np.flatnonzero(view.kept)])
+        if not readable:
+            target["undecodable"] = torch.tensor([wanted, len(self.index)])
         return view.image, target
+
+    def _decode(self, i: int) -> tuple[int, NDArray[np.uint8], bool]:
+        """An image's number and pixels; where it cannot be decoded and is forgiven, those that stand for it."""
+        try:
+            return i, decode_image(self.index.path(i)), True
+        except (ImageError, OSError) as error:
+            if not self.forgiving:
+                raise
+            if self.evaluation:
+                logger.warning("%s; evaluated as a gray image", error)
+                return i, np.full((*self.index.sizes[i], 3), 128, np.uint8), False
+            for step in range(1, min(len(self.index), _TRIES)):
+                other = (i + step) % len(self.index)
+                with contextlib.suppress(ImageError, OSError):
+                    pixels = decode_image(self.index.path(other))
+                    logger.warning("%s; replaced by %s", error, self.index.path(other))
+                    return other, pixels, False
+            raise
+
+    def _add_masks(self, target: Target, view: View, outlines: Outlines) -> None:
+        size = view.image.shape[-1]
+        masks = np.zeros((len(outlines), size, size), np.bool_)
+        for mask, outline in zip(masks, outlines, strict=True):
+            if outline is not None:
+                mask[:] = outline.bitmap(view.window, size)
+        target["masks"] = torch.from_numpy(masks)
+        target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
+        if self.evaluation:
+            rles = [b"" if outline is None else outline.to_rle() for outline in outlines]
+            target["rle_bytes"] = torch.from_numpy(np.frombuffer(bytearray(b"".join(rles)), np.uint8))
+            target["rle_offsets"] = torch.from_numpy(np.cumsum([0, *map(len, rles)]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import stat
 import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,18 +20,26 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_PIXELS = 178_956_970  # 512 MiB as RGB, and where Pillow too speaks of a decompression bomb
+
+# What Pillow may try. Other formats it knows are no photographs, and one of them (EPS) is handed to an interpreter.
+_PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM")
 _JPEG_START = b"\xff\xd8"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which hold the size
 _EXIF_MARKER = 0xE1
 _ORIENTATION_TAG = 0x0112
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow's readers are seen to raise for damaged files.
+_PILLOW_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError),
+    *(RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
+)
 
 
 class ImageError(ValueError):
@@ -53,35 +62,47 @@ class ImageHeader(NamedTuple):
 
 def read_header(path: Path) -> ImageHeader:
     """Size and orientation of an image file without decoding it (tens of microseconds)."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
+        raise ImageError(f"{path}: not a file")
     with path.open("rb") as stream:
-        header = _jpeg_header(stream)
-        if header is not None:
-            return header
-        stream.seek(0)
         try:
-            with Image.open(stream) as image:
-                return ImageHeader(image.height, image.width, len(image.getbands()), _pillow_orientation(image))
+            header = _jpeg_header(stream)
+            if header is None:
+                stream.seek(0)
+                with Image.open(stream, formats=_pillow_formats()) as image:
+                    header = ImageHeader(image.height, image.width, len(image.getbands()), _pillow_orientation(image))
+            check_size(header.height, header.width)
         except _PILLOW_ERRORS as error:
-            raise ImageError(f"{path}: not a readable image: {error}") from error
+            raise ImageError(f"{path}: not a readable image: {_reason(error)}") from error
+    return header
 
 
 def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.uint8]:
     """Decode a file, or its bytes, to upright RGB (H, W, 3); `name` stands for bytes in error messages."""
     data = source if isinstance(source, bytes) else source.read_bytes()
     header = _jpeg_header(io.BytesIO(data))
-    if header is not None and header.channels in (1, 3):  # CMYK needs Pillow, which knows Adobe's inverted inks
-        with contextlib.suppress(ValueError):  # damaged: Pillow forgives what viewers do, and says more of the rest
-            return _turned(simplejpeg.decode_jpeg(data), header.orientation)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        if header is not None and header.channels in (1, 3):  # CMYK needs Pillow, which knows Adobe's inverted inks
+            check_size(header.height, header.width)
+            with contextlib.suppress(ValueError):  # damaged: Pillow forgives what viewers do, and says more of the rest
+                return _turned(simplejpeg.decode_jpeg(data), header.orientation)
+        with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
             return upright_rgb(image)
     except _PILLOW_ERRORS as error:
         what = name or ("image bytes" if isinstance(source, bytes) else source)
-        raise ImageError(f"{what}: cannot be decoded as an image: {error}; replace or remove the file") from error
+        reason = _reason(error) if data else "it is empty"
+        raise ImageError(f"{what}: cannot be decoded as an image: {reason}; replace or remove the file") from error
+
+
+def check_size(height: int, width: int, what: str = "it") -> None:
+    """Refuses an image without pixels, or with more than `MAX_PIXELS`."""
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ImageError(f"{what} is {width} x {height}: expected 1 to {MAX_PIXELS:,} pixels")
 
 
 def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """A Pillow image of any mode as upright RGB (H, W, 3)."""
+    check_size(image.height, image.width)
     orientation = _pillow_orientation(image)
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.repeat(_deep_gray(image)[..., None], 3, axis=2)
@@ -114,6 +135,16 @@ def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
         mean = torch.tensor(IMAGENET_MEAN, device=device).mul(255).view(3, 1, 1)
         scale = torch.tensor(IMAGENET_STD, device=device).mul(255).reciprocal().view(3, 1, 1)
     return mean, scale
+
+
+@functools.cache
+def _pillow_formats() -> list[str]:
+    Image.init()  # else formats that were not used yet are unknown; builds of Pillow differ in which they have
+    return [name for name in _PILLOW_FORMATS if name in Image.OPEN]
+
+
+def _reason(error: Exception) -> str:
+    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
 
 
 def _deep_gray(image: Image.Image) -> NDArray[np.uint8]:
@@ -173,7 +204,8 @@ def _exif_orientation(exif: bytes) -> int:
         return int.from_bytes(exif[at : at + length], "little" if exif[6:7] == b"I" else "big")
 
     directory = 6 + number(10, 4)
-    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+    end = min(directory + 2 + 12 * number(directory, 2), len(exif) - 11)  # a count may promise more than there is
+    for entry in range(directory + 2, end, 12):
         if number(entry, 2) == _ORIENTATION_TAG:
             orientation = number(entry + 8, 2)
             return orientation if 1 <= orientation <= 8 else 1

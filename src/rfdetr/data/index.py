@@ -6,7 +6,11 @@ get a cheap copy: about 30 bytes a box and 80 an image.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,17 +19,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr.data.box_rules import box_faults, odd_areas, repeated_boxes, xyxy_boxes
+from rfdetr.data.findings import SHOWN, DatasetError, Description, Findings
 from rfdetr.data.images import ImageError, read_header
+from rfdetr.data.outlines import OutlineRecorder, Outlines
+from rfdetr.geometry.masks import Outline
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 10  # records an error message lists; it gives the count of the rest
 _CHUNK = 512  # files a thread reads the headers of in one go
-_CLIP_TOLERANCE = 0.01  # pixels outside the image that are rounding and not worth a note
-
-
-class DatasetError(ValueError):
-    """A fault of the dataset; the message names file and record, what was found, expected, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class DatasetIndex:
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
-    notes: tuple[str, ...]
+    outlines: Outlines | None = None  # of the boxes, where a segmentation model asked for them
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -63,6 +65,29 @@ class DatasetIndex:
     def rows(self, image: int) -> slice:
         """Rows of an image's boxes."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
+
+    def outlines_of(self, image: int, rows: slice | NDArray[np.int64]) -> list[Outline | None]:
+        """Outlines of some of an image's boxes; an empty list where none were asked for."""
+        if self.outlines is None:
+            return []
+        height, width = self.sizes[image].tolist()
+        places = range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
+        return [self.outlines.get(row, (height, width)) for row in places]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the labels: classes, file names, sizes and boxes; pixels are not read."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        for array in (
+            self.name_bytes,
+            self.name_offsets,
+            self.sizes,
+            self.offsets,
+            self.boxes,
+            self.labels,
+            self.crowd,
+        ):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def with_classes(self, class_names: tuple[str, ...], whose: str) -> DatasetIndex:
         """The same split with labels in the order of `class_names`, which must be its own classes; `whose` they are."""
@@ -91,6 +116,8 @@ class SplitRecords:
     category_ids: NDArray[np.int64]
     names: list[str]
     image_ids: NDArray[np.int64]
+    image_places: NDArray[np.int64] | None = None  # of the image's entry in `source`; None: it has none
+    label_files: list[Path] | None = None  # of each image; None: all boxes are in `source`
     annotated_sizes: NDArray[np.int64] | None = None  # (N, 2) height, width as the annotations have it; 0: unknown
     image_of_box: NDArray[np.int64]
     boxes: NDArray[np.float64]  # (M, 4) xyxy
@@ -98,18 +125,38 @@ class SplitRecords:
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float64]  # pixels; NaN: the box's own
+    box_places: NDArray[np.int64]  # entry (from 0) or line (from 1) in the box's file
+    box_ids: NDArray[np.int64] | None = None  # the file's own; -1: none
+    outlines: OutlineRecorder | None = None  # of the boxes, if asked for
     unused_parents: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    findings: Findings = field(default_factory=lambda: Findings(SHOWN))
+
+    def describe_box(self, row: int, found: str) -> Description:
+        """Where a box stands, for a finding: file, record, what was found, place in the file."""
+        image, at = int(self.image_of_box[row]), int(self.box_places[row])
+        if self.label_files is not None:
+            return self.label_files[image], f"line {at}", found, at
+        identity = -1 if self.box_ids is None else int(self.box_ids[row])
+        who = f"annotation number {at}" if identity < 0 else f"annotation id {identity}"
+        return self.source, f"{who} ({self.names[image]})", found, at
+
+    def describe_image(self, image: int, found: str) -> Description:
+        """The same of an image."""
+        at = image if self.image_places is None else int(self.image_places[image])
+        return self.source, f"{self.names[image]} (image id {self.image_ids[image]})", found, at
 
 
-def build_index(records: SplitRecords) -> DatasetIndex:
-    """Check the image files, bring boxes to pixels inside their image, order them by image."""
-    sizes, rotated = _image_sizes(records)
-    boxes, kept, changes = _boxes_inside(records, sizes)
-    changes = [*_rotation_notes(rotated), *changes]
-    for level, notes in ((logging.INFO, records.notes), (logging.WARNING, changes)):
-        for note in notes:
-            logger.log(level, "%s: %s", records.source, note)
+def build_index(records: SplitRecords, *, lenient: bool = False) -> DatasetIndex:
+    """Check the image files, bring boxes to pixels inside their image, order them by image.
+
+    Errors of the records and of the files are raised; `lenient` leaves them, and what they are about, to the caller.
+    """
+    sizes = _image_sizes(records)
+    boxes, kept = _boxes_inside(records, sizes)
+    outlines = _usable_outlines(records, sizes)
+    if not lenient:
+        records.findings.stop_on_errors(records.source)
+        records.findings.log(logger, records.source)
     order = kept[np.argsort(records.image_of_box[kept], kind="stable")]
     counts = np.bincount(records.image_of_box[order], minlength=len(records.names))
     boxes = boxes[order]
@@ -131,47 +178,59 @@ def build_index(records: SplitRecords) -> DatasetIndex:
         labels=records.labels[order],
         crowd=records.crowd[order],
         areas=np.where(np.isnan(areas), box_areas, areas).astype(np.float32),
-        notes=(*records.notes, *changes),
+        outlines=None if outlines is None else outlines.take(order),
     )
 
 
-def listed(records: list[str]) -> str:
-    """The first records of a list for an error message, and how many more there are."""
-    more = f", and {len(records) - SHOWN} more" if len(records) > SHOWN else ""
-    return ", ".join(records[:SHOWN]) + more
+def is_file_name(name: object) -> bool:
+    """Whether a value can name a file: text without NUL that a file system can store."""
+    try:
+        return isinstance(name, str) and bool(name) and b"\0" not in name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
+def leaves(folder: Path, path: Path) -> bool:
+    """Whether a path is outside a folder, by its text."""
+    return not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
-def _image_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Read every header: upright sizes (N, 2) as height, width, and which images are stored rotated or mirrored."""
+def _image_sizes(records: SplitRecords) -> NDArray[np.int64]:
+    """Read every header: upright sizes (N, 2) as height, width; 0 where there is none."""
     chunks = [records.names[i : i + _CHUNK] for i in range(0, len(records.names), _CHUNK)]
     with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
-        headers = np.array(list(chain.from_iterable(pool.map(lambda chunk: _headers(records.root, chunk), chunks))))
-    _refuse_unreadable(records, headers[:, 0])
-    sizes, rotated, stored = headers[:, :2], headers[:, 2] != 1, headers[:, :2].copy()
-    transposed = headers[:, 2] >= 5
-    stored[transposed] = stored[transposed][:, ::-1]
-    annotated = records.annotated_sizes
-    if annotated is not None:
-        known = (annotated > 0).all(1)
-        wrong = known & (annotated != sizes).any(1) & (annotated != stored).any(1)
-        if wrong.any():
-            found = [
-                f"{records.names[i]} (image id {records.image_ids[i]}) is {sizes[i, 1]}x{sizes[i, 0]}, "
-                f"annotated as {annotated[i, 1]}x{annotated[i, 0]}"
-                for i in np.flatnonzero(wrong).tolist()
-            ]
-            raise DatasetError(
-                f"{records.source}: {len(found)} images have another width x height than their annotations say, so "
-                f"boxes would not fit: {listed(found)}. Export again, or correct width, height and boxes"
-            )
-    return sizes, rotated
+        found = list(chain.from_iterable(pool.map(lambda chunk: _headers(records.root, chunk), chunks)))
+    headers = np.array(found, np.int64).reshape(-1, 3)
+    sizes, orientation = headers[:, :2], headers[:, 2]
+    stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
+    annotated = sizes if records.annotated_sizes is None else records.annotated_sizes
+    known = (annotated > 0).all(1) & (sizes > 0).all(1)
+    wrong = known & (annotated != sizes).any(1) & (annotated != stored).any(1)
+    rules: dict[str, tuple[NDArray[np.bool_], Callable[[int], str]]] = {
+        "image-missing": (sizes[:, 0] == _MISSING, lambda _: f"not in {records.root}"),
+        "image-unreadable": (sizes[:, 0] == _UNREADABLE, lambda i: _why_unreadable(records.root / records.names[i])),
+        "image-size-differs": (wrong, lambda i: f"is {_text(sizes[i])}, annotated as {_text(annotated[i])}"),
+        "image-turned": (orientation > 1, lambda i: f"EXIF orientation {orientation[i]}"),
+    }
+    for rule, (which, text) in rules.items():
+        rows = np.flatnonzero(which).tolist()
+        records.findings.add_rows(rule, rows, functools.partial(_describe_image, records, text))
+    return np.maximum(sizes, 0)
+
+
+def _describe_image(records: SplitRecords, text: Callable[[int], str], image: int) -> Description:
+    return records.describe_image(image, text(image))
 
 
 _MISSING, _UNREADABLE = 0, -1  # in place of a height
+
+
+def _text(size: NDArray[np.int64]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def _headers(root: Path, names: list[str]) -> list[tuple[int, int, int]]:
@@ -189,21 +248,6 @@ def _headers(root: Path, names: list[str]) -> list[tuple[int, int, int]]:
     return found
 
 
-def _refuse_unreadable(records: SplitRecords, heights: NDArray[np.int64]) -> None:
-    for code, what, advice in (
-        (_MISSING, "do not exist", "Put the files there, or remove their records"),
-        (_UNREADABLE, "cannot be read as images", "Replace or remove them"),
-    ):
-        images = np.flatnonzero(heights == code).tolist()
-        names = [f"{records.names[i]} (image id {records.image_ids[i]})" for i in images]
-        if names:
-            reason = "" if code == _MISSING else f" ({_why_unreadable(records.root / records.names[images[0]])})"
-            raise DatasetError(
-                f"{records.source}: {len(names)} of {len(records.names)} image files {what} in {records.root}: "
-                f"{listed(names)}{reason}. {advice}"
-            )
-
-
 def _why_unreadable(path: Path) -> str:
     try:
         read_header(path)
@@ -212,32 +256,47 @@ def _why_unreadable(path: Path) -> str:
     return "readable now"
 
 
-def _rotation_notes(rotated: NDArray[np.bool_]) -> list[str]:
-    count = int(rotated.sum())
-    if not count:
-        return []
-    return [
-        f"{count} of {len(rotated)} images are stored rotated or mirrored (EXIF orientation) and are turned upright; "
-        "their boxes are taken to fit the upright image"
-    ]
-
-
-def _boxes_inside(
-    records: SplitRecords, sizes: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
-    """Boxes in pixels clipped to their image, the rows with an area, and notes on what was changed."""
+def _boxes_inside(records: SplitRecords, sizes: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Boxes in pixels clipped to their image, and the rows with an area; what is odd of them is a finding."""
     limits = sizes[records.image_of_box][:, [1, 0, 1, 0]].astype(np.float64)  # (M, 4): width, height twice
     boxes = records.boxes * limits if records.relative else records.boxes
     clipped = np.clip(boxes, 0, limits).astype(np.float32)  # before the check: rounding may take the last of an area
-    has_area = (clipped[:, 2:] > clipped[:, :2]).all(1)
-    moved = has_area & (np.abs(clipped - boxes) > _CLIP_TOLERANCE).any(1)
-    notes = []
-    for which, text in (
-        (~has_area, "have no area inside their image and are skipped"),
-        (moved, "reach outside their image and are clipped to it"),
-    ):
-        rows = np.flatnonzero(which)
-        if len(rows):
-            first = records.names[records.image_of_box[rows[0]]]
-            notes.append(f"{len(rows)} of {len(boxes)} boxes {text} (the first: {first})")
-    return clipped, np.flatnonzero(has_area), notes
+    faults = box_faults(boxes, clipped, limits)
+    if not records.relative:
+        likely, all_are = xyxy_boxes(boxes, limits)
+        if all_are:
+            found = f"{int(likely.sum())} of {len(boxes)} boxes reach far outside, all fit as x1 y1 x2 y2"
+            records.findings.add("boxes-xyxy", records.source, "", found)
+        faults["box-likely-xyxy"] = likely & (not all_are)
+        faults["box-clipped"] &= ~likely
+        faults["box-outside"] &= ~likely
+    faults["box-repeated"] = repeated_boxes(records.image_of_box, records.boxes)
+    faults["box-area"] = odd_areas(records.areas, boxes)
+    faults["crowd"] = records.crowd
+
+    def describe(row: int) -> Description:
+        x, y, right, bottom = boxes[row]
+        size = f"{limits[row, 0]:g}x{limits[row, 1]:g}"
+        found = f"x {x:g}, y {y:g}, width {right - x:g}, height {bottom - y:g} in {size} pixels"
+        area = "" if np.isnan(records.areas[row]) else f", area {records.areas[row]:g}"
+        return records.describe_box(row, f"{found}{area}, class {records.class_names[records.labels[row]]}")
+
+    for rule, which in faults.items():
+        records.findings.add_rows(rule, np.flatnonzero(which).tolist(), describe)
+    return clipped, np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(1))
+
+
+def _usable_outlines(records: SplitRecords, sizes: NDArray[np.int64]) -> Outlines | None:
+    """Outlines in pixels, if asked for; the objects without one, or that there is none at all, are findings."""
+    recorder = records.outlines
+    if recorder is None:
+        return None
+    outlines = recorder.build(sizes[records.image_of_box], records.relative)
+    without = np.flatnonzero(outlines.entries < 0)
+    for row in without.tolist():
+        rule, found = recorder.fault(row)
+        records.findings.add_rows(rule, [row], functools.partial(records.describe_box, found=found))
+    if len(without) and len(without) == len(outlines.entries):
+        found = f"{len(without)} objects, none with a usable outline; the first: {recorder.fault(0)[1]}"
+        records.findings.add("outlines-none", records.source, "", found)
+    return outlines

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rfdetr.config.arguments import check_path
 from rfdetr.data.coco import read_coco
-from rfdetr.data.index import DatasetError, DatasetIndex, build_index
+from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
 from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -38,7 +40,7 @@ class DatasetLayout:
 
 def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> DatasetLayout:
     """Find the splits of a dataset; `dataset_file` is TrainConfig's ("roboflow", "coco" or "yolo")."""
-    root = Path(dataset_dir).expanduser()
+    root = check_path("dataset_dir", dataset_dir)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; dataset_dir must be the folder that holds the dataset's splits")
     if dataset_file in ("roboflow", "coco"):
@@ -53,17 +55,34 @@ def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> Data
     raise DatasetError(_nothing_found(root, dataset_file))
 
 
-def load_index(layout: DatasetLayout, split: str, class_names: Sequence[str] | None = None) -> DatasetIndex:
-    """Index a split; with `class_names` (those of train, or of a model) labels follow them and must be the same set."""
+def load_index(
+    layout: DatasetLayout,
+    split: str,
+    class_names: Sequence[str] | None = None,
+    findings: Findings | None = None,
+    masks: bool = False,
+) -> DatasetIndex:
+    """Index a split; with `class_names` (those of train, or of a model) labels follow them and must be the same set.
+
+    Faults of records are raised together, or left in `findings` where these are given. `masks` reads outlines too.
+    """
     if split not in layout.splits:
         raise DatasetError(
             f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset: looked for "
             f"{' or '.join(SPLITS.get(split, (split,)))}; found {', '.join(layout.splits) or 'none'}"
         )
-    found = layout.splits[split]
-    records = read_yolo(found, split) if isinstance(found, YoloConfig) else read_coco(found.annotations, found.images)
-    index = build_index(records)
+    index = build_index(read_split(layout, split, findings, masks), lenient=findings is not None)
     return index if class_names is None else index.with_classes(tuple(class_names), "the model or the train split")
+
+
+def read_split(
+    layout: DatasetLayout, split: str, findings: Findings | None = None, masks: bool = False
+) -> SplitRecords:
+    """The records of a split the layout has."""
+    found = layout.splits[split]
+    if isinstance(found, YoloConfig):
+        return read_yolo(found, split, findings, masks)
+    return read_coco(found.annotations, found.images, findings, masks)
 
 
 def _roboflow_coco(root: Path) -> dict[str, CocoSplit]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from rfdetr.data.dataset import DetectionDataset, Target, keyed_generator
+from rfdetr.data.workers import outlive_signals, worker_context
 from rfdetr.geometry.nested import NestedTensor
 
 
@@ -17,11 +18,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Keys (epoch, image) of one rank's share of an epoch; the order depends on (seed, epoch) only, not on workers.
 
     Shuffled shares are made equal by repeating the first images, as training ranks must take the same number of steps;
-    unshuffled (evaluation) shares hold every image once.
+    unshuffled (evaluation) shares hold every image once, unless `even` asks for equal ones or there are too few images
+    for every rank to have one.
     """
 
-    def __init__(
-        self, length: int, *, shuffle: bool, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
+    def __init__(  # noqa: PLR0913 - keyword-only: an order and a share of it
+        self,
+        length: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = False,
     ) -> None:
         self.length = length
         self.shuffle = shuffle
@@ -29,21 +39,24 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
         self.rank = rank
         self.world_size = world_size
+        self.skip = 0
+        """Images of this rank's share that the next iteration leaves out: those of an interrupted one."""
+        self.even = even or shuffle or length < world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of iterations to come; Lightning does so before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        spare = self.world_size - 1 if self.shuffle else self.world_size - 1 - self.rank
+        spare = self.world_size - 1 - (0 if self.even else self.rank)
         return (self.length + spare) // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
+        epoch, skip, self.skip = self.epoch, self.skip, 0
         order = range(self.length)
         if self.shuffle:
             order = keyed_generator(self.seed, epoch).permutation(self.length).tolist()
-        for position in range(self.rank, self.rank + len(self) * self.world_size, self.world_size):
+        for position in range(self.rank, self.rank + len(self) * self.world_size, self.world_size)[skip:]:
             yield epoch, order[position % self.length]
 
 
@@ -51,6 +64,35 @@ def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Ta
     """Join images of one size to a uint8 batch (B, 3, size, size) without padding; targets stay a list."""
     images, targets = zip(*samples, strict=True)
     return NestedTensor(torch.stack(images)), list(targets)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader whose first iteration after `load_state_dict` starts where another stood; nothing skipped is decoded.
+
+    Lightning keeps the state of such loaders. It takes an `EpochSampler`.
+    """
+
+    _batches = 0
+    _start = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        start, self._start = self._start, 0
+        return self._batches_from(start)
+
+    def _batches_from(self, start: int) -> Iterator[Any]:
+        self._batches = start
+        if isinstance(self.sampler, EpochSampler):
+            self.sampler.skip = start * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches were handed out."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._start = state_dict["batches"]
 
 
 def build_loader(
@@ -61,9 +103,9 @@ def build_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
     drop_last: bool = False,
-) -> DataLoader[Any]:
+) -> ResumableLoader:
     """A loader of (NestedTensor, targets) batches whose workers stay alive from one epoch to the next."""
-    return DataLoader(
+    return ResumableLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -72,4 +114,6 @@ def build_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         persistent_workers=num_workers > 0,
+        worker_init_fn=outlive_signals,
+        multiprocessing_context=worker_context() if num_workers > 0 else None,
     )

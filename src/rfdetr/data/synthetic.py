@@ -1,4 +1,4 @@
-"""A detection data set out of nothing: COCO folders of synthetic scenes, for the demo, the tests and pre-training.
+"""A data set out of nothing: COCO folders of synthetic scenes, with boxes and outlines, for demo, tests, pre-training.
 
     generate("shapes")          # shapes/{train,valid,test}/_annotations.coco.json and pictures
 
@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from rfdetr.data.synthetic_kinds import ALL_KINDS, DEMO_KINDS, PRETRAIN_KINDS
+from rfdetr.data.synthetic_outlines import trace_pixels
 from rfdetr.data.synthetic_scenes import Scene, render_scene
+from rfdetr.geometry.masks import runs_of_bitmap
 
 DEMO_CLASSES: tuple[str, ...] = tuple(DEMO_KINDS)
 """Classes that the bundled weights have not seen."""
@@ -112,7 +115,7 @@ def _write_split(folder: Path, indexes: range, record: dict[str, Any]) -> None:
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO records, with polygons where the outline is wholly visible and has no holes: else they would be untrue."""
+    """COCO records; polygons and run lengths are those of the pixels that show the object."""
     records = []
     for i, (box, label) in enumerate(zip(scene.boxes_xyxy.tolist(), scene.labels.tolist(), strict=True)):
         left, top, right, bottom = box
@@ -120,7 +123,15 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, A
             "id": first_id + i, "image_id": image_id, "category_id": label + 1, "iscrowd": 0,
             "bbox": [left, top, right - left, bottom - top], "area": float(scene.areas[i]),
         }  # fmt: skip
-        if scene.whole[i] and all(ring.filled for ring in scene.outlines[i]):
-            entry["segmentation"] = [np.round(ring.points, 2).ravel().tolist() for ring in scene.outlines[i]]
+        entry["segmentation"] = _segmentation(scene.owner == i, scene.boxes_xyxy[i])
         records.append(entry)
     return records
+
+
+def _segmentation(shown: NDArray[np.bool_], box_xyxy: NDArray[np.float32]) -> list[list[float]] | dict[str, Any]:
+    """Polygons, or run lengths where there is a hole, which polygons cannot say."""
+    left, top, right, bottom = box_xyxy.astype(int).tolist()
+    rings = trace_pixels(np.pad(shown[top:bottom, left:right], 1))
+    if not all(ring.filled for ring in rings):
+        return {"size": list(shown.shape), "counts": runs_of_bitmap(shown)}
+    return [(ring.points + np.array((left - 1, top - 1))).ravel().tolist() for ring in rings]

@@ -98,6 +98,15 @@ def trace_glyph(character: str) -> tuple[Ring, ...]:
     return tuple(Ring(ring, _signed_area(ring) > 0) for ring in rings if len(ring) >= 6)
 
 
+def trace_pixels(inside: NDArray[np.bool_]) -> list[Ring]:
+    """The outline of what a bitmap shows, along the edges of its pixels."""
+    rings = []
+    for ring in _pixel_rings(inside):
+        step = np.roll(ring, -1, axis=0) - ring
+        rings.append(Ring(ring[(step != np.roll(step, 1, axis=0)).any(axis=1)], _signed_area(ring) > 0))
+    return rings
+
+
 def _pixel_rings(inside: NDArray[np.bool_]) -> list[Points]:
     """Boundaries of a bitmap along its pixels' edges, the inside always at the right hand."""
     steps: dict[tuple[int, int], list[tuple[int, int]]] = {}  # corner (x, y) -> the corners that edges lead to

@@ -1,11 +1,12 @@
 """The training and the evaluation recipe: upright RGB pixels and boxes in, square uint8 tensor and relative boxes out.
 
-A recipe is drawn first as one window of the original image; pixels are then cropped and resampled once and boxes move
-analytically, so no intermediate picture of the published recipe (resize, crop, resize) is ever made.
+A recipe is drawn first as one window of the original image; pixels are then cropped and resampled once, boxes and
+outlines move analytically, so no intermediate picture of the published recipe (resize, crop, resize) is ever made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,28 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfdetr.data.images import resize_square
+from rfdetr.geometry.masks import Outline, Window
 
 SHORT_SIDES = (400, 500, 600)  # pixels the short side is scaled to before cropping
 CROP_SIDES = (384, 600)  # smallest and largest crop side, in pixels of that scale
 _LUMA = (0.299, 0.587, 0.114)
 
+Outlines = Sequence[Outline | None]
+"""One for each box, None where there is no outline; empty where outlines are not wanted."""
+
 
 class View(NamedTuple):
-    """A network input and its boxes; `kept` says which of the given boxes these are."""
+    """A network input, the part of the image it shows, its boxes; `kept` says which of the given ones these are."""
 
     image: Tensor  # (3, size, size) uint8
     boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the view
     kept: NDArray[np.bool_]
-
-
-class Window(NamedTuple):
-    """A part of an image in whole pixels, mirrored or not."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    flipped: bool = False
+    window: Window
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,15 @@ class EvaluationView:
 
     size: int
 
-    def __call__(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], _rng: np.random.Generator) -> View:
-        height, width = image.shape[:2]
-        boxes, kept = move_boxes(boxes_xyxy, Window(0, 0, width, height))
-        return View(resize_square(image, self.size), boxes, kept)
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes_xyxy: NDArray[np.float32],
+        _rng: np.random.Generator,
+        _outlines: Outlines = (),
+    ) -> View:
+        window = Window(0, 0, image.shape[1], image.shape[0])
+        return View(resize_square(image, self.size), *move_boxes(boxes_xyxy, window), window)
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,21 @@ class TrainingView:
     size: int
     color_jitter: float = 0.0
 
-    def __call__(self, image: NDArray[np.uint8], boxes_xyxy: NDArray[np.float32], rng: np.random.Generator) -> View:
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes_xyxy: NDArray[np.float32],
+        rng: np.random.Generator,
+        outlines: Outlines = (),
+    ) -> View:
         window = draw_window(image.shape[0], image.shape[1], rng)
-        boxes, kept = move_boxes(boxes_xyxy, window)
+        boxes, kept = move_boxes(boxes_xyxy, window, outlines)
         pixels = resize_square(image[window.top : window.bottom, window.left : window.right], self.size)
         if window.flipped:
             pixels = pixels.flip(-1)
         if self.color_jitter:
             pixels = jitter_color(pixels, self.color_jitter, rng)
-        return View(pixels, boxes, kept)
+        return View(pixels, boxes, kept, window)
 
 
 def draw_window(height: int, width: int, rng: np.random.Generator) -> Window:
@@ -89,16 +96,26 @@ def _draw_span(side: int, scale: float, rng: np.random.Generator) -> tuple[int, 
     return first, min(max(round((start + length) / scale), first + 1), side)
 
 
-def move_boxes(boxes_xyxy: NDArray[np.float32], window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def move_boxes(
+    boxes_xyxy: NDArray[np.float32], window: Window, outlines: Outlines = ()
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Clip boxes (n, 4) to a window and express them as cxcywh relative to it.
 
-    Dropped: what shows less than a pixel of width or height, unless the whole box is that small and inside.
+    A clipped box with an outline becomes the box around what the window shows of that. Dropped: what shows less than a
+    pixel of width or height, unless the whole box is that small and inside.
     """
     corner = np.array([window.left, window.top], np.float32)
     extent = np.array([window.right, window.bottom], np.float32) - corner
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     clipped_low = np.clip(low - corner, 0, extent)
     clipped_high = np.clip(high - corner, 0, extent)
+    if outlines:
+        cut = ((clipped_low != low - corner) | (clipped_high != high - corner)).any(1)
+        overlaps = (clipped_high > clipped_low).all(1)
+        for i in np.flatnonzero(cut & overlaps).tolist():
+            if (outline := outlines[i]) is not None:
+                box = outline.bounds(window)
+                clipped_low[i], clipped_high[i] = (0, 0) if box is None else (box[:2] - corner, box[2:] - corner)
     visible = clipped_high - clipped_low
     kept = ((visible > 0) & ((visible >= 1) | (visible >= 0.999 * (high - low)))).all(1)
     centres = (clipped_low + clipped_high)[kept] / (2 * extent)

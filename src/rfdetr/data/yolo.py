@@ -1,6 +1,6 @@
 """YOLO folders: data.yaml with class names and image places, and one text file of boxes or polygons per image.
 
-A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, relative to the image; a polygon counts as its box.
+A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, relative to the image; a polygon's box is that around it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import yaml
 
+from rfdetr.config.arguments import short
+from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.images import IMAGE_SUFFIXES
-from rfdetr.data.index import DatasetError, SplitRecords
+from rfdetr.data.index import SplitRecords, is_file_name, leaves
+from rfdetr.data.outlines import OutlineRecorder
 
 YAML_NAMES = ("data.yaml", "data.yml")
 SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 _FARTHEST = 2.0  # image sizes; a coordinate beyond is in pixels, not relative
+
+Box: TypeAlias = "tuple[float, float, float, float]"
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ def read_data_yaml(path: Path) -> YoloConfig:
     """Read and check a data.yaml; a split whose places do not exist is left out unless it is train or valid."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)  # strings only: a class may be `no`
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected keys 'names', 'train' and 'val'; found {type(content).__name__}")
@@ -43,31 +48,28 @@ def read_data_yaml(path: Path) -> YoloConfig:
     return YoloConfig(path, _class_names(path, content), {split: found for split, found in places.items() if found})
 
 
-def read_yolo(config: YoloConfig, split: str) -> SplitRecords:
-    """Read the label files of a split. Image ids are 0, 1, ... in the order of the paths."""
+def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, masks: bool = False) -> SplitRecords:
+    """Read the label files of a split; image ids are 0, 1, ... in the order of the paths.
+
+    Faulty lines go to `findings` instead.
+    """
+    findings = Findings(SHOWN) if findings is None else findings
     root = config.path.parent
-    images = sorted({image for place in config.places[split] for image in _list_images(config, place)})
+    images = sorted({image for place in config.places[split] for image in list_images(config, place)})
     if not images:
         where = ", ".join(map(str, config.places[split]))
         raise DatasetError(f"{config.path}: {split}: no image files in {where} ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    image_of_box: list[int] = []
-    labels: list[int] = []
-    boxes: list[tuple[float, float, float, float]] = []
-    unlabelled = 0
-    for i, image in enumerate(images):
-        label_file = _label_file(image)
-        try:
-            text = label_file.read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            unlabelled += 1
-            continue
-        for label, box in _parse_labels(label_file, text, len(config.class_names)):
-            image_of_box.append(i)
-            labels.append(label)
-            boxes.append(box)
-    folders = {_label_file(image).parent for image in images}
-    if unlabelled == len(images) and not any(folder.is_dir() for folder in folders):
+    label_files = [label_file(image) for image in images]
+    folders = {file.parent for file in label_files}
+    if not any(file.exists() for file in label_files) and not any(folder.is_dir() for folder in folders):
         raise DatasetError(f"{config.path}: {split}: no label folder; expected {', '.join(map(str, sorted(folders)))}")
+    outlines = OutlineRecorder() if masks else None
+    rows: list[tuple[int, int, int, Box]] = []  # image, line, label, box
+    for i, (image, file) in enumerate(zip(images, label_files, strict=True)):
+        rows += ((i, *line) for line in _read_labels(file, image, len(config.class_names), findings, outlines))
+        if (not image.is_relative_to(root) or ".." in image.parts) and leaves(root, image):
+            findings.add("path-outside", config.path, split, f"{image} is not in {root}")
+    image_of_box, lines, labels, boxes = zip(*rows, strict=True) if rows else ((), (), (), ())
     return SplitRecords(
         source=config.path,
         root=root,
@@ -75,13 +77,16 @@ def read_yolo(config: YoloConfig, split: str) -> SplitRecords:
         category_ids=np.arange(len(config.class_names)),
         names=[str(image.relative_to(root)) if image.is_relative_to(root) else str(image) for image in images],
         image_ids=np.arange(len(images)),
+        label_files=label_files,
         image_of_box=np.array(image_of_box, np.int64),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         relative=True,
         labels=np.array(labels, np.int64),
         crowd=np.zeros(len(boxes), np.bool_),
         areas=np.full(len(boxes), np.nan),
-        notes=[f"{unlabelled} of {len(images)} {split} images have no label file: no objects"] if unlabelled else [],
+        box_places=np.array(lines, np.int64),
+        outlines=outlines,
+        findings=findings,
     )
 
 
@@ -95,7 +100,9 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
             )
         names = [names[key] for key in expected]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise DatasetError(f"{path}: 'names' is {names!r}; expected class names as a list, or as a map from 0, 1, ...")
+        raise DatasetError(
+            f"{path}: 'names' is {short(names)}; expected class names as a list, or as a map from 0, 1, ..."
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DatasetError(f"{path}: class names {twice} occur more than once; rename or merge them")
     count = content.get("nc", str(len(names)))
@@ -107,8 +114,12 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
 def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
     """Existing folders or lists of a split: by its key, or where none has it, `<split>/images` beside the file."""
     keys = SPLIT_KEYS[split]
-    entry: str | list[str] = next((content[key] for key in keys if content.get(key)), [])
+    entry: Any = next((content[key] for key in keys if content.get(key)), [])
     entries = [entry] if isinstance(entry, str) else entry
+    if not isinstance(entries, list) or not all(map(is_file_name, [*entries, content.get("path") or "."])):
+        raise DatasetError(
+            f"{path}: {split}: {short(entry)}, path {short(content.get('path'))}; expected names of folders"
+        )
     folder = path.parent
     bases = (folder / content["path"], Path(content["path"])) if content.get("path") else ()
     usual = [folder / name / "images" for name in (*keys, split)]
@@ -117,7 +128,7 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
         # Roboflow writes ../train/images for the folder beside data.yaml, so that is tried before what it says.
         inside = [folder / item.lstrip("./")] if item.startswith("..") else []
         candidates = [*inside, *(base / item for base in bases), folder / item]
-        place = next((place for place in candidates if place.exists()), None)
+        place = next((place for place in candidates if os.path.exists(place)), None)  # false for names too long, too
         if place is None and len(entries) == 1:
             place = next((place for place in usual if place.is_dir()), None)  # the set has moved since
         if place is not None:
@@ -130,19 +141,26 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
     return tuple(found)
 
 
-def _list_images(config: YoloConfig, place: Path) -> Iterator[Path]:
+def list_images(config: YoloConfig, place: Path) -> Iterator[Path]:
     """Image files in a folder and below it, or named by a .txt list."""
+    if place == Path(place.anchor):
+        raise DatasetError(f"{config.path}: {place} is the root of the file system; expected a folder of images")
     if place.is_dir():
         for folder, _, files in os.walk(place):
             yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
         return
-    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{place}: not a readable list of images: {error}") from error
+    if odd := [line for line in lines if line and not is_file_name(line)]:
+        raise DatasetError(f"{place}: {odd[0]!r} cannot be a file's name; is this a list of images?")
     bases = (place.parent, config.path.parent)
     base = next((base for base in bases for line in lines[:1] if (base / line).exists()), place.parent)
     yield from (base / line for line in lines if line)
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
     """The last folder `images` of the path becomes `labels`; without one, the label file lies beside the image."""
     parts = list(image.parts)
     at = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else None
@@ -151,29 +169,53 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _parse_labels(file: Path, text: str, num_classes: int) -> Iterator[tuple[int, tuple[float, float, float, float]]]:
-    """Label and relative xyxy box of each line that is not blank."""
+def _read_labels(
+    file: Path, image: Path, num_classes: int, findings: Findings, outlines: OutlineRecorder | None
+) -> Iterator[tuple[int, int, Box]]:
+    """Line number, label and relative xyxy box of each line that has them; its polygon goes to `outlines`."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        findings.add("label-missing", file, "", f"{image.name} has no label file")
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        findings.add("dataset-unreadable", file, "", f"not a readable text file: {error}")
+        return
     for number, line in enumerate(text.splitlines(), 1):
-        tokens = line.split()
-        if not tokens:
-            continue
-        try:
-            label, *values = map(float, tokens)
-        except ValueError:
-            raise DatasetError(f"{file}, line {number}: {line!r}; expected numbers only") from None
-        if label not in range(num_classes):
-            raise DatasetError(f"{file}, line {number}: class {tokens[0]}; data.yaml has 0 to {num_classes - 1}")
-        if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
-            raise DatasetError(f"{file}, line {number}: {line!r}; expected numbers relative to the image, 0 to 1")
-        yield int(label), _box_of(file, number, values)
+        if line.strip():
+            try:
+                label, box, polygon = parse_line(line, num_classes)
+            except LineError as error:
+                findings.add(error.rule, file, f"line {number}", str(error), number)
+                continue
+            if outlines is not None:
+                outlines.add([polygon] if polygon else None)
+            yield number, label, box
 
 
-def _box_of(file: Path, number: int, values: list[float]) -> tuple[float, float, float, float]:
+class LineError(ValueError):
+    """A label line that cannot be used, and the rule it breaks."""
+
+    def __init__(self, rule: str, found: str) -> None:
+        super().__init__(found)
+        self.rule = rule
+
+
+def parse_line(line: str, num_classes: int) -> tuple[int, Box, list[float]]:
+    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank."""
+    tokens = line.split()
+    try:
+        label, *values = map(float, tokens)
+    except ValueError:
+        raise LineError("label-line", f"{line[:80]!r}, expected numbers only") from None
+    if label not in range(num_classes):
+        raise LineError("label-class", f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}")
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        found = f"{len(values)} numbers after the class, expected 4 (cx cy w h) or a polygon's x y pairs"
+        raise LineError("label-line", found)
+    if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
+        raise LineError("label-range", f"{line[:80]!r}, expected numbers relative to the image, 0 to 1")
     if len(values) == 4:
         cx, cy, w, h = values
-        return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
-    if len(values) >= 6 and len(values) % 2 == 0:
-        return min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
-    raise DatasetError(
-        f"{file}, line {number}: {len(values)} numbers after the class; expected 4 (cx cy w h) or a polygon's x y pairs"
-    )
+        return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
+    return int(label), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])), values

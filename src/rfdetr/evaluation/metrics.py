@@ -9,6 +9,8 @@ from typing import TypedDict
 from rfdetr.evaluation.f1 import F1Sweep
 from rfdetr.evaluation.matching import Array
 
+MASKS = "segm_"  # what the figures of masks are called by
+
 
 class ClassMetrics(TypedDict):
     """One class. Figures are nan for a class without objects, and then in no mean."""
@@ -51,10 +53,16 @@ class Metrics:
     sweep: F1Sweep
     confusion: Array
     """`matching.confusion_matrix` at the best threshold (K + 1, K + 1)."""
+    masks: Metrics | None = None
+    """The same figures of masks, for a segmentation model."""
 
     def logged(self, prefix: str = "val/", per_class: bool = True) -> dict[str, float]:
-        """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined ones are left out."""
+        """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined ones are left out.
+
+        Those of masks are `val/segm_mAP_50_95` or `val/segm_AP/<class>`.
+        """
         figures = dict(self.overall)
         if per_class:
             figures |= {f"AP/{row['name']}": row["AP"] for row in self.per_class}
-        return {prefix + key: value for key, value in figures.items() if not math.isnan(value)}
+        named = {prefix + key: value for key, value in figures.items() if not math.isnan(value)}
+        return named if self.masks is None else named | self.masks.logged(prefix + MASKS, per_class)

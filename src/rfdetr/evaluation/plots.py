@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rfdetr.evaluation.f1 import CONFIDENCES
 from rfdetr.evaluation.matching import Array
-from rfdetr.evaluation.metrics import Metrics
+from rfdetr.evaluation.metrics import MASKS, Metrics
 from rfdetr.weights.writing import atomic_write
 
 MOST_COLOURED = 20
@@ -58,6 +58,8 @@ _PANELS: list[tuple[str, list[_Line]]] = [
         [
             ("val/mAP_50_95", "50:95", _BLUE, "-"),
             ("val/ema_mAP_50_95", "50:95, EMA weights", _ORANGE, "-"),
+            ("val/segm_mAP_50_95", "50:95, masks", _GREEN, "-"),
+            ("val/ema_segm_mAP_50_95", "50:95, masks, EMA weights", _RED, "-"),
             ("val/mAP_50", "50", _BLUE, ":"),
             ("val/ema_mAP_50", "50, EMA weights", _ORANGE, ":"),
         ],
@@ -81,13 +83,20 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: str | PathLike[str]
 
 
 def plot_metrics(metrics: Metrics, directory: str | PathLike[str]) -> None:
-    """Write pr_curve.png, f1_curve.png, confusion_matrix.png and confusion_matrix_normalized.png."""
-    directory = Path(directory)
+    """Write pr_curve.png, f1_curve.png, confusion_matrix.png and confusion_matrix_normalized.png.
+
+    Those of masks, if there are any, are called the same after `segm_`.
+    """
     with mpl.rc_context(_STYLE):
-        _save(pr_figure(metrics), directory / "pr_curve.png")
-        _save(f1_figure(metrics), directory / "f1_curve.png")
-        _save(confusion_figure(metrics, normalized=False), directory / "confusion_matrix.png")
-        _save(confusion_figure(metrics, normalized=True), directory / "confusion_matrix_normalized.png")
+        for start, shown in (("", metrics), (MASKS, metrics.masks)):
+            if shown is not None:
+                for name, figure in (
+                    ("pr_curve", pr_figure(shown)),
+                    ("f1_curve", f1_figure(shown)),
+                    ("confusion_matrix", confusion_figure(shown, normalized=False)),
+                    ("confusion_matrix_normalized", confusion_figure(shown, normalized=True)),
+                ):
+                    _save(figure, Path(directory, f"{start}{name}.png"))
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:

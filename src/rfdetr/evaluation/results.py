@@ -21,7 +21,7 @@ def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weig
     """Write the figures of one set of weights (`weights`: their file or name) on one or more splits.
 
     {"schema_version": 1, "weights": str, "iou_type": "bbox",
-     "splits": {"valid" or "test": `as_record`}}
+     "splits": {"valid" or "test": `as_record`}}, where a segmentation model's splits have "masks" of IoU type "segm".
     """
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -36,14 +36,17 @@ def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weig
 def as_record(metrics: Metrics) -> dict[str, Any]:
     """{"images": int, "boxes": int, "max_dets": int, "overall": {...}, "per_class": [{"name": str, ...}, ...]}.
 
-    `Metrics` and `ClassMetrics` name the keys of overall and per_class. Undefined figures are None.
+    `Metrics` and `ClassMetrics` name the keys of overall and per_class. Undefined figures are None. The figures of
+    masks are a record like it under "masks", where "boxes" counts the objects that have one.
     """
+    masks = {} if metrics.masks is None else {"masks": as_record(metrics.masks)}
     return {
         "images": metrics.num_images,
         "boxes": metrics.num_boxes,
         "max_dets": metrics.max_dets,
         "overall": _without_nan(metrics.overall),
         "per_class": [_without_nan(row) for row in metrics.per_class],
+        **masks,
     }
 
 
@@ -57,13 +60,19 @@ def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
     at = "no detection is right" if math.isnan(threshold) else f"at confidence {threshold:.3f}, IoU 0.5"
     table = Table(title=title, caption=f"Precision, recall, F1 {at}; at most {metrics.max_dets} detections per image")
     table.add_column("class", overflow="fold")
-    for name in ("images", "boxes", "mAP 50:95", "mAP 50", "precision", "recall", "F1"):
+    masks = metrics.masks
+    of_masks = ("mask mAP 50:95", "mask mAP 50") if masks else ()
+    for name in ("images", "boxes", *of_masks, "mAP 50:95", "mAP 50", "precision", "recall", "F1"):
         table.add_column(name, justify="right")
-    for row in metrics.per_class:
-        figures = (row["AP"], row["AP50"], row["precision"], row["recall"], row["F1"])
+    for at_row, row in enumerate(metrics.per_class):
+        figures = [row["AP"], row["AP50"], row["precision"], row["recall"], row["F1"]]
+        if masks:
+            figures = [masks.per_class[at_row]["AP"], masks.per_class[at_row]["AP50"], *figures]
         table.add_row(escape(row["name"]), str(row["images"]), str(row["boxes"]), *map(_percent, figures))
     table.add_section()
-    means = (overall[key] for key in ("mAP_50_95", "mAP_50", "precision", "recall", "F1"))
+    means = [overall[key] for key in ("mAP_50_95", "mAP_50", "precision", "recall", "F1")]
+    if masks:
+        means = [masks.overall["mAP_50_95"], masks.overall["mAP_50"], *means]
     table.add_row("all", str(metrics.num_images), str(metrics.num_boxes), *map(_percent, means), style="bold")
     return table
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rfdetr.config.arguments import check_count, check_share
 from rfdetr.data.images import normalize, resize_square
+from rfdetr.inference.masks import build_masks
+from rfdetr.inference.packing import can_pack, pack_linears
 from rfdetr.inference.sources import ImageSources, expand, load_image, source_name
 from rfdetr.models.detector import Detector, DetectorOutput
 from rfdetr.models.postprocess import postprocess
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from supervision import Detections
 
 T = TypeVar("T")
+_FIRST_USE = threading.Lock()
 
 
 class Prediction(NamedTuple):
@@ -38,7 +43,10 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Runs `model` on images of any form. `labels` names logit indexes; an index without a name is never reported."""
+    """Runs `model` on images of any form. `labels` names logit indexes; an index without a name is never reported.
+
+    Any number of threads may predict at once, and `optimize` meanwhile: a batch runs wholly before or after the change.
+    """
 
     def __init__(
         self, model: Detector, *, resolution: int, num_select: int, labels: Mapping[int, str], device: torch.device
@@ -48,8 +56,10 @@ class Predictor:
         self.num_select = num_select
         self.labels = dict(labels)
         self.device = device
-        self._network: Callable[[Tensor], DetectorOutput] = self.model
-        self._dtype = torch.float32
+        # glibc keeps freed memory once it has seen a block as large come and go; else it gives back what a prediction
+        # frees, and page faults of the next one are 11 % of it on CPUs.
+        torch.empty(31 * 2**20, dtype=torch.uint8)
+        self._optimized: tuple[Callable[[Tensor], DetectorOutput], torch.dtype] = self.model, torch.float32
 
     def predict(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> list[Detections]:
         """Detections of every image, in order."""
@@ -57,10 +67,8 @@ class Predictor:
 
     def stream(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> Iterator[Prediction]:
         """Predictions one by one. The next batch is read while the network runs; no more than two are in memory."""
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold {threshold} is no confidence: expected 0 to 1")
-        if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: expected 1 or more")
+        check_share("threshold", threshold)
+        check_count("batch_size", batch_size)
         loaded = ((source_name(source), load_image(source)) for source in expand(images))
         return self._stream(one_ahead(in_batches(loaded, batch_size)), threshold)
 
@@ -69,16 +77,22 @@ class Predictor:
             images = [image for _, image in batch]
             found = self.detect(self.preprocess(images), torch.tensor([image.shape[:2] for image in images]))
             for (name, image), detection in zip(batch, found, strict=True):
-                yield Prediction(name, image, self.to_detections(detection, threshold))
+                yield Prediction(name, image, self.to_detections(detection, threshold, image.shape[:2]))
 
     def optimize(self, dtype: torch.dtype, compiled: bool) -> None:
         """Predict with a private copy of the network, its weights as `dtype`, compiled if asked; float32, False undoes.
 
         What needs float32 (boxes, references, sampling locations, scores) the network itself computes in float32.
         """
-        changed = copy.deepcopy(self.model).to(dtype) if dtype != torch.float32 else self.model
-        self._network = torch.compile(changed) if compiled else changed
-        self._dtype = dtype
+        network = self.model
+        if dtype != torch.float32:
+            network = copy.deepcopy(self.model).to(dtype)
+        if compiled:
+            self._optimized = torch.compile(network), dtype
+            return
+        if dtype == torch.bfloat16 and self.device.type == "cpu" and can_pack():
+            pack_linears(network)
+        self._optimized = network, dtype
 
     def preprocess(self, images: list[np.ndarray]) -> Tensor:
         """Images (H, W, 3) uint8 of any sizes to the network's input (B, 3, S, S), uint8; `detect` normalises it."""
@@ -86,26 +100,28 @@ class Predictor:
 
     @torch.inference_mode()
     def detect(self, pixels: Tensor, sizes: Tensor, autocast: torch.dtype | None = None) -> list[dict[str, Tensor]]:
-        """Scores, labels and pixel boxes (masks too, where the network has them) of each image, best first.
+        """Scores, labels and pixel boxes (mask logits too, where the network has masks) of each image, best first.
 
         Takes uint8 pixels (B, 3, S, S) and sizes (B, 2) of the original images. `autocast` is for a network that is not
         optimised otherwise.
         """
-        images = normalize(pixels.to(self.device)).to(self._dtype)
-        enabled = autocast is not None and self._network is self.model
+        network, dtype = self._optimized  # once: another thread may optimise
+        images = normalize(pixels.to(self.device)).to(dtype)
+        enabled = autocast is not None and network is self.model
         with torch.autocast(self.device.type, autocast, enabled=enabled):
-            outputs = self._network(images)
+            outputs = network(images)
         masks = None if outputs.masks is None else outputs.masks.mask_logits(len(outputs.logits) - 1)
         return postprocess(outputs.logits[-1], outputs.boxes[-1], sizes.to(self.device), self.num_select, masks)
 
-    def to_detections(self, found: dict[str, Tensor], threshold: float) -> Detections:
-        """Named detections of at least `threshold`, as `supervision` holds them."""
-        values = {name: value.cpu().numpy() for name, value in found.items()}
+    def to_detections(self, found: dict[str, Tensor], threshold: float, size: tuple[int, int]) -> Detections:
+        """Named detections of at least `threshold`, as `supervision` holds them, in an image of (height, width)."""
+        values = {name: found[name].cpu().numpy() for name in ("scores", "labels", "boxes")}
         keep = (values["scores"] >= threshold) & np.isin(values["labels"], list(self.labels))
         class_id = values["labels"][keep]
+        masks = found.get("mask_logits")
         return _detections_class()(
             xyxy=values["boxes"][keep],
-            mask=values["masks"][keep] if "masks" in values else None,
+            mask=None if masks is None else build_masks(masks[torch.from_numpy(keep)], size),
             confidence=values["scores"][keep],
             class_id=class_id,
             data={"class_name": np.array([self.labels[label] for label in class_id.tolist()], dtype=str)},
@@ -115,7 +131,7 @@ class Predictor:
 @functools.cache
 def _detections_class() -> type[Detections]:
     """Imported at the first prediction (half a second); without OpenCV it is complete for us, so it need not warn."""
-    with warnings.catch_warnings():
+    with _FIRST_USE, warnings.catch_warnings():  # warning filters are the process's: threads must not interleave
         warnings.filterwarnings("ignore", message="OpenCV")
         from supervision import Detections
     return Detections
@@ -138,7 +154,13 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def best_device(name: str | None) -> torch.device:
-    """The named device, or the best there is."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)
+    """The named device, or the best there is; a name that cannot be computed on is a `ValueError`."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name or best)
+        torch.zeros(1, device=device).item()  # a device may have a name and not be here, or hold no data ("meta")
+    except (RuntimeError, AssertionError) as error:
+        count = torch.cuda.device_count()
+        there = ["cpu", *(f"cuda:{i}" for i in range(count)), *["mps"] * torch.backends.mps.is_available()]
+        raise ValueError(f"device {name!r} cannot be used here; there is {', '.join(there)}") from error
+    return device

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import http.client
 import os
-import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rfdetr.data.images import IMAGE_SUFFIXES, decode_image, upright_rgb
+from rfdetr.config.arguments import check_path
+from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, check_size, decode_image, upright_rgb
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 ImageSources: TypeAlias = "ImageSource | Iterable[ImageSource]"
@@ -26,10 +28,10 @@ DOWNLOAD_LIMIT = 256 * 2**20  # bytes; a larger answer is no picture
 def is_single(images: ImageSources) -> bool:
     """Whether this is one image (one result) rather than a folder, a pattern or an iterable (a list of results)."""
     if isinstance(images, str | os.PathLike):
-        return _is_address(images) or not (Path(images).expanduser().is_dir() or _is_pattern(images))
+        return _is_address(images) or not (os.path.isdir(_local(images)) or _is_pattern(images))
     if isinstance(images, Image.Image | np.ndarray | torch.Tensor):
         return True
-    if isinstance(images, bytes) or not isinstance(images, Iterable):
+    if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable):
         raise TypeError(f"{type(images).__name__} is no image: {_ACCEPTED}")
     return False
 
@@ -49,7 +51,7 @@ def expand(images: ImageSources) -> Iterator[ImageSource]:
 
 def list_files(folder_or_pattern: str | os.PathLike[str]) -> list[Path]:
     """Image files of a folder (not of its subfolders) or of a pattern such as "shots/**/*.jpg"; none is an error."""
-    place = Path(folder_or_pattern).expanduser()
+    place = _local(folder_or_pattern)
     found = place.iterdir() if place.is_dir() else map(Path, glob.glob(str(place), recursive=True))
     files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
@@ -62,15 +64,20 @@ def load_image(source: ImageSource) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return _rgb_from_array(source, f"NumPy image of shape {source.shape}", "(height, width[, 1, 3 or 4])")
     if isinstance(source, torch.Tensor):
+        if source.layout is not torch.strided or source.is_meta or source.is_quantized:
+            raise TypeError(f"torch image of layout {source.layout}, {source.dtype}: expected a dense tensor with data")
         array = source.detach().to("cpu", torch.float32 if source.is_floating_point() else source.dtype)
         moved = array.movedim(0, -1) if array.ndim == 3 else array
         wanted = "(1, 3 or 4, height, width); a batch goes in as list(batch)"
         return _rgb_from_array(moved.numpy(), f"torch image of shape {tuple(source.shape)}", wanted)
     if isinstance(source, Image.Image):
-        return upright_rgb(source)
+        try:
+            return upright_rgb(source)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes at the first use
+            raise ImageError(f"PIL image {source.mode} {source.size}: {error}") from error
     if _is_address(source):
         return decode_image(_download(str(source)), name=str(source))
-    return decode_image(Path(source).expanduser())
+    return decode_image(_read(source), name=str(source))
 
 
 def source_name(source: ImageSource) -> str | None:
@@ -86,16 +93,35 @@ def _is_address(source: str | os.PathLike[str]) -> bool:
 
 
 def _is_pattern(source: str | os.PathLike[str]) -> bool:
-    return glob.has_magic(os.fspath(source)) and not Path(source).expanduser().exists()
+    return glob.has_magic(os.fspath(source)) and not os.path.exists(_local(source))
+
+
+def _local(source: str | os.PathLike[str]) -> Path:
+    return check_path("the image's path", source)
+
+
+def _read(source: str | os.PathLike[str]) -> bytes:
+    if "://" in str(source):
+        raise ValueError(f"{source}: expected an http:// or https:// address, or a path")
+    path = _local(source)
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            raise ImageError(f"{path}: not a file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file or folder") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _download(address: str) -> bytes:
-    request = urllib.request.Request(address, headers={"User-Agent": "rfdetr"})
+    quoted = urllib.parse.quote(address, safe=":/?#[]@!$&'()*+,;=%~")  # browsers take spaces and accents too
     try:
+        request = urllib.request.Request(quoted, headers={"User-Agent": "rfdetr"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer:
             content: bytes = answer.read(DOWNLOAD_LIMIT + 1)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise ValueError(f"{address}: could not be downloaded: {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ValueError(f"{address}: could not be downloaded: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_LIMIT:
         raise ValueError(f"{address}: larger than {DOWNLOAD_LIMIT // 2**20} MiB")
     return content
@@ -107,6 +133,7 @@ def _rgb_from_array(array: np.ndarray, what: str, wanted: str) -> np.ndarray:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise ValueError(f"{what}: expected {wanted}")
+    check_size(array.shape[0], array.shape[1], what)
     if np.issubdtype(array.dtype, np.floating):
         array = _quantize(array, what)
     elif array.dtype != np.uint8:

@@ -1,8 +1,9 @@
 """The training loss: every decoder layer and the encoder stage, matched and computed at once, named at the end.
 
-Classes by IoU-aware binary cross-entropy, as in LW-DETR (arXiv 2406.03459), boxes by L1 and GIoU; queries in groups
-that each answer for all targets (Group DETR, arXiv 2207.13085). Letters as in `matcher`; S stages: the decoder
-layers, then the encoder's proposals. The candidates of an image are the queries of all stages in that order.
+Classes by IoU-aware binary cross-entropy, as in LW-DETR (arXiv 2406.03459), boxes by L1 and GIoU, masks as `masks`
+says; queries in groups that each answer for all targets (Group DETR, arXiv 2207.13085). Letters as in `matcher`; S
+stages: the decoder layers, then the encoder's proposals. The candidates of an image are the queries of all stages in
+that order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rfdetr.geometry.boxes import cxcywh_to_xyxy, elementwise_giou, elementwise_iou
+from rfdetr.losses.masks import mask_costs, mask_losses
 from rfdetr.losses.matcher import match
 from rfdetr.models.detector import DetectorOutput
 
@@ -29,23 +31,42 @@ class Criterion(nn.Module):
     In training mode the queries are `group_detr` groups, in evaluation mode one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only: how the groups, terms and points count
         self,
         *,
         group_detr: int,
         cls_loss_coef: float = 1.0,
         bbox_loss_coef: float = 5.0,
         giou_loss_coef: float = 2.0,
+        mask_ce_loss_coef: float = 5.0,
+        mask_dice_loss_coef: float = 5.0,
+        mask_point_sample_ratio: int = 16,
     ) -> None:
         super().__init__()
         self.group_detr = group_detr
-        self.weights = {"loss_ce": cls_loss_coef, "loss_bbox": bbox_loss_coef, "loss_giou": giou_loss_coef}
+        self.across_ranks = True
+        """Whether training divides by the mean number of objects over all ranks, which all must be there for."""
+        self.mask_point_sample_ratio = mask_point_sample_ratio
+        self.weights = {
+            "loss_ce": cls_loss_coef,
+            "loss_bbox": bbox_loss_coef,
+            "loss_giou": giou_loss_coef,
+            "loss_mask_ce": mask_ce_loss_coef,
+            "loss_mask_dice": mask_dice_loss_coef,
+        }
 
     def forward(self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Terms `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, `_0`, `_1`, ... of those before it, `_enc`.
 
-        A target has "labels" (T,) and "boxes" (T, 4) cxcywh relative to the image, on the outputs' device.
+        A target has "labels" (T,) and "boxes" (T, 4) cxcywh relative to the image, on the outputs' device. Outputs with
+        masks have `loss_mask_ce` and `loss_mask_dice` too, and need targets with "masks" (T, h, w) of the whole image,
+        of one size in a batch and any type, and "has_mask" (T,) bool where some objects have none.
         """
+        # Costs and losses are exact in float32 whatever the network ran in: what autocast would round is small anyway.
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            return self._terms(outputs, targets)
+
+    def _terms(self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         groups = self.group_detr if self.training else 1
         logits = _at_least_float32(torch.cat((*outputs.logits, outputs.proposal_logits), dim=1))  # (B, C, K)
         boxes = _at_least_float32(torch.cat((*outputs.boxes, outputs.proposal_boxes), dim=1))  # (B, C, 4)
@@ -53,7 +74,9 @@ class Criterion(nn.Module):
         lengths = [*[queries] * layers, outputs.proposal_logits.shape[1]]  # candidates of each stage
         blocks = [length // groups for length in lengths for _ in range(groups)]
 
-        image, candidate, target = match(logits, boxes, targets, blocks)
+        ratio = self.mask_point_sample_ratio
+        other_costs = mask_costs(outputs.masks, targets, ratio) if outputs.masks else None
+        image, candidate, target = matches = match(logits, boxes, targets, blocks, other_costs)
         labels = torch.cat([t["labels"] for t in targets])[target]
         boxes_xyxy = cxcywh_to_xyxy(matched_boxes := boxes[image, candidate])
         target_xyxy = cxcywh_to_xyxy(target_boxes := torch.cat([t["boxes"] for t in targets])[target])
@@ -65,7 +88,12 @@ class Criterion(nn.Module):
             "loss_bbox": _sum_by(stage[candidate], (matched_boxes - target_boxes).abs().sum(dim=-1), layers + 1),
             "loss_giou": _sum_by(stage[candidate], 1 - elementwise_giou(boxes_xyxy, target_xyxy), layers + 1),
         }
-        n = _mean_over_ranks(groups * sum(len(t["labels"]) for t in targets), logits.device).clamp(min=1)
+        if outputs.masks:
+            sums["loss_mask_ce"], sums["loss_mask_dice"] = mask_losses(outputs.masks, targets, matches, groups, ratio)
+        count = groups * sum(len(t["labels"]) for t in targets)
+        # In evaluation ranks may have different numbers of batches: one that asked the others could wait forever.
+        asks = self.training and self.across_ranks
+        n = _share_of_all(count, logits.device) if asks else max(count, 1)
         suffixes = [*(f"_{layer}" for layer in range(layers - 1)), "", "_enc"]
         return {
             name + suffix: self.weights[name] * value / n
@@ -115,9 +143,11 @@ def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
     return values.new_zeros(size).index_add(0, index, values)
 
 
-def _mean_over_ranks(count: int, device: torch.device) -> Tensor:
+def _share_of_all(count: int, device: torch.device) -> Tensor:
+    """The mean count of a rank, of at least one in all: what makes the mean gradient that of one batch over all."""
     total = torch.tensor(float(count), device=device)
+    ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
-        total /= torch.distributed.get_world_size()
-    return total
+        ranks = torch.distributed.get_world_size()
+    return total.clamp(min=1) / ranks

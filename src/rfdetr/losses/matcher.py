@@ -34,17 +34,23 @@ class Matches(NamedTuple):
 
 @torch.no_grad()
 def match(
-    logits: Tensor, boxes_cxcywh: Tensor, targets: Sequence[Mapping[str, Tensor]], block_sizes: Sequence[int]
+    logits: Tensor,
+    boxes_cxcywh: Tensor,
+    targets: Sequence[Mapping[str, Tensor]],
+    block_sizes: Sequence[int],
+    other_costs: Sequence[Tensor] | None = None,
 ) -> Matches:
     """Minimum-cost assignment in every block of every image.
 
-    logits (B, C, K), boxes (B, C, 4); `block_sizes` sum to C. Of more targets than a block has candidates, those
-    that it would cost most stay unmatched.
+    logits (B, C, K), boxes (B, C, 4); `block_sizes` sum to C; `other_costs` (T, C) of each image are added. Of more
+    targets than a block has candidates, those that it would cost most stay unmatched.
     """
     per_image = [
         matching_cost(image_logits, image_boxes, target["labels"], target["boxes"])
         for image_logits, image_boxes, target in zip(logits, boxes_cxcywh, targets, strict=True)
     ]
+    if other_costs is not None:
+        per_image = [cost + other for cost, other in zip(per_image, other_costs, strict=True)]
     cost = torch.cat(per_image).cpu().numpy()  # (N, C), the one transfer from the device
     rows = np.cumsum([0, *map(len, per_image)])
     columns = np.cumsum([0, *block_sizes])

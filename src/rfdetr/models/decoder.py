@@ -46,7 +46,14 @@ class DecoderLayer(nn.Module):
         """Queries (B, G Q, C) in and out."""
         x = self.norm1(x + self.self_attn(x, position, groups))
         x = self.norm2(x + self.cross_attn(x + position, references_cxcywh, memory))
-        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))  # type: ignore[no-any-return]
+        # Image by image in training on CPUs: with the hidden states of four at once a step's peak is 0.2 GB higher.
+        parts = x.split(1) if self.training and x.device.type == "cpu" else (x,)  # type: ignore[no-untyped-call]
+        return torch.cat([self.feed_forward(part) for part in parts])
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Two linear layers, residual, norm."""
+        hidden = F.relu(self.linear1(x), inplace=True)
+        return self.norm3(x + self.linear2(hidden))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -70,5 +77,5 @@ class Decoder(nn.Module):
         x = content
         for layer in self.layers:
             x = layer(x, position, references, memory, groups)
-            outputs.append(x)
-        return self.norm(torch.stack(outputs))  # type: ignore[no-any-return]
+            outputs.append(self.norm(x))
+        return torch.stack(outputs)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rfdetr.models.layers import attention
+from rfdetr.models.layers import attention, linear_of
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
@@ -39,22 +39,26 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(width))
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.fc1 = nn.Linear(width, 4 * width)
+        self.activation = nn.GELU()
         self.fc2 = nn.Linear(4 * width, width)
         self.scale2 = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out."""
-        attended = self.attend(self.norm1(x))
-        x = torch.addcmul(x, drop_path(attended, self.drop_path, self.training), self.scale1)
-        transformed = self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return torch.addcmul(x, drop_path(transformed, self.drop_path, self.training), self.scale2)
+        x = torch.addcmul(x, drop_path(self.attend(x), self.drop_path, self.training), self.scale1)
+        return torch.addcmul(x, drop_path(self.feed_forward(x), self.drop_path, self.training), self.scale2)
 
     def attend(self, x: Tensor) -> Tensor:
         """Multi-head self-attention."""
-        qkv: Tensor = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # B N 3 heads D/heads
+        qkv = linear_of(self.norm1, x, self.qkv)
+        qkv = qkv.view(*qkv.shape[:-1], 3, self.heads, -1)  # B N 3 heads D/heads
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         attended = attention(query, key, value)  # B heads N D/heads
         return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Two linear layers with GELU between them."""
+        return linear_of(self.activation, linear_of(self.norm2, x, self.fc1), self.fc2)
 
 
 class Encoder(nn.Module):
@@ -86,6 +90,7 @@ class Encoder(nn.Module):
         self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + position_grid**2, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks[self.out_feature_indexes[-1] :].requires_grad_(False)  # not run; ranks would wait for gradients
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.init_weights()
 

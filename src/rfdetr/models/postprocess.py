@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
 
-_MASKS_AT_ONCE = 16  # bounds the memory of full-size mask logits
+_PIXELS_AT_ONCE = 2**24  # full-size mask logits that are in memory at a time: 64 MiB
 
 
 def postprocess(
@@ -22,7 +24,7 @@ def postprocess(
 
     Takes logits (B, Q, K), boxes (B, Q, 4) relative to the image, sizes (B, 2) of the images (height, width) in pixels,
     and mask logits (B, Q, Hm, Wm). Each image gives "scores" (n,) float32, "labels" (n,) int64, "boxes" (n, 4) float32
-    xyxy pixels inside the image and, with mask logits, "masks" (n, height, width) bool.
+    xyxy pixels inside the image and, where there are masks, their "mask_logits" (n, Hm, Wm) for `full_size_masks`.
     """
     scores = logits.float().sigmoid().flatten(1)
     pairs = _best_first(scores, num_select)
@@ -34,9 +36,8 @@ def postprocess(
     boxes = torch.minimum((boxes * limits).clamp(min=0), limits)
     detections = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
     if mask_logits is not None:
-        for image, (height, width) in enumerate(sizes.tolist()):
-            chosen = mask_logits[image, queries[image]]
-            detections[image]["masks"] = _full_size_masks(chosen, (int(height), int(width)))
+        for found, of_queries, chosen in zip(detections, mask_logits, queries, strict=True):
+            found["mask_logits"] = of_queries[chosen]
     return detections
 
 
@@ -50,10 +51,7 @@ def _best_first(scores: Tensor, count: int) -> Tensor:
     return ((scores.view(torch.int32).long() << 32) + ranks).topk(count, dim=1).indices
 
 
-def _full_size_masks(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask logits (n, Hm, Wm) -> masks (n, height, width)."""
-    masks = torch.empty((mask_logits.shape[0], *size), dtype=torch.bool, device=mask_logits.device)
-    for start in range(0, mask_logits.shape[0], _MASKS_AT_ONCE):
-        part = mask_logits[start : start + _MASKS_AT_ONCE, None].float()
-        masks[start : start + _MASKS_AT_ONCE] = F.interpolate(part, size=size, mode="bilinear")[:, 0] > 0
-    return masks
+def full_size_masks(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Mask logits (n, Hm, Wm) to bool masks (k, height, width), in parts: a hundred large ones fill a memory."""
+    for part in mask_logits.split(max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))):  # type: ignore[no-untyped-call]
+        yield F.interpolate(part[:, None].float(), size=size, mode="bilinear")[:, 0] > 0

@@ -113,7 +113,7 @@ class GroupMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(g, rows, in) -> (g, rows, out)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         return self.layers[-1](x)  # type: ignore[no-any-return]
 
 

@@ -16,14 +16,19 @@ if TYPE_CHECKING:
         RFDETREarlyStopping,
         RFDETREMACallback,
     )
+    from rfdetr.training.checkpoints import convert_legacy_checkpoint
     from rfdetr.training.datamodule import RFDETRDataModule
-    from rfdetr.training.module import RFDETRModule
+    from rfdetr.training.module import RFDETRModelModule, RFDETRModule
     from rfdetr.training.trainer import build_trainer
+    from rfdetr.training.verify import verify_resume
 
 _HOMES = {
     "RFDETRModule": "rfdetr.training.module",
     "RFDETRDataModule": "rfdetr.training.datamodule",
     "build_trainer": "rfdetr.training.trainer",
+    "verify_resume": "rfdetr.training.verify",
+    "convert_legacy_checkpoint": "rfdetr.training.checkpoints",
+    "RFDETRModelModule": "rfdetr.training.module",
     "RFDETREMACallback": "rfdetr.training.callbacks",
     "DropPathCallback": "rfdetr.training.callbacks",
     "COCOEvalCallback": "rfdetr.training.callbacks",
@@ -38,8 +43,11 @@ __all__ = [
     "RFDETRDataModule",
     "RFDETREMACallback",
     "RFDETREarlyStopping",
+    "RFDETRModelModule",
     "RFDETRModule",
     "build_trainer",
+    "convert_legacy_checkpoint",
+    "verify_resume",
 ]
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config.arguments import check_kind
 from rfdetr.data.dataset import DetectionDataset
+from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
+from rfdetr.data.split_rules import check_classes, check_for_model
 from rfdetr.data.transforms import EvaluationView, TrainingView
+from rfdetr.training.processes import is_sharded
+
+logger = logging.getLogger(__name__)
 
 
 class RFDETRDataModule(pl.LightningDataModule):
@@ -24,6 +32,8 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
         super().__init__()
+        check_kind("model_config", model_config, ModelConfig)
+        check_kind("train_config", train_config, TrainConfig)
         self.model_config = model_config
         self.train_config = train_config
         self._layout: DatasetLayout | None = None
@@ -48,19 +58,53 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     def index(self, split: str) -> DatasetIndex:
         """The index of "train", "valid" or "test"; every split must have the classes of the first one read."""
-        if split not in self._indexes:
-            self._indexes[split] = load_index(self.layout, split, self.class_names)
-        return self._indexes[split]
+        return self._read(split, None)
+
+    def facts(self) -> dict[str, Any]:
+        """What files of weights tell of the training data: the annotations' own category ids, and a fingerprint."""
+        index = self.index("train")
+        return {"category_ids": index.category_ids.tolist(), "data_fingerprint": index.fingerprint()}
 
     def setup(self, stage: str | None = None) -> None:
         """Indexes what a stage needs: train and valid to "fit", valid to "validate", test, or else valid, to "test"."""
+        # Lightning sets up the datamodule of an earlier call too, though it was given loaders to predict with.
+        if stage == "predict" and (self.trainer is None or self.trainer.predict_loop._data_source.instance is self):
+            raise MisconfigurationException(
+                "RFDETRDataModule has no predict_dataloader: pass the loader to use, as in trainer.predict(module, "
+                "dataloaders=datamodule.val_dataloader()), test_dataloader() or a loader of your own"
+            )
         splits = {"fit": ("train", "valid"), "validate": ("valid",), "test": (self._test_split,)}
-        for split in splits.get(stage or "fit", ()):
-            self.index(split)
+        findings = Findings(SHOWN)
+        try:
+            for split in splits.get(stage or "fit", ()):
+                self._read(split, findings)
+            findings.stop_on_errors(self.train_config.dataset_dir)
+        except DatasetError:
+            self._indexes.clear()
+            raise
+        if "train" in self._indexes:
+            check_classes(self._indexes, findings)
+        findings.log(logger, self.train_config.dataset_dir)
+
+    def _read(self, split: str, findings: Findings | None) -> DatasetIndex:
+        """The index of a split; a new one's faults are raised, or left in `findings`."""
+        if split not in self._indexes:
+            config = self.model_config
+            index = load_index(self.layout, split, self.class_names, findings, masks=config.segmentation_head)
+            self._indexes[split] = index
+            if findings is not None:
+                check_for_model(
+                    index,
+                    findings,
+                    resolution=config.resolution,
+                    patch_size=config.patch_size,
+                    num_queries=config.num_queries,
+                )
+        return self._indexes[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
         view = TrainingView(self.model_config.resolution, self.train_config.color_jitter)
-        return self._loader(DetectionDataset(self.index("train"), view, seed=self._seed), shuffle=True)
+        return self._loader(DetectionDataset(self.index("train"), view, seed=self._seed, forgiving=True), shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("valid")
@@ -70,20 +114,36 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         view = EvaluationView(self.model_config.resolution)
-        return self._loader(DetectionDataset(self.index(split), view, evaluation=True), shuffle=False)
+        return self._loader(DetectionDataset(self.index(split), view, evaluation=True, forgiving=True), shuffle=False)
 
     def _loader(self, dataset: DetectionDataset, shuffle: bool) -> DataLoader[Any]:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        even = trainer is not None and is_sharded(trainer.strategy)  # whose ranks wait for each other in every forward
         # Lightning starts a resumed run's first iterator before it tells the sampler the epoch.
         epoch = trainer.current_epoch if trainer else 0
         return build_loader(
             dataset,
-            EpochSampler(len(dataset), shuffle=shuffle, seed=self._seed, epoch=epoch, rank=rank, world_size=world_size),
-            batch_size=self.train_config.batch_size,
+            EpochSampler(
+                len(dataset),
+                shuffle=shuffle,
+                seed=self._seed,
+                epoch=epoch,
+                rank=rank,
+                world_size=world_size,
+                even=even,
+            ),
+            batch_size=self._batch_size,
             num_workers=self.train_config.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    @property
+    def _batch_size(self) -> int:
+        """The configuration's; its default while "auto" has not been resolved, which training alone does."""
+        chosen = self.train_config.batch_size
+        default: int = TrainConfig.model_fields["batch_size"].default
+        return default if isinstance(chosen, str) else chosen
 
     @property
     def _test_split(self) -> str:

@@ -1,10 +1,12 @@
-"""metrics.csv in the output directory itself, going on where a resumed run left off."""
+"""metrics.csv and log.txt: each row is in the file as soon as it is logged, and a resumed run takes back its own."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from rfdetr.weights.writing import atomic_write
 
 METRICS_FILE = "metrics.csv"
 
+logger = logging.getLogger(__name__)
+
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, writing `output_dir`/metrics.csv and keeping the rows that are there."""
+    """Lightning's CSV logger, writing `output_dir`/metrics.csv row by row and keeping the rows that are there."""
 
     def __init__(self, output_dir: str | Path) -> None:
         super().__init__(output_dir, name="", version="")
@@ -27,35 +31,60 @@ class RunCSVLogger(CSVLogger):
     @property
     def experiment(self) -> Any:
         if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self._experiment = _AppendingWriter(self.log_dir)
+            self._experiment = _RowWriter(self.log_dir)
         return super().experiment
 
 
-class _AppendingWriter(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:  # in place of a warning and the removal of the file
-        path = Path(self.metrics_file_path)
-        if path.exists():
-            with open(path, newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+class _RowWriter(ExperimentWriter):
+    """Appends rows with one write each; rows that find no room wait for the next."""
 
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+    def _check_log_dir_exists(self) -> None:  # in place of a warning and the removal of the file
+        pass
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        self.save()
+
+    def save(self) -> None:
+        if not self.metrics:
+            return
         path = Path(self.metrics_file_path)
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
-        _write_csv(path, fieldnames, rows)
+        try:
+            columns = _columns(path)
+            if new := sorted(set().union(*self.metrics) - set(columns)):
+                _write_csv(path, [*columns, *new], [*read_rows(path), *self.metrics])
+            else:
+                _append(path, _csv_text(columns, self.metrics).encode())
+        except OSError as error:
+            logger.error("%s: %d rows wait for the next try: %s", path, len(self.metrics), error)
+            return
+        self.metrics = []
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv, as text; a last line that a killed run left unfinished is not one."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+
+
+def count_rows(path: Path) -> int:
+    """How many whole rows a metrics.csv has."""
+    return max(path.read_bytes().count(b"\n") - 1, 0) if path.exists() else 0
+
+
+def keep_rows(path: Path, count: int) -> None:
+    """Cuts a metrics.csv to its first rows: those that were there when the checkpoint to go on from was written."""
+    if count == 0:
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        _write_csv(path, _columns(path), read_rows(path)[:count])
 
 
 def drop_rows_from_step(path: Path, step: int) -> None:
-    """Removes from a metrics.csv what a resumed run is about to log again; all of it for step 0."""
-    if not path.exists():
-        return
-    if step == 0:
-        path.unlink()
-        return
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if int(row["step"]) < step]
-        _write_csv(path, list(reader.fieldnames or []), rows)
+    """Removes from a metrics.csv what a run will log again that goes on from a checkpoint that does not count rows."""
+    keep_rows(path, sum(int(row["step"]) < step for row in read_rows(path)))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -75,9 +104,33 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     atomic_write(path, lambda stream: stream.write(text.encode()))
 
 
-def _write_csv(path: Path, fieldnames: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def _columns(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])
+
+
+def _append(path: Path, content: bytes) -> None:
+    size = path.stat().st_size
+    with open(path, "ab", buffering=0) as file:
+        try:
+            if file.write(content) != len(content):
+                raise OSError("the disk is full")
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+def _csv_text(fieldnames: list[str], rows: Iterable[Mapping[str, Any]], header: bool = False) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=fieldnames)
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     writer.writerows(rows)
-    atomic_write(path, lambda stream: stream.write(text.getvalue().encode()))
+    return text.getvalue()
+
+
+def _write_csv(path: Path, fieldnames: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = _csv_text(fieldnames, rows, header=True)
+    atomic_write(path, lambda stream: stream.write(text.encode()))

@@ -15,18 +15,31 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.config.arguments import check_kind
 from rfdetr.data.images import normalize
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import DetectorOutput
 from rfdetr.models.postprocess import postprocess
+from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, in_form_of
+from rfdetr.training.batch_size import resolve_batch_size
 from rfdetr.training.checkpoints import fill_in_training_state
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, multi_scale_sizes, parameter_groups
-from rfdetr.training.steps import check_finite, count_steps, draw_size, mix_seed, resize_batch, share_of_window
+from rfdetr.training.processes import LossMean, broadcast_start
+from rfdetr.training.steps import (
+    as_batch,
+    count_steps,
+    draw_size,
+    mix_seed,
+    resize_batch,
+    share_of_window,
+)
+from rfdetr.weights.names import to_published
 from rfdetr.weights.pretrained import load_pretrained
-from rfdetr.weights.writing import checkpoint_args
+from rfdetr.weights.writing import description
 
 Targets = Sequence[Mapping[str, Tensor]]
 Detections = list[dict[str, Tensor]]
@@ -42,31 +55,50 @@ class RFDETRModule(pl.LightningModule):
 
     def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
         super().__init__()
+        check_kind("model_config", model_config, ModelConfig)
+        check_kind("train_config", train_config, TrainConfig)
         self.model_config = model_config
         self.train_config = train_config
         self.seed = secrets.randbits(31) if train_config.seed is None else train_config.seed
         self.class_names: list[str] | None = None
+        self.data_facts: dict[str, Any] = {}
         self.total_steps = 0
+        self.evaluation_loss = LossMean()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.model = build_detector(model_config, drop_path=train_config.drop_path)
             load_pretrained(self.model, model_config)
-        self.criterion = Criterion(
-            group_detr=model_config.group_detr,
-            cls_loss_coef=train_config.cls_loss_coef,
-            bbox_loss_coef=train_config.bbox_loss_coef,
-            giou_loss_coef=train_config.giou_loss_coef,
-        )
+        self.choose_trained()
+        self.criterion = build_criterion(model_config, train_config)
         self.postprocess = functools.partial(detections_of, num_select=model_config.num_select)
+        self.epoch_means = EpochMeansCallback()
+
+    def choose_trained(self) -> None:
+        """Leaves to training what the configuration says: all weights, or an encoder frozen or with adapters."""
+        if self.model_config.freeze_encoder:
+            freeze_encoder(self.model)
+        if self.model_config.backbone_lora and not adapted(self.model):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                add_adapters(self.model)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [self.epoch_means]
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
+            self.seed = broadcast_start(self.trainer, self.model, self.seed)
+        if stage == "fit":
+            resolve_batch_size(self, self.trainer.datamodule, self.trainer)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:
-        if self.model_config.segmentation_head:
-            raise ValueError("segmentation models can be evaluated and used, but not trained: there is no mask loss")
         names, num_classes = data_class_names(self), self.model_config.num_classes
         if names is not None and len(names) < num_classes:
             warnings.warn(f"num_classes={num_classes}, but the data has only {len(names)} classes", stacklevel=2)
             names += [str(label) for label in range(len(names), num_classes)]  # files name every class of the model
         self.class_names = names
+        if isinstance(datamodule := self.trainer.datamodule, RFDETRDataModule):  # type: ignore[attr-defined]
+            self.data_facts = datamodule.facts()
         if self.train_config.seed is not None:
             pl.seed_everything(self.seed, verbose=False)
 
@@ -81,21 +113,25 @@ class RFDETRModule(pl.LightningModule):
             batch[0] = resize_batch(batch[0], draw_size(sizes, self.seed, self.global_step))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> list[Any]:
-        images, targets = batch
+        images, targets = as_batch(batch)
         moved = [{key: value.to(device, non_blocking=True) for key, value in target.items()} for target in targets]
         return [images.to(device, non_blocking=True), moved]
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         images, targets = batch
         outputs = self.model(normalize(images.tensors), images.mask)
-        losses = self.criterion(outputs, targets)
+        losses = self.compute_losses(outputs, targets)
         loss = torch.stack(list(losses.values())).sum()
-        check_finite(loss, losses, self.global_step)
         self.log("train/loss_step", loss.detach(), prog_bar=True)
         means = {f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(targets))
+        self.epoch_means.add(means, len(targets))
         # Lightning divides by accumulate_grad_batches before it goes backward.
         return loss * share_of_window(batch_idx, self.trainer)
+
+    def compute_losses(self, outputs: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
+        """The weighted terms of the loss by name; what a subclass adds is summed and logged like these."""
+        terms: dict[str, Tensor] = self.criterion(outputs, targets)
+        return terms
 
     def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
         return self._evaluate(batch, "val/loss")
@@ -117,6 +153,8 @@ class RFDETRModule(pl.LightningModule):
             weight_decay=config.weight_decay,
         )
         optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        # Lightning would keep the gradients through the next forward pass, when most memory is in use.
+        optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         # Lightning clips no gradients that the optimizer might still unscale; this one is left nothing to unscale.
         optimizer._step_supports_amp_scaling = False
         steps = count_steps(self.trainer, len(self.trainer.fit_loop._data_source.dataloader()))
@@ -134,11 +172,16 @@ class RFDETRModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["args"] = checkpoint_args(self.model_config, self.class_names)
+        # The same tensors under published names: a file holds them once, and what reads .pth files reads this one.
+        weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        checkpoint["model"] = to_published(weights)
+        checkpoint.update(description(self.model_config, self.class_names, self.data_facts))
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         fill_in_training_state(checkpoint, self.trainer)
+        training = self.trainer.state.fn == "fit"
+        checkpoint["state_dict"] = in_form_of(self.model, checkpoint["state_dict"], training)
         self.seed = checkpoint.get("seed", self.seed)
 
     def detect(self, batch: list[Any], model: nn.Module | None = None) -> Detections:
@@ -151,15 +194,37 @@ class RFDETRModule(pl.LightningModule):
         images, targets = batch
         outputs = self.model(normalize(images.tensors), images.mask)
         if self.train_config.compute_val_loss:
-            losses = self.criterion(outputs, [without_crowds(target) for target in targets])
-            self.log(loss_name, torch.stack(list(losses.values())).sum(), batch_size=len(targets))
+            objects = [without_crowds(target) for target in targets]
+            loss = torch.stack(list(self.compute_losses(outputs, objects).values())).sum()
+            self.evaluation_loss.update(loss, sum(len(target["labels"]) for target in objects))
+            self.log(loss_name, self.evaluation_loss, batch_size=len(targets))
         return {"results": self.postprocess(outputs, targets), "targets": targets}
+
+
+RFDETRModelModule = RFDETRModule
+"""The name under which later published releases have it."""
+
+
+def build_criterion(model: ModelConfig, train: TrainConfig) -> Criterion:
+    """The losses of a run; a plain `TrainConfig` leaves the weights of the mask terms at their defaults."""
+    usual = SegmentationTrainConfig(dataset_dir=train.dataset_dir)
+    masks = train if isinstance(train, SegmentationTrainConfig) else usual
+    return Criterion(
+        group_detr=model.group_detr,
+        cls_loss_coef=train.cls_loss_coef,
+        bbox_loss_coef=train.bbox_loss_coef,
+        giou_loss_coef=train.giou_loss_coef,
+        mask_ce_loss_coef=masks.mask_ce_loss_coef,
+        mask_dice_loss_coef=masks.mask_dice_loss_coef,
+        mask_point_sample_ratio=masks.mask_point_sample_ratio,
+    )
 
 
 def detections_of(outputs: DetectorOutput, targets: Targets, num_select: int) -> Detections:
     """The best detections of each image, from the last decoder layer, in pixels of the original image."""
     sizes = torch.stack([target["orig_size"] for target in targets])
-    return postprocess(outputs.logits[-1], outputs.boxes[-1], sizes, num_select)
+    masks = outputs.masks.mask_logits(len(outputs.logits) - 1) if outputs.masks else None
+    return postprocess(outputs.logits[-1], outputs.boxes[-1], sizes, num_select, masks)
 
 
 def data_class_names(module: RFDETRModule) -> list[str] | None:
@@ -178,6 +243,6 @@ def data_class_names(module: RFDETRModule) -> list[str] | None:
 
 
 def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Labels and boxes that single objects have; a crowd's box is no box to learn or to be measured against."""
+    """What losses read, of single objects; a crowd's box is no box to learn or to be measured against."""
     kept = ~target["iscrowd"] if "iscrowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
-    return {name: target[name][kept] for name in ("labels", "boxes")}
+    return {name: target[name][kept] for name in ("labels", "boxes", "masks", "has_mask") if name in target}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 from rfdetr.models.detector import Detector
 
+_UNDECAYED = re.compile(r"\.bias$|\.norm|\.lora_magnitude_vector\.")  # in the encoder's blocks
 SMALL_OFFSETS = range(-3, 5)  # multi-scale sizes, in windows around the resolution
 LARGE_OFFSETS = range(-5, 6)
 
@@ -35,7 +37,7 @@ def parameter_groups(
         group, rate, decay = "head", lr, weight_decay
         if part == "encoder":
             unit, depth = _encoder_unit(rest, last_depth)
-            decays = unit.startswith("block") and not rest.endswith(".bias") and ".norm" not in rest
+            decays = unit.startswith("block") and not _UNDECAYED.search(rest)
             group = f"encoder.{unit}" + ("" if decays else ".no_decay")
             rate = lr_encoder * layer_decay ** (last_depth - depth) * component_decay**2
             decay = weight_decay if decays else 0.0

@@ -9,14 +9,14 @@ from typing import TypeVar
 import pytorch_lightning as pl
 
 from rfdetr.config import variant_name
+from rfdetr.training.adapters import adapted, trained_parameters
 from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
-from rfdetr.training.steps import count_steps
+from rfdetr.training.steps import count_steps, effective_batch
 
 CallbackT = TypeVar("CallbackT", bound=pl.Callback)
 Rows = list[tuple[str, str]]
-USUAL_BATCH = 16
 
 
 def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer) -> Rows:
@@ -28,24 +28,26 @@ def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: p
     counts = [f"{len(datamodule.index(split)):,} {split}" for split in ("train", "valid")]
     counts += [f"{len(datamodule.index('test')):,} test"] if datamodule.has_test else []
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
-    accumulate, devices = trainer.accumulate_grad_batches, trainer.world_size
-    effective = train.batch_size * accumulate * devices
-    batch = f"{effective} = {train.batch_size} images x {accumulate} steps x {devices} device{'s' * (devices > 1)}"
-    if effective != USUAL_BATCH:
-        batch += f"; the default learning rates are made for {USUAL_BATCH}"
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
     return [
         ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
         ("weights", model.pretrain_weights or "random"),
+        ("trained", _what_learns(module)),
         ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),
-        ("effective batch", batch),
+        ("effective batch", effective_batch(train.batch_size, trainer)),
         ("steps", f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs"),
         ("device", f"{trainer.strategy.root_device}, precision {trainer.precision}"),
         ("averaged weights", "yes" if _find(trainer, RFDETREMACallback) else "no"),
         ("seed", str(module.seed)),
         ("output", f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, metrics.csv, log.txt, plots"),
     ]
+
+
+def _what_learns(module: RFDETRModule) -> str:
+    adapters = "adapters in place of the encoder" if adapted(module.model) else "all"
+    part = "all but the encoder" if module.model_config.freeze_encoder else adapters
+    return f"{trained_parameters(module.model):,} parameters: {part}"
 
 
 def run_summary(trainer: pl.Trainer) -> Rows:
@@ -57,10 +59,17 @@ def run_summary(trainer: pl.Trainer) -> Rows:
     if best.best_kind:
         kind, entry = best.best_kind, best.best[best.best_kind]
         label = "averaged (EMA)" if kind == "ema" else "live"
-        rows.append(("best mAP 50:95", f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}"))
+        rows.append(
+            (
+                f"best {'mask ' * any(m.masks is not None for m in best.results.values())}mAP 50:95",
+                f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}",
+            )
+        )
     for split, metrics in best.results.items():
         named = (("mAP 50:95", "mAP_50_95"), ("mAP 50", "mAP_50"), ("F1", "F1"))
-        figures = ((name, metrics.overall[key]) for name, key in named)
+        figures = [(name, metrics.overall[key]) for name, key in named]
+        if metrics.masks is not None:
+            figures = [*((f"mask {name}", metrics.masks.overall[key]) for name, key in named[:2]), *figures]
         rows.append((split, ", ".join(f"{name} {value:.4f}" for name, value in figures if not math.isnan(value))))
     rows.append(("epochs", str(trainer.current_epoch)))
     return [*rows, ("best weights", str(best.total_path)), ("all files", f"{Path(best.output_dir)}/")]

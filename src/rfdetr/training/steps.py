@@ -1,10 +1,10 @@
-"""Small pure parts of a training step: counting steps, seeds, multi-scale sizes, the finite check."""
+"""Small pure parts of a training step: counting steps, seeds, multi-scale sizes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rfdetr.geometry.nested import NestedTensor
+
+USUAL_BATCH = 16
+"""Images of an update that the default learning rates are made for."""
 
 
 class StepCount(NamedTuple):
@@ -34,6 +37,16 @@ def count_steps(trainer: Trainer, loader_length: int) -> StepCount:
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(per_epoch * trainer.max_epochs)
     return StepCount(per_epoch, min(limits, default=per_epoch))
+
+
+def effective_batch(batch_size: int | str, trainer: Trainer) -> str:
+    """How many images an update takes and why, and whether that is unusual, in words."""
+    if isinstance(batch_size, str):
+        return f"{USUAL_BATCH}, in batches as large as the memory allows"
+    accumulate, processes = trainer.accumulate_grad_batches, trainer.world_size
+    total = batch_size * accumulate * processes
+    text = f"{total} = {batch_size} images x {accumulate} batches x {processes} process{'es' * (processes > 1)}"
+    return text if total == USUAL_BATCH else f"{text}; the default learning rates are made for {USUAL_BATCH}"
 
 
 def share_of_window(batch_idx: int, trainer: Trainer) -> float:
@@ -70,11 +83,18 @@ def resize_batch(images: NestedTensor, size: int) -> NestedTensor:
     return NestedTensor(resized, mask)
 
 
-def check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
-    """Stops a run whose loss is no number any more; going on would only spread it to every weight."""
-    if not torch.isfinite(loss):
-        found = ", ".join(f"{name}={float(value):g}" for name, value in terms.items() if not torch.isfinite(value))
-        raise FloatingPointError(
-            f"the loss is not finite at optimizer step {step} ({found}); lower lr, lengthen warmup_epochs, or train "
-            "with amp=False. last.ckpt holds the last whole epoch"
+def as_batch(batch: Any) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
+    """What any loader may give: images with their targets, or images alone, as a `NestedTensor` or a plain tensor.
+
+    A target that does not tell `orig_size` gets the batch's own size, so that boxes are in its pixels.
+    """
+    parts = batch if isinstance(batch, list | tuple) and not isinstance(batch, NestedTensor) else (batch,)
+    images = NestedTensor(parts[0]) if isinstance(parts[0], Tensor) else parts[0]
+    if not isinstance(images, NestedTensor) or images.tensors.dim() != 4:
+        raise TypeError(
+            f"a batch of {type(parts[0]).__name__}: expected images as one tensor (B, 3, H, W), or (images, targets) "
+            "with a dict for each image; give the loader a collate_fn that stacks them"
         )
+    targets = parts[1] if len(parts) > 1 else [{}] * len(images.tensors)
+    size = torch.tensor(images.tensors.shape[-2:])
+    return images, [{"orig_size": size, **target} for target in targets]

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config.arguments import check_kind
 from rfdetr.training.callbacks import (
     BestModelCallback,
     COCOEvalCallback,
+    ContinuationCallback,
     DropPathCallback,
+    FaultsCallback,
+    PredictionImagesCallback,
     RFDETREarlyStopping,
     RFDETREMACallback,
     RunFilesCallback,
 )
-from rfdetr.training.checkpoints import AtomicCheckpointIO
-from rfdetr.training.logs import RunCSVLogger
+from rfdetr.training.callbacks.faults import explained_memory
+from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
+from rfdetr.training.loggers import build_loggers, guard
+from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.precision import resolve_precision
+from rfdetr.training.processes import is_sharded, process_settings
 
 
 def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any) -> pl.Trainer:
@@ -32,9 +41,15 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
     `callbacks=` replaces the whole default list; to add some, extend `trainer.callbacks` of the result. One device
     unless `devices=` says otherwise. Without a sharded strategy, the weights are averaged where `use_ema` asks for it.
     """
+    check_kind("train_config", train_config, TrainConfig)
+    check_kind("model_config", model_config, ModelConfig)
+    given = trainer_kwargs.get("callbacks") or []
+    for callback in given if isinstance(given, list) else [given]:
+        check_kind("callbacks", callback, pl.Callback)
     config = train_config
     accelerator = trainer_kwargs.get("accelerator", config.accelerator)
-    sharded = is_sharded(trainer_kwargs.get("strategy", "auto"))
+    strategy = trainer_kwargs.get("strategy", "auto")
+    sharded = is_sharded(strategy)
     if sharded and config.use_ema and "callbacks" not in trainer_kwargs:
         warnings.warn("sharded strategies cannot average weights: EMA is off for this run", UserWarning, stacklevel=2)
     settings: dict[str, Any] = {
@@ -48,7 +63,7 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
         "sync_batchnorm": config.sync_bn,
         "logger": build_loggers(config),
         "callbacks": build_callbacks(config, use_ema=config.use_ema and not sharded),
-        "plugins": None if sharded else [AtomicCheckpointIO()],
+        "plugins": None if sharded and strategy != "fsdp" else [AtomicCheckpointIO()],
         "default_root_dir": config.output_dir,
         "enable_progress_bar": config.progress_bar and is_interactive(),
         "enable_model_summary": False,
@@ -57,45 +72,44 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
         "log_every_n_steps": 1,
         **trainer_kwargs,
     }
+    settings.update(process_settings(settings))
     if settings.get("enable_checkpointing") is False and "callbacks" not in trainer_kwargs:
-        settings["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, BestModelCallback)]
-    with without_noise():
-        return _Trainer(**settings)
+        files = (BestModelCallback, ContinuationCallback)
+        settings["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, files)]
+    try:
+        with without_noise():
+            return _Trainer(**settings)
+    except MisconfigurationException as error:  # Lightning's own, which no caller of ours knows
+        chosen = {name: settings[name] for name in ("accelerator", "devices") if name in settings}
+        raise ValueError(f"no Trainer has these settings ({chosen}): {error}") from error
 
 
 def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
     """The default callbacks, in the order in which they act on an epoch's end."""
-    callbacks: list[pl.Callback] = []
+    callbacks: list[pl.Callback] = [FaultsCallback(config.output_dir)]
     if use_ema:
         callbacks.append(RFDETREMACallback(config.ema_decay, config.ema_tau))
     if config.drop_path > 0:
         callbacks.append(DropPathCallback(config.drop_path))
     callbacks.append(COCOEvalCallback(config.eval_max_dets, config.log_per_class_metrics))
+    callbacks.append(PredictionImagesCallback())
     if config.early_stopping:
         callbacks.append(
             RFDETREarlyStopping(
                 config.early_stopping_patience, config.early_stopping_min_delta, config.early_stopping_use_ema
             )
         )
-    callbacks.append(RunFilesCallback(config.output_dir))
-    callbacks.append(BestModelCallback(config.output_dir, config.checkpoint_interval, config.run_test))
+    callbacks.append(RunFilesCallback(config.output_dir, config.overwrite))
+    callbacks.append(
+        ContinuationCallback(
+            config.output_dir,
+            config.checkpoint_interval,
+            config.checkpoint_every_n_steps,
+            config.checkpoint_every_minutes,
+        )
+    )
+    callbacks.append(BestModelCallback(config.output_dir, config.run_test))
     return callbacks
-
-
-def build_loggers(config: TrainConfig) -> list[Logger]:
-    """metrics.csv always, TensorBoard where asked for."""
-    loggers: list[Logger] = [RunCSVLogger(config.output_dir)]
-    if config.tensorboard:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(config.output_dir, name="tensorboard", version=""))
-    return loggers
-
-
-def is_sharded(strategy: Any) -> bool:
-    """Whether a strategy, by name or as an object, splits the weights over devices."""
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    return any(kind in name.lower() for kind in ("fsdp", "deepspeed"))
 
 
 def is_interactive() -> bool:
@@ -104,8 +118,20 @@ def is_interactive() -> bool:
 
 
 class _Trainer(pl.Trainer):
+    def fit(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """Lightning's; "last" is last.ckpt of the output directory, and an interrupt is a `KeyboardInterrupt` again."""
+        if ckpt_path is not None and ckpt_path not in ("best", "hpc"):
+            ckpt_path = checkpoint_to_resume(ckpt_path, Path(self.default_root_dir))
+        try:
+            super().fit(*args, **{**kwargs, "ckpt_path": ckpt_path})
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == 128 + signal.SIGINT:
+                raise KeyboardInterrupt from stop
+            raise
+
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        with without_noise():
+        guard(self.loggers)
+        with without_noise(), explained_memory(self), freed_memory_kept():
             return super()._run(*args, **kwargs)
 
 
@@ -120,7 +146,12 @@ def without_noise() -> Iterator[None]:
     source.addFilter(is_no_tip)
     try:
         with warnings.catch_warnings():
-            for message in ("You have overridden `transfer_batch_to_device`", r"`isinstance\(treespec, LeafSpec\)`"):
+            for message in (
+                "You have overridden `transfer_batch_to_device`",
+                r"`isinstance\(treespec, LeafSpec\)`",
+                r"It is recommended to use `self.log\('(train/lr|val/|test/)",  # the same on all ranks already
+                "FSDP2-wrapped module .* returned a view tensor",  # which the criterion copies
+            ):
                 warnings.filterwarnings("ignore", message)
             yield
     finally:

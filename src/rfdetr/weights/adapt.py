@@ -28,6 +28,7 @@ from rfdetr.weights.reading import IGNORED_TENSORS, CheckpointError
 
 _CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)")
 _GROUP = re.compile(r"transformer\.enc_\w+\.(\d+)\.")
+_MASKS = "segmentation_head."
 _OPTIONAL = (*IGNORED_TENSORS, "mask_token")  # published, but no part of the computation
 
 
@@ -41,14 +42,18 @@ class LoadReport:
     """Changed to fit: name -> what was done."""
     left: tuple[str, ...]
     """In the file, of no use to this model."""
+    fresh: tuple[str, ...] = ()
+    """Not in the file: the segmentation head of a model that starts from a detector's weights."""
 
-    def lines(self) -> tuple[str, str, str]:
-        """One line each for what was loaded, adapted and left."""
+    def lines(self) -> tuple[str, ...]:
+        """One line each for what was loaded, adapted, left and, where there is such a thing, what stays random."""
+        head = f"left the {len(self.fresh)} tensors of the segmentation head random: the file is of a model without one"
         changes = ", ".join(f"{what} ({count})" for what, count in Counter(self.adapted.values()).items())
         return (
             f"loaded {len(self.loaded)} tensors as they are",
             f"adapted {len(self.adapted)} tensors" + (f": {changes}" if changes else ""),
             f"left {len(self.left)} tensors of the file unused" + (f": {_listing(self.left, 3)}" if self.left else ""),
+            *([head] if self.fresh else []),
         )
 
 
@@ -58,7 +63,8 @@ def load_weights(
     """Copies published tensors into the detector, in its parameters' dtype.
 
     The class heads take the rows of another class count, repeated; the position grid is resampled; of the query groups,
-    and of each group's queries, the first are kept. Raises `CheckpointError` for all else, with the detector unchanged.
+    and of each group's queries, the first are kept; a segmentation head that the file has nothing of stays as it is.
+    Raises `CheckpointError` for all else, with the detector unchanged.
     """
     expected = to_published(detector.state_dict())
     source = _with_variant(source, published, config)
@@ -71,9 +77,12 @@ def load_weights(
         fitted[name], change = _fit(name, published[name], want, queries)
         if change:
             adapted[name] = change
+    heads = [name for name in expected if name.startswith(_MASKS)]
+    fresh = [] if any(name.startswith(_MASKS) for name in published) else heads
+    covered = {*fitted, *fresh}
     left = [name for name in published if name not in expected]
     problems = {
-        "missing": [name for name in expected if name not in fitted and not name.endswith(_OPTIONAL)],
+        "missing": [name for name in expected if name not in covered and not name.endswith(_OPTIONAL)],
         "unexpected": [name for name in left if not name.endswith(_OPTIONAL) and _group_of(name) < config.group_detr],
         "of another shape": [
             f"{name} (file {_shape(published[name])}, model {_shape(expected[name])})"
@@ -85,7 +94,8 @@ def load_weights(
         details = "; ".join(f"{len(names)} {kind}: {_listing(names, 10)}" for kind, names in problems.items() if names)
         raise CheckpointError(f"{source} does not fit this model; tensors {details}")
     detector.load_state_dict(from_published(expected | fitted))
-    return LoadReport(tuple(name for name in expected if name in fitted and name not in adapted), adapted, tuple(left))
+    loaded = tuple(name for name in expected if name in fitted and name not in adapted)
+    return LoadReport(loaded, adapted, tuple(left), tuple(fresh))
 
 
 class _QueryLayout(NamedTuple):

@@ -28,7 +28,7 @@ _PAUSE_S = 1.0
 _CHUNK_BYTES = 1 << 20
 
 
-class DownloadError(OSError):
+class DownloadError(ConnectionError):
     """A published file that is neither here nor to be had; the message says where it belongs."""
 
 

@@ -47,9 +47,9 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
     Tensors are believed first, then the file's `args`, then the published variant that is most alike; how and where the
     model is run (`device`, `amp`, ...) is never taken from a file. `pretrain_weights` becomes the file itself.
     """
-    known = _told(checkpoint.args) | read_architecture(checkpoint.model, str(checkpoint.path))
+    known = _told(checkpoint) | read_architecture(checkpoint.model, str(checkpoint.path))
     name = checkpoint.args.get("variant")
-    if name not in VARIANTS:
+    if not isinstance(name, str) or name not in VARIANTS:
         name = nearest_variant(known)
     cls = VARIANTS[name] if name else ModelConfig
     lacking = [field for field in _NOT_IN_TENSORS if field not in known]
@@ -72,7 +72,7 @@ def class_names(checkpoint: Checkpoint) -> list[str] | None:
     COCO's published models number with gaps and so have no such list.
     """
     names = checkpoint.args.get("class_names")
-    if isinstance(names, Mapping) and all(str(label).isdigit() for label in names):
+    if isinstance(names, Mapping) and all(str(label).isdecimal() for label in names):
         names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or len(names) != len(checkpoint.model[CLASS_HEAD]) - 1:
         return None
@@ -93,7 +93,7 @@ def read_architecture(state: Mapping[str, Tensor], source: str = "the checkpoint
     return {
         "encoder": _encoder_name(state, width, source),
         "patch_size": patch,
-        "positional_encoding_size": math.isqrt(positions),
+        "positional_encoding_size": math.isqrt(max(positions, 0)),
         "projector_scale": _projector_scale(state),
         "hidden_dim": hidden,
         "dec_layers": count_blocks(state, "transformer.decoder.layers."),
@@ -127,15 +127,20 @@ def _row(cls: type[ModelConfig]) -> dict[str, Any]:
     return {**config.model_dump(), "positional_encoding_size": config.position_grid}
 
 
-def _told(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: args[field] for field in _NOT_IN_TENSORS if args.get(field) is not None}
+def _told(checkpoint: Checkpoint) -> dict[str, Any]:
+    told = {field: checkpoint.args[field] for field in _NOT_IN_TENSORS if checkpoint.args.get(field) is not None}
+    for field, value in told.items():
+        kind = list if field == "out_feature_indexes" else int
+        if not isinstance(value, kind):
+            raise CheckpointError(f"{checkpoint.path}: 'args' has {field}={value!r}; expected type {kind.__name__}")
+    return told
 
 
 def _with_resolution(known: dict[str, Any], cls: type[ModelConfig]) -> dict[str, Any]:
     """Adds a resolution where the file tells none, and leaves the position grid to follow from it where it does."""
     row = _row(cls)
     grid, patch = known["positional_encoding_size"], known["patch_size"]
-    usual = grid == row["positional_encoding_size"] or grid % known.get("num_windows", row["num_windows"])
+    usual = grid == row["positional_encoding_size"] or grid % (known.get("num_windows") or row["num_windows"])
     resolution = known.get("resolution", row["resolution"] if usual else grid * patch)
     follows = cls.model_fields["positional_encoding_size"].default is None and resolution == grid * patch
     return {**known, "resolution": resolution, "positional_encoding_size": None if follows else grid}

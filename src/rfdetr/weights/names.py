@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from rfdetr.weights.adapters import merge_adapters
+
 _UNUSED = "_kp_active_mask"
 _DINO = "backbone.0.encoder.encoder"
 _LEVELS = "backbone.0.projector"
@@ -83,9 +85,12 @@ def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of ours under published names, complete with the published empty buffer. Tensors may share memory."""
+    """A state of ours under published names, complete with the published empty buffer; adapters are merged.
+
+    Tensors may share memory.
+    """
     published = {_UNUSED: torch.zeros(0, 0, dtype=torch.bool)}
-    for name, tensor in state.items():
+    for name, tensor in merge_adapters(state).items():
         for part_name, part in _split(name, tensor):
             published[_rename(part_name, _TO_PUBLISHED)] = part
     return published

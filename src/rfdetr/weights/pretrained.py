@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rfdetr.config import ModelConfig
+from rfdetr.config.arguments import check_path
 from rfdetr.models.detector import Detector
 from rfdetr.weights.adapt import LoadReport, load_weights
 from rfdetr.weights.download import fetch
@@ -46,8 +48,8 @@ def resolve_weights(name_or_path: str) -> Path:
         return path
     if name_or_path in PUBLISHED:
         return fetch(name_or_path)
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    path = check_path("the weights' name or path", name_or_path)
+    if os.path.exists(path):
         return path
     names = sorted({*PUBLISHED, *BUNDLED})
     near = difflib.get_close_matches(name_or_path, names, n=1)

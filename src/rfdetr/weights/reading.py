@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from rfdetr.weights.checksums import advice, is_damaged, sidecar
 from rfdetr.weights.names import to_published
 
 IGNORED_TENSORS = {"_kp_active_mask"}
@@ -35,6 +36,8 @@ _UNREADABLE = (
     RuntimeError,
     AssertionError,
     AttributeError,
+    ArithmeticError,
+    MemoryError,
     LookupError,
     TypeError,
     ValueError,
@@ -67,11 +70,21 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path} is a directory, not a checkpoint file")
     if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty: its writing or download was cut off")
+        raise CheckpointError(f"{path} is empty: its writing or download was cut off{advice(path)}")
+    refuse_damaged(path)
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not checkpoint.model:
         raise CheckpointError(f"{path} holds no tensors")
     return checkpoint
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raises `CheckpointError` for a file that is not what the checksum beside it says."""
+    if is_damaged(path):
+        raise CheckpointError(
+            f"{path} is damaged: it is not what {sidecar(path).name} beside it says (delete that one if you changed "
+            f"the checkpoint yourself){advice(path)}"
+        )
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -82,13 +95,13 @@ def _read_safetensors(path: Path) -> Checkpoint:
             header = dict(file.metadata() or {})
             model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         args = json.loads(header.pop("args", "{}"))
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: it is damaged or no safetensors file ({error})") from error
     return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, header)
 
 
 def _read_torch(path: Path) -> Checkpoint:
-    content = _load(path)
+    content = load_content(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict with 'model' and 'args'")
     entries = dict(content)
@@ -98,17 +111,20 @@ def _read_torch(path: Path) -> Checkpoint:
     if not isinstance(model, Mapping):
         found = ", ".join(sorted(map(str, content))[:10]) or "nothing"
         raise CheckpointError(f"{path} has no tensors under 'model' (or 'state_dict'); it has: {found}")
-    args = _plain(entries.pop("args", None))
-    return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, entries)
+    # The published package, as it is now, keeps in "args" how the model was trained and in "model_config" what it is.
+    told = [_plain(entries.pop(name, None)) for name in ("args", "model_config")]
+    args = {key: value for part in told if isinstance(part, dict) for key, value in part.items()}
+    return Checkpoint(path, _published(path, model), args, entries)
 
 
-def _load(path: Path) -> Any:
-    """The content of a `torch.save` file; the tensors of a zip archive (all but the oldest files) stay on the disk."""
+def load_content(path: Path, *, mapped: bool = True) -> Any:
+    """The content of a `torch.save` file; if `mapped`, the tensors of a zip archive (all but the oldest files) stay on
+    the disk."""
     with safe_globals(_safe_globals()):
         try:
             with open(path, "rb") as stream:
                 archive = stream.read(4) == b"PK\x03\x04"
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
         except _UNREADABLE as error:
             unsafe = _unsafe_names(path, str(error))
             if not unsafe:

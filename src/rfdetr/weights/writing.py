@@ -2,43 +2,117 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from rfdetr._version import __version__
 from rfdetr.config import ModelConfig, variant_name
+from rfdetr.weights.checksums import recorded_digests, sidecar, sidecar_text
 from rfdetr.weights.names import to_published
 
 RESIZE_POLICY = "bilinear-antialias-square"
 """How images are brought to the network's size; recorded in every file."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object]) -> None:
+class DiskFullError(OSError):
+    """A file that found no room; the message says how much it needs. What was there under its name still is."""
+
+
+def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], *, checksum: bool = False) -> None:
     """Writes a file so that a reader, or a crash, meets the old content or the new, never a part.
 
     The temporary file lies beside `path` under a name of its own; a symbolic link at `path` is replaced, not followed.
+    With `checksum`, the file's SHA-256 is kept beside it. `writer` is called again to measure what finds no room.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    target: _HashingWriter | None = None
     try:
         with open(temporary, "xb") as stream:
-            writer(stream)
+            target = _HashingWriter(stream)
+            writer(cast(BinaryIO, target) if checksum else stream)
             stream.flush()
             os.fsync(stream.fileno())
+        if checksum:  # until the file is replaced, both are right: a crash in between must not make it look damaged
+            _write_sidecar(path, [target.digest.hexdigest(), *recorded_digests(path)])
         os.replace(temporary, path)
-    except BaseException:  # an interrupt, too, must leave no temporary file behind
+    except BaseException as error:  # an interrupt, too, must leave no temporary file behind
         temporary.unlink(missing_ok=True)
+        cause = error if target is None or target.error is None else target.error
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            raise DiskFullError(_room_needed(path, writer)) from error
         raise
     _sync_directory(path.parent)
+    if checksum:
+        _write_sidecar(path, [target.digest.hexdigest()])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporary files of writes that were killed; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+class _HashingWriter:
+    """Passes on what is written, and remembers its digest and the error, which torch.save may hide."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+class _Counter:
+    size = 0
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        self.size += size
+        return size
+
+    def flush(self) -> None:
+        pass
+
+
+def _room_needed(path: Path, writer: Callable[[BinaryIO], object]) -> str:
+    counter = _Counter()
+    writer(cast(BinaryIO, counter))
+    free = shutil.disk_usage(path.parent).free
+    return (
+        f"{path} could not be written: it needs {counter.size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on its "
+        "disk (or a quota or limit is reached)"
+    )
+
+
+def _write_sidecar(path: Path, digests: list[str]) -> None:
+    text = sidecar_text(path, digests)
+    atomic_write(sidecar(path), lambda stream: stream.write(text.encode()))
 
 
 def save_checkpoint(
@@ -47,23 +121,27 @@ def save_checkpoint(
     model_config: ModelConfig,
     class_names: Sequence[str] | None,
     extra: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a `.pth` file from a detector's state dict.
 
     `extra` adds entries beside `model` and `args`; tensors and plain values only, since reading is `weights_only`.
+    `data` adds to `args` what is known of the training data.
     """
     model = {name: _owned(tensor) for name, tensor in to_published(dict(detector_state)).items()}
-    content = {**(extra or {}), "model": model, "args": checkpoint_args(model_config, class_names)}
-    atomic_write(path, lambda stream: torch.save(content, stream))
+    content = {**(extra or {}), "model": model, **description(model_config, class_names, data)}
+    atomic_write(path, lambda stream: torch.save(content, stream), checksum=True)
 
 
-def save_safetensors(
+def save_safetensors(  # noqa: PLR0913 - what a file holds, all but the first four by keyword
     path: str | os.PathLike[str],
     detector_state: Mapping[str, Tensor],
     model_config: ModelConfig,
     class_names: Sequence[str] | None,
+    *,
     dtype: torch.dtype | None = None,
     notes: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a `.safetensors` file: floating-point tensors as `dtype` if given, `notes` on its origin in the header."""
     from safetensors.torch import save
@@ -71,13 +149,34 @@ def save_safetensors(
     model = {name: _owned(tensor) for name, tensor in to_published(dict(detector_state)).items()}
     if dtype is not None:
         model = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.items()}
-    header = {"format": "pt", "args": json.dumps(checkpoint_args(model_config, class_names))}
+    header = {"format": "pt", "args": json.dumps(checkpoint_args(model_config, class_names, data))}
     header |= {"notes": json.dumps(dict(notes))} if notes else {}
-    content = save(model, metadata=header)
-    atomic_write(path, lambda stream: stream.write(content))
+    content = _in_order(save(model, metadata=header))
+    atomic_write(path, lambda stream: stream.write(content), checksum=True)
 
 
-def checkpoint_args(model_config: ModelConfig, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _in_order(content: bytes) -> bytes:
+    """The same file with the header sorted, which the library leaves in any order: equal runs make equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def description(
+    model_config: ModelConfig, class_names: Sequence[str] | None, data: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a file says beside its tensors: `args`, and what `from_checkpoint` of the published package looks for."""
+    told = {"args": checkpoint_args(model_config, class_names, data)}
+    if variant_name(model_config) is None:
+        return told
+    fields = {**model_config.model_dump(mode="json"), "positional_encoding_size": model_config.position_grid}
+    return {**told, "model_name": type(model_config).__name__.removesuffix("Config"), "model_config": fields}
+
+
+def checkpoint_args(
+    model_config: ModelConfig, class_names: Sequence[str] | None, data: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The `args` entry of a file: all that is needed to build the model again, as plain values."""
     return {
         **model_config.model_dump(mode="json"),
@@ -86,6 +185,7 @@ def checkpoint_args(model_config: ModelConfig, class_names: Sequence[str] | None
         "class_names": None if class_names is None else list(class_names),
         "resize": RESIZE_POLICY,
         "rfdetr_version": __version__,
+        **(data or {}),
     }
 
 

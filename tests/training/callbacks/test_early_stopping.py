@@ -13,13 +13,16 @@ from rfdetr.training import RFDETREarlyStopping
 LIVE, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
 
 
-def evaluations_until_stop(callback: RFDETREarlyStopping, scores: list[dict[str, float]]) -> int | None:
+def evaluations_until_stop(
+    callback: RFDETREarlyStopping, scores: list[dict[str, float]], masks: bool = False
+) -> int | None:
+    module = SimpleNamespace(model_config=SimpleNamespace(segmentation_head=masks))
     for count, figures in enumerate(scores, 1):
         metrics = {name: torch.tensor(value) for name, value in figures.items()}
         trainer: Any = SimpleNamespace(
             callback_metrics=metrics, state=SimpleNamespace(fn="fit"), sanity_checking=False, should_stop=False
         )
-        callback.on_validation_end(trainer, None)
+        callback.on_validation_end(trainer, module)
         if trainer.should_stop:
             return count
     return None
@@ -51,3 +54,9 @@ def test_patience_goes_on_after_a_resume() -> None:
     assert evaluations_until_stop(first, [{LIVE: 0.5}, {LIVE: 0.5}]) is None
     second.load_state_dict(first.state_dict())
     assert evaluations_until_stop(second, [{LIVE: 0.5}]) == 1
+
+
+def test_of_a_segmentation_model_the_masks_are_watched() -> None:
+    rising, still = {LIVE: 0.5, "val/segm_mAP_50_95": 0.1}, {LIVE: 0.9, "val/segm_mAP_50_95": 0.1}
+    assert evaluations_until_stop(RFDETREarlyStopping(patience=2), [rising, still, still], masks=True) == 3
+    assert evaluations_until_stop(RFDETREarlyStopping(patience=2), [rising, still, still]) is None

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pytorch_lightning.callbacks import Checkpoint
+from torch import Tensor
 
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.evaluation.results import write_results
+from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.callbacks.ema import averaged_model
-from rfdetr.training.callbacks.evaluation import EMA, LIVE, MAIN_FIGURE, COCOEvalCallback, evaluate_loader, in_training
+from rfdetr.training.callbacks.evaluation import EMA, LIVE, COCOEvalCallback, evaluate_loader, in_training, main_figure
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
+from rfdetr.training.processes import load_whole_weights, whole_weights
+from rfdetr.weights.checksums import recorded_digests
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import read_checkpoint
-from rfdetr.weights.writing import atomic_write, save_checkpoint
+from rfdetr.weights.writing import atomic_write, save_checkpoint, save_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +29,20 @@ PREFIXES = {"regular": LIVE, "ema": EMA}
 
 
 class BestModelCallback(Checkpoint):
-    """Writes checkpoint_best_regular.pth and checkpoint_best_ema.pth when their mAP rises, and last.ckpt every epoch.
+    """Writes checkpoint_best_regular.pth and checkpoint_best_ema.pth when their mAP rises (of masks if there are any).
 
     At the end the better of both becomes checkpoint_best_total.pth, the module gets its weights, and its figures on
     valid and, with `run_test`, on a test split of the dataset's own go to results.json and plots.
     """
 
-    def __init__(self, output_dir: str | Path, checkpoint_interval: int = 10, run_test: bool = True) -> None:
+    def __init__(self, output_dir: str | Path, run_test: bool = True) -> None:
         self.output_dir = Path(output_dir)
-        self.checkpoint_interval = checkpoint_interval
         self.run_test = run_test
         self.best: dict[str, dict[str, float]] = {}  # "regular" and "ema": {"score": mAP, "epoch": counted from 0}
         self.results: dict[str, Metrics] = {}  # of the best weights, by split
         self._valid: dict[str, Metrics | None] = {}
+        self._unsaved: dict[str, dict[str, Tensor]] = {}  # best weights that found no room yet
+        self._ended = False
 
     @property
     def total_path(self) -> Path:
@@ -59,56 +64,77 @@ class BestModelCallback(Checkpoint):
             return
         models = {"regular": pl_module.model, "ema": averaged_model(trainer)}
         for kind, model in models.items():
-            score = trainer.callback_metrics.get(PREFIXES[kind] + MAIN_FIGURE)
+            score = trainer.callback_metrics.get(PREFIXES[kind] + main_figure(pl_module))
             if score is None or model is None or (kind in self.best and score <= self.best[kind]["score"]):
                 continue
             self.best[kind] = {"score": float(score), "epoch": trainer.current_epoch}
             self._valid[kind] = _last_metrics(trainer, PREFIXES[kind])
+            state = whole_weights(trainer, pl_module) if kind == "regular" else model.state_dict()
             if trainer.is_global_zero:
-                save_checkpoint(self._path(kind), model.state_dict(), pl_module.model_config, pl_module.class_names)
+                self._unsaved[kind] = state
+        try:
+            self._save_best(pl_module)
+        except OSError as error:
+            logger.error("%s; training goes on, and the next evaluation tries again", error)
+            self._unsaved = {kind: _copied(state) for kind, state in self._unsaved.items()}
 
-    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.fast_dev_run:
-            return
-        trainer.save_checkpoint(self.output_dir / "last.ckpt", weights_only=False)
-        done = trainer.current_epoch + 1
-        if done % self.checkpoint_interval == 0:
-            trainer.save_checkpoint(self.output_dir / f"checkpoint_{done:04d}.ckpt", weights_only=False)
+    def on_fit_start(self, *_: Any) -> None:
+        self._ended = False
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         # Not on_fit_end: by then Lightning has taken the module off its device.
         if trainer.fast_dev_run:
             return
+        self._ended = True
+        self._save_best(pl_module)
         self._write_total(trainer, pl_module)
-        trainer.strategy.barrier()
-        best = from_published(read_checkpoint(self.total_path).model)
-        pl_module.model.load_state_dict(best)
+        best = from_published(read_checkpoint(self.total_path).model) if trainer.is_global_zero else None
+        if best is not None:
+            _save(pl_module, self.total_path.with_suffix(".safetensors"), best)
+        remove_adapters(pl_module.model)
+        load_whole_weights(trainer, pl_module, best)
         self._report(trainer, pl_module)
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        if not self._ended and trainer.global_step > 0:  # resumed with nothing left to train: Lightning skips its end
+            pl_module.to(trainer.strategy.root_device)
+            self.on_train_end(trainer, pl_module)
+            pl_module.cpu()
+
     def on_exception(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        if self.best and not trainer.fast_dev_run:
+        if self.best and not self._unsaved and not trainer.fast_dev_run:
             self._write_total(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "files": {kind: recorded_digests(self._path(kind)) for kind in self.best}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # A run that goes on in another folder starts a new contest: its files could not hold the old winner.
-        self.best = {kind: entry for kind, entry in state_dict["best"].items() if self._path(kind).exists()}
+        # Where the winner's file is not there (another folder), or holds a later one, there is a new contest.
+        files = state_dict.get("files", {})
+        for kind, entry in state_dict["best"].items():
+            path = self._path(kind)
+            if path.exists() and files.get(kind) in (None, recorded_digests(path)):
+                self.best[kind] = entry
 
     def _path(self, kind: str) -> Path:
         return self.output_dir / f"checkpoint_best_{kind}.pth"
 
+    def _save_best(self, module: RFDETRModule) -> None:
+        for kind, state in list(self._unsaved.items()):
+            _save(module, self._path(kind), state)
+            del self._unsaved[kind]
+
     def _write_total(self, trainer: Any, module: RFDETRModule) -> None:
-        if not trainer.is_global_zero:
-            return
         if self.best_kind:
-            with open(self._path(self.best_kind), "rb") as source:
-                atomic_write(self.total_path, lambda stream: shutil.copyfileobj(source, stream))
+            if trainer.is_global_zero:
+                best = self._path(self.best_kind)
+                atomic_write(self.total_path, lambda stream: _copy(best, stream), checksum=True)
             return
-        logger.warning("no validation pass ended with a mAP: %s holds the last weights", self.total_path)
-        model = averaged_model(trainer) or module.model
-        save_checkpoint(self.total_path, model.state_dict(), module.model_config, module.class_names)
+        average = averaged_model(trainer)
+        state = average.state_dict() if average else whole_weights(trainer, module)
+        if trainer.is_global_zero:
+            logger.warning("no validation pass ended with a mAP: %s holds the last weights", self.total_path)
+            _save(module, self.total_path, state)
 
     def _report(self, trainer: Any, module: RFDETRModule) -> None:
         """Figures of the best weights: those seen when they were written, measured again only in a resumed run."""
@@ -128,6 +154,20 @@ class BestModelCallback(Checkpoint):
 
             write_results(self.output_dir / "results.json", self.results, self.total_path.name)
             plot_metrics(self.results.get("test") or self.results["valid"], self.output_dir)
+
+
+def _save(module: RFDETRModule, path: Path, state: dict[str, Tensor]) -> None:
+    save = save_safetensors if path.suffix == ".safetensors" else save_checkpoint
+    save(path, state, module.model_config, module.class_names, data=module.data_facts)
+
+
+def _copy(source: Path, stream: BinaryIO) -> None:
+    with open(source, "rb") as content:
+        shutil.copyfileobj(content, stream)
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def _last_metrics(trainer: Any, prefix: str) -> Metrics | None:

@@ -8,13 +8,14 @@ from typing import Any
 
 from pytorch_lightning import Callback
 
-from rfdetr.training.callbacks.evaluation import in_training
+from rfdetr.training.callbacks.evaluation import EMA, LIVE, in_training, main_figure
 
 logger = logging.getLogger(__name__)
 
 
 class RFDETREarlyStopping(Callback):
-    """Ends training after `patience` evaluations in a row whose mAP rose by less than `min_delta`.
+    """Ends training after `patience` evaluations in a row whose mAP (of masks if there are any) rose by less than
+    `min_delta`.
 
     Watches the better of live and averaged weights, or the averaged ones alone (`use_ema`).
     """
@@ -22,12 +23,17 @@ class RFDETREarlyStopping(Callback):
     def __init__(self, patience: int = 10, min_delta: float = 0.001, use_ema: bool = False) -> None:
         self.patience = patience
         self.min_delta = min_delta
-        self.keys = ("val/ema_mAP_50_95",) if use_ema else ("val/mAP_50_95", "val/ema_mAP_50_95")
+        self.prefixes = (EMA,) if use_ema else (LIVE, EMA)
         self.best = -math.inf
         self.waited = 0
 
-    def on_validation_end(self, trainer: Any, *_: Any) -> None:
-        scores = [float(trainer.callback_metrics[key]) for key in self.keys if key in trainer.callback_metrics]
+    def on_fit_start(self, trainer: Any, *_: Any) -> None:
+        if self.waited >= self.patience:  # resumed after its end
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        keys = [prefix + main_figure(pl_module) for prefix in self.prefixes]
+        scores = [float(trainer.callback_metrics[key]) for key in keys if key in trainer.callback_metrics]
         if not in_training(trainer) or not scores:
             return
         if max(scores) > self.best + self.min_delta:

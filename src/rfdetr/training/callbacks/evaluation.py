@@ -12,14 +12,15 @@ from rfdetr.evaluation.coco import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.callbacks.ema import averaged_model
 from rfdetr.training.module import RFDETRModule, data_class_names
+from rfdetr.training.processes import merge_evaluators
 
-MAIN_FIGURE = "mAP_50_95"
 LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
 
 
 class COCOEvalCallback(Callback):
     """Logs val/mAP_50_95, val/F1, ... after each validation pass, val/ema_* beside them, and test/* after a test.
 
+    Of a segmentation model also the figures of masks, val/segm_mAP_50_95, val/ema_segm_mAP_50_95, ...
     `metrics` holds the last figures in full, by what their logged names start with ("val/", "val/ema_", "test/").
     """
 
@@ -47,19 +48,19 @@ class COCOEvalCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
-            self._finish(pl_module)
+            self._finish(trainer, pl_module)
 
-    def on_test_epoch_end(self, _trainer: Any, pl_module: Any) -> None:
-        self._finish(pl_module)
+    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._finish(trainer, pl_module)
 
     def _start(self, module: RFDETRModule, prefixes: Iterable[str]) -> None:
-        self._evaluators = {prefix: CocoEvaluator(class_names(module), self.max_dets) for prefix in prefixes}
+        self._evaluators = {prefix: build_evaluator(module, self.max_dets) for prefix in prefixes}
 
-    def _finish(self, module: RFDETRModule) -> None:
+    def _finish(self, trainer: Trainer, module: RFDETRModule) -> None:
         for prefix, evaluator in self._evaluators.items():
-            self.metrics[prefix] = metrics = evaluator.compute()
+            self.metrics[prefix] = metrics = merge_evaluators(trainer, evaluator).compute()
             figures = metrics.logged(prefix, per_class=self.per_class and prefix != EMA)
-            shown = {name: figures.pop(name) for name in [prefix + MAIN_FIGURE] if name in figures}
+            shown = {name: figures.pop(name) for name in [prefix + main_figure(module)] if name in figures}
             module.log_dict(shown, prog_bar=True)
             module.log_dict(figures)
 
@@ -67,7 +68,7 @@ class COCOEvalCallback(Callback):
 @torch.inference_mode()
 def evaluate_loader(trainer: Trainer, module: RFDETRModule, loader: Iterable[Any]) -> Metrics:
     """The figures of the module's weights on a loader, inside a run whose own loops are busy."""
-    evaluator = CocoEvaluator(class_names(module), module.train_config.eval_max_dets)
+    evaluator = build_evaluator(module, module.train_config.eval_max_dets)
     was_training = module.training
     module.eval()
     for batch in loader:
@@ -75,7 +76,17 @@ def evaluate_loader(trainer: Trainer, module: RFDETRModule, loader: Iterable[Any
         with trainer.precision_plugin.test_step_context():
             evaluator.update(module.detect(moved), moved[1])
     module.train(was_training)
-    return evaluator.compute()
+    return merge_evaluators(trainer, evaluator).compute()
+
+
+def build_evaluator(module: RFDETRModule, max_dets: int) -> CocoEvaluator:
+    """An evaluator of boxes, and of masks if the model has them."""
+    return CocoEvaluator(class_names(module), max_dets, masks=module.model_config.segmentation_head)
+
+
+def main_figure(module: RFDETRModule) -> str:
+    """The figure that says which weights are better."""
+    return "segm_mAP_50_95" if module.model_config.segmentation_head else "mAP_50_95"
 
 
 def class_names(module: RFDETRModule) -> list[str]:

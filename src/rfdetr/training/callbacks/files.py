@@ -10,11 +10,22 @@ from typing import Any
 
 import yaml
 from pytorch_lightning import Callback
+from pytorch_lightning.utilities import rank_zero_info
 
 from rfdetr._version import __version__
 from rfdetr.config import variant_name
 from rfdetr.training.callbacks.evaluation import in_training
-from rfdetr.training.logs import METRICS_FILE, drop_rows_from_step, read_records, write_records
+from rfdetr.training.folder import FolderLock, clear_run, refuse_to_overwrite
+from rfdetr.training.logs import (
+    METRICS_FILE,
+    RunCSVLogger,
+    count_rows,
+    drop_rows_from_step,
+    keep_rows,
+    read_records,
+    write_records,
+)
+from rfdetr.training.steps import effective_batch
 from rfdetr.weights.writing import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -23,19 +34,45 @@ logger = logging.getLogger(__name__)
 class RunFilesCallback(Callback):
     """Keeps the readable record of a run in its output directory; nothing in a `fast_dev_run`.
 
-    A resumed run goes on in the files it finds, less the epochs it will repeat; a new run starts them anew.
+    A resumed run goes on in the files it finds, less what it will repeat; a new run starts them anew, where no other
+    run is or `overwrite` allows it. No other process writes to the directory until the run ends.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
         self.output_dir = Path(output_dir)
+        self.overwrite = overwrite
+        self._lock = FolderLock(self.output_dir)
         self._started = 0.0
         self._evaluated = False
+        self._ended: dict[str, Any] | None = None  # the epoch whose record is still to be written
+        self._restored: dict[str, Any] = {}
+
+    def setup(self, trainer: Any, _pl_module: Any, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:
+            self._lock.acquire()
+
+    def on_fit_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.is_global_zero and not (self.overwrite or trainer.fast_dev_run or trainer.global_step):
+            refuse_to_overwrite(self.output_dir, trainer.ckpt_path)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self._lock.release()
+
+    def on_exception(self, *_: Any) -> None:
+        self._lock.release()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        rank_zero_info(f"Effective batch size {effective_batch(pl_module.train_config.batch_size, trainer)}")
+        self._started = time.monotonic() - self._restored.get("seconds", 0.0)
+        self._evaluated = self._restored.get("evaluated", False)
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        drop_rows_from_step(self.output_dir / METRICS_FILE, trainer.global_step)
+        if trainer.global_step == 0 and trainer.ckpt_path is None:
+            clear_run(self.output_dir)
+        if "rows" in self._restored:
+            keep_rows(self._metrics, self._restored.pop("rows"))
+        else:
+            drop_rows_from_step(self._metrics, trainer.global_step)
         records = [row for row in read_records(self._log) if row["epoch"] < trainer.current_epoch]
         write_records(self._log, records)
         content = {
@@ -47,8 +84,12 @@ class RunFilesCallback(Callback):
         }
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic_write(self.output_dir / "config.yaml", lambda stream: stream.write(text.encode()))
+        for run_logger in trainer.loggers:
+            if not isinstance(run_logger, RunCSVLogger):
+                run_logger.log_hyperparams(content)
 
-    def on_train_epoch_start(self, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        self._write_record(trainer)
         self._started = time.monotonic()
         self._evaluated = False
 
@@ -58,19 +99,41 @@ class RunFilesCallback(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         pl_module.log("train/lr", rate)
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        seconds = round(time.monotonic() - self._started, 3)
+        self._ended = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds, "rate": rate}
+
+    def on_train_end(self, trainer: Any, *_: Any) -> None:
+        self._write_record(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        # Times differ from run to run; all else does not.
+        seconds = time.monotonic() - self._started if self._started else 0.0
+        return {"rows": count_rows(self._metrics), "seconds": seconds, "evaluated": self._evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = dict(state_dict)
+
+    def _write_record(self, trainer: Any) -> None:
+        """Adds the epoch that has ended to log.txt, once everything has logged what there is to log about it."""
+        record, self._ended = self._ended, None
+        if record is None or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        seconds = time.monotonic() - self._started
+        of_epoch = ("train/", "val/") if self._evaluated else ("train/",)
         figures = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith("train/") or (self._evaluated and name.startswith("val/"))
+            if name.startswith(of_epoch) and name != "train/loss_step"
         }
-        record = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": round(seconds, 3)}
-        write_records(self._log, [*read_records(self._log), {**record, **figures, "train/lr": rate}])
-        logger.info("%s", epoch_line(trainer, figures, seconds))
+        figures = dict(sorted({**figures, "train/lr": record.pop("rate")}.items()))
+        try:
+            write_records(self._log, [*read_records(self._log), {**record, **figures}])
+        except OSError as error:
+            logger.error("%s: this epoch is missing there: %s", self._log, error)
+        logger.info("%s", epoch_line(record["epoch"] + 1, trainer.max_epochs, figures, record["seconds"]))
 
     def on_fit_end(self, trainer: Any, *_: Any) -> None:
+        if "rows" in self._restored and trainer.is_global_zero:  # resumed with nothing left to train
+            keep_rows(self._metrics, self._restored.pop("rows"))
         if not trainer.fast_dev_run and trainer.is_global_zero and (records := read_records(self._log)):
             from rfdetr.evaluation.plots import plot_history
 
@@ -80,12 +143,16 @@ class RunFilesCallback(Callback):
     def _log(self) -> Path:
         return self.output_dir / "log.txt"
 
+    @property
+    def _metrics(self) -> Path:
+        return self.output_dir / METRICS_FILE
 
-def epoch_line(trainer: Any, figures: dict[str, Any], seconds: float) -> str:
-    """One line about an epoch, for the log of a run without a progress bar."""
-    epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs
+
+def epoch_line(epoch: int, epochs: int | None, figures: dict[str, Any], seconds: float) -> str:
+    """One line about an epoch, counted from 1, for the log of a run without a progress bar."""
     parts = [f"epoch {epoch}" + (f"/{epochs}" if epochs and epochs > 0 else "")]
     names = {"train/loss": "loss", "val/mAP_50_95": "mAP", "val/ema_mAP_50_95": "EMA mAP"}
+    names |= {"val/segm_mAP_50_95": "mask mAP", "val/ema_segm_mAP_50_95": "EMA mask mAP"}
     parts += [f"{label} {figures[name]:.3f}" for name, label in names.items() if name in figures]
     parts.append(f"{timedelta(seconds=round(seconds))}")
     if epochs and epochs > epoch:

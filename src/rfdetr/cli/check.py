@@ -1,0 +1,101 @@
+"""`rfdetr check`: what is wrong or odd in a dataset, and a corrected copy of it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rfdetr.cli.options import UsageError
+
+if TYPE_CHECKING:
+    from rfdetr.data.doctor import Report
+    from rfdetr.data.repair import Change
+
+_EXAMPLES = 3
+_STYLE = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+def check(
+    dataset: Annotated[Path, Parameter(name=["--dataset-dir", "--dataset", "--data"])],
+    /,
+    *,
+    dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
+    model: str = "nano",
+    processes: int | None = None,
+    fix: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Find what is wrong or odd in a dataset: files, labels, images, splits. Exit code 1 if there are errors.
+
+    Parameters
+    ----------
+    dataset
+        Folder with the labelled images (COCO or YOLO layout).
+    dataset_file
+        Layout of the folder: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.
+    model
+        Variant to train: decides how many objects are too many, and which are too small.
+    processes
+        Processes that decode images; one per core by default.
+    fix
+        New folder for a corrected copy: annotations are rewritten, images are links to the originals.
+    as_json
+        Print one JSON object with every finding.
+    """
+    from rfdetr.config import VARIANTS
+    from rfdetr.data import check as look
+    from rfdetr.data.repair import fix as write_copy
+
+    if model not in VARIANTS:
+        near = difflib.get_close_matches(model, VARIANTS, n=1)
+        raise UsageError(f"no model {model!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(VARIANTS)))
+    report = look(dataset, dataset_file, model=VARIANTS[model](), processes=processes)
+    changes = write_copy(report, fix) if fix is not None else []
+    if as_json:
+        print(json.dumps({**report.as_record(), "changes": [change._asdict() for change in changes]}))
+    else:
+        _show(report)
+        _show_changes(changes, fix)
+    if report.errors:
+        raise RuntimeError(f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset")
+
+
+def _show(report: Report) -> None:
+    from rfdetr.data.findings import RULES
+
+    console = Console(soft_wrap=True, highlight=False)
+    sizes = ", ".join(f"{len(index):,} {split}" for split, index in report.indexes.items())
+    if not report.findings.counts:
+        console.print(f"{report.dataset}: nothing to remark ({sizes} images)")
+        return
+    table = Table(title=f"{report.dataset}: {sizes or 'no'} images", title_justify="left")
+    for column in ("severity", "rule", "found", "meaning"):
+        table.add_column(column, justify="right" if column == "found" else "left")
+    rules = [rule for rule in RULES if report.findings.counts[rule]]
+    for rule in sorted(rules, key=lambda rule: list(_STYLE).index(RULES[rule].severity)):
+        severity, meaning, advice = RULES[rule]
+        table.add_row(
+            f"[{_STYLE[severity]}]{severity}[/]", rule, str(report.findings.counts[rule]), f"{meaning}: {advice}"
+        )
+    Console().print(table)
+    for rule in rules:
+        found = report.of(rule)
+        for finding in found[:_EXAMPLES]:
+            console.print(f"[{_STYLE[RULES[rule].severity]}]{rule}[/] {escape(str(finding))}")
+        if len(found) > _EXAMPLES:
+            console.print(f"[dim]{rule}: and {len(found) - _EXAMPLES} more; --json lists all[/]")
+
+
+def _show_changes(changes: list[Change], folder: Path | None) -> None:
+    if folder is not None:
+        console = Console(soft_wrap=True, highlight=False)
+        for file, record, rule, change in changes:
+            console.print(f"{rule}: {escape(file)}: {escape(record)}: {escape(change)}")
+        console.print(f"{len(changes)} changes; corrected copy in {folder}, its images are links to the originals")

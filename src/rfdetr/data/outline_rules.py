@@ -1,0 +1,71 @@
+"""Rules about outlines: one object's polygons or run lengths against its image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rfdetr.data.outlines import OutlineRecorder
+
+_SLACK = 1.0  # pixels outside the image that tools write by habit
+_MOST_POINTS = 1000  # of a ring that is looked at for crossings, which costs their square
+
+
+def outline_faults(segmentation: Any, height: int, width: int) -> Iterator[tuple[str, str]]:
+    """Rule and what was found, for a COCO `segmentation` that is not empty; the image's size 0 is unknown."""
+    parts = segmentation if isinstance(segmentation, list) else []
+    pairs = [part for part in parts if isinstance(part, list) and len(part) % 2 == 0]
+    rings = [part for part in pairs if len(part) >= 6]
+    if len(rings) < len(pairs):
+        yield "outline-points", f"{min(map(len, pairs)) // 2} points"
+    if len(pairs) < len(parts):
+        yield "outline-numbers", "not a list of x y pairs"
+    if not parts or rings:
+        recorder = OutlineRecorder()
+        recorder.add(rings or segmentation)
+        if recorder.faults:
+            yield recorder.faults[0]
+            return
+    if isinstance(segmentation, dict):
+        size = [int(side) for side in segmentation["size"]]
+        if height and size != [height, width]:
+            yield "outline-rle", f"size is {size}, the image's is {[height, width]}"
+    for ring in rings:
+        yield from ring_faults(np.array(ring, np.float64).reshape(-1, 2), height, width)
+
+
+def ring_faults(points: NDArray[np.float64], height: int, width: int) -> Iterator[tuple[str, str]]:
+    """What is odd about a polygon's points (n, 2), in pixels."""
+    low, high = points.min(0), points.max(0)
+    if height and ((low < -_SLACK).any() or (high > np.array((width, height)) + _SLACK).any()):
+        yield "outline-outside", f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g} in {width}x{height} pixels"
+    if len(points) <= _MOST_POINTS and (where := crossing(points)) is not None:
+        yield "outline-crossing", f"near x {where[0]:g}, y {where[1]:g}"
+
+
+def crossing(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """A point near which two edges of a closed polygon cross, or a corner lies within another edge; None: nowhere."""
+    points = points[(points != np.roll(points, 1, axis=0)).any(1)]  # a corner may be written twice
+    n = len(points)
+    if n < 4:
+        return None
+    start, end = points, np.roll(points, -1, axis=0)
+    sides = np.sign(_turn(start[:, None], end[:, None], points[None]))  # (n, n): of edge i, where corner j lies
+    ahead = np.roll(sides, -1, axis=1)  # where its next corner lies
+    apart = np.abs(np.arange(n)[:, None] - np.arange(n))
+    neighbours = (apart <= 1) | (apart == n - 1)
+    crosses = (sides * ahead < 0) & (sides * ahead < 0).T & ~neighbours
+    if not crosses.any():
+        return None
+    where: NDArray[np.float64] = start[np.argwhere(crosses)[0][0]]
+    return where
+
+
+def _turn(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Twice the signed area of the triangle a, b, c: its sign tells the side of the line a b on which c lies."""
+    ab, ac = b - a, c - a
+    area: NDArray[np.float64] = ab[..., 0] * ac[..., 1] - ab[..., 1] * ac[..., 0]
+    return area

@@ -1,0 +1,138 @@
+"""Training by several processes (ranks): what they agree on, gather and shard.
+
+Every function here is collective: all ranks must call it, and in the same order, or they wait for each other forever.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from rfdetr.evaluation.coco import CocoEvaluator
+
+ValueT = TypeVar("ValueT")
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Whether a strategy, by name or as an object, splits the weights over devices."""
+    names = [strategy] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
+    return any(kind in name.lower() for name in names for kind in ("fsdp", "deepspeed", "sharded", "modelparallel"))
+
+
+def process_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the name "fsdp" and a launch by torchrun change in a trainer's settings."""
+    changed: dict[str, Any] = {"strategy": ShardedStrategy()} if settings.get("strategy") == "fsdp" else {}
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return changed
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if settings["devices"] in ("auto", -1, "-1"):
+        changed["devices"] = local  # Lightning would count a CPU once, and idle GPUs too
+    elif settings["devices"] == 1 and local > 1 and settings.get("strategy", "auto") == "auto":
+        warnings.warn(
+            f"torchrun started {world} processes, but the trainer has one device: each will train alone, and write to "
+            "the same files. Pass strategy='ddp', devices='auto' to build_trainer",
+            stacklevel=3,
+        )
+    return {"num_nodes": world // local, **changed} if "num_nodes" not in settings else changed
+
+
+def broadcast_start(trainer: Trainer, model: nn.Module, seed: int) -> int:
+    """Gives every rank rank 0's seed, and the weights that were drawn from it."""
+    seed, weights = trainer.strategy.broadcast((seed, model.state_dict()))
+    model.load_state_dict(weights)
+    return int(seed)
+
+
+def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
+    """What every rank has, in the order of ranks; before they are connected, the own value alone."""
+    if trainer.world_size == 1 or not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def merge_evaluators(trainer: Trainer, evaluator: CocoEvaluator) -> CocoEvaluator:
+    """One evaluator over the images of all ranks, the same on each, so that all take the same decisions."""
+    parts = gather(trainer, evaluator)
+    return CocoEvaluator.merge(parts) if len(parts) > 1 else evaluator
+
+
+def whole_weights(trainer: Trainer, module: Any) -> dict[str, Tensor]:
+    """State dict of the module's detector, put together on rank 0 where it is sharded (and empty on the others)."""
+    if not is_sharded(trainer.strategy):
+        return dict(module.model.state_dict())
+    state = trainer.strategy.lightning_module_state_dict()
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+
+
+def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tensor] | None) -> None:
+    """The inverse: gives rank 0's `weights` to the detector of every rank, whichever disks the others can read."""
+    if isinstance(trainer.strategy, ShardedStrategy):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(module.model, dict(weights or {}), options=options)
+    else:
+        module.model.load_state_dict(trainer.strategy.broadcast(weights))
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """What `strategy="fsdp"` stands for: parameters, gradients and optimizer state split over all ranks (FSDP2).
+
+    Unlike Lightning's own "fsdp" it clips gradients by their norm, keeps norms and box arithmetic in float32 under
+    mixed precision, and runs on CPUs too. Files hold the whole state, as one process would have written it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        module: Any = self.lightning_module
+        if not isinstance(module.model, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            for part in (*module.model.encoder.blocks, *module.model.decoder.layers, module.model):
+                fully_shard(part, mesh=mesh)
+        self.model = module
+        if self.accelerator is not None:
+            self.accelerator.setup(trainer)
+        self.model_to_device()
+        self.barrier()
+        if trainer.state.fn == "fit":
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+
+class LossMean(Metric):
+    """Mean loss per box over all batches and ranks, however the images were dealt out to them."""
+
+    full_state_update = False
+    total: Tensor
+    boxes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "boxes"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, boxes: int) -> None:
+        """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion gives it."""
+        self.total += loss.detach() * max(boxes, 1)
+        self.boxes += boxes
+
+    def compute(self) -> Tensor:
+        return self.total / self.boxes.clamp(min=1)

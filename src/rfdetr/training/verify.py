@@ -1,0 +1,174 @@
+"""Proof that a killed run goes on exactly: the same short training, once undisturbed and once killed many times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback
+
+from rfdetr.config import ModelConfig, TrainConfig
+
+_PRELOADED = ["rfdetr.training.trainer", "rfdetr.training.datamodule", "rfdetr.training.verify", "hotcoco"]
+_COUNT = "moments.txt"  # beside a run's folder: how many moments it had
+_FILE_EVENTS = ("open", "os.rename", "os.remove", "os.truncate")
+
+
+@dataclass(frozen=True)
+class ResumeReport:
+    """What `verify_resume` found: `differences` names the files that are not those of the undisturbed run."""
+
+    kills: int
+    moments: int
+    """Moments of one run at which it could have been killed."""
+    files: dict[str, str]
+    """SHA-256 of each compared file's content in the undisturbed run; times are left out."""
+    differences: list[str]
+
+
+def verify_resume(
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    *,
+    kills: int = 5,
+    limit_batches: int | None = None,
+    seed: int = 0,
+) -> ResumeReport:
+    """Trains once undisturbed, then again with SIGKILL at random moments and `resume="last"`, and compares the files.
+
+    The moments are the parts of a step and of validation, and every opening, renaming and removing of a file in the
+    run's folder; `seed` draws them. Everything happens in a temporary folder; `train_config` needs a seed of its own.
+    """
+    if train_config.seed is None:
+        train_config = train_config.model_copy(update={"seed": seed})
+    draw = random.Random(seed)
+    done, differences = 0, []
+    with tempfile.TemporaryDirectory(prefix="rfdetr-resume-") as work:
+        job = _Job(model_config, train_config, limit_batches)
+        whole = Path(work) / "whole"
+        job.run(whole, None)
+        moments = int((whole.parent / _COUNT).read_text())
+        files = content_hashes(whole)
+        round_ = 0
+        while done < kills:
+            folder = Path(work) / f"killed-{round_}"
+            while done < kills and job.run(folder, draw.randrange(moments // 2)):
+                done += 1
+            job.run(folder, None)
+            found = content_hashes(folder)
+            differences += [name for name in sorted({*files, *found}) if files.get(name) != found.get(name)]
+            round_ += 1
+    return ResumeReport(done, moments, files, sorted(set(differences)))
+
+
+@dataclass(frozen=True)
+class _Job:
+    model_config: ModelConfig
+    train_config: TrainConfig
+    limit_batches: int | None
+
+    def run(self, folder: Path, kill_at: int | None) -> bool:
+        """Trains, or goes on, in a process of its own; whether it was killed."""
+        methods = multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(_PRELOADED)  # imported once for all runs
+        config = self.train_config.model_copy(update={"output_dir": folder, "progress_bar": False})
+        process = context.Process(target=_train, args=(self.model_config, config, self.limit_batches, kill_at))
+        process.start()
+        process.join()
+        if process.exitcode not in (0, -signal.SIGKILL):
+            raise RuntimeError(
+                f"the training in {folder} failed with exit code {process.exitcode}; its output tells why"
+            )
+        return bool(process.exitcode)
+
+
+class _Moments(Callback):
+    """Calls `tick` in the parts of a step that no file shows."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+
+    def on_before_backward(self, *_: Any) -> None:
+        self._tick()
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self._tick()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._tick()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._tick()
+
+
+def _train(model_config: ModelConfig, config: TrainConfig, limit_batches: int | None, kill_at: int | None) -> None:
+    from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+
+    torch.set_num_threads(1)
+    seen = 0
+
+    def tick() -> None:
+        nonlocal seen
+        if seen == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen += 1
+
+    main, folder = os.getpid(), str(config.output_dir.resolve())
+
+    def on_event(event: str, args: tuple[Any, ...]) -> None:
+        if event in _FILE_EVENTS and os.getpid() == main and str(args[0]).startswith(folder):
+            tick()
+
+    sys.addaudithook(on_event)
+    limits = {} if limit_batches is None else dict.fromkeys(("limit_train_batches", "limit_val_batches"), limit_batches)
+    trainer: Any = build_trainer(config, model_config, **limits)
+    trainer.callbacks.insert(0, _Moments(tick))
+    trainer.fit(RFDETRModule(model_config, config), RFDETRDataModule(model_config, config), ckpt_path="last")
+    (config.output_dir.parent / _COUNT).write_text(str(seen))
+
+
+def content_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of what a run has left, by file: weights, training state, metrics, results; without the times in them."""
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        digest = hashlib.sha256()
+        if path.suffix in (".ckpt", ".pth"):
+            _add(digest, torch.load(path, map_location="cpu", weights_only=True))
+        elif path.name == "log.txt":
+            _add(digest, [json.loads(line) for line in path.read_text().splitlines()])
+        elif path.suffix in (".csv", ".json", ".safetensors"):
+            digest.update(path.read_bytes())
+        else:
+            continue
+        hashes[path.name] = digest.hexdigest()
+    return hashes
+
+
+def _add(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in value:
+            if key != "seconds":
+                digest.update(repr(key).encode())
+                _add(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}]".encode())
+        for item in value:
+            _add(digest, item)
+    else:
+        digest.update(repr(value).encode())

@@ -1,0 +1,79 @@
+"""Loader workers of scripts without a main guard, of notebooks and of threads: each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TRAIN = """
+from rfdetr import RFDETRPico
+from rfdetr.evaluation import plots
+
+plots.plot_metrics = plots.plot_history = lambda *_: None  # drawing takes longer than the rest
+
+def train(dataset, output):
+    tiny = {{
+        "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
+        "num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3, "pretrain_weights": None,
+    }}
+    RFDETRPico(**tiny).train(
+        dataset_dir=dataset, output_dir=output, epochs=1, batch_size=3, grad_accum_steps=1, num_workers=1,
+        multi_scale=False, run_test=False, use_ema=False,
+    )
+"""
+
+IN_A_SCRIPT = """
+import multiprocessing
+with open({log!r}, "a") as log:
+    log.write("run\\n")
+multiprocessing.set_start_method("spawn")
+""" + TRAIN + """
+train({dataset!r}, {output!r})
+"""  # fmt: skip
+
+IN_A_NOTEBOOK = """
+import asyncio
+assert "__file__" not in globals()
+""" + TRAIN + """
+async def cell():
+    train({dataset!r}, {output!r})
+asyncio.run(cell())
+"""  # fmt: skip
+
+IN_A_THREAD = """
+import threading
+""" + TRAIN + """
+thread = threading.Thread(target=train, args=({dataset!r}, {output!r}))
+thread.start()
+thread.join(timeout=250)
+assert not thread.is_alive()
+"""  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "as_file"),
+    [
+        pytest.param(IN_A_SCRIPT, True, id="script-that-spawns-without-main-guard"),
+        pytest.param(IN_A_NOTEBOOK, False, id="notebook"),
+        pytest.param(IN_A_THREAD, True, id="thread"),
+    ],
+)
+def test_training_with_workers_needs_no_special_form(
+    make_tiny_coco: Callable[..., Path], tmp_path: Path, program: str, as_file: bool
+) -> None:
+    output, log = tmp_path / "output", tmp_path / "runs.txt"
+    counts = {"train": 3, "valid": 2}
+    text = program.format(dataset=str(make_tiny_coco(counts)), output=str(output), log=str(log))
+    (tmp_path / "train.py").write_text(text)
+    command = [sys.executable, *([str(tmp_path / "train.py")] if as_file else ["-c", text])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert (output / "checkpoint_best_total.pth").is_file()
+    if log.exists():
+        assert log.read_text() == "run\n"  # workers did not run the script again

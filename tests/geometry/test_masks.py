@@ -1,0 +1,200 @@
+"""Outlines against obvious references: pycocotools, and pixels looked at one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as mask_api
+
+from rfdetr.geometry.masks import (
+    Outline,
+    Window,
+    compress,
+    encode_bitmaps,
+    rle_of_box,
+    run_lengths,
+    runs_of_bitmap,
+)
+
+HEIGHT, WIDTH = 40, 60
+WHOLE = Window(0, 0, WIDTH, HEIGHT)
+
+
+def blobs(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A bitmap of a few discs, some cut out of others."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    bitmap = np.zeros((height, width), bool)
+    for _ in range(4):
+        inside = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) < rng.uniform(2, height / 2)
+        bitmap = bitmap & ~inside if rng.random() < 0.3 else bitmap | inside
+    return bitmap
+
+
+def star(seed: int) -> np.ndarray:
+    """A polygon without crossings, partly outside the image."""
+    rng = np.random.default_rng(seed)
+    angle = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 12))))
+    radius = rng.uniform(4, 25, len(angle))
+    centre = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
+    return (centre + np.stack((np.cos(angle), np.sin(angle)), 1) * radius[:, None]).astype(np.float32)
+
+
+def of_bitmap(bitmap: np.ndarray) -> Outline:
+    return Outline((), compress(runs_of_bitmap(bitmap)), *bitmap.shape)
+
+
+def of_polygons(*polygons: np.ndarray) -> Outline:
+    return Outline(tuple(polygons), b"", HEIGHT, WIDTH)
+
+
+def random_window(seed: int) -> Window:
+    rng = np.random.default_rng(seed)
+    left, right = np.sort(rng.choice(WIDTH + 1, 2, replace=False)).tolist()
+    top, bottom = np.sort(rng.choice(HEIGHT + 1, 2, replace=False)).tolist()
+    return Window(left, top, right, bottom, bool(rng.random() < 0.5))
+
+
+def covers(polygon: np.ndarray, x: float, y: float) -> bool:
+    """Whether a point is inside, one edge after the other."""
+    inside = False
+    for (x0, y0), (x1, y1) in zip(polygon.tolist(), np.roll(polygon, -1, axis=0).tolist(), strict=True):
+        if (y0 <= y) != (y1 <= y) and x0 + (y - y0) / (y1 - y0) * (x1 - x0) > x:
+            inside = not inside
+    return inside
+
+
+def distance_to_edges(polygon: np.ndarray, x: float, y: float) -> float:
+    start, step = polygon.astype(float), np.roll(polygon, -1, axis=0).astype(float) - polygon
+    share = np.clip((((x, y) - start) * step).sum(1) / np.maximum((step**2).sum(1), 1e-9), 0, 1)
+    return float(np.linalg.norm(start + step * share[:, None] - (x, y), axis=1).min())
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40))
+def test_run_lengths_are_those_of_pycocotools(seed: int, height: int, width: int) -> None:
+    bitmap = np.random.default_rng(seed).random((height, width)) < 0.5
+    expected = mask_api.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"]
+    assert compress(runs_of_bitmap(bitmap)) == expected
+    assert run_lengths(expected).tolist() == runs_of_bitmap(bitmap)
+
+
+@pytest.mark.parametrize("lengths", [[5], [0, 5], [0, 1, 2**40, 3, 1], [100, 40, 3, 1, 90000, 2, 4]])
+def test_lengths_of_any_size_come_back(lengths: list[int]) -> None:
+    assert run_lengths(compress(lengths)).tolist() == lengths
+
+
+@pytest.mark.parametrize("damaged", [b"", b"abc\xff", b" ", b"P" * 20, b"1\n"])
+def test_what_is_no_run_length_string_is_refused(damaged: bytes) -> None:
+    with pytest.raises(ValueError, match="run lengths"):
+        run_lengths(damaged)
+
+
+def test_a_batch_of_bitmaps_is_encoded_as_each_of_them() -> None:
+    bitmaps = np.stack([blobs(0), np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool), blobs(1)])
+    expected = [mask_api.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"] for bitmap in bitmaps]
+    assert encode_bitmaps(torch.from_numpy(bitmaps)) == expected
+    assert encode_bitmaps(torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool)) == []
+
+
+def test_run_lengths_of_a_box() -> None:
+    box = mask_api.decode({"size": [HEIGHT, WIDTH], "counts": rle_of_box(np.array([10.0, 5, 20, 8]), HEIGHT, WIDTH)})
+    assert box[5:13, 10:30].all() and box.sum() == 160
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_polygons_over_the_whole_image_are_those_of_pycocotools(seed: int) -> None:
+    polygons = [star(seed), star(seed + 1)]
+    parts = mask_api.frPyObjects([polygon.ravel().astype(float).tolist() for polygon in polygons], HEIGHT, WIDTH)
+    assert of_polygons(*polygons).to_rle() == mask_api.merge(parts)["counts"]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_a_polygons_bitmap_has_the_pixels_whose_centres_it_covers(seed: int) -> None:
+    """Save for those at less than a pixel from its border, where COCO's rule may round either way."""
+    polygon, window, size = star(seed), random_window(seed), 24
+    bitmap = of_polygons(polygon).bitmap(window, size)
+    scale = np.array((window.right - window.left, window.bottom - window.top)) / size  # image pixels to one of ours
+    ours = (polygon - window[:2]) / scale
+    if window.flipped:
+        ours = ours * (-1, 1) + (size, 0)
+    for row in range(0, size, 3):
+        for column in range(0, size, 3):
+            x, y = column + 0.5, row + 0.5
+            if distance_to_edges(ours, x, y) > 1:
+                assert bitmap[row, column] == covers(ours, x, y)
+
+
+def test_several_polygons_cover_what_any_of_them_covers() -> None:
+    left, right = (np.array([[x, 10], [x + 30, 10], [x + 30, 30], [x, 30]], np.float32) for x in (5, 20))
+    bitmap = of_polygons(left, right).bitmap(Window(0, 0, 60, 60), 60)
+    assert bitmap[10:30, 5:50].all() and bitmap.sum() == 20 * 45
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_a_run_length_bitmap_has_the_pixels_under_the_centres(seed: int) -> None:
+    bitmap, window, size = blobs(seed), random_window(seed), 17
+    found = of_bitmap(bitmap).bitmap(window, size)
+    for row in range(size):
+        for column in range(size):
+            across = size - 1 - column if window.flipped else column
+            x = window.left + int((across + 0.5) * (window.right - window.left) / size)
+            y = window.top + int((row + 0.5) * (window.bottom - window.top) / size)
+            assert found[row, column] == bitmap[y, x]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_bounds_of_run_lengths_are_those_of_the_visible_pixels(seed: int) -> None:
+    bitmap, window = blobs(seed), random_window(seed)
+    shown = np.zeros_like(bitmap)
+    shown[window.top : window.bottom, window.left : window.right] = True
+    ys, xs = np.nonzero(bitmap & shown)
+    expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else None
+    bounds = of_bitmap(bitmap).bounds(window)
+    assert (None if bounds is None else bounds.tolist()) == expected
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_bounds_of_a_polygon_are_those_of_the_points_it_covers_in_the_window(seed: int) -> None:
+    polygon, window = star(seed), random_window(seed)
+    xs = np.linspace(window.left, window.right, 60)
+    ys = np.linspace(window.top, window.bottom, 60)
+    seen = np.array([(x, y) for x in xs[1:-1] for y in ys[1:-1] if covers(polygon, x, y)])
+    bounds = of_polygons(polygon).bounds(window)
+    if not len(seen):
+        return  # what is narrower than the grid's step may be anywhere
+    assert bounds is not None
+    assert (bounds[:2] <= seen.min(0) + 1e-4).all() and (bounds[2:] >= seen.max(0) - 1e-4).all()
+    low, high = np.maximum(polygon.min(0), window[:2]), np.minimum(polygon.max(0), window[2:4])
+    assert (bounds[:2] >= low - 1e-4).all() and (bounds[2:] <= high + 1e-4).all()
+
+
+def test_bounds_around_a_window_that_the_polygon_surrounds() -> None:
+    polygon = np.array([[0, 0], [60, 0], [60, 40], [0, 40]], np.float32)
+    assert of_polygons(polygon).bounds(Window(10, 10, 20, 30)).tolist() == [10, 10, 20, 30]
+
+
+def test_bounds_of_a_polygon_that_winds_around_the_window() -> None:
+    """A horseshoe whose one end alone enters the window: its corners and the far side are not bounds."""
+    horseshoe = np.array(
+        [[5, 18], [14, 18], [14, 22], [9, 22], [9, 36], [51, 36], [51, 4], [5, 4], [5, 0], [55, 0], [55, 40], [5, 40]],
+        np.float32,
+    )
+    np.testing.assert_allclose(of_polygons(horseshoe).bounds(Window(10, 8, 50, 32)), [10, 18, 14, 22])
+
+
+def test_nothing_visible_has_no_bounds_and_an_empty_bitmap() -> None:
+    corner = np.array([[0, 0], [10, 0], [0, 10]], np.float32)
+    bitmap = np.zeros((HEIGHT, WIDTH), bool)
+    bitmap[:9, :9] = True
+    for outline in (of_polygons(corner), of_bitmap(bitmap)):
+        assert outline.bounds(Window(20, 20, 40, 40)) is None
+        assert not outline.bitmap(Window(20, 20, 40, 40), 8).any()
+        assert outline.bounds(WHOLE) is not None

@@ -1,0 +1,58 @@
+"""The guide says what is so: the tests it names exist, every statement has one, and its code runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfdetr.config import RFDETRPicoConfig, TrainConfig
+from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "custom-training.md"
+NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
+TABLES = PAGE.read_text().partition("## Statement and test")[2]
+ROWS = [
+    line
+    for line in TABLES.splitlines()
+    if line.startswith("|") and "|---" not in line and not line.endswith("| test |")
+]
+
+
+@pytest.mark.parametrize("place", sorted(set(NAMED.findall(PAGE.read_text()))), ids="::".join)
+def test_every_test_that_is_named_exists(place: tuple[str, str]) -> None:
+    file, name = place
+    assert re.search(rf"^def {name}\(", (TESTS / file).read_text(), re.MULTILINE)
+
+
+def test_no_statement_is_without_a_test() -> None:
+    assert len(ROWS) > 80
+    assert [row for row in ROWS if not NAMED.search(row)] == []
+
+
+def test_the_loss_term_of_the_guide_trains(make_tiny_coco: Callable[..., Path], tmp_path: Path) -> None:
+    block = re.search(r"<!-- test: a loss term -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block
+    assert len(block[1].strip().splitlines()) <= 10
+    names: dict[str, Any] = {}
+    exec(compile(block[1], str(PAGE), "exec"), names)
+    (own,) = (value for value in names.values() if isinstance(value, type) and value is not RFDETRModule)
+
+    model = RFDETRPicoConfig(
+        resolution=64, hidden_dim=32, sa_nheads=4, ca_nheads=4, dim_feedforward=64, dec_layers=1, num_queries=10,
+        num_select=10, group_detr=2, num_classes=3, pretrain_weights=None,
+    )  # fmt: skip
+    train = TrainConfig(
+        dataset_dir=make_tiny_coco({"train": 2, "valid": 2}), output_dir=tmp_path, epochs=1, batch_size=2,
+        grad_accum_steps=1, num_workers=0, multi_scale=False,
+    )  # fmt: skip
+    trainer = build_trainer(train, model)
+    trainer.fit(own(model, train), RFDETRDataModule(model, train))
+    terms = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/loss")}
+    assert terms["train/loss_area"] > 0
+    parts = [value for name, value in terms.items() if name not in ("train/loss", "train/loss_step")]
+    assert terms["train/loss"] == pytest.approx(sum(parts), rel=1e-4)

@@ -1,0 +1,215 @@
+"""Over ten thousand generated files and settings: each gives a valid result or our own error, and no other.
+
+The readers and what must hold of their results are those of scripts/fuzz.py, which goes on where this stops.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from rfdetr.config import VARIANTS, SegmentationTrainConfig
+from rfdetr.weights.writing import checkpoint_args
+
+_spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "scripts" / "fuzz.py")
+assert _spec and _spec.loader
+fuzz = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fuzz)
+
+CASES = {"coco": 1500, "labels": 2000, "data_yaml": 1000, "config": 800, "fields": 3000, "image": 1500, "bytes": 1000}
+
+
+def cases(name: str) -> Any:
+    return settings(max_examples=CASES[name], suppress_health_check=list(HealthCheck), database=None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    logging.disable()  # thousands of notes on odd boxes
+    yield fuzz.make_folder(tmp_path_factory.mktemp("fuzz"))
+    logging.disable(logging.NOTSET)
+
+
+def test_there_are_ten_thousand_cases() -> None:
+    assert sum(CASES.values()) >= 10_000
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 70),
+    st.sampled_from([2**31, 2**63 - 1, 2**63, 10**400, -1e308, 1e300, math.inf, math.nan, -0.0, 0.5]),
+    st.sampled_from(["", "a", "1", "\0", "\ud800", "../..", "x" * 300, [], {}, [[]], [1, 2, 3], {"image_id": 1}]),
+)
+
+
+def mostly(good: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 15).flatmap(lambda n: good if n else ODD)
+
+
+NUMBERS = st.floats(-5, 50, width=32)
+RECORD = {
+    "id": mostly(st.integers(0, 5)),
+    "image_id": mostly(st.integers(0, 1)),
+    "category_id": mostly(st.integers(0, 2)),
+    "bbox": mostly(st.lists(NUMBERS, min_size=4, max_size=4)),
+}
+OUTLINE = st.one_of(
+    st.lists(st.lists(NUMBERS, max_size=8), max_size=2),
+    st.fixed_dictionaries({"size": mostly(st.just([30, 40])), "counts": st.lists(st.integers(-1, 1200), max_size=3)}),
+    st.fixed_dictionaries({"size": st.just([30, 40]), "counts": st.text("01DPo`_ñ", max_size=6)}),
+)
+EXTRA = {"area": mostly(NUMBERS), "iscrowd": mostly(st.integers(0, 1)), "segmentation": mostly(OUTLINE)}
+IMAGES = st.lists(
+    st.fixed_dictionaries({"id": mostly(st.integers(0, 1)), "file_name": mostly(st.sampled_from(["0.png", "1.jpg"]))}),
+    min_size=1,
+    max_size=2,
+)
+COCO = st.fixed_dictionaries(
+    {
+        "images": mostly(st.one_of(st.just(fuzz.coco_content()["images"]), IMAGES)),
+        "annotations": mostly(st.lists(st.fixed_dictionaries(RECORD, optional=EXTRA), max_size=3)),
+        "categories": mostly(st.just(fuzz.coco_content()["categories"])),
+    }
+)
+
+
+@cases("coco")
+@given(COCO)
+def test_annotation_files(folder: Path, content: dict[str, Any]) -> None:
+    (folder / "data.yaml").unlink(missing_ok=True)
+    fuzz.coco(json.dumps(content).encode(), folder)
+
+
+GOOD = st.lists(st.floats(0, 1, width=16).map("{:g}".format), min_size=4, max_size=4)
+CORNERS = st.lists(st.floats(0, 1, width=16).map("{:g}".format), min_size=6, max_size=12).filter(
+    lambda x: len(x) % 2 == 0
+)
+GOOD_LINE = st.tuples(st.integers(0, 2).map(str), st.one_of(GOOD, CORNERS)).map(
+    lambda line: " ".join([line[0], *line[1]])
+)
+BAD_LINE = st.one_of(
+    st.sampled_from(
+        ["3 .5 .5 .1 .1", "-1 .5 .5 .1 .1", "0.5 .5 .5 .1 .1", "nan .5 .5 .1 .1", "0", "0 .5 .5 .1", "0 nan 0 0 0"]
+    ),
+    st.sampled_from(
+        ["0 .5 .5 .1 .1 .2", "0 320 200 10 10", "0 inf 0 0 0", "0 1e400 0 0 0", "0,0.5,0.5,0.1,0.1", "{}", "\0"]
+    ),
+    st.tuples(st.text(st.characters(categories=["L", "P", "S"]), min_size=1, max_size=9), GOOD).map(
+        lambda line: " ".join([f"x{line[0]}", *line[1]])
+    ),
+)
+
+
+@cases("labels")
+@given(st.lists(GOOD_LINE, max_size=3), st.lists(BAD_LINE, max_size=1), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
+def test_label_lines_are_refused_exactly_where_one_is_faulty(
+    folder: Path, good: list[str], bad: list[str], end: str
+) -> None:
+    (folder / "train" / "_annotations.coco.json").unlink(missing_ok=True)
+    found = fuzz.labels(end.join([*good, *bad]).encode(), folder)
+    assert (found is None) == bool(bad)
+    assert found is None or len(found.boxes) <= len(good)
+
+
+@cases("data_yaml")
+@given(
+    st.dictionaries(
+        st.sampled_from(["names", "train", "val", "test", "nc", "path"]),
+        st.one_of(
+            st.sampled_from(
+                ["train/images", "../train/images", ".", "[a, b]", "{0: a}", "2", "&x [*x]", "no", "!!python/name:os"]
+            ),
+            st.text(st.characters(exclude_characters="/"), max_size=8),
+            ODD.map(repr),
+        ),
+    )
+)
+def test_data_yaml(folder: Path, content: dict[str, str]) -> None:
+    (folder / "train" / "_annotations.coco.json").unlink(missing_ok=True)
+    (folder / "train" / "labels" / "0.txt").write_text("0 .5 .5 .1 .1\n")
+    text = "".join(f"{key}: {value}\n" for key, value in content.items())
+    fuzz.data_yaml(text.encode(errors="replace"), folder)
+
+
+@cases("config")
+@given(
+    st.dictionaries(st.sampled_from(["epochs", "lr", "seed", "amp", "model", "resume", "x", "train"]), ODD, max_size=3)
+)
+def test_files_of_settings(folder: Path, content: dict[str, Any]) -> None:
+    fuzz.config(json.dumps(content).encode(), folder)  # JSON is YAML, nearly
+
+
+CLASSES: list[type[BaseModel]] = [SegmentationTrainConfig, *VARIANTS.values()]
+NAMED = {
+    cls: st.dictionaries(
+        st.sampled_from(sorted(cls.model_fields)),
+        st.one_of(
+            ODD, st.integers(1, 600), st.floats(0, 1), st.sampled_from(["P4", "cosine", "1", [1], [3, 6], ["P4"]])
+        ),
+        max_size=4,
+    )
+    for cls in CLASSES
+}
+
+
+@cases("fields")
+@given(st.sampled_from(CLASSES).flatmap(lambda cls: st.tuples(st.just(cls), NAMED[cls])))
+def test_configurations(drawn: tuple[type[BaseModel], dict[str, Any]]) -> None:
+    cls, values = drawn
+    try:
+        config = cls(**({"dataset_dir": "data", **values} if cls is SegmentationTrainConfig else values))
+    except ValidationError as error:
+        assert error.error_count() and values
+        return
+    assert cls(**config.model_dump()) == config
+    for name, value in config:
+        assert not isinstance(value, float) or math.isfinite(value), name
+        whole = cls.model_fields[name].annotation
+        assert not isinstance(value, int) or whole is bool or bool in get_args(whole) or 0 <= value < 2**32, name
+    if cls is not SegmentationTrainConfig:
+        assert config.resolution % (config.patch_size * config.num_windows) == 0  # type: ignore[attr-defined]
+        assert json.loads(json.dumps(checkpoint_args(config, None)))["resolution"] == config.resolution  # type: ignore
+
+
+EDITS = st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=3)
+
+
+def edited(data: bytes, edits: list[tuple[int, bytes]], within: int) -> bytes:
+    changed = bytearray(data)
+    for place, patch in edits:
+        at = place % min(len(data), within)
+        changed[at : at + len(patch)] = patch
+    return bytes(changed)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
+@cases("image")
+@given(st.sampled_from(sorted(fuzz.pictures().items())), EDITS, st.sampled_from([12, 40, 4000]))
+def test_image_headers(folder: Path, picture: tuple[str, bytes], edits: list[tuple[int, bytes]], within: int) -> None:
+    fuzz.image(edited(picture[1], edits, within), folder)
+
+
+READERS = {name: fuzz.seeds(name) for name in ("coco", "labels", "data_yaml", "config", "checkpoint")}
+
+
+@cases("bytes")
+@given(
+    st.sampled_from([(name, seed) for name, seeds in READERS.items() for seed in seeds]),
+    st.one_of(EDITS, EDITS, st.binary(max_size=64)),
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_bytes(folder: Path, seed: tuple[str, bytes], edits: list[tuple[int, bytes]] | bytes) -> None:
+    name, data = seed
+    (folder / "data.yaml").unlink(missing_ok=True)
+    (folder / "train" / "_annotations.coco.json").unlink(missing_ok=True)
+    fuzz.READERS[name](edits if isinstance(edits, bytes) else edited(data, edits, 4000), folder)

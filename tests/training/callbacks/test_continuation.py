@@ -1,0 +1,93 @@
+"""Signals and full disks: the run stops or goes on where it should, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rfdetr.training.callbacks.continuation import RunStopped
+from rfdetr.training.verify import content_hashes
+
+SETTINGS = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "run_test": False}  # three updates an epoch
+
+
+@pytest.fixture
+def whole(make_run: Callable[..., Any]) -> dict[str, str]:
+    return content_hashes(make_run(output="whole", model={"amp": False}, **SETTINGS).fit().output)
+
+
+@pytest.mark.parametrize(
+    ("hook", "number"),
+    [("on_train_batch_end", signal.SIGTERM), ("on_validation_batch_end", signal.SIGUSR1)],
+)
+def test_a_signalled_run_goes_on_exactly(
+    make_run: Callable[..., Any], whole: dict[str, str], hook: str, number: signal.Signals
+) -> None:
+    handlers = signal.getsignal(number), signal.getsignal(signal.SIGINT)
+
+    def stop(trainer: Any, _: Any) -> None:
+        if trainer.current_epoch == 1:
+            signal.raise_signal(number)
+
+    run = make_run(model={"amp": False}, watch={hook: stop}, **SETTINGS)
+    with pytest.raises(RunStopped) as stopped:
+        run.fit()
+    assert stopped.value.code == 128 + number
+    assert (signal.getsignal(number), signal.getsignal(signal.SIGINT)) == handlers
+    assert run.trainer.global_step == {"on_train_batch_end": 4, "on_validation_batch_end": 6}[hook]
+    again = make_run(model={"amp": False}, **SETTINGS).fit(ckpt_path="last")
+    found = content_hashes(again.output)
+    if hook == "on_validation_batch_end":  # Lightning's counters tell that a validation pass was begun twice
+        found["last.ckpt"] = whole["last.ckpt"]
+    assert found == whole
+
+
+def test_an_interrupt_saves_and_a_second_one_leaves_at_once(make_run: Callable[..., Any]) -> None:
+    def once(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    run = make_run(output="once", watch={"on_train_batch_start": once}, **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert (run.output / "last.ckpt").exists()
+
+    def twice(*_: Any) -> None:
+        once()
+        once()
+
+    run = make_run(output="twice", watch={"on_train_batch_start": twice}, **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert not (run.output / "last.ckpt").exists()
+
+
+def test_a_full_disk_ends_nothing(
+    make_run: Callable[..., Any], whole: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(trainer: Any, _: Any) -> None:  # no file may grow beyond 100 kB, in the first epoch
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if trainer.current_epoch == 0 else limits[0], limits[1]))
+
+    def last(trainer: Any, _: Any) -> None:
+        sizes.append(sum(path.stat().st_size for path in Path(trainer.default_root_dir).glob("*.ckpt")))
+
+    sizes: list[int] = []
+    watch = {"on_train_batch_start": fill, "on_train_batch_end": last}
+    try:
+        with caplog.at_level(logging.ERROR):
+            run = make_run(model={"amp": False}, watch=watch, **SETTINGS).fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = [record.getMessage() for record in caplog.records]
+    assert any("last.ckpt could not be written: it needs" in message for message in told)
+    assert any("checkpoint_best_regular.pth could not be written" in message for message in told)
+    assert sizes[-1] == 0  # the save after the first epoch has failed
+    assert content_hashes(run.output) == whole
+    assert not list(run.output.glob(".*"))
