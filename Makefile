@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 JOBS ?= 2
 TASK ?= detect
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench fuzz clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	nice $(BIN)/python scripts/fuzz.py --seconds 600
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache demo

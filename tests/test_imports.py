@@ -92,6 +92,28 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert "torch" not in modules_after(f"from rfdetr.cli import main\nassert main({arguments}) == 0")
 
 
+STATE = """
+import logging, os, signal, sys, warnings
+import numpy, PIL.Image, torch
+def state():
+    return [
+        list(warnings.filters), PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES, dict(os.environ),
+        torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype(),
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)], sys.excepthook,
+        sys.getrecursionlimit(), logging.getLogger().handlers[:], logging.getLogger().level, numpy.geterr(),
+    ]
+import PIL.ImageFile, supervision, pytorch_lightning, matplotlib
+matplotlib.use("svg")
+before = state()
+"""
+
+
+def test_imports_change_nothing_process_wide() -> None:
+    everything = "import rfdetr, rfdetr.training\n[getattr(rfdetr, name) for name in rfdetr.__all__]\n"
+    check = "after = state()\nassert after == before, (before, after)\nassert matplotlib.get_backend() == 'svg'"
+    assert "rfdetr.training.trainer" in modules_after(f"{STATE}{everything}import rfdetr.training.trainer\n{check}")
+
+
 def test_public_names_are_listed_and_resolve() -> None:
     assert set(rfdetr.__all__) <= set(dir(rfdetr))
     assert all(getattr(rfdetr, name) is not None for name in rfdetr.__all__)
