@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rfdetr.config import RFDETRPicoConfig
-from rfdetr.data import check
+from rfdetr.data import check, doctor
 from rfdetr.data.doctor import Report
 from rfdetr.data.findings import RULES, DatasetError, Findings
 from rfdetr.data.image_rules import Look, near_pairs
@@ -359,3 +359,13 @@ def test_an_error_message_shows_the_ten_worst_of_all_rules() -> None:
 def test_the_blood_cells_have_no_errors(form: str, request: pytest.FixtureRequest) -> None:
     report = check(request.getfixturevalue(f"bccd_{form}"), processes=2)
     assert not report.findings.counts
+
+
+def test_very_large_images_and_label_files_are_told(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfdetr.data.image_rules.LARGE_PIXELS", 60_000)  # of 25,600 to 102,400
+    monkeypatch.setitem(doctor._LARGE_LABELS, "coco", 1000)
+    sizes = [Image.open(path).size for path in clean.rglob("*.jpg")]
+    large = sum(width * height > 60_000 for width, height in sizes)
+    counts = check(clean, processes=1).findings.counts
+    assert 0 < large < len(sizes)
+    assert (counts["image-large"], counts["labels-large"]) == (large, 3)
