@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,9 @@ def validation_curve(run: Path, kind: str) -> list[tuple[int, float]]:
 
 def draw_pictures(model: RFDETR, index: DatasetIndex, folder: Path, count: int) -> Path:
     """Writes pictures with the truth on the left and what is predicted on the right."""
-    import supervision as sv
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="OpenCV")  # which nothing here needs
+        import supervision as sv
 
     folder.mkdir()
     sources = [index.path(image) for image in range(min(count, len(index)))]

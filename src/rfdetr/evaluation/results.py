@@ -52,6 +52,7 @@ def as_record(metrics: Metrics) -> dict[str, Any]:
 
 def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
     """One row per class and one of means, for `rich.print`."""
+    from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
@@ -61,8 +62,11 @@ def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
     table = Table(title=title, caption=f"Precision, recall, F1 {at}; at most {metrics.max_dets} detections per image")
     table.add_column("class", overflow="fold")
     masks = metrics.masks
-    of_masks = ("mask mAP 50:95", "mask mAP 50") if masks else ()
-    for name in ("images", "boxes", *of_masks, "mAP 50:95", "mAP 50", "precision", "recall", "F1"):
+    of_boxes = ("mAP 50:95", "mAP 50")
+    if masks:  # all of it in 80 columns
+        table.box, table.pad_edge = SIMPLE_HEAD, False
+        of_boxes = ("mask mAP\n50:95", "mask mAP\n50", "mAP\n50:95", "mAP\n50")
+    for name in ("images", "boxes", *of_boxes, "precision", "recall", "F1"):
         table.add_column(name, justify="right")
     for at_row, row in enumerate(metrics.per_class):
         figures = [row["AP"], row["AP50"], row["precision"], row["recall"], row["F1"]]
