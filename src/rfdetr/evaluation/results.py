@@ -62,7 +62,7 @@ def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
     table = Table(title=title, caption=f"Precision, recall, F1 {at}; at most {metrics.max_dets} detections per image")
     table.add_column("class", overflow="fold")
     masks = metrics.masks
-    of_boxes = ("mAP 50:95", "mAP 50")
+    of_boxes: tuple[str, ...] = ("mAP 50:95", "mAP 50")
     if masks:  # all of it in 80 columns
         table.box, table.pad_edge = SIMPLE_HEAD, False
         of_boxes = ("mask mAP\n50:95", "mask mAP\n50", "mAP\n50:95", "mAP\n50")
