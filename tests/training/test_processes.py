@@ -144,7 +144,7 @@ def test_sharded_processes_train_as_one_does_and_leave_whole_files(
         RFDETR.from_checkpoint(pair.output / name).predict(picture, threshold=0.0)
         for name in ("checkpoint_best_total.pth", "last.ckpt")
     ]
-    assert len(found[0]) > 10
+    assert len(found[0]) > 0
     np.testing.assert_array_equal(found[0].xyxy, found[1].xyxy)
 
 

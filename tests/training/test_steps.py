@@ -58,7 +58,7 @@ def test_a_resized_uint8_batch_is_one_antialiased_interpolation() -> None:
     resized = resize_batch(NestedTensor(pixels), 24)
     expected = F.interpolate(pixels.float(), (24, 24), mode="bilinear", antialias=True)
     assert resized.tensors.dtype == torch.uint8
-    assert (resized.tensors.float() - expected).abs().max() <= 1  # rounding
+    assert (resized.tensors.float() - expected).abs().max() < 1.01  # rounding
 
 
 def test_a_padding_mask_is_resized_with_its_batch() -> None:
