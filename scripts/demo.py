@@ -14,11 +14,9 @@ import itertools
 import json
 import os
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from rfdetr import RFDETR, RFDETRPico, RFDETRSegPico
@@ -28,6 +26,7 @@ from rfdetr.data.synthetic import generate
 from rfdetr.evaluation.metrics import MASKS
 from rfdetr.evaluation.results import metrics_table
 from rfdetr.geometry.masks import rle_dict
+from rfdetr.inference.pictures import draw, import_supervision, side_by_side
 
 MODELS: dict[str, type[RFDETR]] = {"detect": RFDETRPico, "segment": RFDETRSegPico}
 
@@ -65,7 +64,7 @@ def main() -> None:
     index = load_index(find_splits(data), "test", masks=masks)
     pictures = draw_pictures(model, index, run / "pictures", options.pictures)
 
-    curve = ", ".join(f"{epoch} {value:.3f}" for epoch, value in validation_curve(run, MASKS if masks else ""))
+    curve = ", ".join(f"{epoch}: {value:.3f}" for epoch, value in validation_curve(run, MASKS if masks else ""))
     console.print(f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}")
     console.print(metrics_table(metrics, "Test images, never used in training"))
     console.print(f"truth beside predictions: [bold]{pictures}[/]   in all {time.monotonic() - started:.0f} s")
@@ -80,26 +79,17 @@ def validation_curve(run: Path, kind: str) -> list[tuple[int, float]]:
 
 def draw_pictures(model: RFDETR, index: DatasetIndex, folder: Path, count: int) -> Path:
     """Writes pictures with the truth on the left and what is predicted on the right."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="OpenCV")  # which nothing here needs
-        import supervision as sv
-
     folder.mkdir()
     sources = [index.path(image) for image in range(min(count, len(index)))]
     for image, prediction in enumerate(model.predict_stream(sources, threshold=0.4)):
         rows = index.rows(image)
         outlined = full_masks(index, image) if index.outlines else None
-        truth = sv.Detections(xyxy=index.boxes[rows], class_id=index.labels[rows], mask=outlined)
-        halves = []
-        for found in (truth, prediction.detections):
-            labels = [index.class_names[label] for label in np.asarray(found.class_id)]
-            picture = sv.BoxAnnotator(thickness=1).annotate(Image.fromarray(prediction.image), found)
-            picture = sv.MaskAnnotator(opacity=0.4).annotate(picture, found)  # nothing, where there are no masks
-            halves.append(
-                np.asarray(sv.LabelAnnotator(text_scale=0.3, text_padding=2).annotate(picture, found, labels))
-            )
-        halves.insert(1, np.full_like(halves[0][:, :6], 255))
-        Image.fromarray(np.concatenate(halves, axis=1)).save(folder / f"{sources[image].stem}.png")
+        truth = import_supervision().Detections(xyxy=index.boxes[rows], class_id=index.labels[rows], mask=outlined)
+        halves = [
+            draw(prediction.image, found, [index.class_names[label] for label in found.class_id])
+            for found in (truth, prediction.detections)
+        ]
+        side_by_side(*halves).save(folder / f"{sources[image].stem}.png")
     return folder
 
 

@@ -1,6 +1,7 @@
 """Pre-trains RFDETRPico on synthetic scenes: makes src/rfdetr/weights/rf-detr-pico.safetensors.
 
     python scripts/pretrain_pico.py --minutes 120
+    python scripts/pretrain_pico.py --minutes 45 --masks   # RFDETRSegPico, from those: rf-detr-seg-pico.safetensors
 
 Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each share a step: they
 average their gradients once, where one process of two threads would meet at every operation. The learning rate follows
@@ -30,19 +31,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from rfdetr.config import RFDETRPicoConfig
+from rfdetr.config import ModelConfig, RFDETRPicoConfig, RFDETRSegPicoConfig
 from rfdetr.data.images import normalize
 from rfdetr.data.synthetic import PRETRAIN_CLASSES
 from rfdetr.data.synthetic_scenes import render_scene
 from rfdetr.evaluation.coco import CocoEvaluator
 from rfdetr.geometry.boxes import xyxy_to_cxcywh
+from rfdetr.geometry.masks import encode_bitmaps
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.encoder import Encoder
 from rfdetr.models.postprocess import postprocess
+from rfdetr.weights.pretrained import load_pretrained
 from rfdetr.weights.writing import atomic_write, save_safetensors
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights/rf-detr-pico.safetensors"
+WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights"
 HELD_OUT_SEED = 1_000_003
 LOG = logging.getLogger("pretrain_pico")
 
@@ -77,6 +80,9 @@ LEVELS = (
 )
 """From easy to hard: given all classes and textures at once, an untrained transformer learns boxes but no classes."""
 
+MASK_LEVELS = (Level(1.00, True, 0.6, PRETRAIN_CLASSES, (192, 224, 256)),)
+"""A detector that has learned goes on, with a mask head."""
+
 Batch = tuple[Tensor, list[dict[str, Tensor]], Tensor]
 
 
@@ -84,14 +90,17 @@ class SceneBatches(Dataset[Batch]):
     """Batch (index, level) of an endless set, a function of (seed, index, level).
 
     Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B, S / stride,
-    S / stride), len(PRETRAIN_CLASSES) where none does.
+    S / stride), len(PRETRAIN_CLASSES) where none does. With `masks`, targets have the visible pixels of each object.
     """
 
-    def __init__(self, seed: int, batch_size: int, stride: int, size: int | None = None) -> None:
-        self.seed, self.batch_size, self.stride, self.size = seed, batch_size, stride, size
+    def __init__(
+        self, seed: int, batch_size: int, levels: tuple[Level, ...], config: ModelConfig, size: int | None = None
+    ) -> None:
+        self.seed, self.batch_size, self.levels, self.size = seed, batch_size, levels, size
+        self.stride, self.masks = config.patch_size // 2, config.segmentation_head
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
-        index, level = key[0], LEVELS[key[1]]
+        index, level = key[0], self.levels[key[1]]
         size = self.size or int(np.random.default_rng((self.seed, index)).choice(level.sizes))
         images, targets, shown = [], [], []
         for i in range(self.batch_size if level.detects else 2 * self.batch_size):
@@ -111,6 +120,8 @@ class SceneBatches(Dataset[Batch]):
                     "orig_size": torch.tensor([size, size]),
                 }
             )
+            if self.masks:
+                targets[-1]["masks"] = torch.from_numpy(scene.owner == np.arange(len(labels))[:, None, None])
         return torch.stack(images), targets, torch.stack(shown)
 
 
@@ -168,9 +179,13 @@ class Pretraining:
         torch.manual_seed(options.seed)
         self.options, self.rank = options, rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.config = RFDETRPicoConfig(num_classes=len(PRETRAIN_CLASSES), pretrain_weights=None)
+        self.levels = MASK_LEVELS if options.masks else LEVELS
+        start = "rf-detr-pico.safetensors" if options.masks else None
+        config_class = RFDETRSegPicoConfig if options.masks else RFDETRPicoConfig
+        self.config = config_class(num_classes=len(PRETRAIN_CLASSES), pretrain_weights=start)
         self.detector = build_detector(self.config).to(self.device)
         mimic_trained(self.detector.encoder)
+        load_pretrained(self.detector, self.config)
         self.average = build_detector(self.config).to(self.device)
         self.average.load_state_dict(self.detector.state_dict())
         self.criterion = Criterion(group_detr=self.config.group_detr, cls_loss_coef=options.cls_loss_coef)
@@ -208,18 +223,18 @@ class Pretraining:
         images = normalize(images.to(self.device, non_blocking=True))
         targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
         with torch.autocast(self.device.type, torch.bfloat16):
-            if LEVELS[self.level].detects:
+            if self.levels[self.level].detects:
                 outputs = self.detector(images)
             else:
                 self.detector.project(self.detector.encode(images))
             dense_loss = self.dense_head.loss(shown.to(self.device))
         loss = self.options.dense_loss_coef * dense_loss
-        if LEVELS[self.level].detects:
+        if self.levels[self.level].detects:
             loss = loss + torch.stack(list(self.criterion(outputs, targets).values())).sum()
         loss.backward()
         mean_loss, seconds, stop = self._agree(loss.detach(), self.seconds, self.stop)
         progress = min(seconds / (60 * self.options.minutes), 1.0)
-        self.level = sum(progress >= level.until for level in LEVELS[:-1])
+        self.level = sum(progress >= level.until for level in self.levels[:-1])
         warm_up = min((self.step + 1) / self.options.warm_up, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * warm_up * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
@@ -248,21 +263,30 @@ class Pretraining:
 
     def evaluate(self) -> dict[str, float]:
         """The averaged weights on scenes of the present level that are never trained on, at the nominal resolution."""
-        evaluator, any_class = CocoEvaluator(PRETRAIN_CLASSES), CocoEvaluator(["object"])
+        evaluator = CocoEvaluator(PRETRAIN_CLASSES, masks=self.options.masks)
+        any_class = CocoEvaluator(["object"])
         self.average.eval()
-        scenes = SceneBatches(HELD_OUT_SEED, 10, self.config.patch_size // 2, self.config.resolution)
+        scenes = SceneBatches(HELD_OUT_SEED, 10, self.levels, self.config, self.config.resolution)
         for index in range(self.options.eval_scenes // 10):
             images, targets, _ = scenes[index, self.level]
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                 outputs = self.average(normalize(images.to(self.device)))
             sizes = torch.stack([target["orig_size"] for target in targets]).to(self.device)
             logits, boxes = outputs.logits[-1], outputs.boxes[-1]
-            evaluator.update(postprocess(logits, boxes, sizes, self.config.num_select), targets)
+            masks = outputs.masks and outputs.masks.mask_logits(len(outputs.logits) - 1)
+            for target in targets if outputs.masks else ():
+                parts = encode_bitmaps(target["masks"])
+                target["rle_bytes"] = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
+                target["rle_offsets"] = torch.tensor([0, *itertools.accumulate(map(len, parts))])
+            evaluator.update(postprocess(logits, boxes, sizes, self.config.num_select, masks), targets)
             objectness = postprocess(logits.amax(-1, keepdim=True), boxes, sizes, self.config.num_select)
             any_class.update(objectness, [{**target, "labels": target["labels"] * 0} for target in targets])
-        overall, whatever = evaluator.compute().overall, any_class.compute().overall
+        metrics, whatever = evaluator.compute(), any_class.compute().overall
+        overall = metrics.overall
         figures = {name: overall[name] for name in ("mAP_50_95", "mAP_50", "mAP_small", "mAP_large")}
         figures["any_class_mAP_50_95"] = whatever["mAP_50_95"]
+        if metrics.masks:
+            figures["segm_mAP_50_95"] = metrics.masks.overall["mAP_50_95"]
         return {name: round(float(value), 4) for name, value in figures.items()}
 
     def write_weights(self) -> None:
@@ -276,7 +300,7 @@ class Pretraining:
             "made_by": "scripts/pretrain_pico.py on rfdetr.data.synthetic scenes",
             "steps": self.step,
             "images": self.images,
-            "levels": [level._asdict() for level in LEVELS],
+            "levels": [level._asdict() for level in self.levels],
             "settings": settings,
             "held_out": self.history[-1] if self.history else None,
             "torch": torch.__version__,
@@ -314,7 +338,7 @@ class Pretraining:
                 mean_loss = float(np.mean(losses))
                 LOG.info("step %d  loss %.3f  dense %.3f  %.0f s", self.step, mean_loss, self.dense_loss, self.seconds)
                 losses.clear()
-            if self.rank == 0 and ((self.seconds >= next_report and LEVELS[self.level].detects) or over):
+            if self.rank == 0 and ((self.seconds >= next_report and self.levels[self.level].detects) or over):
                 self.report()
                 next_report = self.seconds + 60 * options.report_minutes
         if self.rank == 0:
@@ -323,7 +347,7 @@ class Pretraining:
     def _loader(self) -> DataLoader[Batch]:
         options = self.options
         return DataLoader(
-            SceneBatches(options.seed, options.batch_size, self.config.patch_size // 2),
+            SceneBatches(options.seed, options.batch_size, self.levels, self.config),
             sampler=_Endless(self),
             batch_size=None,
             num_workers=options.workers,
@@ -373,7 +397,8 @@ def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120, help="time to train, all runs of a state together")
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    parser.add_argument("--masks", action="store_true", help="RFDETRSegPico, from the weights of RFDETRPico")
+    parser.add_argument("--output", type=Path, help="file to write; the package's own unless given")
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
     parser.add_argument("--seed", type=int, default=0)
     gpu = torch.cuda.is_available()
@@ -388,7 +413,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--eval-scenes", type=int, default=200)
     parser.add_argument("--report-minutes", type=float, default=5)
     parser.add_argument("--log-every", type=int, default=100)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.output = options.output or WEIGHTS / f"rf-detr-{'seg-' * options.masks}pico.safetensors"
+    return options
 
 
 def main() -> None:

@@ -106,9 +106,10 @@ def test_masks(case: Case, mode: str) -> None:
         if mode == "eval":
             close(masks.mask_logits(index), case, f"{layer}.pred_masks")
         else:
-            close(masks.spatial[index], case, f"{layer}.pred_masks.spatial_features")
-            close(masks.queries[index], case, f"{layer}.pred_masks.query_features")
-            close(masks.bias, case, f"{layer}.pred_masks.bias")
+            name = f"{layer}.pred_masks"
+            close(case.detector.segmentation_head.spatial_proj(masks.spatial[index]), case, f"{name}.spatial_features")
+            parts = [case.tensors[f"{name}.{part}"] for part in ("query_features", "spatial_features", "bias")]
+            assert_close(masks.mask_logits(index), torch.einsum("bqc,bchw->bqhw", *parts[:2]) + parts[2])
 
 
 def test_postprocessing(case: Case) -> None:

@@ -58,7 +58,7 @@ def with_masks() -> Callable[..., tuple[DetectorOutput, Targets]]:
         features = MaskFeatures(
             spatial=[torch.randn(images, channels, 8, 6, **kind) for _ in rows],
             queries=[torch.randn(images, n, channels, **kind) for n in rows],
-            bias=torch.randn(1, **kind),
+            offsets=[torch.randn(images, n, **kind) for n in rows],
         )
         masks = [torch.rand(len(target["labels"]), 4, 3) > 0.5 for target in targets]
         masks = [mask.repeat_interleave(8, 1).repeat_interleave(8, 2) for mask in masks]

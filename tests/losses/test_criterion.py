@@ -166,7 +166,7 @@ def test_ranks_divide_by_their_mean_number_of_targets(make_outputs, make_targets
     targets = make_targets(3)
     alone = Criterion(group_detr=2)(outputs, targets)
     nothing = make_targets(0)
-    context = torch.multiprocessing.get_context("fork")
+    context = torch.multiprocessing.get_context("spawn")
     ranks = [
         context.Process(target=_work, args=(rank, str(tmp_path), outputs, mine))
         for rank, mine in enumerate((targets, nothing))
@@ -174,7 +174,7 @@ def test_ranks_divide_by_their_mean_number_of_targets(make_outputs, make_targets
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=60)
+        process.join(timeout=120)
     assert [process.exitcode for process in ranks] == [0, 0]
     assert_close(torch.load(tmp_path / "0.pt"), {name: 2 * value for name, value in alone.items()})
     background = Criterion(group_detr=2)(outputs, nothing)

@@ -55,7 +55,7 @@ def slow_terms(outputs: DetectorOutput, targets: list[dict[str, Tensor]], groups
         for image, target in enumerate(targets):
             product = torch.einsum("qc,chw->qhw", features.queries[stage][image], features.spatial[stage][image])
             pairs = []
-            for group, masks in enumerate((product + features.bias).chunk(groups)):
+            for group, masks in enumerate((product + features.offsets[stage][image][:, None, None]).chunk(groups)):
                 rows = slice(group * len(masks), (group + 1) * len(masks))
                 cost = matching_cost(logits[image, rows], boxes[image, rows], target["labels"], target["boxes"])
                 for t, truth in enumerate(target["masks"]):
@@ -81,7 +81,7 @@ def total(terms: dict[str, Tensor]) -> Tensor:
 
 
 def mask_leaves(outputs: DetectorOutput) -> list[Tensor]:
-    return [*outputs.masks.spatial, *outputs.masks.queries, outputs.masks.bias]
+    return [*outputs.masks.spatial, *outputs.masks.queries, *outputs.masks.offsets]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,20 @@ def test_terms_and_gradients_equal_the_slow_ones(make_outputs, make_targets, wit
     assert_close(torch.autograd.grad(total(found), leaves), torch.autograd.grad(total(expected), leaves))
 
 
+def test_maps_of_either_memory_layout_have_the_same_gradients(make_outputs, make_targets, with_masks) -> None:
+    outputs, targets = with_masks(make_outputs(3), make_targets(3, 0, 2))
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = [m.detach().contiguous(memory_format=layout).requires_grad_() for m in outputs.masks.spatial]
+        torch.manual_seed(1)
+        terms = mask_terms(
+            Criterion(group_detr=1)(outputs._replace(masks=outputs.masks._replace(spatial=maps)), targets)
+        )
+        found.append(torch.autograd.grad(total(terms), maps))
+    assert_close(found[0], found[1])
+    assert found[0][0].any()
+
+
 def test_gradients_by_finite_differences(make_outputs, make_targets, with_masks) -> None:
     outputs, targets = with_masks(make_outputs(2, groups=2, queries=3, layers=1), make_targets(2, 0), channels=2)
     torch.manual_seed(2)
@@ -111,7 +125,7 @@ def test_gradients_by_finite_differences(make_outputs, make_targets, with_masks)
 
     def masks_only(*leaves: Tensor) -> Tensor:
         torch.manual_seed(3)  # the same points every time
-        features = outputs.masks._replace(spatial=leaves[:2], queries=leaves[2:4], bias=leaves[4])
+        features = type(outputs.masks)(list(leaves[:2]), list(leaves[2:4]), list(leaves[4:]))
         terms = mask_terms(criterion(outputs._replace(masks=features), targets))
         return (torch.stack(list(terms.values())) * upstream).sum()
 
@@ -125,7 +139,8 @@ def test_every_part_of_the_head_has_a_finite_gradient(make_outputs, make_targets
     total(terms).backward()
     assert len(terms) == 6
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in mask_leaves(outputs))
-    assert bool(outputs.masks.bias.grad.any()) == bool(total(terms) > 0) == any(counts)
+    has_slope = any(offsets.grad.any() for offsets in outputs.masks.offsets)
+    assert has_slope == bool(total(terms) > 0) == any(counts)
 
 
 def test_an_object_without_outline_takes_part_in_boxes_and_not_in_masks(make_outputs, make_targets, with_masks) -> None:
@@ -162,7 +177,9 @@ def test_masks_that_fit_cost_nothing_and_decide_who_is_matched(make_outputs, mak
         logits=outputs.logits[:, :, :1].expand(-1, -1, 4, -1), boxes=outputs.boxes[:, :, :1].expand(-1, -1, 4, -1)
     )
     features = alike.masks._replace(
-        spatial=[quarters[None] * 80] * 2, queries=[torch.eye(4)[order][None].double()] * 2, bias=torch.tensor([-40.0])
+        spatial=[quarters[None] * 80] * 2,
+        queries=[torch.eye(4)[order][None].double()] * 2,
+        offsets=[torch.full((1, 4), -40.0).double()] * 2,
     )
     targets[0] |= {"masks": truth, "boxes": targets[0]["boxes"][:1].repeat(4, 1), "labels": torch.zeros(4).long()}
     costs = mask_costs(features, targets, ratio=1)[0]
@@ -228,9 +245,9 @@ def cast(outputs: DetectorOutput, dtype: torch.dtype) -> DetectorOutput:
     def leaf(x: Tensor, kind: torch.dtype = dtype) -> Tensor:
         return x.detach().to(kind).requires_grad_()
 
-    spatial, queries, bias = outputs.masks
-    features = type(outputs.masks)([*map(leaf, spatial)], [*map(leaf, queries)], leaf(bias, torch.float32))
-    return outputs._replace(masks=features)
+    spatial, queries, offsets = outputs.masks
+    exact = [leaf(values, torch.float32) for values in offsets]
+    return outputs._replace(masks=type(outputs.masks)([*map(leaf, spatial)], [*map(leaf, queries)], exact))
 
 
 def test_three_quarters_of_the_points_lie_where_the_mask_is_unsure() -> None:

@@ -9,8 +9,9 @@ from rfdetr.models.segmentation import MaskFeatures, SegmentationHead
 
 
 def test_mask_logits_are_products_of_pixels_and_queries() -> None:
-    features = MaskFeatures([torch.randn(2, 4, 3, 5)], [torch.randn(2, 6, 4)], torch.tensor([0.5]))
-    expected = torch.einsum("bchw,bqc->bqhw", features.spatial[0], features.queries[0]) + 0.5
+    features = MaskFeatures([torch.randn(2, 4, 3, 5)], [torch.randn(2, 6, 4)], [torch.randn(2, 6)])
+    expected = torch.einsum("bchw,bqc->bqhw", features.spatial[0], features.queries[0])
+    expected += features.offsets[0][..., None, None]
     assert_close(features.mask_logits(0), expected)
 
 

@@ -70,7 +70,7 @@ def test_an_appended_logger_gets_every_key_of_the_table_and_pictures(make_run: C
     run.trainer.loggers.append(recorder)
     run.fit()
     assert recorder.seen >= TABLE
-    assert [picture.size for picture in recorder.pictures] == [(768, 384)] * 2
+    assert [picture.size for picture in recorder.pictures] == [(774, 384)] * 2
     assert recorder.settings["train"]["batch_size"] == 2
 
 

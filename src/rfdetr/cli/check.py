@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rfdetr.cli.options import UsageError
+from rfdetr.cli.options import known_model
 
 if TYPE_CHECKING:
     from rfdetr.data.doctor import Report
@@ -53,10 +52,7 @@ def check(
     from rfdetr.data import check as look
     from rfdetr.data.repair import fix as write_copy
 
-    if model not in VARIANTS:
-        near = difflib.get_close_matches(model, VARIANTS, n=1)
-        raise UsageError(f"no model {model!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(VARIANTS)))
-    report = look(dataset, dataset_file, model=VARIANTS[model](), processes=processes)
+    report = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
     changes = write_copy(report, fix) if fix is not None else []
     if as_json:
         print(json.dumps({**report.as_record(), "changes": [change._asdict() for change in changes]}))

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
-from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
-from rfdetr.config.arguments import shown
+from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.config.arguments import short, shown
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 
@@ -100,6 +100,15 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
             raise UsageError(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
     return model, {name: value for name, value in settings.items() if name not in model}
+
+
+def known_model(name: Any) -> str:
+    """The same name, of a variant."""
+    if isinstance(name, str) and name in VARIANTS:
+        return name
+    near = difflib.get_close_matches(short(name).strip("'"), VARIANTS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the models are {', '.join(VARIANTS)}"
+    raise UsageError(f"no model {short(name)}; {hint}")
 
 
 def one_line(error: BaseException) -> str:

@@ -13,8 +13,6 @@ from cyclopts import Parameter
 from rfdetr.cli.options import UsageError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from rfdetr.inference.predictor import Prediction
 
 JSON_NAME = "predictions.json"
@@ -53,6 +51,7 @@ def predict(
 
     from rfdetr.console import with_progress
     from rfdetr.detector import RFDETR
+    from rfdetr.inference.pictures import draw
     from rfdetr.inference.sources import expand
     from rfdetr.weights.writing import atomic_write
 
@@ -67,7 +66,8 @@ def predict(
         record = _record(prediction)
         if pictures:
             record["picture"] = _free_name(str(prediction.source), taken)
-            _drawn(prediction).save(folder / record["picture"], quality=92)
+            texts = [f"{entry['class_name']} {entry['confidence']:.2f}" for entry in record["detections"]]
+            draw(prediction.image, prediction.detections, texts).save(folder / record["picture"], quality=92)
         records.append(record)
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
     atomic_write(folder / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
@@ -117,18 +117,3 @@ def _free_name(source: str, taken: set[str]) -> str:
     name = next(name for name in numbered if name not in taken)
     taken.add(name)
     return name
-
-
-def _drawn(prediction: Prediction) -> Image.Image:
-    """The image with its boxes, labels and masks."""
-    import supervision as sv
-    from PIL import Image
-
-    found = prediction.detections
-    scale = sv.calculate_optimal_text_scale(prediction.image.shape[1::-1])
-    labels = [f"{data['class_name']} {confidence:.2f}" for _, _, confidence, _, _, data in found]
-    picture = Image.fromarray(prediction.image)
-    if found.mask is not None:
-        picture = sv.MaskAnnotator().annotate(picture, found)
-    picture = sv.BoxAnnotator(thickness=2).annotate(picture, found)
-    return sv.LabelAnnotator(text_scale=scale).annotate(picture, found, labels)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 from pydantic import BaseModel
 
-from rfdetr.cli.options import UsageError, given, options_of, read_config_file, split_settings
+from rfdetr.cli.options import UsageError, given, known_model, options_of, read_config_file, split_settings
 from rfdetr.config import ModelConfig, SegmentationTrainConfig
-from rfdetr.config.arguments import short
 
 if TYPE_CHECKING:
     from rfdetr.detector import RFDETR
@@ -60,9 +58,4 @@ def _detector(name: str | None, settings: dict[str, Any]) -> RFDETR:
 
     if name is None and settings.get("pretrain_weights"):
         return RFDETR.from_checkpoint(settings.pop("pretrain_weights"), **settings)
-    name = name or "nano"
-    if not isinstance(name, str) or name not in FACES:
-        near = difflib.get_close_matches(short(name).strip("'"), FACES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the models are {', '.join(FACES)}"
-        raise UsageError(f"no model {short(name)}; {hint}")
-    return FACES[name](**settings)
+    return FACES[known_model(name or "nano")](**settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rfdetr.cli.options import UsageError
+from rfdetr.cli.options import known_model
 
 
 def verify_resume(
@@ -31,10 +31,9 @@ def verify_resume(
     from rfdetr.data.layout import find_splits, load_index
     from rfdetr.training.verify import verify_resume as verify
 
-    if model not in VARIANTS:
-        raise UsageError(f"no model {model!r}; the models are {', '.join(VARIANTS)}")
+    variant = VARIANTS[known_model(model)]
     names = load_index(find_splits(dataset), "train").class_names
-    model_config = VARIANTS[model](num_classes=len(names), pretrain_weights=None)
+    model_config = variant(num_classes=len(names), pretrain_weights=None)
     train_config = TrainConfig(
         dataset_dir=dataset, epochs=2, batch_size=1, grad_accum_steps=2, num_workers=num_workers, seed=seed,
         checkpoint_every_n_steps=1,

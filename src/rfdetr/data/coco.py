@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr.config.arguments import short
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import SplitRecords, is_file_name, leaves
 from rfdetr.data.outlines import OutlineRecorder
@@ -136,14 +137,14 @@ def _fault(position: int, record: Any) -> tuple[str, str]:
     who = f"annotation id {record['id']}" if "id" in record else f"annotation number {position}"
     for key in ("image_id", "category_id"):
         if not is_id(record.get(key)):
-            return who, f"{key} is {_short(record.get(key))}, expected a whole number"
+            return who, f"{key} is {short(record.get(key))}, expected a whole number"
     who += f" (image id {record['image_id']})"
     bbox = record.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
-        return who, f"bbox is {_short(bbox)}, expected [x, y, width, height] in pixels"
+        return who, f"bbox is {short(bbox)}, expected [x, y, width, height] in pixels"
     if record.get("area") is not None and not _is_number(record["area"]):
-        return who, f"area is {_short(record['area'])}, expected a number"
-    return who, f"id is {_short(record.get('id'))}, expected a smaller number"
+        return who, f"area is {short(record['area'])}, expected a number"
+    return who, f"id is {short(record.get('id'))}, expected a smaller number"
 
 
 def is_id(value: Any) -> bool:
@@ -153,11 +154,6 @@ def is_id(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**1000)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class _Images(NamedTuple):
@@ -175,7 +171,7 @@ def _images(path: Path, root: Path, entries: list[Any], findings: Findings) -> _
     for at, entry in enumerate(entries):
         identity, name, height, width = (_entry(entry, key) for key in ("id", "file_name", "height", "width"))
         if not is_id(identity) or not is_file_name(name):
-            found = f"{_short(entry)}, expected a whole number 'id' and a 'file_name'"
+            found = f"{short(entry)}, expected a whole number 'id' and a 'file_name'"
             findings.add("image-entry", path, f"image number {at}", found, at)
             continue
         if identity in names:
@@ -244,7 +240,7 @@ def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[dict[st
     for i, category in enumerate(categories):
         if not is_id(_entry(category, "id")) or "name" not in category:
             raise DatasetError(
-                f"{path}: category number {i} is {_short(category)}; expected a whole number 'id' and a 'name'"
+                f"{path}: category number {i} is {short(category)}; expected a whole number 'id' and a 'name'"
             )
     counts = Counter(category["id"] for category in categories)
     if twice := sorted(identity for identity, count in counts.items() if count > 1):

@@ -158,14 +158,18 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
 
 
 def _coco_outlines(records: SplitRecords, size_of: dict[int, tuple[int, int]]) -> Iterator[Finding]:
-    entries = json.loads(records.source.read_text(encoding="utf-8-sig"))["annotations"]
-    for at, entry in enumerate(entries):
-        segmentation = entry.get("segmentation") if isinstance(entry, dict) else None
-        if segmentation:
-            image = entry.get("image_id")
-            height, width = size_of.get(image, (0, 0)) if isinstance(image, int) else (0, 0)
-            for rule, text in outline_faults(segmentation, height, width):
-                yield Finding(rule, str(records.source), f"annotation id {entry.get('id')}", text, at)
+    def faults(entry: dict[str, Any]) -> Any:
+        """An annotation's faults in its place, so that a million outlines are never in memory at once."""
+        if "image_id" not in entry or not entry.get("segmentation"):
+            return entry
+        image = entry["image_id"]
+        height, width = size_of.get(image, (0, 0)) if isinstance(image, int) else (0, 0)
+        return tuple((entry.get("id"), *fault) for fault in outline_faults(entry["segmentation"], height, width))
+
+    content = json.loads(records.source.read_text(encoding="utf-8-sig"), object_hook=faults)
+    for at, found in enumerate(content["annotations"]):
+        for identity, rule, text in found if isinstance(found, tuple) else ():
+            yield Finding(rule, str(records.source), f"annotation id {identity}", text, at)
 
 
 def _yolo_outlines(records: SplitRecords, size_of: dict[int, tuple[int, int]]) -> Iterator[Finding]:

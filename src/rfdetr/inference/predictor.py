@@ -7,9 +7,6 @@ and normalise are the functions that validation uses.
 from __future__ import annotations
 
 import copy
-import functools
-import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -23,6 +20,7 @@ from rfdetr.config.arguments import check_count, check_share
 from rfdetr.data.images import normalize, resize_square
 from rfdetr.inference.masks import build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
+from rfdetr.inference.pictures import import_supervision
 from rfdetr.inference.sources import ImageSources, expand, load_image, source_name
 from rfdetr.models.detector import Detector, DetectorOutput
 from rfdetr.models.postprocess import postprocess
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from supervision import Detections
 
 T = TypeVar("T")
-_FIRST_USE = threading.Lock()
 
 
 class Prediction(NamedTuple):
@@ -57,7 +54,7 @@ class Predictor:
         self.labels = dict(labels)
         self.device = device
         # glibc keeps freed memory once it has seen a block as large come and go; else it gives back what a prediction
-        # frees, and page faults of the next one are 11 % of it on CPUs.
+        # frees, and page faults of the next one are about a tenth of it on CPUs.
         torch.empty(31 * 2**20, dtype=torch.uint8)
         self._optimized: tuple[Callable[[Tensor], DetectorOutput], torch.dtype] = self.model, torch.float32
 
@@ -119,22 +116,13 @@ class Predictor:
         keep = (values["scores"] >= threshold) & np.isin(values["labels"], list(self.labels))
         class_id = values["labels"][keep]
         masks = found.get("mask_logits")
-        return _detections_class()(
+        return import_supervision().Detections(  # type: ignore[no-any-return]
             xyxy=values["boxes"][keep],
             mask=None if masks is None else build_masks(masks[torch.from_numpy(keep)], size),
             confidence=values["scores"][keep],
             class_id=class_id,
             data={"class_name": np.array([self.labels[label] for label in class_id.tolist()], dtype=str)},
         )
-
-
-@functools.cache
-def _detections_class() -> type[Detections]:
-    """Imported at the first prediction (half a second); without OpenCV it is complete for us, so it need not warn."""
-    with _FIRST_USE, warnings.catch_warnings():  # warning filters are the process's: threads must not interleave
-        warnings.filterwarnings("ignore", message="OpenCV")
-        from supervision import Detections
-    return Detections
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

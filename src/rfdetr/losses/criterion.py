@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rfdetr.geometry.boxes import cxcywh_to_xyxy, elementwise_giou, elementwise_iou
 from rfdetr.losses.masks import mask_costs, mask_losses
-from rfdetr.losses.matcher import match
+from rfdetr.losses.matcher import at_least_float32, match
 from rfdetr.models.detector import DetectorOutput
 
 IOU_SHARE = 0.75  # a matched class aims at p^0.25 IoU^0.75: a score that also tells how well the box fits
@@ -68,8 +68,8 @@ class Criterion(nn.Module):
 
     def _terms(self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         groups = self.group_detr if self.training else 1
-        logits = _at_least_float32(torch.cat((*outputs.logits, outputs.proposal_logits), dim=1))  # (B, C, K)
-        boxes = _at_least_float32(torch.cat((*outputs.boxes, outputs.proposal_boxes), dim=1))  # (B, C, 4)
+        logits = at_least_float32(torch.cat((*outputs.logits, outputs.proposal_logits), dim=1))  # (B, C, K)
+        boxes = at_least_float32(torch.cat((*outputs.boxes, outputs.proposal_boxes), dim=1))  # (B, C, 4)
         layers, _, queries = outputs.logits.shape[:3]
         lengths = [*[queries] * layers, outputs.proposal_logits.shape[1]]  # candidates of each stage
         blocks = [length // groups for length in lengths for _ in range(groups)]
@@ -133,10 +133,6 @@ class _ClassLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return slope * gradient[:, None], None, None
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rfdetr.losses.matcher import Matches
+from rfdetr.losses.matcher import Matches, at_least_float32
 from rfdetr.models.segmentation import MaskFeatures
 
 COST_CE, COST_DICE = 5.0, 5.0
@@ -46,11 +46,8 @@ def mask_losses(
     known = torch.cat([has_mask(target) for target in targets])
     sums = []
     stages = by_stage(matches, [queries.shape[1] for queries in features.queries], groups, targets)
-    for spatial, queries, (counts, image, query, target) in zip(*features[:2], stages, strict=True):
-        chosen = torch.split(queries[image, query], counts)
-        parts = zip(chosen, spatial.unbind(), strict=True)
-        found = [logits_at_points(q, maps, features.bias, num_points) for q, maps in parts]
-        logits, points = (torch.cat(part) for part in zip(*found, strict=True))
+    for spatial, queries, offsets, (counts, image, query, target) in zip(*features, stages, strict=True):
+        logits, points = logits_at_points(queries[image, query], offsets[image, query], spatial, counts, num_points)
         truth = nearest_at(masks, target, points).to(logits.dtype)
         ce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
         sums.append(torch.stack((ce, _dice_loss(logits.sigmoid(), truth))) @ known[target].to(logits.dtype))
@@ -79,14 +76,15 @@ def mask_costs(features: MaskFeatures, targets: Sequence[Mapping[str, Tensor]], 
     It is nothing for an object without an outline.
     """
     height, width = features.spatial[0].shape[-2:]
-    points = torch.rand(1, max(1, height * width // ratio), 2, device=features.bias.device)
+    points = torch.rand(1, max(1, height * width // ratio), 2, device=features.spatial[0].device)
     costs = []
     for image, target in enumerate(targets):
         truth = nearest_at(target["masks"], torch.arange(len(target["masks"]), device=points.device), points)
         stages = []
-        for spatial, queries in zip(*features[:2], strict=True):
+        for spatial, queries, offsets in zip(*features, strict=True):
             at_points = bilinear_at(spatial[image : image + 1], points)[0].to(queries.dtype)  # (C, P)
-            stages.append(_mask_cost(_at_least_float32(queries[image] @ at_points) + features.bias, truth))
+            logits = at_least_float32(queries[image] @ at_points) + offsets[image][:, None]
+            stages.append(_mask_cost(logits, truth))
         costs.append(torch.where(has_mask(target)[:, None], torch.cat(stages, dim=1), 0.0))
     return costs
 
@@ -108,34 +106,55 @@ def has_mask(target: Mapping[str, Tensor]) -> Tensor:
     return target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool))
 
 
-def logits_at_points(queries: Tensor, maps: Tensor, bias: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
-    """Queries (M, C) and maps (C, H, W) of one image -> mask logits (M, P) at points (M, P, 2) where they are unsure.
+def logits_at_points(
+    queries: Tensor, offsets: Tensor, maps: Tensor, counts: list[int], num_points: int
+) -> tuple[Tensor, Tensor]:
+    """Mask logits (M, P) of queries (M, C) with offsets (M,) at points (M, P, 2) where they are unsure.
 
-    Products are taken in the features' precision, everything after in float32.
+    The first counts[0] queries are those of the first of the images, whose maps are (B, C, H, W). Products are taken in
+    the features' precision, everything after in float32.
     """
-    return _LogitsAtPoints.apply(queries, maps, bias, num_points)  # type: ignore[no-any-return, no-untyped-call]
+    return _LogitsAtPoints.apply(queries, offsets, maps, counts, num_points)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LogitsAtPoints(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, maps: Tensor, bias: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
-        products = _at_least_float32(queries @ maps.flatten(1)) + bias
-        masks = products.reshape(len(queries), 1, *maps.shape[1:])
-        points = uncertain_points(masks, num_points)
-        ctx.save_for_backward(queries, maps, points)
+    def forward(
+        ctx: Any, queries: Tensor, offsets: Tensor, maps: Tensor, counts: list[int], num_points: int
+    ) -> tuple[Tensor, Tensor]:
+        parts = []
+        of_images = (torch.split(values, counts) for values in (queries, offsets))
+        for q, b, of_image in zip(*of_images, maps, strict=True):
+            masks = at_least_float32(q @ of_image.flatten(1)) + b[:, None]
+            masks = masks.reshape(len(q), 1, *maps.shape[2:])
+            points = uncertain_points(masks, num_points)
+            parts.append((bilinear_at(masks, points)[:, 0], points))
+        logits, points = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(queries, offsets, maps, points)
         ctx.mark_non_differentiable(points)
-        return bilinear_at(masks, points)[:, 0], points
+        ctx.counts = counts
+        return logits, points
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        queries, maps, points = ctx.saved_tensors
-        nothing = slope.new_zeros(()).expand(len(queries), 1, *maps.shape[1:]).requires_grad_()
-        with torch.enable_grad():
-            at_points = bilinear_at(nothing, points)[:, 0]
-        (of_masks,) = torch.autograd.grad(at_points, nothing, slope)
-        of_products = of_masks.flatten(1).to(maps.dtype)
-        return of_products @ maps.flatten(1).T, (queries.T @ of_products).view_as(maps), slope.sum().reshape(1), None
+    def backward(ctx: Any, slopes: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        queries, offsets, maps, points = ctx.saved_tensors
+        of_queries = torch.empty_like(queries)
+        of_maps = torch.empty_like(maps, memory_format=torch.channels_last)  # its images' pixels are rows
+        of_images = (torch.split(values, ctx.counts) for values in (slopes, points, queries, of_queries))
+        for slope, at, q, of_q, of_image, out in zip(*of_images, maps, of_maps, strict=True):
+            of_masks = _slope_of_maps(slope, at, maps.shape[2:]).to(maps.dtype)
+            torch.mm(of_masks, of_image.flatten(1).T, out=of_q)
+            torch.mm(of_masks.T, q, out=out.flatten(1).T)
+        return of_queries, slopes.sum(dim=1).to(offsets.dtype), of_maps, None, None
+
+
+def _slope_of_maps(slope: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
+    """The slope (M, P) of `bilinear_at` as that of the maps (M, H W) it read."""
+    maps = slope.new_zeros(()).expand(len(slope), 1, *size).requires_grad_()
+    with torch.enable_grad():
+        read = bilinear_at(maps, points)[:, 0]
+    return torch.autograd.grad(read, maps, slope)[0].flatten(1)
 
 
 @torch.no_grad()
@@ -150,7 +169,7 @@ def uncertain_points(masks: Tensor, count: int) -> Tensor:
 
 def bilinear_at(maps: Tensor, points: Tensor) -> Tensor:
     """Maps (N, C, H, W) at points (N, P, 2): (N, C, P). Past the outermost centres they go on as they are there."""
-    maps = _at_least_float32(maps)
+    maps = at_least_float32(maps)
     grid = (2 * points[:, None] - 1).to(maps.dtype)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
@@ -161,7 +180,3 @@ def nearest_at(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
     x = (points[..., 0] * width).long().clamp(max=width - 1)
     y = (points[..., 1] * height).long().clamp(max=height - 1)
     return masks[rows[:, None], y, x]
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

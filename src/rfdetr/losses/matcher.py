@@ -87,6 +87,11 @@ def finite_cost(cost: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     return np.where(finite, exact, (2 * largest + 1) * min(cost.shape))
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values, as float32 unless they are more exact."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _planar(boxes: Tensor) -> Tensor:
     # The same values, coordinate after coordinate in memory: pairwise operations then run along whole vectors.
     return boxes.mT.contiguous().mT

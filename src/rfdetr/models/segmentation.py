@@ -22,12 +22,12 @@ class MaskFeatures(NamedTuple):
 
     spatial: list[Tensor]  # B C Hm Wm each
     queries: list[Tensor]  # B Q C each
-    bias: Tensor  # 1
+    offsets: list[Tensor]  # B Q each
 
     def mask_logits(self, layer: int) -> Tensor:
         """All masks of one entry: (B, Q, Hm, Wm)."""
         spatial = self.spatial[layer]
-        products = torch.matmul(self.queries[layer], spatial.flatten(2)) + self.bias
+        products = torch.matmul(self.queries[layer], spatial.flatten(2)) + self.offsets[layer][..., None]
         return products.reshape(*products.shape[:2], *spatial.shape[-2:])
 
 
@@ -62,15 +62,18 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: Tensor, size: tuple[int, int], hidden: Tensor, proposal_queries: Tensor
     ) -> MaskFeatures:
-        """First-level features (B, C, h, w), queries of the layers (L, B, Q, C) and of the encoder stage (B, Q, C)."""
+        """First-level features (B, C, h, w), queries of the layers (L, B, Q, C) and of the encoder stage (B, Q, C).
+
+        A mask is (W x + v) . q + b for every pixel x, which is x . (W' q) + (v . q + b): queries are fewer than pixels.
+        """
         x = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-        of_proposals = self.spatial_proj(x)
-        spatial = []
+        spatial = [x]
         for block in self.blocks:
-            x = block(x)
-            spatial.append(self.spatial_proj(x))
-        queries = [*self.project_queries(hidden).unbind(), self.project_queries(proposal_queries)]
-        return MaskFeatures([*spatial, of_proposals], queries, self.bias)
+            spatial.append(block(spatial[-1]))
+        projected = [self.project_queries(queries) for queries in (*hidden, proposal_queries)]
+        queries = [torch.matmul(q, self.spatial_proj.weight.flatten(1)) for q in projected]
+        offsets = [(q * self.spatial_proj.bias).sum(-1) + self.bias for q in projected]  # type: ignore[operator]
+        return MaskFeatures([*spatial[1:], x], queries, offsets)
 
     def project_queries(self, queries: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""

@@ -48,7 +48,7 @@ def add_adapters(detector: Detector) -> None:
         raise ImportError("backbone_lora=True needs peft: pip install 'rfdetr-finetune[lora]'") from error
 
     encoder = detector.encoder
-    blocks = [block for block in _blocks(detector)][: encoder.out_feature_indexes[-1]]
+    blocks = list(_blocks(detector))[: encoder.out_feature_indexes[-1]]
     for block in blocks:
         block.qkv = SplitProjection(block.qkv)  # type: ignore[assignment]
     targets = [f"blocks.{number}.qkv.{part}" for number in range(len(blocks)) for part in PARTS]

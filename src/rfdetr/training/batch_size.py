@@ -16,7 +16,7 @@ from rfdetr.data.images import normalize
 from rfdetr.data.loaders import collate
 from rfdetr.data.transforms import EvaluationView
 from rfdetr.training.datamodule import RFDETRDataModule
-from rfdetr.training.memory import Peak, measure_peak
+from rfdetr.training.memory import Peak, is_out_of_memory, measure_peak
 from rfdetr.training.optim import multi_scale_sizes
 from rfdetr.training.processes import gather
 from rfdetr.training.steps import USUAL_BATCH, resize_batch
@@ -58,8 +58,8 @@ def largest_that_runs(sizes: list[int], measure: Callable[[int], Peak]) -> tuple
     for size in sizes:
         try:
             return size, measure(size)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one, other devices have none of their own
-            if "out of memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
     raise RuntimeError(
         "out of memory with a single image: lower resolution, or use gradient_checkpointing=True, a smaller model, or "

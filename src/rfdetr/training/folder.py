@@ -23,6 +23,7 @@ _RUN_FILES = (
     "checkpoint_[0-9]*.ckpt",
     "checkpoint_best_*.pth",
     "checkpoint_best_*.safetensors",
+    "nonfinite-step-*.pt",
 )
 
 _held: dict[Path, int] = {}  # lock file -> the process that holds it: a system's lock does not stop its own process

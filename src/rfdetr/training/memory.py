@@ -46,6 +46,13 @@ def measure_peak(work: Callable[[], object], device: torch.device, sharers: int 
     return Peak(torch.cuda.max_memory_allocated(device), limit)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(text in str(error).lower() for text in texts)
+
+
 def free_memory() -> int:
     """Bytes that this process can still take: the machine's, or less where a control group limits it."""
     if not (PROC / "self/clear_refs").exists():
@@ -78,7 +85,7 @@ def _free_in_groups() -> Iterator[int]:
 def freed_memory_kept() -> Iterator[None]:
     """Inside, glibc keeps what is freed for the next step; after, it gives it back.
 
-    It would give back the better part of every step's activations: page faults are 6 % of a step on CPUs.
+    It would give back the better part of every step's activations, for the next step to fault in page by page.
     """
     libc = _glibc()
     if libc is None:

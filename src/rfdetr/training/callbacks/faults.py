@@ -14,6 +14,7 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rfdetr.training.memory import is_out_of_memory
 from rfdetr.weights.writing import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -147,13 +148,6 @@ def explained_memory(trainer: Any) -> Iterator[None]:
         if faults is None or not is_out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(f"{faults.memory_advice()} ({error})") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the machine, has no memory left."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(text in str(error).lower() for text in texts)
 
 
 def _plain_batch(number: int, batch: list[Any]) -> dict[str, Any]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from pytorch_lightning import Callback
 from torch import Tensor
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
+from rfdetr.inference.pictures import draw, import_supervision, side_by_side
+from rfdetr.models.postprocess import full_size_masks
 from rfdetr.training.callbacks.evaluation import class_names
 from rfdetr.training.loggers import log_images, takes_images
 
-TRUTH, FOUND = (40, 200, 60), (235, 60, 40)
 SIDE = 384  # of each half, pixels
 
 
@@ -42,37 +44,40 @@ class PredictionImagesCallback(Callback):
     def _pair(
         self, pixels: Tensor, truth: Mapping[str, Tensor], found: Mapping[str, Tensor], names: Sequence[str]
     ) -> Image.Image:
-        picture = _picture(pixels)
-        kept = found["scores"] >= self.threshold
+        kept = {name: values[found["scores"] >= self.threshold] for name, values in found.items()}
         to_side = SIDE / truth["orig_size"].flip(0).repeat(2)  # original pixels (x, y, x, y) to the picture's
-        scored = zip(found["labels"][kept].tolist(), found["scores"][kept].tolist(), strict=True)
-        halves = (
-            (cxcywh_to_xyxy(truth["boxes"]) * SIDE, [_name(label, names) for label in truth["labels"].tolist()], TRUTH),
-            (found["boxes"][kept] * to_side, [f"{_name(label, names)} {score:.2f}" for label, score in scored], FOUND),
+        scored = zip(_named(kept["labels"], names), kept["scores"].tolist(), strict=True)
+        found_texts = [f"{name} {score:.2f}" for name, score in scored]
+        true_boxes, found_boxes = cxcywh_to_xyxy(truth["boxes"]) * SIDE, kept["boxes"] * to_side
+        picture, true_texts = _picture(pixels), _named(truth["labels"], names)
+        return side_by_side(
+            _drawn(picture, true_boxes, truth["labels"], true_texts, truth.get("masks")),
+            _drawn(picture, found_boxes, kept["labels"], found_texts, kept.get("mask_logits")),
         )
-        pair = Image.new("RGB", (2 * SIDE, SIDE))
-        for column, (boxes, texts, colour) in enumerate(halves):
-            pair.paste(_drawn(picture.copy(), boxes.float().cpu(), texts, colour), (column * SIDE, 0))
-        return pair
 
 
-def _picture(pixels: Tensor) -> Image.Image:
-    """An image of a batch, uint8 or normalised floats, (3, H, W)."""
+def _named(labels: Tensor, names: Sequence[str]) -> list[str]:
+    return [names[label] if label < len(names) else str(label) for label in labels.tolist()]
+
+
+def _picture(pixels: Tensor) -> np.ndarray:
+    """An image of a batch, uint8 or normalised floats, (3, H, W), as pixels (SIDE, SIDE, 3)."""
     if pixels.is_floating_point():
         mean, deviation = (pixels.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         pixels = (pixels * deviation + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize((SIDE, SIDE))
+    return np.asarray(Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize((SIDE, SIDE)))
 
 
-def _drawn(picture: Image.Image, boxes: Tensor, texts: Sequence[str], colour: tuple[int, int, int]) -> Image.Image:
-    draw = ImageDraw.Draw(picture)
-    for (left, top, right, bottom), text in zip(boxes.tolist(), texts, strict=True):
-        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=2)
-        spot = (left + 3, top + 1)
-        draw.rectangle(draw.textbbox(spot, text), fill=colour)
-        draw.text(spot, text, fill=(255, 255, 255))
-    return picture
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    return names[label] if label < len(names) else str(label)
+def _drawn(
+    picture: np.ndarray, boxes_xyxy: Tensor, labels: Tensor, texts: Sequence[str], masks: Tensor | None
+) -> Image.Image:
+    """Boxes in pixels of the picture; masks (n, h, w) of all of it, bool or logits."""
+    if masks is not None:
+        logits = masks if masks.is_floating_point() else masks.float() - 0.5
+        masks = torch.cat([*full_size_masks(logits, (SIDE, SIDE)), masks.new_zeros(0, SIDE, SIDE, dtype=torch.bool)])
+    found = import_supervision().Detections(
+        xyxy=boxes_xyxy.float().cpu().numpy(),
+        class_id=labels.cpu().numpy(),
+        mask=None if masks is None else masks.cpu().numpy(),
+    )
+    return draw(picture, found, texts)
