@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +140,29 @@ def edit_coco() -> Callable[..., None]:
         path.write_text(json.dumps(content))
 
     return edit
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Closing waits for its answers, so that none of them outlives its test; clients may hang up."""
+
+    daemon_threads = False
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Callable[..., Any]:
+    """A context in which a handler class answers at the address that it gives."""
+
+    @contextmanager
+    def address(handler: Any) -> Iterator[str]:
+        server = QuietServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return address

@@ -280,7 +280,7 @@ class RFDETRLargeDeprecated(RFDETR):
 
 
 class RFDETRSegPico(RFDETR):
-    """Instance segmentation, 3 M parameters, 256 pixels; starts from the Pico's weights."""
+    """Instance segmentation, 3 M parameters, 256 pixels; weights come with the package."""
 
     config_class = configs.RFDETRSegPicoConfig
 

@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 2, "grad_accum_steps": 1, "num_workers": 0, "seed": 3}
 COUNTS = {"train": 4, "valid": 4}
+DETECTOR = "rf-detr-pico.safetensors"
 
 
 def outlined_coco(root: Path) -> Path:
@@ -103,23 +104,36 @@ def test_the_three_objects_train_masks_with_either_configuration(config_class: t
     assert "val/segm_mAP_50_95" in trainer.callback_metrics
 
 
-def test_the_bundled_weights_start_a_segmentation_model(caplog: pytest.LogCaptureFixture, coco: Path) -> None:
+def test_the_bundled_weights_fill_the_whole_model(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = RFDETRSegPico()
+    assert "random" not in caplog.text and "adapted 0 tensors" in caplog.text
+    assert len(model.class_names) == len(RFDETRPico().class_names)
+    head = model.model.model.segmentation_head.state_dict()
+    assert all(weight.float().std() > 0 for name, weight in head.items() if name.endswith("weight"))
+
+
+def test_weights_of_a_detector_start_a_segmentation_model(caplog: pytest.LogCaptureFixture, coco: Path) -> None:
+    caplog.set_level(logging.INFO)
+    model = RFDETRSegPico(pretrain_weights=DETECTOR)
     assert "tensors of the segmentation head random: the file is of a model without one" in caplog.text
     assert model.model_config.segmentation_head and not RFDETRPico().model_config.segmentation_head
     detector = to_published(RFDETRPico().model.model.state_dict())
     segmenter = to_published(model.model.model.state_dict())
     assert {name for name in segmenter if name not in detector} == {n for n in segmenter if "segmentation_head" in n}
     assert all(torch.equal(segmenter[name], weight) for name, weight in detector.items())
-    module = RFDETRModule(RFDETRSegPicoConfig(), SegmentationTrainConfig(dataset_dir=coco, seed=1))
+    module = RFDETRModule(
+        RFDETRSegPicoConfig(pretrain_weights=DETECTOR), SegmentationTrainConfig(dataset_dir=coco, seed=1)
+    )
     assert torch.equal(module.model.query_content, model.model.model.query_content.cpu())
 
 
 def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_path: Path) -> None:
     heads = []
     for run in ("a", "b"):
-        model = RFDETRSegPico(resolution=64)  # its head was drawn from whatever the process had drawn before
+        model = RFDETRSegPico(
+            resolution=64, pretrain_weights=DETECTOR
+        )  # its head was drawn from whatever the process had drawn before
         model.train(dataset_dir=coco, output_dir=tmp_path / run, multi_scale=False, run_test=False, **SHORT)
         heads.append(model.model.model.segmentation_head.state_dict())
     for name, weight in heads[0].items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +30,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def address(folder: Path) -> Iterator[str]:
-    def handler(*arguments: object) -> http.server.SimpleHTTPRequestHandler:
-        return QuietHandler(*arguments, directory=str(folder))
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def address(folder: Path, serve: Callable[..., Any]) -> Iterator[str]:
+    with serve(functools.partial(QuietHandler, directory=str(folder))) as address:
+        yield address
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -7,11 +7,10 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ class Site:
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(monkeypatch: pytest.MonkeyPatch, serve: Callable[..., Any]) -> Iterator[Site]:
     site = Site()
     monkeypatch.setattr(download_module, "_PAUSE_S", 0.01)
     for variable in ("RFDETR_WEIGHTS_URL", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -75,14 +74,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    site.url = f"http://127.0.0.1:{server.server_port}"
-    yield site
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serve(Handler) as site.url:
+        yield site
 
 
 def _partial(folder: Path) -> Path:

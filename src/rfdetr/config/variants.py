@@ -78,9 +78,10 @@ class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):
 
 
 class RFDETRSegPicoConfig(RFDETRPicoConfig):
-    """Ours: instance segmentation on the Pico, whose weights it starts from; its mask head starts from random ones."""
+    """Ours: instance segmentation on the Pico. Weights come with the package."""
 
     segmentation_head: bool = True
+    pretrain_weights: PathText | None = "rf-detr-seg-pico.safetensors"
 
 
 class RFDETRSegNanoConfig(ModelConfig):

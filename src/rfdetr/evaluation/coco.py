@@ -53,8 +53,8 @@ class CocoEvaluator:
         truth = _truth(target)
         self._boxes.add(image_id, (height, width), seen, truth)
         if self._masks is not None:
-            parts = full_size_masks(found["mask_logits"][known], (height, width))
-            masks = [rle_dict(counts, height, width) for part in parts for counts in encode_bitmaps(part)]
+            columns = full_size_masks(found["mask_logits"][known].mT, (width, height))  # the order of run lengths
+            masks = [rle_dict(counts, height, width) for part in columns for counts in encode_bitmaps(part.mT)]
             self._masks.add(image_id, (height, width), seen._replace(masks=masks), _with_masks(truth, target))
 
     @classmethod

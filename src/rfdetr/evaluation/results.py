@@ -64,8 +64,8 @@ def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
     masks = metrics.masks
     of_boxes: tuple[str, ...] = ("mAP 50:95", "mAP 50")
     if masks:  # all of it in 80 columns
-        table.box, table.pad_edge = SIMPLE_HEAD, False
-        of_boxes = ("mask mAP\n50:95", "mask mAP\n50", "mAP\n50:95", "mAP\n50")
+        table.box, table.pad_edge, table.collapse_padding = SIMPLE_HEAD, False, True
+        of_boxes = ("mask\nmAP\n50:95", "mask\nmAP\n50", "mAP\n50:95", "mAP\n50")
     for name in ("images", "boxes", *of_boxes, "precision", "recall", "F1"):
         table.add_column(name, justify="right")
     for at_row, row in enumerate(metrics.per_class):

@@ -37,7 +37,7 @@ def draw(image: np.ndarray, found: Detections, texts: Sequence[str]) -> Image.Im
     thickness, padding = (1, 2) if max(image.shape) < SMALL else (2, 5)
     picture = sv.BoxAnnotator(thickness=thickness).annotate(picture, found)
     scale = max(0.3, sv.calculate_optimal_text_scale(image.shape[1::-1]))
-    labels = sv.LabelAnnotator(text_scale=scale, text_padding=padding)
+    labels = sv.LabelAnnotator(text_scale=scale, text_padding=padding, smart_position=True)
     drawn: Image.Image = labels.annotate(picture, found, list(texts))
     return drawn
 

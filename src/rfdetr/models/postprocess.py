@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
 
-_PIXELS_AT_ONCE = 2**24  # full-size mask logits that are in memory at a time: 64 MiB
+_PIXELS_AT_ONCE = 2**18  # full-size mask logits at a time: 1 MiB, which a CPU's cache holds
 
 
 def postprocess(
@@ -52,6 +52,6 @@ def _best_first(scores: Tensor, count: int) -> Tensor:
 
 
 def full_size_masks(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Mask logits (n, Hm, Wm) to bool masks (k, height, width), in parts: a hundred large ones fill a memory."""
+    """Mask logits (n, Hm, Wm) to bool masks (k, height, width), in parts: many large ones fill a memory."""
     for part in mask_logits.split(max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))):  # type: ignore[no-untyped-call]
         yield F.interpolate(part[:, None].float(), size=size, mode="bilinear")[:, 0] > 0

@@ -83,7 +83,8 @@ class RFDETRModule(pl.LightningModule):
                 add_adapters(self.model)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        return [self.epoch_means]
+        known = self.epoch_means in self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if known else [self.epoch_means]  # from the trainer's second run on; Lightning would remark on it
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
