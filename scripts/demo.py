@@ -24,9 +24,9 @@ from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.synthetic import generate
 from rfdetr.evaluation.metrics import MASKS
+from rfdetr.evaluation.pictures import draw, import_supervision, side_by_side
 from rfdetr.evaluation.results import metrics_table
 from rfdetr.geometry.masks import rle_dict
-from rfdetr.inference.pictures import draw, import_supervision, side_by_side
 
 TASKS: dict[str, tuple[type[RFDETR], int]] = {"detect": (RFDETRPico, 24), "segment": (RFDETRSegPico, 20)}
 """Model and epochs: masks take longer."""

@@ -11,9 +11,9 @@ from pycocotools import mask as mask_api
 
 from rfdetr.cli.predict import _record
 from rfdetr.config import RFDETRSegPicoConfig
+from rfdetr.evaluation.pictures import draw
 from rfdetr.inference import masks as masks_module
 from rfdetr.inference.masks import DENSE_PIXELS, build_masks
-from rfdetr.inference.pictures import draw
 from rfdetr.inference.predictor import Prediction, Predictor
 from rfdetr.models.build import build_detector
 

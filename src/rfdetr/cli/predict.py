@@ -51,7 +51,7 @@ def predict(
 
     from rfdetr.console import with_progress
     from rfdetr.detector import RFDETR
-    from rfdetr.inference.pictures import draw
+    from rfdetr.evaluation.pictures import draw
     from rfdetr.inference.sources import expand
     from rfdetr.weights.writing import atomic_write
 

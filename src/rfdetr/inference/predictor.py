@@ -18,9 +18,9 @@ from torch import Tensor
 
 from rfdetr.config.arguments import check_count, check_share
 from rfdetr.data.images import normalize, resize_square
+from rfdetr.evaluation.pictures import import_supervision
 from rfdetr.inference.masks import build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
-from rfdetr.inference.pictures import import_supervision
 from rfdetr.inference.sources import ImageSources, expand, load_image, source_name
 from rfdetr.models.detector import Detector, DetectorOutput
 from rfdetr.models.postprocess import postprocess

@@ -12,8 +12,8 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
+from rfdetr.evaluation.pictures import draw, import_supervision, side_by_side
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
-from rfdetr.inference.pictures import draw, import_supervision, side_by_side
 from rfdetr.models.postprocess import full_size_masks
 from rfdetr.training.callbacks.evaluation import class_names
 from rfdetr.training.loggers import log_images, takes_images
