@@ -151,6 +151,13 @@ def test_an_unknown_name_of_a_model_is_answered_with_the_nearest() -> None:
         RFDETRNanoConfig(num_class=3)
 
 
+def test_a_field_of_the_other_configuration_is_sent_there() -> None:
+    with pytest.raises(ValueError, match="TrainConfig has no field 'backbone_lora': it is one of ModelConfig"):
+        _train(backbone_lora=True)
+    with pytest.raises(ValueError, match="RFDETRNanoConfig has no field 'epochs': it is one of TrainConfig"):
+        RFDETRNanoConfig(epochs=5)
+
+
 @pytest.mark.parametrize("name", ["strategy", "devices", "callbacks"])
 def test_what_the_trainer_takes_is_sent_there(name: str) -> None:
     with pytest.raises(ValueError, match=f"no field '{name}': pass {name}= to build_trainer"):

@@ -51,6 +51,9 @@ class StrictConfig(BaseModel):
 
     @classmethod
     def _unknown_name_message(cls, name: str) -> str:
+        for other in StrictConfig.__subclasses__():  # the model's and the training's
+            if name in other.model_fields:
+                return f"{cls.__name__} has no field {name!r}: it is one of {other.__name__}"
         near = difflib.get_close_matches(name, cls.model_fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known names: {', '.join(cls.model_fields)}"
         return f"{cls.__name__} has no field {name!r}{hint}"
