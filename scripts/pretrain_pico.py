@@ -1,7 +1,7 @@
 """Pre-trains RFDETRPico on synthetic scenes: makes src/rfdetr/weights/rf-detr-pico.safetensors.
 
     python scripts/pretrain_pico.py --minutes 120
-    python scripts/pretrain_pico.py --minutes 45 --masks   # RFDETRSegPico, from those: rf-detr-seg-pico.safetensors
+    python scripts/pretrain_pico.py --minutes 45 --masks --lr 5e-4   # RFDETRSegPico, from those
 
 Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each share a step: they
 average their gradients once, where one process of two threads would meet at every operation. The learning rate follows
