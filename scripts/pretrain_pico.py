@@ -37,11 +37,11 @@ from rfdetr.data.synthetic import PRETRAIN_CLASSES
 from rfdetr.data.synthetic_scenes import render_scene
 from rfdetr.evaluation.coco import CocoEvaluator
 from rfdetr.geometry.boxes import xyxy_to_cxcywh
-from rfdetr.geometry.masks import encode_bitmaps
+from rfdetr.geometry.masks import encode_bitmaps, pack_rles
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.encoder import Encoder
-from rfdetr.models.postprocess import postprocess
+from rfdetr.models.postprocess import postprocess, postprocess_outputs
 from rfdetr.weights.pretrained import load_pretrained
 from rfdetr.weights.writing import atomic_write, save_safetensors
 
@@ -272,14 +272,11 @@ class Pretraining:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
                 outputs = self.average(normalize(images.to(self.device)))
             sizes = torch.stack([target["orig_size"] for target in targets]).to(self.device)
-            logits, boxes = outputs.logits[-1], outputs.boxes[-1]
-            masks = outputs.masks and outputs.masks.mask_logits(len(outputs.logits) - 1)
+            scores, boxes = outputs.logits[-1].amax(-1, keepdim=True), outputs.boxes[-1]
             for target in targets if outputs.masks else ():
-                parts = encode_bitmaps(target["masks"])
-                target["rle_bytes"] = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8)
-                target["rle_offsets"] = torch.tensor([0, *itertools.accumulate(map(len, parts))])
-            evaluator.update(postprocess(logits, boxes, sizes, self.config.num_select, masks), targets)
-            objectness = postprocess(logits.amax(-1, keepdim=True), boxes, sizes, self.config.num_select)
+                target.update(pack_rles(encode_bitmaps(target["masks"])))
+            evaluator.update(postprocess_outputs(outputs, sizes, self.config.num_select), targets)
+            objectness = postprocess(scores, boxes, sizes, self.config.num_select)
             any_class.update(objectness, [{**target, "labels": target["labels"] * 0} for target in targets])
         metrics, whatever = evaluator.compute(), any_class.compute().overall
         overall = metrics.overall

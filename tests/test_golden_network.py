@@ -20,7 +20,7 @@ import rfdetr.config
 from rfdetr.config import EncoderDims, ModelConfig
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput
-from rfdetr.models.postprocess import full_size_masks, postprocess
+from rfdetr.models.postprocess import full_size_masks, postprocess_outputs
 from rfdetr.weights.names import from_published, to_published
 
 GOLDEN = Path(os.environ.get("RFDETR_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -114,14 +114,13 @@ def test_masks(case: Case, mode: str) -> None:
 
 def test_postprocessing(case: Case) -> None:
     output = outputs(case, "eval")
-    mask_logits = output.masks and output.masks.mask_logits(case.config.dec_layers - 1)
     sizes = case.tensors["orig_sizes"]
-    detections = postprocess(output.logits[-1], output.boxes[-1], sizes, case.config.num_select, mask_logits)
+    detections = postprocess_outputs(output, sizes, case.config.num_select)
     for image, detection in enumerate(detections):
         close(detection["scores"], case, f"post.{image}.scores")
         close(detection["labels"], case, f"post.{image}.labels")
         close(detection["boxes"], case, f"post.{image}.boxes")
-        if mask_logits is not None:
+        if output.masks is not None:
             size = tuple(sizes[image].tolist())
             masks = torch.cat(list(full_size_masks(detection["mask_logits"], size)))
             assert torch.equal(masks, case.tensors[f"post.{image}.masks"].squeeze(1).bool())

@@ -133,7 +133,10 @@ def _parse(path: Path, annotations: _Annotations) -> dict[str, list[Any]]:
 def _fault(position: int, record: Any) -> tuple[str, str]:
     """Which annotation could not be packed, and why."""
     if not isinstance(record, dict):
-        return f"annotation number {position}", f"{record!r}, expected an object with image_id, category_id and bbox"
+        return (
+            f"annotation number {position}",
+            f"{short(record)}, expected an object with image_id, category_id and bbox",
+        )
     who = f"annotation id {record['id']}" if "id" in record else f"annotation number {position}"
     for key in ("image_id", "category_id"):
         if not is_id(record.get(key)):

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.transforms import Outlines, View
+from rfdetr.geometry.masks import pack_rles
 
 ViewFunction: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.float32], np.random.Generator, Outlines], View]
 SampleKey: TypeAlias = "int | tuple[int, int]"
@@ -131,6 +132,4 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         target["masks"] = torch.from_numpy(masks)
         target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
         if self.evaluation:
-            rles = [b"" if outline is None else outline.to_rle() for outline in outlines]
-            target["rle_bytes"] = torch.from_numpy(np.frombuffer(bytearray(b"".join(rles)), np.uint8))
-            target["rle_offsets"] = torch.from_numpy(np.cumsum([0, *map(len, rles)]))
+            target.update(pack_rles([b"" if outline is None else outline.to_rle() for outline in outlines]))

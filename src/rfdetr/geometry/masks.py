@@ -90,6 +90,12 @@ def encode_bitmaps(bitmaps: Tensor) -> list[bytes]:
     return [rle["counts"] for rle in hotcoco.mask.encode(columns.transpose(2, 1, 0))] if len(columns) else []
 
 
+def pack_rles(rles: Sequence[bytes]) -> dict[str, Tensor]:
+    """A target's `rle_bytes` (uint8) and `rle_offsets` (n + 1,): n objects' compressed run lengths in one stream."""
+    stream = torch.from_numpy(np.frombuffer(bytearray(b"".join(rles)), np.uint8))
+    return {"rle_bytes": stream, "rle_offsets": torch.from_numpy(np.cumsum([0, *map(len, rles)]))}
+
+
 def compress(lengths: Sequence[int]) -> bytes:
     """COCO's compressed form of run lengths; see `run_lengths`."""
     digits = bytearray()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rfdetr.evaluation.pictures import import_supervision
 from rfdetr.models.postprocess import full_size_masks
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def build_masks(mask_logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]
     parts = (part.cpu().numpy() for part in full_size_masks(mask_logits, size))
     if size[0] * size[1] <= DENSE_PIXELS or not len(mask_logits):
         return np.concatenate([np.zeros((0, *size), np.bool_), *parts])
-    import supervision as sv
-
-    return sv.CompactMask.merge([sv.CompactMask.from_dense(part, sv.mask_to_xyxy(part), size) for part in parts])
+    sv = import_supervision()
+    compact = [sv.CompactMask.from_dense(part, sv.mask_to_xyxy(part), size) for part in parts]
+    merged: CompactMask = sv.CompactMask.merge(compact)
+    return merged

@@ -23,7 +23,7 @@ from rfdetr.inference.masks import build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
 from rfdetr.inference.sources import ImageSources, expand, load_image, source_name
 from rfdetr.models.detector import Detector, DetectorOutput
-from rfdetr.models.postprocess import postprocess
+from rfdetr.models.postprocess import postprocess_outputs
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -107,8 +107,7 @@ class Predictor:
         enabled = autocast is not None and network is self.model
         with torch.autocast(self.device.type, autocast, enabled=enabled):
             outputs = network(images)
-        masks = None if outputs.masks is None else outputs.masks.mask_logits(len(outputs.logits) - 1)
-        return postprocess(outputs.logits[-1], outputs.boxes[-1], sizes.to(self.device), self.num_select, masks)
+        return postprocess_outputs(outputs, sizes.to(self.device), self.num_select)
 
     def to_detections(self, found: dict[str, Tensor], threshold: float, size: tuple[int, int]) -> Detections:
         """Named detections of at least `threshold`, as `supervision` holds them, in an image of (height, width)."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
+from rfdetr.models.detector import DetectorOutput
 
 _PIXELS_AT_ONCE = 2**18  # full-size mask logits at a time: 1 MiB, which a CPU's cache holds
 
@@ -39,6 +40,13 @@ def postprocess(
         for found, of_queries, chosen in zip(detections, mask_logits, queries, strict=True):
             found["mask_logits"] = of_queries[chosen]
     return detections
+
+
+def postprocess_outputs(outputs: DetectorOutput, sizes: Tensor, num_select: int) -> list[dict[str, Tensor]]:
+    """`postprocess` of what a network gives: its last decoder layer, with masks where it has them."""
+    last = len(outputs.logits) - 1
+    masks = None if outputs.masks is None else outputs.masks.mask_logits(last)
+    return postprocess(outputs.logits[last], outputs.boxes[last], sizes, num_select, masks)
 
 
 def _best_first(scores: Tensor, count: int) -> Tensor:

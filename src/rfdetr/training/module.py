@@ -21,7 +21,7 @@ from rfdetr.data.images import normalize
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import DetectorOutput
-from rfdetr.models.postprocess import postprocess
+from rfdetr.models.postprocess import postprocess_outputs
 from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, in_form_of
 from rfdetr.training.batch_size import resolve_batch_size
 from rfdetr.training.checkpoints import fill_in_training_state
@@ -224,8 +224,7 @@ def build_criterion(model: ModelConfig, train: TrainConfig) -> Criterion:
 def detections_of(outputs: DetectorOutput, targets: Targets, num_select: int) -> Detections:
     """The best detections of each image, from the last decoder layer, in pixels of the original image."""
     sizes = torch.stack([target["orig_size"] for target in targets])
-    masks = outputs.masks.mask_logits(len(outputs.logits) - 1) if outputs.masks else None
-    return postprocess(outputs.logits[-1], outputs.boxes[-1], sizes, num_select, masks)
+    return postprocess_outputs(outputs, sizes, num_select)
 
 
 def data_class_names(module: RFDETRModule) -> list[str] | None:
