@@ -1,9 +1,9 @@
-"""The main job in a few minutes, offline: generate a data set, fine-tune RFDETRPico on it, evaluate, draw.
+"""The main job in a few minutes, offline: generate a data set, fine-tune RFDETRMini on it, evaluate, draw.
 
     python scripts/demo.py                    # boxes
-    python scripts/demo.py --task segment     # RFDETRSegPico: boxes and masks
+    python scripts/demo.py --task segment     # RFDETRSegMini: boxes and masks
 
-The bundled weights have never seen the classes of the set. All that happens is what `RFDETRPico().train(...)` does with
+The bundled weights have never seen the classes of the set. All that happens is what `RFDETRMini().train(...)` does with
 any folder of labelled images; the set itself can be had by `rfdetr.data.synthetic.generate("folder", plain=True)`.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from rfdetr import RFDETR, RFDETRPico, RFDETRSegPico
+from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.synthetic import generate
@@ -28,7 +28,7 @@ from rfdetr.evaluation.pictures import draw, import_supervision, side_by_side
 from rfdetr.evaluation.results import metrics_table
 from rfdetr.geometry.masks import rle_dict
 
-TASKS: dict[str, tuple[type[RFDETR], int]] = {"detect": (RFDETRPico, 24), "segment": (RFDETRSegPico, 20)}
+TASKS: dict[str, tuple[type[RFDETR], int]] = {"detect": (RFDETRMini, 24), "segment": (RFDETRSegMini, 20)}
 """Model and epochs: masks take longer."""
 
 

@@ -168,7 +168,7 @@ def seeds(name: str) -> list[bytes]:
     if name == "data_yaml":
         return [b"path: .\ntrain: train/images\nval: train/images\nnc: 2\nnames: [a, b]\n", b"names: {0: a, 1: b}\n"]
     if name == "config":
-        return [b"epochs: 5\nlr: 1.0e-4\nresolution: 96\nmodel: pico\n", b"train: {seed: 1}\nmodel: {amp: no}\n"]
+        return [b"epochs: 5\nlr: 1.0e-4\nresolution: 96\nmodel: mini\n", b"train: {seed: 1}\nmodel: {amp: no}\n"]
     return [_weights(kind) for kind in range(3)] if name == "checkpoint" else list(pictures().values())
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 import rfdetr
-from rfdetr import RFDETR, RFDETRNano, RFDETRPico
+from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.cli import main
-from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
+from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
 from rfdetr.data.images import MAX_PIXELS, ImageError, check_size
 from rfdetr.data.index import DatasetError
 from rfdetr.models.build import build_detector
@@ -54,7 +54,7 @@ class World:
         return build_trainer(self.run(), MODEL, **settings)
 
 
-MODEL = RFDETRPicoConfig(pretrain_weights=None, resolution=64, num_classes=3, num_select=20)
+MODEL = RFDETRMiniConfig(pretrain_weights=None, resolution=64, num_classes=3, num_select=20)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(checkpoint: Path) -> RFDETR:
-    return RFDETRPico(pretrain_weights=checkpoint)
+    return RFDETRMini(pretrain_weights=checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -152,30 +152,30 @@ PREDICT: list[Case] = [
 ]
 
 CONSTRUCTORS: list[Case] = [
-    (lambda w: RFDETRPico(resolutoin=64), ValidationError, "did you mean 'resolution'"),
-    (lambda w: RFDETRPico(resolution="wide"), ValidationError, "resolution.*valid integer"),
-    (lambda w: RFDETRPico(resolution=100), ValidationError, "the nearest that fit are 96 and 128"),
-    (lambda w: RFDETRPico(resolution=-64), ValidationError, "resolution.*greater than or equal to 1"),
-    (lambda w: RFDETRPico(resolution=2**40), ValidationError, "resolution.*less than"),
-    (lambda w: RFDETRPico(resolution=9600), ValidationError, "9600 is more than 8192"),
-    (lambda w: RFDETRPico(num_classes=0), ValidationError, "num_classes"),
-    (lambda w: RFDETRPico(num_classes=10**12), ValidationError, "num_classes.*less than"),
-    (lambda w: RFDETRPico(num_queries=5000), CheckpointError, "100 queries .*num_queries=5000; set num_queries"),
-    (lambda w: RFDETRPico(encoder="resnet"), ValidationError, "encoder.*dinov2_windowed_small"),
-    (lambda w: RFDETRPico(device="gpu"), ValueError, "device 'gpu' cannot be used here; there is cpu"),
-    (lambda w: RFDETRPico(device="cuda:99"), ValueError, "device 'cuda:99' cannot be used here"),
-    (lambda w: RFDETRPico(device="meta"), ValueError, "device 'meta' cannot be used here"),
-    (lambda w: RFDETRPico(device=0), ValidationError, "device.*valid string"),
-    (lambda w: RFDETRPico(pretrain_weights="no.pth"), FileNotFoundError, "there is no weights file .*no.pth"),
-    (lambda w: RFDETRPico(pretrain_weights="rf-detr-nanoo.pth"), FileNotFoundError, "did you mean 'rf-detr-nano.pth'"),
-    (lambda w: RFDETRPico(pretrain_weights=w.folder), CheckpointError, "is a directory, not a checkpoint file"),
-    (lambda w: RFDETRPico(pretrain_weights=w.folder / "empty.pth"), CheckpointError, "empty.pth is empty"),
-    (lambda w: RFDETRPico(pretrain_weights=w.folder / "text.pth"), CheckpointError, "text.pth cannot be read"),
-    (lambda w: RFDETRPico(pretrain_weights=3), TypeError, r"is 3 \(int\): expected a path"),
-    (lambda w: RFDETRPico(pretrain_weights=""), ValueError, "is empty: expected a path"),
-    (lambda w: RFDETRPico(pretrain_weights="a\0b"), ValueError, "null character"),
-    (lambda w: RFDETRNano(pretrain_weights=w.checkpoint), ValueError, "holds an RFDETRPico, not an RFDETRNano: use"),
-    (lambda w: RFDETRPico("small.pth"), TypeError, "positional"),
+    (lambda w: RFDETRMini(resolutoin=64), ValidationError, "did you mean 'resolution'"),
+    (lambda w: RFDETRMini(resolution="wide"), ValidationError, "resolution.*valid integer"),
+    (lambda w: RFDETRMini(resolution=100), ValidationError, "the nearest that fit are 96 and 128"),
+    (lambda w: RFDETRMini(resolution=-64), ValidationError, "resolution.*greater than or equal to 1"),
+    (lambda w: RFDETRMini(resolution=2**40), ValidationError, "resolution.*less than"),
+    (lambda w: RFDETRMini(resolution=9600), ValidationError, "9600 is more than 8192"),
+    (lambda w: RFDETRMini(num_classes=0), ValidationError, "num_classes"),
+    (lambda w: RFDETRMini(num_classes=10**12), ValidationError, "num_classes.*less than"),
+    (lambda w: RFDETRMini(num_queries=5000), CheckpointError, "100 queries .*num_queries=5000; set num_queries"),
+    (lambda w: RFDETRMini(encoder="resnet"), ValidationError, "encoder.*dinov2_windowed_small"),
+    (lambda w: RFDETRMini(device="gpu"), ValueError, "device 'gpu' cannot be used here; there is cpu"),
+    (lambda w: RFDETRMini(device="cuda:99"), ValueError, "device 'cuda:99' cannot be used here"),
+    (lambda w: RFDETRMini(device="meta"), ValueError, "device 'meta' cannot be used here"),
+    (lambda w: RFDETRMini(device=0), ValidationError, "device.*valid string"),
+    (lambda w: RFDETRMini(pretrain_weights="no.pth"), FileNotFoundError, "there is no weights file .*no.pth"),
+    (lambda w: RFDETRMini(pretrain_weights="rf-detr-nanoo.pth"), FileNotFoundError, "did you mean 'rf-detr-nano.pth'"),
+    (lambda w: RFDETRMini(pretrain_weights=w.folder), CheckpointError, "is a directory, not a checkpoint file"),
+    (lambda w: RFDETRMini(pretrain_weights=w.folder / "empty.pth"), CheckpointError, "empty.pth is empty"),
+    (lambda w: RFDETRMini(pretrain_weights=w.folder / "text.pth"), CheckpointError, "text.pth cannot be read"),
+    (lambda w: RFDETRMini(pretrain_weights=3), TypeError, r"is 3 \(int\): expected a path"),
+    (lambda w: RFDETRMini(pretrain_weights=""), ValueError, "is empty: expected a path"),
+    (lambda w: RFDETRMini(pretrain_weights="a\0b"), ValueError, "null character"),
+    (lambda w: RFDETRNano(pretrain_weights=w.checkpoint), ValueError, "holds an RFDETRMini, not an RFDETRNano: use"),
+    (lambda w: RFDETRMini("small.pth"), TypeError, "positional"),
     (lambda w: RFDETR.from_checkpoint(None), TypeError, "the checkpoint is None .*expected a path"),
     (lambda w: RFDETR.from_checkpoint(b"a.pth"), TypeError, "expected a path"),
     (lambda w: RFDETR.from_checkpoint("no.pth"), FileNotFoundError, "no.pth"),
@@ -199,7 +199,7 @@ EVALUATE: list[Case] = [
     (lambda w: w.detector.evaluate(w.data, max_dets=0), ValueError, "max_dets is 0"),
     (lambda w: w.detector.evaluate(w.data, dataset_file="voc"), DatasetError, "'voc'; expected one of roboflow, coco"),
     (
-        lambda w: RFDETRPico(pretrain_weights=w.checkpoint, num_classes=5).evaluate(w.data),
+        lambda w: RFDETRMini(pretrain_weights=w.checkpoint, num_classes=5).evaluate(w.data),
         ValueError,
         r"classes the model does not know: \['blue', 'green', 'red'\]",
     ),
@@ -238,7 +238,7 @@ TRAIN: list[Case] = [
 OBJECTS: list[Case] = [
     (lambda w: build_trainer(None, MODEL), TypeError, "train_config is None .*expected TrainConfig"),
     (lambda w: build_trainer({"epochs": 1}, MODEL), TypeError, "train_config is .*dict.*expected TrainConfig"),
-    (lambda w: build_trainer(MODEL, w.run()), TypeError, "train_config is RFDETRPicoConfig.*expected TrainConfig"),
+    (lambda w: build_trainer(MODEL, w.run()), TypeError, "train_config is RFDETRMiniConfig.*expected TrainConfig"),
     (lambda w: build_trainer(w.run(), {}), TypeError, "model_config is .*expected ModelConfig"),
     (lambda w: w.trainer(epochs=3), TypeError, "unexpected keyword argument 'epochs'"),
     (lambda w: w.trainer(callbacks=[3]), TypeError, r"callbacks is 3 \(int\): expected Callback"),
@@ -271,7 +271,7 @@ def _saved(world: World, name: str, content: Any) -> Path:
 
 
 def _fit(world: World, ckpt_path: str | None = None, **changes: Any) -> None:
-    model: ModelConfig = RFDETRPicoConfig(**{**MODEL.model_dump(), **changes})
+    model: ModelConfig = RFDETRMiniConfig(**{**MODEL.model_dump(), **changes})
     run = world.run(num_workers=0)
     build_trainer(run, model).fit(RFDETRModule(model, run), RFDETRDataModule(model, run), ckpt_path=ckpt_path)
 
@@ -323,12 +323,12 @@ COMMANDS: list[tuple[str, str]] = [
     ("evaluate {checkpoint} {data} --batch-size=0", "batch_size is 0"),
     ("evaluate {checkpoint} {data} --dataset-file=voc", "voc"),
     ("train", "which folder"),
-    ("train {folder}/gone --model=pico", "gone: no such folder"),
-    ("train {folder}/nothing --model=pico", "no dataset found"),
-    ("train {data} --model=picoo", "did you mean 'pico'?"),
+    ("train {folder}/gone --model=mini", "gone: no such folder"),
+    ("train {folder}/nothing --model=mini", "no dataset found"),
+    ("train {data} --model=minii", "did you mean 'mini'?"),
     ("train {data} --epoch=3", "Did you mean --epochs?"),
     ("train {data} --epochs=0", "epochs: Input should be greater than or equal to 1; found 0"),
-    ("train {data} --model=pico --resolution=100", "resolution 100 is not a multiple"),
+    ("train {data} --model=mini --resolution=100", "resolution 100 is not a multiple"),
     ("train {data} --pretrain-weights={folder}/no.pth", "no.pth"),
     ("train {data} --config={folder}/gone.yaml", "gone.yaml"),
     ("train {data} --config={folder}", "cannot be read"),
@@ -338,8 +338,8 @@ COMMANDS: list[tuple[str, str]] = [
     ("train {data} --config={folder}/date.yaml", "date.yaml: cannot be read as YAML"),
     ("train {data} --config={folder}/typo.yaml", "did you mean 'epochs'?"),
     ("train {data} --config={folder}/model.yaml", "no model [1]"),
-    ("train {data} --model=pico --pretrain-weights=none --resume={folder}/gone.ckpt", "gone.ckpt"),
-    ("train {data} --model=pico --pretrain-weights=none --output-dir={checkpoint}", "small.pth"),
+    ("train {data} --model=mini --pretrain-weights=none --resume={folder}/gone.ckpt", "gone.ckpt"),
+    ("train {data} --model=mini --pretrain-weights=none --output-dir={checkpoint}", "small.pth"),
     ("info {folder}/no.pth", "no.pth"),
     ("info {folder}/text.pth", "text.pth cannot be read"),
     ("info {folder}/nothing", "no dataset found"),

@@ -60,13 +60,13 @@ def test_a_variant_adds_no_field_and_knows_its_name(variant: str) -> None:
 
 def test_one_variant_is_another_with_a_segmentation_head() -> None:
     pairs = [(one, other) for one in VARIANTS for other in VARIANTS if adds_masks_to(VARIANTS[one], VARIANTS[other])]
-    assert pairs == [("pico", "seg-pico")]
+    assert pairs == [("mini", "seg-mini")]
 
 
 def test_every_published_variant_is_as_published() -> None:
     layouts = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
     published = {name: layout["config"] for name, layout in layouts.items() if "Keypoint" not in name}
-    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {"RFDETRPicoConfig", "RFDETRSegPicoConfig"}
+    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {"RFDETRMiniConfig", "RFDETRSegMiniConfig"}
     for name, values in published.items():
         config = getattr(configs, name)()
         ours = config.model_dump() | {"positional_encoding_size": config.position_grid}

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import rfdetr
-from rfdetr import RFDETR, RFDETRNano, RFDETRPico
+from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.assets.coco_classes import COCO_CLASSES
-from rfdetr.config import VARIANTS, RFDETRPicoConfig
+from rfdetr.config import VARIANTS, RFDETRMiniConfig
 from rfdetr.detector import FACES, class_labels
 from rfdetr.models.build import build_detector
 from rfdetr.weights.writing import save_checkpoint
@@ -27,8 +27,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A Pico of another size than the variant's, with class names."""
-    config = RFDETRPicoConfig(**SMALL, num_classes=3, dec_layers=1)
+    """A Mini of another size than the variant's, with class names."""
+    config = RFDETRMiniConfig(**SMALL, num_classes=3, dec_layers=1)
     torch.manual_seed(0)
     path = tmp_path / "small.pth"
     save_checkpoint(path, build_detector(config).state_dict(), config, ["cat", "dog", "owl"])
@@ -46,12 +46,12 @@ def test_a_typo_is_answered_with_the_nearest_name_before_anything_is_loaded() ->
     with pytest.raises(ValueError, match="did you mean 'resolution'"):
         RFDETRNano(resolutoin=384)
     with pytest.raises(ValueError, match="did you mean 'epochs'"):
-        RFDETRPico(**SMALL).train(dataset_dir="nowhere", epoch=3)
+        RFDETRMini(**SMALL).train(dataset_dir="nowhere", epoch=3)
 
 
 def test_a_file_restores_classes_resolution_and_names(checkpoint: Path) -> None:
-    for model in (RFDETRPico(pretrain_weights=str(checkpoint)), RFDETR.from_checkpoint(checkpoint)):
-        assert type(model) is RFDETRPico
+    for model in (RFDETRMini(pretrain_weights=str(checkpoint)), RFDETR.from_checkpoint(checkpoint)):
+        assert type(model) is RFDETRMini
         assert model.class_names == ["cat", "dog", "owl"]
         config = model.model_config
         assert (config.resolution, config.num_classes, config.dec_layers) == (96, 3, 1)
@@ -59,7 +59,7 @@ def test_a_file_restores_classes_resolution_and_names(checkpoint: Path) -> None:
 
 def test_a_fresh_process_predicts_the_same_from_the_file_alone(checkpoint: Path, tmp_path: Path) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
-    here = RFDETRPico(pretrain_weights=checkpoint).predict(tmp_path / "image.png", threshold=0.0)
+    here = RFDETRMini(pretrain_weights=checkpoint).predict(tmp_path / "image.png", threshold=0.0)
     program = (
         "import sys; from rfdetr import RFDETR; found = RFDETR.from_checkpoint(sys.argv[1]).predict(sys.argv[2], 0.0);"
         "print(found.confidence.tolist(), *found.data['class_name'][:3])"
@@ -72,19 +72,19 @@ def test_a_fresh_process_predicts_the_same_from_the_file_alone(checkpoint: Path,
 
 
 def test_what_is_given_wins_over_the_file(checkpoint: Path) -> None:
-    model = RFDETRPico(pretrain_weights=checkpoint, resolution=128, num_classes=5)
+    model = RFDETRMini(pretrain_weights=checkpoint, resolution=128, num_classes=5)
     assert model.model_config.resolution == 128 and model.class_names == ["0", "1", "2", "3", "4"]
     assert RFDETR.from_checkpoint(checkpoint, resolution=128).class_names == ["cat", "dog", "owl"]
 
 
 def test_a_file_of_another_variant_is_refused_with_the_right_one(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"small\.pth holds an RFDETRPico, not an RFDETRNano: use RFDETRPico\("):
+    with pytest.raises(ValueError, match=r"small\.pth holds an RFDETRMini, not an RFDETRNano: use RFDETRMini\("):
         RFDETRNano(pretrain_weights=checkpoint)
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
-        RFDETRPico(pretrain_weights="absent.pth")
+        RFDETRMini(pretrain_weights="absent.pth")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_coco_has_80_classes_with_ids_to_90() -> None:
 
 
 def test_one_image_gives_detections_and_several_a_list(checkpoint: Path, tmp_path: Path) -> None:
-    model = RFDETRPico(pretrain_weights=checkpoint)
+    model = RFDETRMini(pretrain_weights=checkpoint)
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
     one = model.predict(IMAGE, threshold=0.0)
     assert len(one.xyxy) > 0
@@ -118,7 +118,7 @@ def test_one_image_gives_detections_and_several_a_list(checkpoint: Path, tmp_pat
 
 
 def test_optimize_for_inference(checkpoint: Path) -> None:
-    model = RFDETRPico(pretrain_weights=checkpoint)
+    model = RFDETRMini(pretrain_weights=checkpoint)
     exact = model.predict(IMAGE, threshold=0.0).confidence
     model.optimize_for_inference(dtype="bfloat16")
     close = model.predict(IMAGE, threshold=0.0).confidence
@@ -131,7 +131,7 @@ def test_training_ends_with_the_best_weights_and_evaluate_repeats_its_figures(
     make_tiny_coco: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = make_tiny_coco({"train": 24, "valid": 4, "test": 3}), tmp_path / "out"
-    model = RFDETRPico(**SMALL)
+    model = RFDETRMini(**SMALL)
     model.train(
         dataset_dir=data, output_dir=out, epochs=7, batch_size=4, grad_accum_steps=1, lr=1e-3, num_workers=0, seed=1
     )
@@ -141,7 +141,7 @@ def test_training_ends_with_the_best_weights_and_evaluate_repeats_its_figures(
 
     splits = json.loads((out / "results.json").read_text())["splits"]
     assert splits["valid"]["overall"]["mAP_50_95"] > 0.01
-    best = RFDETRPico(pretrain_weights=out / "checkpoint_best_total.pth")
+    best = RFDETRMini(pretrain_weights=out / "checkpoint_best_total.pth")
     for split, trained in splits.items():
         for detector in (model, best):
             metrics = detector.evaluate(data, split, batch_size=4, num_workers=0)
@@ -152,7 +152,7 @@ def test_training_ends_with_the_best_weights_and_evaluate_repeats_its_figures(
 
 
 def test_training_starts_from_the_present_weights(checkpoint: Path, tiny_coco: Path, tmp_path: Path) -> None:
-    model = RFDETRPico(pretrain_weights=checkpoint)
+    model = RFDETRMini(pretrain_weights=checkpoint)
     before = model.model.model.encoder.position_embeddings.clone()
     model.train(dataset_dir=tiny_coco, output_dir=tmp_path / "out", epochs=1, lr=1e-9, lr_encoder=0, num_workers=0)
     after = RFDETR.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
@@ -162,8 +162,8 @@ def test_training_starts_from_the_present_weights(checkpoint: Path, tiny_coco: P
 
 def test_evaluation_matches_classes_by_name(checkpoint: Path, tiny_coco: Path) -> None:
     with pytest.raises(ValueError, match=r"classes the model does not know: \['blue', 'green', 'red'\]"):
-        RFDETRPico(pretrain_weights=checkpoint).evaluate(tiny_coco, num_workers=0)
-    renamed = RFDETRPico(pretrain_weights=checkpoint)
+        RFDETRMini(pretrain_weights=checkpoint).evaluate(tiny_coco, num_workers=0)
+    renamed = RFDETRMini(pretrain_weights=checkpoint)
     renamed.model.labels = {0: "red", 1: "spare", 2: "blue", 3: "green"}
     renamed._known_names = list(renamed.model.labels.values())
     assert renamed._labels_in_data(["blue", "green", "red"]).tolist() == [2, 3, 0, 1]
@@ -171,4 +171,4 @@ def test_evaluation_matches_classes_by_name(checkpoint: Path, tiny_coco: Path) -
 
 def test_evaluation_names_the_splits_there_are(checkpoint: Path, tiny_coco: Path) -> None:
     with pytest.raises(ValueError, match="found train, valid, test"):
-        RFDETRPico(pretrain_weights=checkpoint).evaluate(tiny_coco, split="holdout")
+        RFDETRMini(pretrain_weights=checkpoint).evaluate(tiny_coco, split="holdout")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rfdetr.config import RFDETRPicoConfig, TrainConfig
+from rfdetr.config import RFDETRMiniConfig, TrainConfig
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 
 TESTS = Path(__file__).parent
@@ -42,7 +42,7 @@ def test_the_loss_term_of_the_guide_trains(make_tiny_coco: Callable[..., Path], 
     exec(compile(block[1], str(PAGE), "exec"), names)
     (own,) = (value for value in names.values() if isinstance(value, type) and value is not RFDETRModule)
 
-    model = RFDETRPicoConfig(
+    model = RFDETRMiniConfig(
         resolution=64, hidden_dim=32, sa_nheads=4, ca_nheads=4, dim_feedforward=64, dec_layers=1, num_queries=10,
         num_select=10, group_detr=2, num_classes=3, pretrain_weights=None,
     )  # fmt: skip

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from rfdetr import RFDETR, RFDETRPico
+from rfdetr import RFDETR, RFDETRMini
 from rfdetr.cli import main
-from rfdetr.config import RFDETRPicoConfig, TrainConfig
+from rfdetr.config import RFDETRMiniConfig, TrainConfig
 from rfdetr.data.index import DatasetError
 from rfdetr.data.layout import find_splits
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer, convert_legacy_checkpoint
 from rfdetr.weights.reading import CheckpointError
 
-MODEL = RFDETRPicoConfig(pretrain_weights=None, resolution=64, num_classes=3, num_select=20)
+MODEL = RFDETRMiniConfig(pretrain_weights=None, resolution=64, num_classes=3, num_select=20)
 CONTENT = {"model": {"class_embed.weight": torch.zeros(2, 2)}, "state_dict": {}, "args": {}}
 
 
@@ -50,13 +50,13 @@ def _fit(path: Path, data: Path) -> None:
 
 def _train(path: Path, data: Path) -> None:
     settings = {"resolution": 64, "num_select": 20, "pretrain_weights": None, "num_classes": 3}
-    RFDETRPico(**settings).train(dataset_dir=data, output_dir=path.parent / "out", resume=str(path), num_workers=0)
+    RFDETRMini(**settings).train(dataset_dir=data, output_dir=path.parent / "out", resume=str(path), num_workers=0)
 
 
 PLACES: dict[str, Callable[[Path, Path], object]] = {
-    "pretrain_weights": lambda path, data: RFDETRPico(pretrain_weights=path),
+    "pretrain_weights": lambda path, data: RFDETRMini(pretrain_weights=path),
     "from_checkpoint": lambda path, data: RFDETR.from_checkpoint(path),
-    "module": lambda path, data: RFDETRModule(RFDETRPicoConfig(pretrain_weights=path), TrainConfig(dataset_dir=data)),
+    "module": lambda path, data: RFDETRModule(RFDETRMiniConfig(pretrain_weights=path), TrainConfig(dataset_dir=data)),
     "resume": _train,
     "ckpt_path": _fit,
     "convert_legacy_checkpoint": lambda path, data: convert_legacy_checkpoint(path, path.with_name("new.ckpt")),

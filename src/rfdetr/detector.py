@@ -237,10 +237,10 @@ class RFDETR:
         self.model.optimize(wanted, compile)
 
 
-class RFDETRPico(RFDETR):
+class RFDETRMini(RFDETR):
     """Under 3 M parameters, 256 pixels; its weights come with the package."""
 
-    config_class = configs.RFDETRPicoConfig
+    config_class = configs.RFDETRMiniConfig
 
 
 class RFDETRNano(RFDETR):
@@ -279,10 +279,10 @@ class RFDETRLargeDeprecated(RFDETR):
     config_class = configs.RFDETRLargeDeprecatedConfig
 
 
-class RFDETRSegPico(RFDETR):
+class RFDETRSegMini(RFDETR):
     """Instance segmentation, 3 M parameters, 256 pixels; weights come with the package."""
 
-    config_class = configs.RFDETRSegPicoConfig
+    config_class = configs.RFDETRSegMiniConfig
 
 
 class RFDETRSegNano(RFDETR):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from rfdetr.cli import main
 from rfdetr.cli.options import dashed, field_notes, read_config_file, split_settings
-from rfdetr.config import ModelConfig, RFDETRPicoConfig, SegmentationTrainConfig
+from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig
 from rfdetr.models.build import build_detector
 from rfdetr.weights.writing import save_checkpoint
 
@@ -25,10 +25,10 @@ FAST = ["--resolution=96", "--pretrain-weights=none", "--num-select=40", "--num-
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    config = RFDETRPicoConfig(pretrain_weights=None, resolution=96, num_classes=3, num_select=40)
+    config = RFDETRMiniConfig(pretrain_weights=None, resolution=96, num_classes=3, num_select=40)
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "pico.pth", build_detector(config).state_dict(), config, ["blue", "green", "red"])
-    return tmp_path / "pico.pth"
+    save_checkpoint(tmp_path / "mini.pth", build_detector(config).state_dict(), config, ["blue", "green", "red"])
+    return tmp_path / "mini.pth"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -46,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         (["train", "data", "--epochs=many"], "epochs: Input should be a valid integer"),
         (["train", "data", "--lr=-1"], "lr: Input should be greater than 0"),
         (["train", "data", "--model=nanoo"], "did you mean 'nano'?"),
-        (["train", "data", "--model=pico", "--resolution=100"], "resolution 100 is not a multiple"),
+        (["train", "data", "--model=mini", "--resolution=100"], "resolution 100 is not a multiple"),
         (["train"], "which folder"),
         (["predict", "weights.pth"], "which images?"),
         (["evaluate", "weights.pth"], "requires an argument"),
@@ -66,7 +66,7 @@ def test_files_that_cannot_be_used_are_one_line_and_code_2(tmp_path: Path, capsy
         ["info", tmp_path / "broken.pth"],
         ["info", tmp_path],
         ["predict", "absent.pth", tmp_path / "*.jpg"],
-        ["train", tmp_path / "nowhere", "--model=pico", *FAST],
+        ["train", tmp_path / "nowhere", "--model=mini", *FAST],
     ):
         code, _, err = run(capsys, *arguments)
         assert code == 2 and err.startswith("rfdetr: ") and err.count("\n") == 1, arguments
@@ -111,7 +111,7 @@ def test_settings_are_split_and_typos_answered() -> None:
 def test_train_takes_options_over_the_file_over_defaults(
     tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "run.yaml").write_text("model: pico\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5.0e-4\n")
+    (tmp_path / "run.yaml").write_text("model: mini\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5.0e-4\n")
     out = tmp_path / "out"
     arguments = ["train", tiny_coco, "--config", tmp_path / "run.yaml", "epochs=1", f"output_dir={out}", *FAST]
     code, printed, err = run(capsys, *arguments)
@@ -119,10 +119,10 @@ def test_train_takes_options_over_the_file_over_defaults(
     written = yaml.safe_load((out / "config.yaml").read_text())
     train = written["train"]
     assert (train["epochs"], train["batch_size"], train["lr"], train["lr_encoder"]) == (1, 3, 5e-4, 1.5e-4)
-    assert written["model"]["resolution"] == 96 and written["model"]["encoder"] == "dinov2_windowed_pico"
+    assert written["model"]["resolution"] == 96 and written["model"]["encoder"] == "dinov2_windowed_mini"
     assert "Training plan" in printed and "Training finished" in printed
     again = read_config_file(out / "config.yaml")  # what a run leaves can start the next one
-    assert again.pop("model") == "pico" and split_settings(again) == (written["model"], train)
+    assert again.pop("model") == "mini" and split_settings(again) == (written["model"], train)
     assert main(["info", str(out / "checkpoint_best_total.pth")]) == 0
     assert "blue, green, red" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfdetr.config import RFDETRPicoConfig
+from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data import check, doctor
 from rfdetr.data.doctor import Report
 from rfdetr.data.findings import RULES, DatasetError, Findings
@@ -46,7 +46,7 @@ def edited(root: Path, split: str = "train") -> Iterator[Content]:
 
 
 def look(root: Path) -> Report:
-    return check(root, model=RFDETRPicoConfig(), processes=1)
+    return check(root, model=RFDETRMiniConfig(), processes=1)
 
 
 def rules_of(report: Report, *severities: str) -> set[str]:
@@ -314,7 +314,7 @@ def test_more_objects_than_queries_and_a_rare_class(damaged: Path) -> None:
         content["annotations"] = [many, others[0]]
         content["annotations"] += [
             {**many, "id": 5000 + i, "bbox": [i % 100, i // 100, 30, 30]}
-            for i in range(RFDETRPicoConfig().num_queries * 12)
+            for i in range(RFDETRMiniConfig().num_queries * 12)
         ]
     report = look(damaged)
     assert report.of("objects-over-queries")[0].record == "000000.jpg"

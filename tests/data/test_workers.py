@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 TRAIN = """
-from rfdetr import RFDETRPico
+from rfdetr import RFDETRMini
 from rfdetr.evaluation import plots
 
 plots.plot_metrics = plots.plot_history = lambda *_: None  # drawing takes longer than the rest
@@ -21,7 +21,7 @@ def train(dataset, output):
         "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
         "num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3, "pretrain_weights": None,
     }}
-    RFDETRPico(**tiny).train(
+    RFDETRMini(**tiny).train(
         dataset_dir=dataset, output_dir=output, epochs=1, batch_size=3, grad_accum_steps=1, num_workers=1,
         multi_scale=False, run_test=False, use_ema=False,
     )

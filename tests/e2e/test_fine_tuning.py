@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rfdetr import RFDETR, RFDETRPico
+from rfdetr import RFDETR, RFDETRMini
 
 TINY = {
     "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
@@ -23,7 +23,7 @@ def test_a_detector_learns_and_goes_on_learning(make_tiny_coco: Callable[..., Pa
         "dataset_dir": dataset, "output_dir": tmp_path / "out", "batch_size": 4, "grad_accum_steps": 1, "lr": 2e-3,
         "lr_encoder": 1e-3, "clip_max_norm": 1.0, "multi_scale": False, "num_workers": 0, "seed": 0, "eval_interval": 5,
     }  # fmt: skip
-    RFDETRPico(**TINY).train(epochs=10, **settings)
+    RFDETRMini(**TINY).train(epochs=10, **settings)
     records = read_log(tmp_path / "out")
     assert records[-1]["train/loss"] < 0.8 * records[0]["train/loss"]
 
@@ -35,7 +35,7 @@ def test_a_detector_learns_and_goes_on_learning(make_tiny_coco: Callable[..., Pa
         written = results["splits"][split]["overall"]
         assert figures == pytest.approx({name: written[name] for name in figures})
 
-    RFDETRPico(**TINY).train(epochs=12, resume="last", **{**settings, "eval_interval": 12})
+    RFDETRMini(**TINY).train(epochs=12, resume="last", **{**settings, "eval_interval": 12})
     assert [record["epoch"] for record in read_log(tmp_path / "out")] == list(range(12))
 
 

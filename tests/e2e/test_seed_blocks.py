@@ -165,7 +165,7 @@ trainer.fit(module, datamodule)
 class SmallMedium(RFDETRMediumConfig):
     """The Medium in everything but its size."""
 
-    encoder: Any = "dinov2_windowed_pico"
+    encoder: Any = "dinov2_windowed_mini"
     out_feature_indexes: list[int] = [1, 3, 5]
     resolution: int = 64
     hidden_dim: int = 32

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr import RFDETR, RFDETRPico, RFDETRSegPico
-from rfdetr.config import RFDETRSegPicoConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
+from rfdetr.config import RFDETRSegMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 from rfdetr.weights.names import to_published
 
@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 SHORT: dict[str, Any] = {"epochs": 1, "batch_size": 2, "grad_accum_steps": 1, "num_workers": 0, "seed": 3}
 COUNTS = {"train": 4, "valid": 4}
-DETECTOR = "rf-detr-pico.safetensors"
+DETECTOR = "rf-detr-mini.safetensors"
 
 
 def outlined_coco(root: Path) -> Path:
@@ -71,7 +71,7 @@ def coco(make_tiny_coco: Callable[..., Path]) -> Path:
 
 
 def test_train_leaves_masks_metrics_and_a_file_that_predicts_them(dataset: Path, tmp_path: Path) -> None:
-    model = RFDETRSegPico(**TINY)
+    model = RFDETRSegMini(**TINY)
     run = tmp_path / "run"
     model.train(dataset_dir=dataset, output_dir=run, mask_dice_loss_coef=4.0, **SHORT)
     record = json.loads((run / "log.txt").read_text().splitlines()[-1])
@@ -82,7 +82,7 @@ def test_train_leaves_masks_metrics_and_a_file_that_predicts_them(dataset: Path,
     assert "mask_dice_loss_coef: 4.0" in (run / "config.yaml").read_text()
 
     again = RFDETR.from_checkpoint(run / "checkpoint_best_total.pth")
-    assert type(again) is RFDETRSegPico and again.class_names == ["blue", "green", "red"]
+    assert type(again) is RFDETRSegMini and again.class_names == ["blue", "green", "red"]
     image = next(path for path in sorted(dataset.rglob("*")) if path.suffix in (".jpg", ".png"))
     found = again.predict(image, threshold=0.0)
     assert np.asarray(found.mask).shape == (len(found), *Image.open(image).size[::-1])
@@ -93,7 +93,7 @@ def test_train_leaves_masks_metrics_and_a_file_that_predicts_them(dataset: Path,
 @pytest.mark.parametrize("config_class", [TrainConfig, SegmentationTrainConfig])
 def test_the_three_objects_train_masks_with_either_configuration(config_class: type[TrainConfig], coco: Path) -> None:
     train_config = config_class(dataset_dir=coco, **SHORT)
-    model_config = RFDETRSegPicoConfig(**TINY, num_classes=3)
+    model_config = RFDETRSegMiniConfig(**TINY, num_classes=3)
     module = RFDETRModule(model_config, train_config)
     before = {name: weight.clone() for name, weight in module.model.segmentation_head.state_dict().items()}
     trainer = build_trainer(train_config, model_config, fast_dev_run=2)
@@ -106,24 +106,24 @@ def test_the_three_objects_train_masks_with_either_configuration(config_class: t
 
 def test_the_bundled_weights_fill_the_whole_model(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    model = RFDETRSegPico()
+    model = RFDETRSegMini()
     assert "random" not in caplog.text and "adapted 0 tensors" in caplog.text
-    assert len(model.class_names) == len(RFDETRPico().class_names)
+    assert len(model.class_names) == len(RFDETRMini().class_names)
     head = model.model.model.segmentation_head.state_dict()
     assert all(weight.float().std() > 0 for name, weight in head.items() if name.endswith("weight"))
 
 
 def test_weights_of_a_detector_start_a_segmentation_model(caplog: pytest.LogCaptureFixture, coco: Path) -> None:
     caplog.set_level(logging.INFO)
-    model = RFDETRSegPico(pretrain_weights=DETECTOR)
+    model = RFDETRSegMini(pretrain_weights=DETECTOR)
     assert "tensors of the segmentation head random: the file is of a model without one" in caplog.text
-    assert model.model_config.segmentation_head and not RFDETRPico().model_config.segmentation_head
-    detector = to_published(RFDETRPico().model.model.state_dict())
+    assert model.model_config.segmentation_head and not RFDETRMini().model_config.segmentation_head
+    detector = to_published(RFDETRMini().model.model.state_dict())
     segmenter = to_published(model.model.model.state_dict())
     assert {name for name in segmenter if name not in detector} == {n for n in segmenter if "segmentation_head" in n}
     assert all(torch.equal(segmenter[name], weight) for name, weight in detector.items())
     module = RFDETRModule(
-        RFDETRSegPicoConfig(pretrain_weights=DETECTOR), SegmentationTrainConfig(dataset_dir=coco, seed=1)
+        RFDETRSegMiniConfig(pretrain_weights=DETECTOR), SegmentationTrainConfig(dataset_dir=coco, seed=1)
     )
     assert torch.equal(module.model.query_content, model.model.model.query_content.cpu())
 
@@ -131,7 +131,7 @@ def test_weights_of_a_detector_start_a_segmentation_model(caplog: pytest.LogCapt
 def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_path: Path) -> None:
     heads = []
     for run in ("a", "b"):
-        model = RFDETRSegPico(
+        model = RFDETRSegMini(
             resolution=64, pretrain_weights=DETECTOR
         )  # its head was drawn from whatever the process had drawn before
         model.train(dataset_dir=coco, output_dir=tmp_path / run, multi_scale=False, run_test=False, **SHORT)
@@ -142,6 +142,6 @@ def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_pat
 
 def test_settings_of_masks_are_no_settings_of_a_detector(coco: Path) -> None:
     with pytest.raises(ValueError, match="TrainConfig has no field 'mask_ce_loss_coef'"):
-        RFDETRPico(**TINY).train(dataset_dir=coco, mask_ce_loss_coef=1.0)
+        RFDETRMini(**TINY).train(dataset_dir=coco, mask_ce_loss_coef=1.0)
     with pytest.raises(ValueError, match="did you mean 'mask_ce_loss_coef'"):
-        RFDETRSegPico(**TINY).train(dataset_dir=coco, mask_ce_los_coef=1.0)
+        RFDETRSegMini(**TINY).train(dataset_dir=coco, mask_ce_los_coef=1.0)

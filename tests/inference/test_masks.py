@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pycocotools import mask as mask_api
 
 from rfdetr.cli.predict import _record
-from rfdetr.config import RFDETRSegPicoConfig
+from rfdetr.config import RFDETRSegMiniConfig
 from rfdetr.evaluation.pictures import draw
 from rfdetr.inference import masks as masks_module
 from rfdetr.inference.masks import DENSE_PIXELS, build_masks
@@ -22,7 +22,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    config = RFDETRSegPicoConfig(pretrain_weights=None, resolution=64, num_classes=2, num_select=20)
+    config = RFDETRSegMiniConfig(pretrain_weights=None, resolution=64, num_classes=2, num_select=20)
     torch.manual_seed(0)
     model = build_detector(config)
     return Predictor(model, resolution=64, num_select=20, labels={0: "cat", 1: "dog"}, device=torch.device("cpu"))

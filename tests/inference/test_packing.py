@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rfdetr.config import RFDETRPicoConfig
+from rfdetr.config import RFDETRMiniConfig
 from rfdetr.inference.packing import PackedLinear, can_pack, pack_linears
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
@@ -29,7 +29,7 @@ def test_a_packed_layer_is_the_layer_and_its_activation() -> None:
 @torch.inference_mode()
 def test_a_packed_network_is_as_near_to_float32_as_the_plain_one() -> None:
     torch.manual_seed(0)
-    exact = build_detector(RFDETRPicoConfig(pretrain_weights=None, resolution=96, num_classes=3)).eval()
+    exact = build_detector(RFDETRMiniConfig(pretrain_weights=None, resolution=96, num_classes=3)).eval()
     exact.query_content.copy_(exact.query_content[0].clone())  # so that it does not matter which query gets which cell
     plain = copy.deepcopy(exact).bfloat16()
     packed = copy.deepcopy(plain)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr.config import RFDETRPicoConfig
+from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.transforms import EvaluationView
@@ -29,7 +29,7 @@ IMAGES = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
 
 def build(labels: dict[int, str], **changes: object) -> Predictor:
     settings = {"pretrain_weights": None, "resolution": SIDE, "num_classes": 3, "num_select": 30, **changes}
-    config = RFDETRPicoConfig(**settings)
+    config = RFDETRMiniConfig(**settings)
     torch.manual_seed(0)
     model = build_detector(config)
     return Predictor(model, resolution=SIDE, num_select=config.num_select, labels=labels, device=CPU)

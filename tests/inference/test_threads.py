@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfdetr import RFDETR, RFDETRPico
+from rfdetr import RFDETR, RFDETRMini
 
 THREADS = 6
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ IMAGES = [RNG.integers(0, 256, (40 + 3 * i, 70 - i, 3), dtype=np.uint8) for i in
 @pytest.fixture(scope="module")
 def detector() -> RFDETR:
     torch.manual_seed(0)
-    return RFDETRPico(pretrain_weights=None, resolution=64, num_classes=3, num_select=20, device="cpu")
+    return RFDETRMini(pretrain_weights=None, resolution=64, num_classes=3, num_select=20, device="cpu")
 
 
 def at_once(call: Callable[[int], Any], count: int) -> list[Any]:
@@ -77,8 +77,8 @@ def test_optimising_meanwhile_gives_each_batch_one_network_or_the_other(detector
 def test_the_first_use_may_be_in_several_threads() -> None:
     program = """
 import threading, warnings, numpy, torch
-from rfdetr import RFDETRPico
-detector = RFDETRPico(pretrain_weights=None, resolution=64, num_classes=3, num_select=20, device="cpu")
+from rfdetr import RFDETRMini
+detector = RFDETRMini(pretrain_weights=None, resolution=64, num_classes=3, num_select=20, device="cpu")
 before, found, start = list(warnings.filters), [], threading.Barrier(6)
 def run():
     start.wait()

@@ -15,7 +15,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.weights.names import from_published, to_published
 
 LAYOUTS = json.loads((Path(__file__).parents[1] / "golden" / "layouts.json").read_text())
-PUBLISHED = {name: cls for name, cls in VARIANTS.items() if "pico" not in name}
+PUBLISHED = {name: cls for name, cls in VARIANTS.items() if "mini" not in name}
 
 
 @pytest.mark.parametrize("config_class", PUBLISHED.values(), ids=PUBLISHED)
@@ -40,7 +40,7 @@ def test_published_configuration(config_class: type[ModelConfig]) -> None:
     assert config.position_grid == published["positional_encoding_size"]
 
 
-@pytest.mark.parametrize(("name", "most"), [("pico", 3_000_000), ("seg-pico", 3_200_000)])
+@pytest.mark.parametrize(("name", "most"), [("mini", 3_000_000), ("seg-mini", 3_200_000)])
 def test_ours_stay_small(name: str, most: int) -> None:
     with torch.device("meta"):
         detector = build_detector(VARIANTS[name]())

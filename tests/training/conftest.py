@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytorch_lightning as pl
 
-from rfdetr.config import ModelConfig, RFDETRPicoConfig, TrainConfig
+from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 
@@ -51,7 +51,7 @@ def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def tiny_model() -> Callable[..., ModelConfig]:
-    return lambda **changes: RFDETRPicoConfig(**{**TINY, **changes})
+    return lambda **changes: RFDETRMiniConfig(**{**TINY, **changes})
 
 
 @pytest.fixture

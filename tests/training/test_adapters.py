@@ -162,10 +162,10 @@ def test_the_face_trains_with_adapters_and_predicts(
     tiny_model: Callable[..., Any], train_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("peft")
-    from rfdetr import RFDETRPico
+    from rfdetr import RFDETRMini
 
     settings = tiny_model().model_dump() | LORA | {"device": "cpu"}
-    model = RFDETRPico(**settings)
+    model = RFDETRMini(**settings)
     model.train(**train_config(epochs=1).model_dump())
     assert not adapted(model.model.model)
     assert model.predict(torch.zeros(3, 64, 64), threshold=0.0) is not None

@@ -97,7 +97,7 @@ def test_a_drawn_seed_is_resumed_too(make_run: Callable[..., Any]) -> None:
 def test_last_ckpt_names_the_model_and_its_classes(make_run: Callable[..., Any]) -> None:
     content = torch.load(make_run(epochs=1).fit().output / "last.ckpt", weights_only=True)
     assert content["args"]["class_names"] == ["blue", "green", "red"]
-    assert content["args"]["variant"] == "pico"
+    assert content["args"]["variant"] == "mini"
     assert content["seed"] == 7
 
 

@@ -63,7 +63,7 @@ def head_rate(trainer: Any) -> float:
 
 
 def steps_from_the_output(name: str) -> int | None:
-    """Decays of the rate of one of the Pico's encoder weights; None outside of the encoder."""
+    """Decays of the rate of one of the Mini's encoder weights; None outside of the encoder."""
     part, *rest = name.split(".")
     if part != "encoder":
         return None

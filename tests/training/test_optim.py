@@ -70,14 +70,14 @@ def test_rates_of_the_nano(name: str, group: str, lr: float, decay: float) -> No
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
-    detector = build_detector(VARIANTS["pico"](pretrain_weights=None))
+    detector = build_detector(VARIANTS["mini"](pretrain_weights=None))
     detector.encoder.requires_grad_(False)
     groups = parameter_groups(detector, **RATES)
     assert {group["name"] for group in groups} == {"decoder", "head"}
 
 
 def test_groups_build_a_fused_adamw_that_keeps_their_names() -> None:
-    detector = build_detector(VARIANTS["pico"](pretrain_weights=None))
+    detector = build_detector(VARIANTS["mini"](pretrain_weights=None))
     optimizer = torch.optim.AdamW(parameter_groups(detector, **RATES), fused=True)
     assert {"decoder", "head", "encoder.block0.no_decay"} <= {group["name"] for group in optimizer.param_groups}
 

@@ -11,7 +11,7 @@ from rfdetr.training.plan import run_summary, training_plan
 def test_the_plan_counts_what_fit_will_do(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=3)
     plan = dict(training_plan(run.module, run.datamodule, run.trainer))
-    assert plan["model"].startswith("pico, ")
+    assert plan["model"].startswith("mini, ")
     assert plan["weights"] == "random"
     assert "6 train, 4 valid, 3 test images" in plan["data"]
     assert plan["classes"] == "3: blue, green, red"

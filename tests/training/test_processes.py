@@ -21,7 +21,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.training.processes import LossMean, ShardedStrategy, is_sharded, process_settings
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
-PICO = {"resolution": 96, "num_classes": 3, "num_queries": 50, "num_select": 50, "amp": False}
+MINI = {"resolution": 96, "num_classes": 3, "num_queries": 50, "num_select": 50, "amp": False}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 LIMIT_S = 280
 
@@ -55,7 +55,7 @@ def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Calla
             "dataset_dir": str(dataset), "output_dir": str(output), "epochs": 2, "batch_size": 1, "accelerator": "cpu",
             "grad_accum_steps": 1, "num_workers": 0, "seed": 7, "lr": 1e-5, "lr_encoder": 1e-5, **train,
         }  # fmt: skip
-        content = {"model": PICO, "train": config, "trainer": trainer, "validate": False, **(settings or {})}
+        content = {"model": MINI, "train": config, "trainer": trainer, "validate": False, **(settings or {})}
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, str(SCRIPT), json.dumps(content)], capture_output=True, text=True, timeout=LIMIT_S,
@@ -148,7 +148,7 @@ def test_sharded_processes_train_as_one_does_and_leave_whole_files(
     np.testing.assert_array_equal(found[0].xyxy, found[1].xyxy)
 
 
-@pytest.mark.parametrize("variant", ["base", "pico", "seg-nano"])
+@pytest.mark.parametrize("variant", ["base", "mini", "seg-nano"])
 def test_every_trained_parameter_gets_a_gradient_from_a_batch_without_objects(variant: str) -> None:
     """DDP waits for the gradient of every parameter on every rank."""
     config = VARIANTS[variant](pretrain_weights=None, num_classes=2, num_queries=4, num_select=4, group_detr=2)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from rfdetr import config as configs
-from rfdetr.config import VARIANTS, RFDETRMediumConfig, RFDETRNanoConfig, RFDETRPicoConfig, variant_name
+from rfdetr.config import VARIANTS, RFDETRMediumConfig, RFDETRMiniConfig, RFDETRNanoConfig, variant_name
 from rfdetr.models.build import build_detector
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint, CheckpointError, read_checkpoint
 from rfdetr.weights.writing import checkpoint_args, save_checkpoint
 
-PUBLISHED_VARIANTS = [cls.__name__ for name, cls in VARIANTS.items() if "pico" not in name]
+PUBLISHED_VARIANTS = [cls.__name__ for name, cls in VARIANTS.items() if "mini" not in name]
 
 
 def _expected(cls: str, path: Path) -> configs.ModelConfig:
@@ -113,7 +113,7 @@ def test_resolution_follows_from_another_grid_where_nothing_is_said() -> None:
 )
 def test_class_names_are_a_list_or_a_map_of_the_right_length(stored: Any, expected: list[str] | None) -> None:
     with torch.device("meta"):
-        state = to_published(build_detector(RFDETRPicoConfig(num_classes=2)).state_dict())
+        state = to_published(build_detector(RFDETRMiniConfig(num_classes=2)).state_dict())
     _, names = config_from_checkpoint(Checkpoint(Path("a"), state, {"class_names": stored}))
     assert names == expected
 

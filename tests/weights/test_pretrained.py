@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rfdetr.config import RFDETRNanoConfig, RFDETRPicoConfig
+from rfdetr.config import RFDETRMiniConfig, RFDETRNanoConfig
 from rfdetr.models.build import build_detector
 from rfdetr.weights import pretrained
 from rfdetr.weights.download import DownloadError
@@ -48,19 +48,19 @@ def test_a_missing_bundled_file_is_a_clear_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_none_leaves_random_weights() -> None:
-    config = RFDETRPicoConfig(pretrain_weights=None)
+    config = RFDETRMiniConfig(pretrain_weights=None)
     assert load_pretrained(build_detector(config), config) is None
 
 
 def test_loading_is_told_in_three_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = RFDETRPicoConfig(num_classes=2)
+    source = RFDETRMiniConfig(num_classes=2)
     path = tmp_path / "mine.safetensors"
     save_safetensors(path, build_detector(source).state_dict(), source, ["cat", "dog"], dtype=torch.float16)
-    config = RFDETRPicoConfig(num_classes=5, pretrain_weights=str(path))
+    config = RFDETRMiniConfig(num_classes=5, pretrain_weights=str(path))
     with caplog.at_level(logging.INFO, logger="rfdetr"):
         meta = load_pretrained(build_detector(config), config)
     assert meta is not None
-    assert (meta.path, meta.class_names, meta.args["variant"]) == (path, ["cat", "dog"], "pico")
+    assert (meta.path, meta.class_names, meta.args["variant"]) == (path, ["cat", "dog"], "mini")
     assert [record.getMessage().split(" tensors")[0] for record in caplog.records] == [
         f"mine.safetensors: loaded {len(meta.report.loaded)}",
         f"mine.safetensors: adapted {2 + 2 * config.group_detr}",

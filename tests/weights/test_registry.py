@@ -18,4 +18,4 @@ def test_registry_is_the_published_list_without_key_points(golden_dir: Path) -> 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_starts_from_a_known_file(variant: str) -> None:
     name = VARIANTS[variant]().pretrain_weights
-    assert name in (BUNDLED if variant.endswith("pico") else PUBLISHED)
+    assert name in (BUNDLED if variant.endswith("mini") else PUBLISHED)

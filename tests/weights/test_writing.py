@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from rfdetr.config import RFDETRPicoConfig
+from rfdetr.config import RFDETRMiniConfig
 from rfdetr.weights.names import to_published
 from rfdetr.weights.writing import atomic_write, save_checkpoint, save_safetensors
 
@@ -75,9 +75,9 @@ def test_checkpoint_is_read_by_plain_torch_with_published_names(tmp_path: Path, 
 
 
 def test_checkpoint_names_the_variant(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.pth", {}, RFDETRPicoConfig(), None)
+    save_checkpoint(tmp_path / "a.pth", {}, RFDETRMiniConfig(), None)
     args = torch.load(tmp_path / "a.pth", weights_only=True)["args"]
-    assert (args["variant"], args["class_names"]) == ("pico", None)
+    assert (args["variant"], args["class_names"]) == ("mini", None)
 
 
 def test_views_are_written_alone_not_with_what_they_look_into(tmp_path: Path, tiny: Any) -> None:

@@ -37,7 +37,7 @@ def train(
     dataset
         Folder with the labelled images.
     model
-        Variant: pico, nano, small, medium, large, ... Without it, the variant of --pretrain-weights, or nano.
+        Variant: mini, nano, small, medium, large, ... Without it, the variant of --pretrain-weights, or nano.
     config
         YAML file with any of these options, `name: value`; options given here win over it.
     """

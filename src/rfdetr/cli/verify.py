@@ -8,7 +8,7 @@ from rfdetr.cli.options import known_model
 
 
 def verify_resume(
-    dataset: Path, /, *, model: str = "pico", kills: int = 5, num_workers: int = 0, seed: int = 0
+    dataset: Path, /, *, model: str = "mini", kills: int = 5, num_workers: int = 0, seed: int = 0
 ) -> None:
     """Train a little, once undisturbed and once killed at random moments and resumed, and compare all files.
 

@@ -18,7 +18,7 @@ class EncoderDims(NamedTuple):
 
 
 ENCODERS: dict[str, EncoderDims] = {
-    "pico": EncoderDims(width=160, depth=5, heads=5),
+    "mini": EncoderDims(width=160, depth=5, heads=5),
     "small": EncoderDims(width=384, depth=12, heads=6),
     "base": EncoderDims(width=768, depth=12, heads=12),
 }
@@ -26,7 +26,7 @@ PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
 MAX_RESOLUTION = 8192
 
 EncoderName = Literal[
-    "dinov2_windowed_pico",
+    "dinov2_windowed_mini",
     "dinov2_windowed_small",
     "dinov2_windowed_base",
     "dinov2_registers_windowed_small",

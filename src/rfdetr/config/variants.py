@@ -8,10 +8,10 @@ from rfdetr.config.fields import PathText, PositiveInt
 from rfdetr.config.model import EncoderName, ModelConfig
 
 
-class RFDETRPicoConfig(ModelConfig):
+class RFDETRMiniConfig(ModelConfig):
     """Ours: under 3 M parameters, for laptops, tests and very small devices. Weights come with the package."""
 
-    encoder: EncoderName = "dinov2_windowed_pico"
+    encoder: EncoderName = "dinov2_windowed_mini"
     out_feature_indexes: list[int] = [1, 3, 5]
     resolution: PositiveInt = 256
     hidden_dim: PositiveInt = 128
@@ -20,7 +20,7 @@ class RFDETRPicoConfig(ModelConfig):
     num_queries: PositiveInt = 100
     num_select: PositiveInt = 100
     group_detr: PositiveInt = 3
-    pretrain_weights: PathText | None = "rf-detr-pico.safetensors"
+    pretrain_weights: PathText | None = "rf-detr-mini.safetensors"
 
 
 class RFDETRNanoConfig(ModelConfig):
@@ -77,11 +77,11 @@ class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):
     pretrain_weights: PathText | None = "rf-detr-large.pth"
 
 
-class RFDETRSegPicoConfig(RFDETRPicoConfig):
-    """Ours: instance segmentation on the Pico. Weights come with the package."""
+class RFDETRSegMiniConfig(RFDETRMiniConfig):
+    """Ours: instance segmentation on the Mini. Weights come with the package."""
 
     segmentation_head: bool = True
-    pretrain_weights: PathText | None = "rf-detr-seg-pico.safetensors"
+    pretrain_weights: PathText | None = "rf-detr-seg-mini.safetensors"
 
 
 class RFDETRSegNanoConfig(ModelConfig):
@@ -149,14 +149,14 @@ class RFDETRSegPreviewConfig(RFDETRSegSmallConfig):
 
 
 VARIANTS: dict[str, type[ModelConfig]] = {
-    "pico": RFDETRPicoConfig,
+    "mini": RFDETRMiniConfig,
     "nano": RFDETRNanoConfig,
     "small": RFDETRSmallConfig,
     "medium": RFDETRMediumConfig,
     "large": RFDETRLargeConfig,
     "base": RFDETRBaseConfig,
     "large-deprecated": RFDETRLargeDeprecatedConfig,
-    "seg-pico": RFDETRSegPicoConfig,
+    "seg-mini": RFDETRSegMiniConfig,
     "seg-nano": RFDETRSegNanoConfig,
     "seg-small": RFDETRSegSmallConfig,
     "seg-medium": RFDETRSegMediumConfig,

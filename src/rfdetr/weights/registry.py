@@ -38,5 +38,5 @@ PUBLISHED: dict[str, PublishedFile] = {
 }
 """By name; besides the variants' files, two more of the base model: another training and Objects365."""
 
-BUNDLED: frozenset[str] = frozenset({"rf-detr-pico.safetensors", "rf-detr-seg-pico.safetensors"})
+BUNDLED: frozenset[str] = frozenset({"rf-detr-mini.safetensors", "rf-detr-seg-mini.safetensors"})
 """Files that come with the package."""

@@ -41,7 +41,7 @@ def test_the_configuration_can_be_trained_again(make_run: Callable[..., Any]) ->
     content = yaml.safe_load((run.output / "config.yaml").read_text())
     assert content["train"]["seed"] == run.module.seed
     assert content["class_names"] == ["blue", "green", "red"]
-    assert content["variant"] == "pico"
+    assert content["variant"] == "mini"
     again = TrainConfig(**{**content["train"], "seed": None})
     assert again == run.module.train_config
     assert type(run.module.model_config)(**content["model"]) == run.module.model_config

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from rfdetr.config import RFDETRPicoConfig, TrainConfig
+from rfdetr.config import RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 from rfdetr.training.callbacks import FaultsCallback
@@ -17,7 +17,7 @@ if __name__ == "__main__":
     plots.plot_metrics = plots.plot_history = lambda *_: None
     settings = json.loads(sys.argv[1])
     config = TrainConfig(**settings["train"])
-    model_config = RFDETRPicoConfig(**settings["model"])
+    model_config = RFDETRMiniConfig(**settings["model"])
     module = RFDETRModule(model_config, config)
     whole = module.compute_losses
     rank = int(os.environ["RANK"])

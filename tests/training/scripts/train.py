@@ -6,7 +6,7 @@ import sys
 
 import pytorch_lightning as pl
 
-from rfdetr.config import RFDETRPicoConfig, TrainConfig
+from rfdetr.config import RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETREMACallback, RFDETRModule, build_trainer
 
@@ -51,7 +51,7 @@ class Watch(pl.Callback):
             seen["checksums"][name] = [float(tensor.detach().double().sum()) for tensor in tensors]
 
 
-model_config = RFDETRPicoConfig(**settings["model"])
+model_config = RFDETRMiniConfig(**settings["model"])
 train_config = TrainConfig(**settings["train"])
 module = RFDETRModule(model_config, train_config)
 datamodule = RFDETRDataModule(model_config, train_config)

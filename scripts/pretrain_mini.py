@@ -1,7 +1,7 @@
-"""Pre-trains RFDETRPico on synthetic scenes: makes src/rfdetr/weights/rf-detr-pico.safetensors.
+"""Pre-trains RFDETRMini on synthetic scenes: makes src/rfdetr/weights/rf-detr-mini.safetensors.
 
-    python scripts/pretrain_pico.py --minutes 120
-    python scripts/pretrain_pico.py --minutes 45 --masks --lr 5e-4   # RFDETRSegPico, from those
+    python scripts/pretrain_mini.py --minutes 120
+    python scripts/pretrain_mini.py --minutes 45 --masks --lr 5e-4   # RFDETRSegMini, from those
 
 Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each share a step: they
 average their gradients once, where one process of two threads would meet at every operation. The learning rate follows
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from rfdetr.config import ModelConfig, RFDETRPicoConfig, RFDETRSegPicoConfig
+from rfdetr.config import ModelConfig, RFDETRMiniConfig, RFDETRSegMiniConfig
 from rfdetr.data.images import normalize
 from rfdetr.data.synthetic import PRETRAIN_CLASSES
 from rfdetr.data.synthetic_scenes import render_scene
@@ -47,7 +47,7 @@ from rfdetr.weights.writing import atomic_write, save_safetensors
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights"
 HELD_OUT_SEED = 1_000_003
-LOG = logging.getLogger("pretrain_pico")
+LOG = logging.getLogger("pretrain_mini")
 
 FIRST_KINDS = ("disc", "square", "triangle", "star-5", "ring", "plus", "arrow", "gear", "spiral", "drop", "8", "A")
 MORE_KINDS = (
@@ -180,8 +180,8 @@ class Pretraining:
         self.options, self.rank = options, rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.levels = MASK_LEVELS if options.masks else LEVELS
-        start = "rf-detr-pico.safetensors" if options.masks else None
-        config_class = RFDETRSegPicoConfig if options.masks else RFDETRPicoConfig
+        start = "rf-detr-mini.safetensors" if options.masks else None
+        config_class = RFDETRSegMiniConfig if options.masks else RFDETRMiniConfig
         self.config = config_class(num_classes=len(PRETRAIN_CLASSES), pretrain_weights=start)
         self.detector = build_detector(self.config).to(self.device)
         mimic_trained(self.detector.encoder)
@@ -294,7 +294,7 @@ class Pretraining:
             if name not in ("state", "output", "log_every")
         }
         notes = {
-            "made_by": "scripts/pretrain_pico.py on rfdetr.data.synthetic scenes",
+            "made_by": "scripts/pretrain_mini.py on rfdetr.data.synthetic scenes",
             "steps": self.step,
             "images": self.images,
             "levels": [level._asdict() for level in self.levels],
@@ -394,7 +394,7 @@ def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120, help="time to train, all runs of a state together")
-    parser.add_argument("--masks", action="store_true", help="RFDETRSegPico, from the weights of RFDETRPico")
+    parser.add_argument("--masks", action="store_true", help="RFDETRSegMini, from the weights of RFDETRMini")
     parser.add_argument("--output", type=Path, help="file to write; the package's own unless given")
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
     parser.add_argument("--seed", type=int, default=0)
@@ -411,7 +411,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--report-minutes", type=float, default=5)
     parser.add_argument("--log-every", type=int, default=100)
     options = parser.parse_args()
-    options.output = options.output or WEIGHTS / f"rf-detr-{'seg-' * options.masks}pico.safetensors"
+    options.output = options.output or WEIGHTS / f"rf-detr-{'seg-' * options.masks}mini.safetensors"
     return options
 
 
