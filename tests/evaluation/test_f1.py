@@ -109,7 +109,7 @@ def test_confusion_equals_the_slow_way(made, sets, threshold):
         expected[side - 1 if true is None else true, side - 1 if guess is None else guess] += 1
     assert np.array_equal(confusion_matrix(table_of(evaluator), side - 1, score), expected)
     if threshold is None:
-        assert np.array_equal(metrics.confusion, expected)
+        assert np.array_equal(metrics.confusion(), expected)
 
 
 def test_detection_on_a_crowd_is_neither_right_nor_wrong(sets):
@@ -119,7 +119,7 @@ def test_detection_on_a_crowd_is_neither_right_nor_wrong(sets):
     made.detections = [sets.detection([0.4, 0.9, 0.8], [0, 0, 0], boxes)]
     metrics = sets.evaluated(made).compute()
     assert (metrics.overall["F1"], metrics.overall["best_threshold"]) == (1.0, pytest.approx(0.2))
-    assert metrics.confusion.tolist() == [[1, 0], [0, 0]]
+    assert metrics.confusion().tolist() == [[1, 0], [0, 0]]
 
 
 def test_equal_scores_are_taken_together(sets):

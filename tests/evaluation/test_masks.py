@@ -145,7 +145,7 @@ def test_masks_and_boxes_have_figures_of_their_own() -> None:
     assert metrics.masks is not None
     assert (metrics.overall["mAP_50_95"], metrics.masks.overall["mAP_50_95"]) == (0, pytest.approx(1))
     assert (metrics.overall["F1"], metrics.masks.overall["F1"]) == (0, pytest.approx(1))
-    assert metrics.masks.masks is None and metrics.masks.confusion[0, 0] == 1
+    assert metrics.masks.masks is None and metrics.masks.confusion()[0, 0] == 1
 
 
 def test_what_is_found_where_an_object_has_no_outline_is_neither_right_nor_wrong() -> None:
@@ -217,6 +217,6 @@ def test_targets_without_masks_are_refused_with_what_to_do() -> None:
 
 
 def test_masks_have_plots_of_their_own(tmp_path: Any) -> None:
-    plot_metrics(evaluated(*random_images(1, 4)).compute(), tmp_path)
+    plot_metrics(evaluated(*random_images(1, 4)).compute(), tmp_path, "valid")
     names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == 8 and {name.removeprefix("segm_") for name in names} <= names

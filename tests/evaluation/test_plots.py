@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfdetr.evaluation.plots import f1_figure, history_figure, plot_history, plot_metrics, pr_figure
+from rfdetr.evaluation.plots import (
+    Threshold,
+    confusion_figure,
+    f1_figure,
+    history_figure,
+    plot_history,
+    plot_metrics,
+    pr_figure,
+)
 
 FILES = {"pr_curve.png", "f1_curve.png", "confusion_matrix.png", "confusion_matrix_normalized.png"}
 
@@ -24,7 +32,7 @@ def many_classes(sets, classes: int):
 
 @pytest.mark.parametrize("classes", [2, 3, 25, 80])
 def test_every_number_of_classes_is_drawn(sets, tmp_path, classes):
-    plot_metrics(many_classes(sets, classes), tmp_path / "made")
+    plot_metrics(many_classes(sets, classes), tmp_path / "made", "valid")
     assert {path.name for path in (tmp_path / "made").iterdir()} == FILES
     for path in (tmp_path / "made").iterdir():
         with Image.open(path) as image:
@@ -35,24 +43,40 @@ def test_every_number_of_classes_is_drawn(sets, tmp_path, classes):
 
 def test_nothing_found_and_nothing_there_are_drawn(sets, tmp_path):
     made = sets.DetectionSet(["a", "b"], [sets.detection([], [], [])], [sets.target(1, [0], [[0, 0, 9, 9]])])
-    plot_metrics(sets.evaluated(made).compute(), tmp_path / "nothing found")
-    plot_metrics(sets.evaluated(sets.DetectionSet(["a", "b"])).compute(), tmp_path / "nothing there")
+    plot_metrics(sets.evaluated(made).compute(), tmp_path / "nothing found", "valid")
+    plot_metrics(sets.evaluated(sets.DetectionSet(["a", "b"])).compute(), tmp_path / "nothing there", "test")
     assert len(list(tmp_path.glob("*/*.png"))) == 2 * len(FILES)
 
 
 def test_best_threshold_is_marked_on_the_mean_curve(sets):
     metrics = many_classes(sets, 4)
-    lines = {line.get_label(): line for line in f1_figure(metrics).axes[0].lines}
-    mark = next(line for label, line in lines.items() if label.startswith("best threshold"))
+    threshold = Threshold(metrics.overall["best_threshold"], "valid")
+    lines = {line.get_label(): line for line in f1_figure(metrics, "valid", threshold).axes[0].lines}
+    mark = next(line for label, line in lines.items() if label.startswith("threshold"))
     assert mark.get_xdata()[1] == metrics.overall["best_threshold"]
     assert mark.get_ydata()[1] == metrics.overall["F1"]
     mean = next(line for label, line in lines.items() if label.startswith("all classes"))
     assert mean.get_ydata().max() == pytest.approx(metrics.overall["F1"], abs=0.02)  # the curve has 1,001 points
 
 
+def test_plots_of_the_test_split_show_the_threshold_chosen_on_valid(sets):
+    valid, test = (sets.evaluated(sets.random_set(seed, images=20, classes=3)).compute() for seed in (1, 2))
+    best = valid.overall["best_threshold"]
+    assert best != test.overall["best_threshold"]
+    figure = confusion_figure(test, "test", Threshold(best, "valid"), normalized=False).axes[0]
+    assert f"Confusion on test, counts\nconfidence ≥ {best:.3f} (best F1 on valid)" in figure.get_title()
+    assert np.array_equal(figure.images[0].get_array(), test.confusion(best))
+    assert not np.array_equal(test.confusion(best), test.confusion())
+    curves = f1_figure(test, "test", Threshold(best, "valid")).axes[0]
+    assert "on test" in curves.get_title()
+    mark = next(line for line in curves.lines if "best on valid" in line.get_label())
+    assert mark.get_xdata()[1] == best
+    assert mark.get_ydata()[1] <= test.overall["F1"]
+
+
 def test_curves_of_classes_without_objects_are_left_out(sets):
     metrics = many_classes(sets, 4)
-    labels = [line.get_label() for line in pr_figure(metrics).axes[0].lines]
+    labels = [line.get_label() for line in pr_figure(metrics, "valid").axes[0].lines]
     assert len(labels) == 1 + 3
     assert not any("class 3" in label for label in labels)
 
@@ -74,9 +98,19 @@ def test_history_joins_epochs_without_evaluation(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.png"]
 
 
+def test_one_epoch_is_legible():
+    record = {"epoch": 0, "train/loss": 3.0, "train/lr": 1e-4, "val/mAP_50_95": 0.125, "val/F1": 0.5}
+    panels = history_figure([record]).axes
+    assert {axes.get_xlim() for axes in panels} == {(0.5, 1.5)}
+    labels = [line.get_label() for axes in panels for line in axes.lines]
+    assert labels == ["train 3", "50:95 0.125", "F1 0.5", "largest of all groups 0.0001"]
+    assert all(line.get_markersize() > 5 for axes in panels for line in axes.lines)
+    assert [axes.get_ylim()[0] for axes in panels[1:]] == [0, 0, 0]
+
+
 def test_global_settings_stay(sets, tmp_path):
     before = dict(mpl.rcParams)
-    plot_metrics(many_classes(sets, 3), tmp_path)
+    plot_metrics(many_classes(sets, 3), tmp_path, "valid")
     assert dict(mpl.rcParams) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,13 @@ def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> Non
     run = make_run(epochs=1).fit()
     summary = dict(run_summary(run.trainer))
     assert summary["best weights"] == str(run.output / "checkpoint_best_total.pth")
-    assert "weights of epoch 1" in summary["best mAP 50:95"]
+    assert "weights of epoch 1" in summary["best mAP 50:95 on valid"]
     assert {"valid", "test"} <= set(summary)
+    results = json.loads((run.output / "results.json").read_text())["splits"]["test"]
+    figures = {row["name"]: row["AP"] for row in results["per_class"]}
+    ranked = sorted((name for name in figures if figures[name] is not None), key=figures.__getitem__)
+    listed = ", ".join(f"{name} {figures[name]:.3f}" for name in ranked[:3])
+    assert summary["weakest classes"] == f"on test, AP 50:95: {listed}"
 
 
 def test_a_run_that_kept_nothing_has_no_summary(make_run: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from rfdetr.evaluation.f1 import F1Sweep
-from rfdetr.evaluation.matching import Array
+from rfdetr.evaluation.matching import Array, MatchTable, confusion_matrix
 
 MASKS = "segm_"  # what the figures of masks are called by
 
@@ -51,10 +51,15 @@ class Metrics:
     pr_precision: Array
     """Interpolated precision at IoU 0.5 (K, 101), for recall 0, 0.01, ... 1."""
     sweep: F1Sweep
-    confusion: Array
-    """`matching.confusion_matrix` at the best threshold (K + 1, K + 1)."""
+    matches: MatchTable
+    """Every detection and object of the split, and which overlap at IoU 0.5."""
     masks: Metrics | None = None
     """The same figures of masks, for a segmentation model."""
+
+    def confusion(self, threshold: float | None = None) -> Array:
+        """`matching.confusion_matrix` (K + 1, K + 1) at a confidence, by default the best one of these images."""
+        score = self.overall["best_threshold"] if threshold is None else threshold
+        return confusion_matrix(self.matches, len(self.per_class), score)
 
     def logged(self, prefix: str = "val/", per_class: bool = True) -> dict[str, float]:
         """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined ones are left out.

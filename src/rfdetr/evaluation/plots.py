@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -52,9 +52,9 @@ _STYLE: dict[Any, Any] = {
 # Panel: title, and per line the logged key, its label, colour and style.
 _Line = tuple[str, str, str, str]
 _PANELS: list[tuple[str, list[_Line]]] = [
-    ("Loss", [("train/loss", "training", _BLUE, "-"), ("val/loss", "validation", _ORANGE, "-")]),
+    ("Loss", [("train/loss", "train", _BLUE, "-"), ("val/loss", "valid", _ORANGE, "-")]),
     (
-        "mAP",
+        "mAP on valid",
         [
             ("val/mAP_50_95", "50:95", _BLUE, "-"),
             ("val/ema_mAP_50_95", "50:95, EMA weights", _ORANGE, "-"),
@@ -65,7 +65,7 @@ _PANELS: list[tuple[str, list[_Line]]] = [
         ],
     ),
     (
-        "At the best threshold, IoU 0.5",
+        "On valid at its best threshold, IoU 0.5",
         [
             ("val/F1", "F1", _BLUE, "-"),
             ("val/precision", "precision", _ORANGE, "-"),
@@ -76,40 +76,63 @@ _PANELS: list[tuple[str, list[_Line]]] = [
 ]
 
 
+class Threshold(NamedTuple):
+    """A confidence, in [0, 1] or nan where no detection is right, and the split whose F1 it makes highest."""
+
+    value: float
+    split: str
+
+
 def plot_history(history: Sequence[Mapping[str, Any]], path: str | PathLike[str]) -> None:
     """Write `history_figure` as a PNG file."""
     with mpl.rc_context(_STYLE):
         _save(history_figure(history), path)
 
 
-def plot_metrics(metrics: Metrics, directory: str | PathLike[str]) -> None:
+def plot_metrics(metrics: Metrics, directory: str | PathLike[str], split: str, chosen: Metrics | None = None) -> None:
     """Write pr_curve.png, f1_curve.png, confusion_matrix.png and confusion_matrix_normalized.png.
 
-    Those of masks, if there are any, are called the same after `segm_`.
+    Titles name `split`, whose figures `metrics` are. `chosen` are the figures of the valid split,
+    whose best threshold a plot of another split shows: one chosen on the images that it judges
+    would flatter them. Plots of masks, if there are any, are called the same after `segm_`.
     """
     with mpl.rc_context(_STYLE):
-        for start, shown in (("", metrics), (MASKS, metrics.masks)):
-            if shown is not None:
-                for name, figure in (
-                    ("pr_curve", pr_figure(shown)),
-                    ("f1_curve", f1_figure(shown)),
-                    ("confusion_matrix", confusion_figure(shown, normalized=False)),
-                    ("confusion_matrix_normalized", confusion_figure(shown, normalized=True)),
-                ):
-                    _save(figure, Path(directory, f"{start}{name}.png"))
+        for start, shown, source in (
+            ("", metrics, chosen),
+            (MASKS, metrics.masks, chosen and chosen.masks),
+        ):
+            if shown is None:
+                continue
+            best = (source or shown).overall["best_threshold"]
+            threshold = Threshold(best, split if source is None else "valid")
+            for name, figure in (
+                ("pr_curve", pr_figure(shown, split)),
+                ("f1_curve", f1_figure(shown, split, threshold)),
+                ("confusion_matrix", confusion_figure(shown, split, threshold, normalized=False)),
+                (
+                    "confusion_matrix_normalized",
+                    confusion_figure(shown, split, threshold, normalized=True),
+                ),
+            ):
+                _save(figure, Path(directory, f"{start}{name}.png"))
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses, mAP, F1 and learning rate over epochs, from one dict of logged keys per epoch (`epoch` counts from 0).
 
-    A key that is missing, None or nan in some epochs (evaluation every few epochs) is joined across them.
+    A key that is missing, None or nan in some epochs (evaluation every few epochs) is joined across them. The panels
+    share the axis of epochs; where a line has one point, its legend gives the value.
     """
     figure = _new_figure(10.5, 7)
-    for axes, (title, lines) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    epochs = [row["epoch"] + 1 for row in history] or [1]
+    for axes, (title, lines) in zip(figure.subplots(2, 2, sharex=True).flat, _PANELS, strict=True):
         for key, label, colour, style in lines:
             _draw_history(axes, history, key, {"label": label, "color": colour, "linestyle": style})
-        axes.set(title=title, xlabel="epoch")
+        axes.set(title=title, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
+        axes.tick_params(labelbottom=True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        if title != "Loss" and axes.lines:
+            axes.set_ylim(0, max(axes.get_ylim()[1], 1e-9))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if axes.lines:
             axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=2, borderpad=0, columnspacing=1.2)
@@ -122,14 +145,16 @@ def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, st
     points = [(row["epoch"] + 1, row[key]) for row in history if row.get(key) is not None]
     points = [(epoch, value) for epoch, value in points if np.isfinite(value)]
     if points:
-        few = len(points) <= 30
-        axes.plot(*zip(*points, strict=True), marker="o" if few else "", markersize=3, **style)
+        if len(points) == 1:
+            style["label"] += f" {points[0][1]:.4g}"
+        size = 7 if len(points) == 1 else 3 if len(points) <= 30 else 0
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=size, **style)
 
 
-def pr_figure(metrics: Metrics) -> Figure:
-    """Interpolated precision over recall, per class and in the mean."""
+def pr_figure(metrics: Metrics, split: str) -> Figure:
+    """Interpolated precision over recall on `split`, per class and in the mean."""
     ranks = np.array([row["AP50"] for row in metrics.per_class])
-    figure, axes = _curve_axes("Precision over recall, IoU 0.5", "recall", "precision")
+    figure, axes = _curve_axes(f"Precision over recall on {split}, IoU 0.5", "recall", "precision")
     recall = np.linspace(0, 1, metrics.pr_precision.shape[1])
     axes.plot(recall, _mean(metrics.pr_precision), label=_label("all classes", metrics.overall["mAP_50"]), **_WHOLE)
     _draw_classes(axes, recall, metrics.pr_precision, ranks, metrics)
@@ -137,15 +162,18 @@ def pr_figure(metrics: Metrics) -> Figure:
     return figure
 
 
-def f1_figure(metrics: Metrics) -> Figure:
-    """F1 over the confidence threshold, per class and in the mean, with the best common threshold."""
-    sweep, threshold = metrics.sweep, metrics.overall["best_threshold"]
-    figure, axes = _curve_axes("F1 over confidence, IoU 0.5", "confidence threshold", "F1")
-    best = metrics.overall["F1"]
-    axes.plot(CONFIDENCES, _mean(sweep.curves.f1), label=_label("all classes", best), **_WHOLE)
-    if np.isfinite(threshold):
+def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
+    """F1 on `split` over the confidence threshold, per class and in the mean, with `threshold` and the F1 there."""
+    sweep = metrics.sweep
+    figure, axes = _curve_axes(f"F1 over confidence on {split}, IoU 0.5", "confidence threshold", "F1")
+    mean = _mean(sweep.curves.f1)
+    axes.plot(CONFIDENCES, mean, label=_label("all classes", metrics.overall["F1"]), **_WHOLE)
+    if np.isfinite(threshold.value):
+        own = threshold.split == split
+        reached = metrics.overall["F1"] if own else float(np.interp(threshold.value, CONFIDENCES, mean))
         marked: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": "--", "marker": "o", "zorder": 11}
-        axes.plot([threshold, threshold], [0, best], markevery=[1], label=f"best threshold {threshold:.3f}", **marked)
+        label = f"threshold {threshold.value:.3f}, best on {threshold.split}: {reached:.3f}"
+        axes.plot([threshold.value] * 2, [0, reached], markevery=[1], label=label, **marked)
     _draw_classes(axes, CONFIDENCES, sweep.curves.f1, sweep.class_f1, metrics)
     _legend_beside(axes, "highest F1, each at its own threshold")
     return figure
@@ -168,11 +196,13 @@ def _draw_classes(axes: Axes, x: Array, curves: Array, ranks: Array, metrics: Me
         axes.plot([], [], color=_GREY, linewidth=0.6, label=f"the {len(order) - len(named)} classes between them")
 
 
-def confusion_figure(metrics: Metrics, normalized: bool) -> Figure:
-    """Rows are true classes; normalised, a row sums to 1 and shows what became of the class's objects (of the
+def confusion_figure(metrics: Metrics, split: str, threshold: Threshold, normalized: bool) -> Figure:
+    """Detections of at least `threshold` on `split`.
+
+    Rows are true classes; normalised, a row sums to 1 and shows what became of the class's objects (of the
     background's: which classes the false detections name).
     """
-    counts = metrics.confusion
+    counts = metrics.confusion(threshold.value)
     names = [_short(row["name"]) for row in metrics.per_class] + ["background"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = float(np.clip(0.42 * len(names), 3.4, 13))
@@ -192,9 +222,9 @@ def confusion_figure(metrics: Metrics, normalized: bool) -> Figure:
         border(len(names) - 1.5, color="#666666", linewidth=0.8)
     if len(names) <= MOST_NUMBERED:
         _write_numbers(axes, counts, shares if normalized else None, norm)
-    threshold = metrics.overall["best_threshold"]
     kind = "share of the true class" if normalized else "counts"
-    axes.set_title(f"Confusion, {kind}\nconfidence ≥ {threshold:.3f}, IoU ≥ 0.5, whatever the class", fontsize=10)
+    where = f"confidence ≥ {threshold.value:.3f} (best F1 on {threshold.split})"
+    axes.set_title(f"Confusion on {split}, {kind}\n{where}\nIoU ≥ 0.5, whatever the class", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).outline.set_visible(False)
     return figure
 

@@ -14,7 +14,7 @@ from hotcoco import Params, StreamingEval
 from hotcoco.primitives import bbox_iou, mask_iou
 
 from rfdetr.evaluation.f1 import F1Sweep, sweep_f1
-from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable, confusion_matrix
+from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
 
 COCO_MAX_DETS = 100
@@ -142,7 +142,7 @@ class MatchStream:
             max_dets=self.max_dets,
             pr_precision=_defined(precision[_IOU_50, ..., _ALL]).T,
             sweep=sweep,
-            confusion=confusion_matrix(table, num_classes, sweep.best_threshold),
+            matches=table,
         )
 
     def _per_class(self, precision: Array, recall: Array, sweep: F1Sweep, table: MatchTable) -> list[ClassMetrics]:

@@ -123,9 +123,10 @@ class RFDETRModule(pl.LightningModule):
         outputs = self.model(normalize(images.tensors), images.mask)
         losses = self.compute_losses(outputs, targets)
         loss = torch.stack(list(losses.values())).sum()
-        self.log("train/loss_step", loss.detach(), prog_bar=True)
-        means = {f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
-        self.epoch_means.add(means, len(targets))
+        terms = {f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
+        self.log("train/loss_step", terms["train/loss"], prog_bar=True)
+        self.log_dict({f"{name}_step": value for name, value in terms.items() if name != "train/loss"})
+        self.epoch_means.add(terms, len(targets))
         # Lightning divides by accumulate_grad_batches before it goes backward.
         return loss * share_of_window(batch_idx, self.trainer)
 
@@ -135,10 +136,16 @@ class RFDETRModule(pl.LightningModule):
         return terms
 
     def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
-        return self._evaluate(batch, "val/loss")
+        found = self.evaluate(batch)
+        if self.train_config.compute_val_loss:
+            self.log("val/loss", self.evaluation_loss, batch_size=len(batch[1]))
+        return found
 
     def test_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
-        return self._evaluate(batch, "test/loss")
+        found = self.evaluate(batch)
+        if self.train_config.compute_val_loss:
+            self.log("test/loss", self.evaluation_loss, batch_size=len(batch[1]))
+        return found
 
     def predict_step(self, batch: list[Any], batch_idx: int) -> Detections:
         return self.detect(batch)
@@ -191,14 +198,14 @@ class RFDETRModule(pl.LightningModule):
         outputs = (model or self.model)(normalize(images.tensors), images.mask)
         return self.postprocess(outputs, targets)
 
-    def _evaluate(self, batch: list[Any], loss_name: str) -> dict[str, Any]:
+    def evaluate(self, batch: list[Any]) -> dict[str, Any]:
+        """The detections of a batch and its targets; with `compute_val_loss` its loss goes into `evaluation_loss`."""
         images, targets = batch
         outputs = self.model(normalize(images.tensors), images.mask)
         if self.train_config.compute_val_loss:
             objects = [without_crowds(target) for target in targets]
             loss = torch.stack(list(self.compute_losses(outputs, objects).values())).sum()
             self.evaluation_loss.update(loss, sum(len(target["labels"]) for target in objects))
-            self.log(loss_name, self.evaluation_loss, batch_size=len(targets))
         return {"results": self.postprocess(outputs, targets), "targets": targets}
 
 

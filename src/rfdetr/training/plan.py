@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import pytorch_lightning as pl
 
 from rfdetr.config import variant_name
+from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.adapters import adapted, trained_parameters
 from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback
 from rfdetr.training.datamodule import RFDETRDataModule
@@ -61,7 +63,7 @@ def run_summary(trainer: pl.Trainer) -> Rows:
         label = "averaged (EMA)" if kind == "ema" else "live"
         rows.append(
             (
-                f"best {'mask ' * any(m.masks is not None for m in best.results.values())}mAP 50:95",
+                f"best {'mask ' * any(m.masks is not None for m in best.results.values())}mAP 50:95 on valid",
                 f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}",
             )
         )
@@ -71,8 +73,22 @@ def run_summary(trainer: pl.Trainer) -> Rows:
         if metrics.masks is not None:
             figures = [*((f"mask {name}", metrics.masks.overall[key]) for name, key in named[:2]), *figures]
         rows.append((split, ", ".join(f"{name} {value:.4f}" for name, value in figures if not math.isnan(value))))
+    if weakest := _weakest_classes(best.results):
+        rows.append(weakest)
     rows.append(("epochs", str(trainer.current_epoch)))
     return [*rows, ("best weights", str(best.total_path)), ("all files", f"{Path(best.output_dir)}/")]
+
+
+def _weakest_classes(results: Mapping[str, Metrics], count: int = 3) -> tuple[str, str] | None:
+    """The `count` classes of the lowest AP on the last split, test if there is one: "red 0.12, ..."."""
+    split, metrics = list(results.items())[-1] if results else ("", None)
+    shown = metrics and (metrics.masks or metrics)
+    ranked = [row for row in shown.per_class if not math.isnan(row["AP"])] if shown else []
+    if len(ranked) < 2:
+        return None
+    lowest = sorted(ranked, key=lambda row: row["AP"])[:count]
+    listed = ", ".join(f"{row['name']} {row['AP']:.3f}" for row in lowest)
+    return "weakest classes", f"on {split}, AP 50:95: {listed}"
 
 
 def _find(trainer: pl.Trainer, kind: type[CallbackT]) -> CallbackT | None:

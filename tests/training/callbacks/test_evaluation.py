@@ -12,6 +12,7 @@ import torch
 from rfdetr.data import dataset as dataset_module
 from rfdetr.training import COCOEvalCallback
 from rfdetr.training.callbacks.evaluation import evaluate_loader
+from rfdetr.training.logs import read_rows
 from rfdetr.weights.names import from_published
 
 FIGURES = {"mAP_50_95", "mAP_50", "mAP_75", "mAR", "F1", "precision", "recall"}
@@ -63,7 +64,7 @@ def test_the_average_is_judged_by_its_own_detections(make_run: Callable[..., Any
     logged = callback.metrics["val/ema_"]
     average = torch.load(run.output / "checkpoint_best_ema.pth")["model"]
     run.module.model.load_state_dict(from_published(average))
-    again = evaluate_loader(run.trainer, run.module, run.datamodule.val_dataloader())
+    (again,) = evaluate_loader(run.trainer, run.module, run.datamodule.val_dataloader())
     assert again.overall == pytest.approx(logged.overall, nan_ok=True)
 
 
@@ -84,7 +85,27 @@ def test_only_some_epochs_are_evaluated(make_run: Callable[..., Any]) -> None:
 def test_a_test_mirrors_the_names(make_run: Callable[..., Any]) -> None:
     run = make_run()
     (figures,) = run.trainer.test(run.module, run.datamodule, verbose=False)
-    assert {f"test/{figure}" for figure in FIGURES} <= set(figures)
+    assert {f"test/{figure}" for figure in FIGURES} | {"test/loss"} <= set(figures)
+    assert not [name for name in figures if name.startswith("test/ema_")]  # nothing was averaged
+
+
+@pytest.mark.parametrize("winner", ["val/", "val/ema_"])
+def test_after_fit_the_test_split_has_all_names_of_validation(make_run: Callable[..., Any], winner: str) -> None:
+    def choose(trainer: Any, module: Any) -> None:
+        module.log(winner + "mAP_50_95", 0.9, prog_bar=True)
+
+    run = make_run(watch={"on_validation_epoch_end": choose}, epochs=1, lr=1e-2, ema_decay=0.9, ema_tau=0)
+    run.trainer.callbacks.append(run.trainer.callbacks.pop(0))  # its figure is the last word
+    run.fit()
+    rows = read_rows(run.output / "metrics.csv")
+    logged = {name for row in rows for name, value in row.items() if value}
+    beside = {"val/AP/", "val/ema_AP/"}  # a class may have objects in one split alone
+    mirrored = {name for name in logged if name.startswith("val/") and not name.startswith(tuple(beside))}
+    assert {"val/loss", "val/ema_mAP_50_95", "val/F1"} <= mirrored
+    assert {name.replace("val/", "test/") for name in mirrored} <= logged
+    (tested,) = run.trainer.test(run.module, run.datamodule, verbose=False)
+    last = {name: float(value) for row in rows for name, value in row.items() if value and name.startswith("test/")}
+    assert tested == pytest.approx(last, abs=1e-5)
 
 
 def test_loaders_without_a_datamodule_number_the_classes(make_run: Callable[..., Any]) -> None:

@@ -32,7 +32,11 @@ def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any], with_
         rows = list(csv.DictReader(file))
     for name in ("train/loss", "val/mAP_50_95", "val/ema_mAP_50_95"):
         assert [row["epoch"] for row in rows if row[name]] == ["0", "1"]
-    assert len([row for row in rows if row["train/loss_step"]]) == 4  # every update
+    terms = [name for name in rows[0] if name.startswith("train/") and not name.endswith("_step") and "lr" not in name]
+    assert {"train/loss", "train/loss_bbox", "train/loss_ce_enc"} <= set(terms)
+    for term in terms:
+        assert len([row for row in rows if row[f"{term}_step"]]) == 4  # every update
+        assert len([row for row in rows if row[term]]) == 2  # every epoch
     assert [row["step"] for row in rows if row["test/mAP_50_95"]] == ["4"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,16 @@ from rfdetr.evaluation.metrics import Metrics
 from rfdetr.evaluation.results import write_results
 from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.callbacks.ema import averaged_model
-from rfdetr.training.callbacks.evaluation import EMA, LIVE, COCOEvalCallback, evaluate_loader, in_training, main_figure
+from rfdetr.training.callbacks.evaluation import (
+    EMA,
+    LIVE,
+    TEST,
+    TEST_EMA,
+    COCOEvalCallback,
+    evaluate_loader,
+    in_training,
+    main_figure,
+)
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import load_whole_weights, whole_weights
@@ -143,17 +153,37 @@ class BestModelCallback(Checkpoint):
             return
         if self.best_kind:
             valid = self._valid.get(self.best_kind)
-            self.results["valid"] = valid or evaluate_loader(trainer, module, datamodule.val_dataloader())
+            self.results["valid"] = valid or evaluate_loader(trainer, module, datamodule.val_dataloader())[0]
         if self.run_test and datamodule.has_test:
-            self.results["test"] = evaluate_loader(trainer, module, datamodule.test_dataloader())
-            figures = self.results["test"].logged("test/", module.train_config.log_per_class_metrics)
-            for run_logger in trainer.loggers:
-                run_logger.log_metrics(figures, step=trainer.global_step)
+            self._test(trainer, module, datamodule.test_dataloader())
         if self.results and trainer.is_global_zero:
             from rfdetr.evaluation.plots import plot_metrics
 
             write_results(self.output_dir / "results.json", self.results, self.total_path.name)
-            plot_metrics(self.results.get("test") or self.results["valid"], self.output_dir)
+            split, shown = list(self.results.items())[-1]  # test, if there is one
+            chosen = self.results.get("valid") if split == "test" else None
+            plot_metrics(shown, self.output_dir, split, chosen)
+
+    def _test(self, trainer: Any, module: RFDETRModule, loader: Iterable[Any]) -> None:
+        """Figures on the test split under the names of validation: of the best weights, and of the best averaged ones.
+
+        One pass serves both, and where the averaged weights are the best, one set of weights is measured.
+        """
+        average = averaged_model(trainer)
+        if average is not None and "ema" in self.best:
+            best = from_published(read_checkpoint(self._path("ema")).model) if trainer.is_global_zero else None
+            remove_adapters(average)
+            average.load_state_dict(trainer.strategy.broadcast(best))
+        other = None if self.best_kind == "ema" else average
+        metrics = evaluate_loader(trainer, module, loader, other)
+        self.results["test"] = metrics[0]
+        figures = metrics[0].logged(TEST, module.train_config.log_per_class_metrics)
+        if average is not None:
+            figures |= metrics[-1].logged(TEST_EMA, per_class=False)
+        if module.train_config.compute_val_loss:
+            figures["test/loss"] = float(module.evaluation_loss.compute())
+        for run_logger in trainer.loggers:
+            run_logger.log_metrics(figures, step=trainer.global_step)
 
 
 def _save(module: RFDETRModule, path: Path, state: dict[str, Tensor]) -> None:

@@ -122,7 +122,7 @@ class RunFilesCallback(Callback):
         figures = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(of_epoch) and name != "train/loss_step"
+            if name.startswith(of_epoch) and not name.endswith("_step")
         }
         figures = dict(sorted({**figures, "train/lr": record.pop("rate")}.items()))
         try:
