@@ -123,7 +123,7 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     A key that is missing, None or nan in some epochs (evaluation every few epochs) is joined across them. The panels
     share the axis of epochs; where a line has one point, its legend gives the value.
     """
-    figure = _new_figure(10.5, 7)
+    figure = _new_figure(11, 7.6)
     epochs = [row["epoch"] + 1 for row in history] or [1]
     for axes, (title, lines) in zip(figure.subplots(2, 2, sharex=True).flat, _PANELS, strict=True):
         for key, label, colour, style in lines:
@@ -132,10 +132,10 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
         axes.tick_params(labelbottom=True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         if title != "Loss" and axes.lines:
-            axes.set_ylim(0, max(axes.get_ylim()[1], 1e-9))
+            axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-9))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if axes.lines:
-            axes.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=2, borderpad=0, columnspacing=1.2)
+            axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=3, borderpad=0, columnspacing=1.2)
         else:
             axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color="#888888")
     return figure

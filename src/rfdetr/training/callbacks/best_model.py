@@ -169,10 +169,10 @@ class BestModelCallback(Checkpoint):
 
         One pass serves both, and where the averaged weights are the best, one set of weights is measured.
         """
-        average = averaged_model(trainer)
+        average: Any = averaged_model(trainer)
         if average is not None and "ema" in self.best:
             best = from_published(read_checkpoint(self._path("ema")).model) if trainer.is_global_zero else None
-            remove_adapters(average)
+            remove_adapters(average)  # files hold merged weights
             average.load_state_dict(trainer.strategy.broadcast(best))
         other = None if self.best_kind == "ema" else average
         metrics = evaluate_loader(trainer, module, loader, other)

@@ -46,7 +46,8 @@ class COCOEvalCallback(Callback):
             with trainer.precision_plugin.val_step_context():
                 evaluator.update(pl_module.detect(batch, averaged_model(trainer)), batch[1])
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
