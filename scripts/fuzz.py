@@ -64,8 +64,9 @@ def data_yaml(data: bytes, folder: Path) -> Any:
 @reader
 def config(data: bytes, folder: Path) -> Any:
     """A YAML file of settings, as `rfdetr train --config` reads it."""
-    from rfdetr.cli.options import UsageError, read_config_file, split_settings
+    from rfdetr.cli.options import read_config_file, split_settings
     from rfdetr.config import ModelConfig, SegmentationTrainConfig
+    from rfdetr.errors import InputError
 
     path = folder / "run.yaml"
     path.write_bytes(data)
@@ -74,7 +75,7 @@ def config(data: bytes, folder: Path) -> Any:
         settings.pop("model", None)
         model, train = split_settings(settings)
         return ModelConfig(**model), SegmentationTrainConfig(**{"dataset_dir": folder, **train})
-    except (UsageError, ValueError):  # pydantic's are ValueErrors
+    except InputError:
         return None
 
 

@@ -153,6 +153,12 @@ PREDICT: list[Case] = [
 
 CONSTRUCTORS: list[Case] = [
     (lambda w: RFDETRMini(resolutoin=64), ValidationError, "did you mean 'resolution'"),
+    (lambda w: RFDETRMini(epochs=5), ValidationError, r"^epochs belongs to train\(epochs=5\)"),
+    (
+        lambda w: RFDETR.from_checkpoint(w.checkpoint, epochs=5),
+        ValidationError,
+        r"^epochs belongs to train\(epochs=5\)",
+    ),
     (lambda w: RFDETRMini(resolution="wide"), ValidationError, "resolution.*valid integer"),
     (lambda w: RFDETRMini(resolution=100), ValidationError, "the nearest that fit are 96 and 128"),
     (lambda w: RFDETRMini(resolution=-64), ValidationError, "resolution.*greater than or equal to 1"),
@@ -214,6 +220,7 @@ TRAIN: list[Case] = [
     (lambda w: w.train(dataset_dir=w.folder / "nothing"), DatasetError, "no dataset found"),
     (lambda w: w.train(dataset_file="voc"), ValidationError, "dataset_file.*'roboflow', 'coco' or 'yolo'"),
     (lambda w: w.train(epoch=3), ValidationError, "did you mean 'epochs'"),
+    (lambda w: w.train(resolution=512), ValueError, r"^resolution belongs to the model: RFDETRMini\(resolution=512\)$"),
     (lambda w: w.train(epochs=0), ValidationError, "epochs.*greater than or equal to 1"),
     (lambda w: w.train(epochs=10**30), ValidationError, "epochs.*less than"),
     (lambda w: w.train(epochs="ten"), ValidationError, "epochs.*valid integer"),
@@ -330,6 +337,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("train {data} --epochs=0", "epochs: Input should be greater than or equal to 1; found 0"),
     ("train {data} --model=mini --resolution=100", "resolution 100 is not a multiple"),
     ("train {data} --pretrain-weights={folder}/no.pth", "no.pth"),
+    ("train {data} --model=mini --pretrain-weights=none --accelerator=abacus", "accelerator='abacus'"),
     ("train {data} --config={folder}/gone.yaml", "gone.yaml"),
     ("train {data} --config={folder}", "cannot be read"),
     ("train {data} --config={folder}/list.yaml", "expected lines of `name: value`, found list"),

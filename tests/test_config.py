@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from rfdetr import config as configs
 from rfdetr.config import (
     VARIANTS,
+    ConfigError,
     ModelConfig,
     RFDETRBaseConfig,
     RFDETRNanoConfig,
@@ -151,11 +154,34 @@ def test_an_unknown_name_of_a_model_is_answered_with_the_nearest() -> None:
         RFDETRNanoConfig(num_class=3)
 
 
-def test_a_field_of_the_other_configuration_is_sent_there() -> None:
-    with pytest.raises(ValueError, match="TrainConfig has no field 'backbone_lora': it is one of ModelConfig"):
-        _train(backbone_lora=True)
-    with pytest.raises(ValueError, match="RFDETRNanoConfig has no field 'epochs': it is one of TrainConfig"):
+def test_a_field_of_another_configuration_is_sent_there() -> None:
+    with pytest.raises(ValueError, match=re.escape("resolution belongs to the model: ModelConfig(resolution=512)")):
+        _train(resolution=512)
+    with pytest.raises(ValueError, match=re.escape("epochs belongs to train(epochs=5) or TrainConfig(epochs=5)")):
         RFDETRNanoConfig(epochs=5)
+    for build in (_train, RFDETRNanoConfig):
+        with pytest.raises(ValueError, match="mask_ce_loss_coef belongs to the training of a segmentation model"):
+            build(mask_ce_loss_coef=1.0)
+
+
+def test_an_error_is_a_line_for_each_wrong_field_and_names_no_pydantic() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(epochs=0, batch_size="many", resolution=512, epoch=3)
+    assert isinstance(caught.value, ValueError) and isinstance(caught.value, pydantic.ValidationError)
+    assert str(caught.value).splitlines() == [
+        "dataset_dir: Field required",
+        "epochs: Input should be greater than or equal to 1; found 0 (int)",
+        "batch_size: Input should be a valid integer, unable to parse string as an integer or Input should be 'auto'; "
+        "found 'many' (str)",
+        "resolution belongs to the model: ModelConfig(resolution=512)",
+        "TrainConfig has no field 'epoch'; did you mean 'epochs'?",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        RFDETRNanoConfig(projector_scale=["P4", "P6"])
+    assert str(caught.value) == "projector_scale.1: Input should be 'P3', 'P4' or 'P5'; found 'P6' (str)"
+    with pytest.raises(ConfigError) as caught:
+        _train().lr = -1
+    assert str(caught.value) == "lr: Input should be greater than 0; found -1 (int)"
 
 
 @pytest.mark.parametrize("name", ["strategy", "devices", "callbacks"])

@@ -15,6 +15,7 @@ import rfdetr
 PACKAGE = Path(rfdetr.__file__).parent
 ROOMS = [  # from the ground up
     "_version",
+    "errors",
     "assets",
     "console",
     "config",
@@ -51,6 +52,15 @@ def imported_rooms(source: str) -> set[str]:
 
 def rooms_above(source: str, room: str) -> set[str]:
     return {other for other in imported_rooms(source) if ROOMS.index(other) > ROOMS.index(room)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_errors_for_the_user_have_classes_of_their_own(path: Path) -> None:
+    """Built-in ones are what a bug raises, and the command line tells them apart; see `rfdetr.errors`."""
+    built_in = {"Exception", "ValueError", "TypeError", "RuntimeError", "ImportError"}
+    raised = [node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)]
+    names = {ast.unparse(error.func if isinstance(error, ast.Call) else error) for error in raised if error}
+    assert not names & built_in
 
 
 def test_an_upward_import_is_seen() -> None:

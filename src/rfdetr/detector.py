@@ -17,6 +17,7 @@ from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
 from rfdetr.config.arguments import check_count, check_kind, check_path
 from rfdetr.console import show_rows, with_progress
+from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, is_single
 from rfdetr.models.build import build_detector
@@ -53,7 +54,7 @@ class RFDETR:
         if isinstance(settings.get("pretrain_weights"), os.PathLike):
             settings["pretrain_weights"] = _path_text(settings["pretrain_weights"])
         if "pretrain_weights" in settings:
-            _refuse_unknown(self.config_class, settings)
+            self.config_class.refuse_unknown(settings)  # before a file is read; what fits may depend on the file
             weights = settings["pretrain_weights"]
         else:
             weights = self.config_class(**settings).pretrain_weights
@@ -90,7 +91,7 @@ class RFDETR:
     def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
         if found is not self.config_class and not adds_masks_to(found, self.config_class):
             right = _face_of(found).__name__
-            raise ValueError(
+            raise InputError(
                 f"{path} holds an {right}, not an {type(self).__name__}: use {right}(pretrain_weights=...) or "
                 "RFDETR.from_checkpoint(...)"
             )
@@ -126,7 +127,9 @@ class RFDETR:
             from rfdetr.training.folder import refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
 
-        train_config = (SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig)(**settings)
+        config_class = SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
+        config_class.refuse_unknown(settings, type(self).__name__)
+        train_config = config_class(**settings)
         resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
         if not train_config.overwrite:
             refuse_to_overwrite(train_config.output_dir, resumed)
@@ -202,7 +205,7 @@ class RFDETR:
         if self._known_names is None and len(names) == self.model_config.num_classes:
             ids = {name: label for label, name in enumerate(names)}  # nothing said otherwise
         if unknown := [name for name in names if name not in ids]:
-            raise ValueError(f"the data has classes the model does not know: {unknown}; it knows {self.class_names}")
+            raise InputError(f"the data has classes the model does not know: {unknown}; it knows {self.class_names}")
         table = torch.full((self.model_config.num_classes + 1,), len(names))
         table[[ids[name] for name in names]] = torch.arange(len(names))
         return table
@@ -218,7 +221,7 @@ class RFDETR:
         """
         found = self.model.predict(images, threshold, batch_size)
         if not found:
-            raise ValueError("no images to predict: the list is empty")
+            raise InputError("no images to predict: the list is empty")
         return found[0] if is_single(images) else found
 
     def predict_stream(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> Iterator[Prediction]:
@@ -233,7 +236,7 @@ class RFDETR:
         """
         wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if wanted is None or wanted not in _DTYPES.values():
-            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
         self.model.optimize(wanted, compile)
 
 
@@ -351,12 +354,6 @@ def _changed(config: ModelConfig, **changes: Any) -> ModelConfig:
     return type(config)(**{**config.model_dump(), **changes})
 
 
-def _refuse_unknown(config_class: type[ModelConfig], settings: dict[str, Any]) -> None:
-    """A typo is told before a file is read for it; whether values fit together may depend on the file."""
-    if any(name not in config_class.model_fields for name in settings):
-        config_class(**settings)
-
-
 def _path_text(path: os.PathLike[str]) -> str:
     """A path object is a file of the user's, never a published name."""
     return os.path.abspath(os.path.expanduser(path))
@@ -371,4 +368,4 @@ def _needs_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ImportError(f"{what} needs {error.name}: pip install 'rfdetr-finetune[train]'") from error
+        raise MissingPackageError(f"{what} needs {error.name}: pip install 'rfdetr-finetune[train]'") from error

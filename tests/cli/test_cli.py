@@ -17,6 +17,7 @@ from PIL import Image
 from rfdetr.cli import main
 from rfdetr.cli.options import dashed, field_notes, read_config_file, split_settings
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig
+from rfdetr.errors import MissingPackageError, RunError
 from rfdetr.models.build import build_detector
 from rfdetr.weights.writing import save_checkpoint
 
@@ -72,7 +73,15 @@ def test_files_that_cannot_be_used_are_one_line_and_code_2(tmp_path: Path, capsy
         assert code == 2 and err.startswith("rfdetr: ") and err.count("\n") == 1, arguments
 
 
-FAILURES = [RuntimeError("lost"), FloatingPointError("lost"), MemoryError(), OSError(errno.ENOSPC, "No space left")]
+FAILURES = [
+    RunError("lost"),
+    MissingPackageError("lost"),
+    FloatingPointError("lost"),
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    OSError(errno.ENOSPC, "No space left"),
+]
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
@@ -85,6 +94,37 @@ def test_failures_while_working_are_one_line_and_code_1(
     monkeypatch.setattr(platform, "platform", fail)
     code, _, err = run(capsys, "info")
     assert code == 1 and err.startswith("rfdetr: ") and err.count("\n") == 1
+
+
+BUGS = [ValueError, TypeError, RuntimeError, KeyError, ImportError, AttributeError, ZeroDivisionError, RecursionError]
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_is_told_with_its_traceback_and_code_1(
+    bug: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> str:
+        raise bug("lost")
+
+    monkeypatch.setattr(platform, "platform", fail)
+    code, out, err = run(capsys, "info")
+    first, *_, error, last = err.splitlines()
+    assert code == 1 and not out
+    assert first == "Traceback (most recent call last):" and "in fail" in err and error.startswith(f"{bug.__name__}: ")
+    assert last.startswith("rfdetr: this is a bug") and last.endswith("please report this with the lines above")
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(platform, "platform", interrupt)
+    assert run(capsys, "info") == (130, "", "rfdetr: interrupted\n")
+
+
+def test_help_lists_training_before_architecture(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "train", "--help")[1]
+    assert out.index("--model ") < out.index("--epochs ") < out.index("--progress-bar") < out.index("--encoder ")
 
 
 def test_every_field_is_an_option_with_its_note(capsys: pytest.CaptureFixture[str]) -> None:

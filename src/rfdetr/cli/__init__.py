@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -12,44 +13,64 @@ from rfdetr._version import __version__
 from rfdetr.cli.check import check
 from rfdetr.cli.evaluate import evaluate
 from rfdetr.cli.info import info
-from rfdetr.cli.options import UsageError, dashed, one_line
+from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
+from rfdetr.errors import InputError, MissingPackageError, RunError
 
 app = App(
     name="rfdetr",
     help="Fine-tune RF-DETR detectors: labelled images in, a trained detector and its proof out.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `main` answers it
 )
 for verb in (train, evaluate, predict, check, verify_resume, info):
     app.command(verb)
 
 
-# What the command line asks for, or a file it names, cannot be; everything else is a failure while working.
+# What the command line asks for, or a file it names, cannot be: exit code 2.
 _BAD_INPUT = (
-    *(CycloptsError, UsageError, ValueError, TypeError, ConnectionError),
+    *(CycloptsError, InputError, ConnectionError),
     *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the result is the exit code. A failure is one line on the error stream, no traceback."""
+    """Run the command line; the result is the exit code. A failure is one line on the error stream.
+
+    An error that is none of ours (`rfdetr.errors`), nor the system's about a file, the network or memory, is a bug: its
+    traceback is shown.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("rfdetr").setLevel(logging.INFO)
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
     except _BAD_INPUT as error:
-        return _complain(error, 2)
-    except (RuntimeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
-        return _complain(error, 1)
+        return _complain(one_line(error), 2)
     except KeyboardInterrupt:
-        return _complain(KeyboardInterrupt("interrupted"), 130)
+        return _complain("interrupted", 130)
+    except Exception as error:  # noqa: BLE001 - told, and ends the process
+        if _is_failure(error):
+            return _complain(one_line(error), 1)
+        traceback.print_exception(error)
+        return _complain("this is a bug, not a fault of yours: please report this with the lines above", 1)
     return 0
 
 
-def _complain(error: BaseException, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"rfdetr: {one_line(error)}", markup=False)
+def _is_failure(error: Exception) -> bool:
+    """Whether work has failed for a reason that its message explains."""
+    if isinstance(error, RunError | MissingPackageError | OSError | FloatingPointError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    from rfdetr.training.memory import is_out_of_memory  # torch's own error of a CPU is a plain RuntimeError
+
+    return is_out_of_memory(error)
+
+
+def _complain(text: str, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"rfdetr: {text}", markup=False)
     return code

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rfdetr.cli.options import known_model
+from rfdetr.errors import RunError
 
 if TYPE_CHECKING:
     from rfdetr.data.doctor import Report
@@ -60,7 +61,7 @@ def check(
         _show(report)
         _show_changes(changes, fix)
     if report.errors:
-        raise RuntimeError(f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset")
+        raise RunError(f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset")
 
 
 def _show(report: Report) -> None:

@@ -15,17 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig
-from rfdetr.config.arguments import short, shown
+from rfdetr.config.arguments import short
+from rfdetr.config.fields import fault_lines
+from rfdetr.errors import InputError
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
-
-
-class UsageError(Exception):
-    """The command line, or a file it names, asks for something that cannot be: exit code 2."""
 
 
 def field_notes(config: type[BaseModel]) -> dict[str, str]:
@@ -54,7 +52,7 @@ def _plain(value: Any) -> Any:
     return None if value in ("none", "null") else value
 
 
-def options_of(config: type[BaseModel], group: str, *, without: frozenset[str] = frozenset()) -> Any:
+def options_of(config: type[BaseModel], group: Group, *, without: frozenset[str] = frozenset()) -> Any:
     """A class with every field of `config` as an option; what is not given stays unset, and its default in `config`."""
     notes = field_notes(config)
     annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
@@ -83,9 +81,9 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings or {}, dict):
-        raise UsageError(f"{path}: expected lines of `name: value`, found {type(settings).__name__}")
+        raise InputError(f"{path}: expected lines of `name: value`, found {type(settings).__name__}")
     found: dict[str, Any] = settings or {}
     if isinstance(found.get("train"), dict) and isinstance(found.get("model"), dict):
         found = {**found["train"], **found["model"], "model": found.get("variant")}
@@ -97,7 +95,7 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     for name in settings:
         if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
             near = difflib.get_close_matches(str(name), _FIELDS, n=1)
-            raise UsageError(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise InputError(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
     return model, {name: value for name, value in settings.items() if name not in model}
 
@@ -108,21 +106,14 @@ def known_model(name: Any) -> str:
         return name
     near = difflib.get_close_matches(short(name).strip("'"), VARIANTS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"the models are {', '.join(VARIANTS)}"
-    raise UsageError(f"no model {short(name)}; {hint}")
+    raise InputError(f"no model {short(name)}; {hint}")
 
 
 def one_line(error: BaseException) -> str:
     """An exception's message in one line."""
-    if isinstance(error.__cause__, ValidationError):
-        error = error.__cause__
-    if isinstance(error, ValidationError):
-        return "; ".join(_fault(problem["loc"], problem["msg"], problem["input"]) for problem in error.errors())
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _fault(place: tuple[str | int, ...], message: str, found: Any) -> str:
-    text = message.removeprefix("Value error, ")
-    return f"{'.'.join(map(str, place))}: {text}; found {shown(found)}" if place else text
+    fault = error.__cause__ if isinstance(error, CycloptsError) else None
+    lines = fault_lines(fault) if isinstance(fault, ValidationError) else str(error).splitlines()
+    return "; ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__
 
 
 def dashed(tokens: list[str]) -> list[str]:

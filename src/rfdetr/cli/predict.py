@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rfdetr.cli.options import UsageError
+from rfdetr.errors import InputError
 
 if TYPE_CHECKING:
     from rfdetr.inference.predictor import Prediction
@@ -56,7 +56,7 @@ def predict(
     from rfdetr.weights.writing import atomic_write
 
     if not sources:
-        raise UsageError("which images? rfdetr predict CHECKPOINT SOURCES...")
+        raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
     folder = _output_folder(out)
     images = list(expand(sources))
     stream = RFDETR.from_checkpoint(checkpoint, device=device).predict_stream(images, threshold, batch_size)
@@ -80,7 +80,7 @@ def _output_folder(out: Path | None) -> Path:
     numbered = itertools.chain(["predictions"], (f"predictions-{n}" for n in itertools.count(2)))
     folder = out if out is not None else next(path for path in map(Path, numbered) if not path.exists())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: not an empty folder; nothing is overwritten, choose another --out")
+        raise InputError(f"{folder}: not an empty folder; nothing is overwritten, choose another --out")
     return folder
 
 

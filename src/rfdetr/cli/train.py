@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import BaseModel
 
-from rfdetr.cli.options import UsageError, given, known_model, options_of, read_config_file, split_settings
+from rfdetr.cli.options import given, known_model, options_of, read_config_file, split_settings
 from rfdetr.config import ModelConfig, SegmentationTrainConfig
+from rfdetr.errors import InputError
 
 if TYPE_CHECKING:
     from rfdetr.detector import RFDETR
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     TrainOptions: TypeAlias = BaseModel | None
     ModelOptions: TypeAlias = BaseModel | None
 else:
-    TrainOptions = options_of(SegmentationTrainConfig, "Training", without=frozenset({"dataset_dir"}))
-    ModelOptions = options_of(ModelConfig, "Model (defaults are the variant's)")
+    _training = Group("Training", sort_key=1)
+    _network = Group("Model (defaults are the variant's)", sort_key=2)
+    TrainOptions = options_of(SegmentationTrainConfig, _training, without=frozenset({"dataset_dir"}))
+    ModelOptions = options_of(ModelConfig, _network)
 
 
 def train(
@@ -47,7 +50,7 @@ def train(
     if dataset is not None:
         settings["dataset_dir"] = dataset
     if "dataset_dir" not in settings:
-        raise UsageError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
+        raise InputError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
     model_settings, train_settings = split_settings(settings)
     SegmentationTrainConfig(**train_settings)  # a wrong setting is told before any weights are loaded
     _detector(name, model_settings).train(**train_settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rfdetr.cli.options import known_model
+from rfdetr.errors import RunError
 
 
 def verify_resume(
@@ -43,7 +44,7 @@ def verify_resume(
     for name, digest in report.files.items():
         console.print(f"{digest}  {name}{'  DIFFERS' if name in report.differences else ''}")
     if report.differences:
-        raise RuntimeError(
+        raise RunError(
             f"after {report.kills} kills and resumes these files differ: {', '.join(report.differences)}. On a GPU, "
             "some operations add in no fixed order, and two undisturbed runs differ as well"
         )

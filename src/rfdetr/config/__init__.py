@@ -3,6 +3,7 @@
 What follows from other fields is computed, not stored. Unknown names are refused with the nearest known one.
 """
 
+from rfdetr.config.fields import ConfigError
 from rfdetr.config.model import ENCODERS, PROJECTOR_SCALES, EncoderDims, ModelConfig
 from rfdetr.config.training import SegmentationTrainConfig, TrainConfig
 from rfdetr.config.variants import (
@@ -30,6 +31,7 @@ __all__ = [
     "ENCODERS",
     "PROJECTOR_SCALES",
     "VARIANTS",
+    "ConfigError",
     "EncoderDims",
     "ModelConfig",
     "RFDETRBaseConfig",

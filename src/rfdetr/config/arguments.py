@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from rfdetr.errors import InputError, InputTypeError
+
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 
@@ -15,19 +17,19 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """A whole number (NumPy's too, no boolean) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {shown(value)}: expected a whole number of {least} or more")
+        raise InputTypeError(f"{name} is {shown(value)}: expected a whole number of {least} or more")
     if value < least:
-        raise ValueError(f"{name} is {value}: expected {least} or more")
+        raise InputError(f"{name} is {value}: expected {least} or more")
     return int(value)
 
 
 def check_share(name: str, value: Any) -> float:
     """A number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {shown(value)}: expected a number from 0 to 1")
+        raise InputTypeError(f"{name} is {shown(value)}: expected a number from 0 to 1")
     share = float(value)
     if not 0 <= share <= 1:  # true for NaN
-        raise ValueError(f"{name} is {value}: expected a number from 0 to 1")
+        raise InputError(f"{name} is {value}: expected a number from 0 to 1")
     return share
 
 
@@ -35,16 +37,16 @@ def check_path(name: str, value: Any) -> Path:
     """A path as text or path object, which need not exist; `~` is the user's home."""
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(path, str):
-        raise TypeError(f"{name} is {shown(value)}: expected a path, as text or pathlib.Path")
+        raise InputTypeError(f"{name} is {shown(value)}: expected a path, as text or pathlib.Path")
     return Path(os.path.expanduser(plain_path(name, path)))
 
 
 def plain_path(name: str, path: str) -> str:
     """The same text, unless no file can have that name."""
     if not path:
-        raise ValueError(f"{name} is empty: expected a path")
+        raise InputError(f"{name} is empty: expected a path")
     if "\0" in path:
-        raise ValueError(f"{name} is {path!r}: a path holds no null character")
+        raise InputError(f"{name} is {path!r}: a path holds no null character")
     return path
 
 
@@ -52,7 +54,7 @@ def check_kind(name: str, value: Any, *kinds: type) -> None:
     """An instance of one of the classes."""
     if not isinstance(value, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{name} is {shown(value)}: expected {expected}")
+        raise InputTypeError(f"{name} is {shown(value)}: expected {expected}")
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import field_validator, model_validator
 
 from rfdetr.config.fields import PathText, PositiveInt, StrictConfig
+from rfdetr.errors import InputError
 
 
 class EncoderDims(NamedTuple):
@@ -39,6 +40,8 @@ class ModelConfig(StrictConfig):
 
     Source: RF-DETR (arXiv 2511.09554), table of variants.
     """
+
+    PLACE = "the model: {model}({setting})"
 
     encoder: EncoderName = "dinov2_windowed_small"
     """DINOv2 family and size; `registers` encoders carry 4 extra learned tokens."""
@@ -110,13 +113,13 @@ class ModelConfig(StrictConfig):
     @classmethod
     def _refuse_huge(cls, side: int | None) -> int | None:
         if side is not None and side > MAX_RESOLUTION:
-            raise ValueError(f"{side} is more than {MAX_RESOLUTION}: no memory holds the tokens")
+            raise InputError(f"{side} is more than {MAX_RESOLUTION}: no memory holds the tokens")
         return side
 
     @model_validator(mode="after")
     def _check_trained_part(self) -> ModelConfig:
         if self.freeze_encoder and self.backbone_lora:
-            raise ValueError(
+            raise InputError(
                 "freeze_encoder True leaves the encoder as it is, backbone_lora True adapts it: choose one"
             )
         return self
@@ -126,21 +129,21 @@ class ModelConfig(StrictConfig):
         step = self.patch_size * self.num_windows
         if self.resolution % step:
             low = max(self.resolution // step, 1) * step
-            raise ValueError(
+            raise InputError(
                 f"resolution {self.resolution} is not a multiple of patch_size {self.patch_size} x num_windows "
                 f"{self.num_windows} = {step}; the nearest that fit are {low} and {low + step}"
             )
         _check_feature_indexes(self.out_feature_indexes, self.encoder, self.encoder_dims.depth)
         for name, heads in (("sa_nheads", self.sa_nheads), ("ca_nheads", self.ca_nheads)):
             if self.hidden_dim % heads:
-                raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of {name} {heads}")
+                raise InputError(f"hidden_dim {self.hidden_dim} is not a multiple of {name} {heads}")
         if self.hidden_dim % 4:
-            raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of 4, the coordinates of a box")
+            raise InputError(f"hidden_dim {self.hidden_dim} is not a multiple of 4, the coordinates of a box")
         if not self.projector_scale or len(set(self.projector_scale)) != len(self.projector_scale):
-            raise ValueError(f"projector_scale {self.projector_scale} needs one or more levels, each once")
+            raise InputError(f"projector_scale {self.projector_scale} needs one or more levels, each once")
         most = self.num_queries * (self.num_classes + 1)
         if self.num_select > most:
-            raise ValueError(
+            raise InputError(
                 f"num_select {self.num_select} is more than num_queries {self.num_queries} x (num_classes "
                 f"{self.num_classes} + 1) = {most}"
             )
@@ -149,6 +152,6 @@ class ModelConfig(StrictConfig):
 
 def _check_feature_indexes(indexes: list[int], encoder: str, depth: int) -> None:
     if not indexes or indexes != sorted(set(indexes)) or indexes[0] < 1:
-        raise ValueError(f"out_feature_indexes {indexes} must be ascending, distinct and at least 1")
+        raise InputError(f"out_feature_indexes {indexes} must be ascending, distinct and at least 1")
     if indexes[-1] > depth:
-        raise ValueError(f"out_feature_indexes {indexes} go past the {depth} blocks of encoder {encoder!r}")
+        raise InputError(f"out_feature_indexes {indexes} go past the {depth} blocks of encoder {encoder!r}")

@@ -20,11 +20,13 @@ from rfdetr.config.fields import (
     StrictConfig,
     WorkerCount,
 )
+from rfdetr.errors import InputError
 
 
 class TrainConfig(StrictConfig):
     """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554); lists of paths and files are in the guide."""
 
+    PLACE = "train({setting}) or TrainConfig({setting})"
     DERIVED_FROM_TRAINER: ClassVar[dict[str, str]] = {
         "strategy": "pass strategy= to build_trainer(train_config, model_config, strategy=...)",
         "devices": "pass devices= to build_trainer(train_config, model_config, devices=...)",
@@ -130,15 +132,13 @@ class TrainConfig(StrictConfig):
     run: str | None = None
     """Name of the run there; None: the service makes one up."""
     progress_bar: bool = True
-    """Show progress while training."""
+    """A bar within each epoch, on a terminal or in a notebook; without one, the line at each epoch's end is all."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_trainer_arguments(cls, values: Any) -> Any:
-        for name, advice in cls.DERIVED_FROM_TRAINER.items():
-            if isinstance(values, dict) and name in values:
-                raise ValueError(f"TrainConfig has no field {name!r}: {advice}")
-        return values
+    def _unknown_name_message(cls, name: str, value: Any, model: str) -> str:
+        if name in cls.DERIVED_FROM_TRAINER:
+            return f"TrainConfig has no field {name!r}: {cls.DERIVED_FROM_TRAINER[name]}"
+        return super()._unknown_name_message(name, value, model)
 
     @field_validator("dataset_dir", "output_dir", mode="after")
     @classmethod
@@ -148,16 +148,18 @@ class TrainConfig(StrictConfig):
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
+            raise InputError(
                 f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs} to train at full rate"
             )
         if self.early_stopping_use_ema and not self.use_ema:
-            raise ValueError("early_stopping_use_ema True watches averaged weights, but use_ema False keeps none")
+            raise InputError("early_stopping_use_ema True watches averaged weights, but use_ema False keeps none")
         return self
 
 
 class SegmentationTrainConfig(TrainConfig):
     """How a segmentation model is trained; `train` takes these fields for one by itself."""
+
+    PLACE = "the training of a segmentation model: RFDETRSegNano().train({setting}), SegmentationTrainConfig({setting})"
 
     mask_ce_loss_coef: NonNegativeFloat = 5.0
     """Weight of the masks' cross-entropy loss."""

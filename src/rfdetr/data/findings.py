@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+from rfdetr.errors import InputError
+
 SHOWN = 10  # records an error message lists; it gives the count of the rest
 
 Severity = Literal["error", "warning", "info"]
 
 
-class DatasetError(ValueError):
+class DatasetError(InputError):
     """A fault of the dataset; the message names file and record, what was found, expected, and what to do."""
 
 

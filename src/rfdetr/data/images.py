@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from rfdetr.errors import InputError
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,7 +44,7 @@ _PILLOW_ERRORS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """A file that is not a readable image; the message names it."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr.errors import InputError
 from rfdetr.geometry.masks import Outline, compress, run_lengths
 
 _LEAST_NUMBERS = 6  # of a polygon: three corners
@@ -117,7 +118,7 @@ class OutlineRecorder:
         """Parts of fewer than three corners are left out, if there are others."""
         usable = [part for part in polygons if isinstance(part, list) and len(part) >= _LEAST_NUMBERS]
         if not usable or any(len(part) % 2 for part in usable):
-            raise ValueError(f"{polygons!r:.60}, expected polygons as lists of x, y of three corners or more")
+            raise InputError(f"{polygons!r:.60}, expected polygons as lists of x, y of three corners or more")
         ends = []
         for part in usable:
             self._numbers.extend(part)
@@ -126,12 +127,12 @@ class OutlineRecorder:
 
     def _add_rle(self, size: Any = None, counts: Any = None, **_rest: Any) -> tuple[int, int]:
         if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, str | list):
-            raise ValueError(f"size {size!r:.40}, counts {counts!r:.40}, expected [height, width] and run lengths")
+            raise InputError(f"size {size!r:.40}, counts {counts!r:.40}, expected [height, width] and run lengths")
         height, width = map(int, size)
         encoded = counts.encode() if isinstance(counts, str) else compress([int(length) for length in counts])
         lengths = run_lengths(encoded)
         if lengths.min() < 0 or lengths.sum() != height * width or not lengths[1::2].any():
             inside = lengths[1::2].sum()
-            raise ValueError(f"runs of {lengths.sum()} pixels, {inside} inside, for a mask of {width}x{height}")
+            raise InputError(f"runs of {lengths.sum()} pixels, {inside} inside, for a mask of {width}x{height}")
         self._rle += encoded
         return height, width

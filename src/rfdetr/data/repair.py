@@ -23,6 +23,7 @@ from rfdetr.data.findings import Finding
 from rfdetr.data.index import leaves
 from rfdetr.data.layout import CocoSplit
 from rfdetr.data.yolo import SPLIT_KEYS
+from rfdetr.errors import InputError
 
 Annotation = dict[str, Any]
 Size = tuple[int, int]  # height, width
@@ -105,7 +106,7 @@ def fix(report: Report, out: str | os.PathLike[str]) -> list[Change]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: not an empty folder; nothing is overwritten, choose another one")
     if report.layout is None:
-        raise ValueError(f"{report.dataset}: there is no dataset that could be read, so none to correct")
+        raise InputError(f"{report.dataset}: there is no dataset that could be read, so none to correct")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     found = _by_place(report)
     try:

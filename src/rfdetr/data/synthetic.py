@@ -21,6 +21,7 @@ from PIL import Image
 from rfdetr.data.synthetic_kinds import ALL_KINDS, DEMO_KINDS, PRETRAIN_KINDS
 from rfdetr.data.synthetic_outlines import trace_pixels
 from rfdetr.data.synthetic_scenes import Scene, render_scene
+from rfdetr.errors import InputError
 from rfdetr.geometry.masks import runs_of_bitmap
 
 DEMO_CLASSES: tuple[str, ...] = tuple(DEMO_KINDS)
@@ -51,7 +52,7 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
     """
     unknown = [name for name in (*classes, *distractors) if name not in ALL_KINDS]
     if unknown or not classes or num_images < len(_SPLITS):
-        raise ValueError(
+        raise InputError(
             f"unknown kinds {unknown}, no classes, or fewer than {len(_SPLITS)} images; kinds: {sorted(ALL_KINDS)}"
         )
     record = {

@@ -19,6 +19,7 @@ from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.data.index import SplitRecords, is_file_name, leaves
 from rfdetr.data.outlines import OutlineRecorder
+from rfdetr.errors import InputError
 
 YAML_NAMES = ("data.yaml", "data.yml")
 SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
@@ -193,7 +194,7 @@ def _read_labels(
             yield number, label, box
 
 
-class LineError(ValueError):
+class LineError(InputError):
     """A label line that cannot be used, and the rule it breaks."""
 
     def __init__(self, rule: str, found: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
+from rfdetr.errors import InputError
 from rfdetr.evaluation.matching import Array
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.evaluation.streams import Found, MatchStream, Truth
@@ -63,7 +64,7 @@ class CocoEvaluator:
         parts = list(evaluators)
         arguments = [(part.class_names, part.max_dets, part._masks is None) for part in parts]
         if any(other != arguments[0] for other in arguments):
-            raise ValueError("evaluators with different class_names, max_dets or masks cannot be merged")
+            raise InputError("evaluators with different class_names, max_dets or masks cannot be merged")
         merged = cls(parts[0].class_names, parts[0].max_dets)
         merged._boxes = MatchStream.merge([part._boxes for part in parts])
         if parts[0]._masks is not None:
@@ -85,7 +86,7 @@ def _truth(target: Mapping[str, Tensor]) -> Truth:
 def _with_masks(truth: Truth, target: Mapping[str, Tensor]) -> Truth:
     """The truth about masks: an object without one becomes a region that counts for nothing, the size of its box."""
     if "rle_bytes" not in target:
-        raise ValueError("targets have no rle_bytes and rle_offsets: load the data with load_index(..., masks=True)")
+        raise InputError("targets have no rle_bytes and rle_offsets: load the data with load_index(..., masks=True)")
     height, width = target["orig_size"].tolist()
     every, ends = _array(target["rle_bytes"]).tobytes(), _array(target["rle_offsets"]).tolist()
     given = [every[start:end] for start, end in itertools.pairwise(ends)]

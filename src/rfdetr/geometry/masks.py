@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rfdetr.errors import InputError
+
 _MOST_DIGITS = 12  # of a number in base 32, so that it fits 64 bits
 
 
@@ -121,7 +123,7 @@ def run_lengths(counts: bytes) -> NDArray[np.int64]:
     starts = np.concatenate(([0], ends[:-1] + 1))[: len(ends)]
     length = ends - starts + 1
     if not len(ends) or not last[-1] or length.max() > _MOST_DIGITS or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("no compressed run lengths")
+        raise InputError("no compressed run lengths")
     place = np.arange(len(digits)) - np.repeat(starts, length)
     numbers = np.add.reduceat((digits & 31) << (5 * place), starts)
     numbers -= np.where(digits[ends] & 16, 1 << (5 * length), 0)  # the sign bit

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rfdetr.config.arguments import check_count, check_share
 from rfdetr.data.images import normalize, resize_square
+from rfdetr.errors import InputError
 from rfdetr.evaluation.pictures import import_supervision
 from rfdetr.inference.masks import build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
@@ -149,5 +150,5 @@ def best_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         count = torch.cuda.device_count()
         there = ["cpu", *(f"cuda:{i}" for i in range(count)), *["mps"] * torch.backends.mps.is_available()]
-        raise ValueError(f"device {name!r} cannot be used here; there is {', '.join(there)}") from error
+        raise InputError(f"device {name!r} cannot be used here; there is {', '.join(there)}") from error
     return device

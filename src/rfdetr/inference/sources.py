@@ -17,6 +17,7 @@ from PIL import Image
 
 from rfdetr.config.arguments import check_path
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, check_size, decode_image, upright_rgb
+from rfdetr.errors import InputError, InputTypeError
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 ImageSources: TypeAlias = "ImageSource | Iterable[ImageSource]"
@@ -32,7 +33,7 @@ def is_single(images: ImageSources) -> bool:
     if isinstance(images, Image.Image | np.ndarray | torch.Tensor):
         return True
     if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable):
-        raise TypeError(f"{type(images).__name__} is no image: {_ACCEPTED}")
+        raise InputTypeError(f"{type(images).__name__} is no image: {_ACCEPTED}")
     return False
 
 
@@ -45,7 +46,7 @@ def expand(images: ImageSources) -> Iterator[ImageSource]:
     else:
         for item in images:  # type: ignore[union-attr]  # an iterable, says is_single
             if not isinstance(item, str | os.PathLike) and not is_single(item):
-                raise TypeError(f"{type(item).__name__} inside a list is no image: {_ACCEPTED}")
+                raise InputTypeError(f"{type(item).__name__} inside a list is no image: {_ACCEPTED}")
             yield from expand(item)
 
 
@@ -55,7 +56,7 @@ def list_files(folder_or_pattern: str | os.PathLike[str]) -> list[Path]:
     found = place.iterdir() if place.is_dir() else map(Path, glob.glob(str(place), recursive=True))
     files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
-        raise ValueError(f"{folder_or_pattern}: no image files there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{folder_or_pattern}: no image files there ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 
@@ -65,7 +66,9 @@ def load_image(source: ImageSource) -> np.ndarray:
         return _rgb_from_array(source, f"NumPy image of shape {source.shape}", "(height, width[, 1, 3 or 4])")
     if isinstance(source, torch.Tensor):
         if source.layout is not torch.strided or source.is_meta or source.is_quantized:
-            raise TypeError(f"torch image of layout {source.layout}, {source.dtype}: expected a dense tensor with data")
+            raise InputTypeError(
+                f"torch image of layout {source.layout}, {source.dtype}: expected a dense tensor with data"
+            )
         array = source.detach().to("cpu", torch.float32 if source.is_floating_point() else source.dtype)
         moved = array.movedim(0, -1) if array.ndim == 3 else array
         wanted = "(1, 3 or 4, height, width); a batch goes in as list(batch)"
@@ -102,7 +105,7 @@ def _local(source: str | os.PathLike[str]) -> Path:
 
 def _read(source: str | os.PathLike[str]) -> bytes:
     if "://" in str(source):
-        raise ValueError(f"{source}: expected an http:// or https:// address, or a path")
+        raise InputError(f"{source}: expected an http:// or https:// address, or a path")
     path = _local(source)
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would never end
@@ -121,9 +124,9 @@ def _download(address: str) -> bytes:
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer:
             content: bytes = answer.read(DOWNLOAD_LIMIT + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ValueError(f"{address}: could not be downloaded: {error}; check the address and the network") from error
+        raise InputError(f"{address}: could not be downloaded: {error}; check the address and the network") from error
     if len(content) > DOWNLOAD_LIMIT:
-        raise ValueError(f"{address}: larger than {DOWNLOAD_LIMIT // 2**20} MiB")
+        raise InputError(f"{address}: larger than {DOWNLOAD_LIMIT // 2**20} MiB")
     return content
 
 
@@ -132,12 +135,12 @@ def _rgb_from_array(array: np.ndarray, what: str, wanted: str) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
-        raise ValueError(f"{what}: expected {wanted}")
+        raise InputError(f"{what}: expected {wanted}")
     check_size(array.shape[0], array.shape[1], what)
     if np.issubdtype(array.dtype, np.floating):
         array = _quantize(array, what)
     elif array.dtype != np.uint8:
-        raise ValueError(f"{what} and type {array.dtype}: expected uint8, or floats in [0, 1]")
+        raise InputError(f"{what} and type {array.dtype}: expected uint8, or floats in [0, 1]")
     return np.ascontiguousarray(array[..., :3] if array.shape[2] > 1 else np.repeat(array, 3, axis=2))
 
 
@@ -145,8 +148,8 @@ def _quantize(array: np.ndarray, what: str) -> np.ndarray:
     """[0, 1] to uint8, so that an image divided by 255 gives the very detections of the image itself."""
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{what} holds NaN or infinite values: expected floats in [0, 1]")
+        raise InputError(f"{what} holds NaN or infinite values: expected floats in [0, 1]")
     if low < 0 or high > 1:
-        raise ValueError(f"{what} has values from {low:g} to {high:g}: expected floats in [0, 1], or uint8")
+        raise InputError(f"{what} has values from {low:g} to {high:g}: expected floats in [0, 1], or uint8")
     quantized: np.ndarray = np.rint(array * 255).astype(np.uint8)
     return quantized

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rfdetr.errors import InputError
 from rfdetr.models.layers import attention, linear_of
 
 
@@ -126,7 +127,7 @@ class Encoder(nn.Module):
         height, width = images.shape[-2:]
         step = self.patch_size * self.num_windows
         if height % step or width % step:
-            raise ValueError(
+            raise InputError(
                 f"image height {height} and width {width} must be multiples of patch_size {self.patch_size} "
                 f"x num_windows {self.num_windows} = {step}"
             )

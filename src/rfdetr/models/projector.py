@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.errors import InputError
 from rfdetr.models.layers import ChannelNorm
 
 
@@ -75,7 +76,7 @@ def _resampler(width: int, scale: float) -> nn.Module:
         return nn.Identity()
     if scale == 0.5:
         return ConvNorm(width, width, 3, stride=2, activation=F.relu)
-    raise ValueError(f"projector scale {scale} is not one of 2, 1, 0.5")
+    raise InputError(f"projector scale {scale} is not one of 2, 1, 0.5")
 
 
 class Projector(nn.Module):

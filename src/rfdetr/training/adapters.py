@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from rfdetr.errors import MissingPackageError
 from rfdetr.models.detector import Detector
 from rfdetr.models.encoder import Block
 from rfdetr.weights.adapters import ALPHA, RANK, has_adapters
@@ -45,7 +46,7 @@ def add_adapters(detector: Detector) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
-        raise ImportError("backbone_lora=True needs peft: pip install 'rfdetr-finetune[lora]'") from error
+        raise MissingPackageError("backbone_lora=True needs peft: pip install 'rfdetr-finetune[lora]'") from error
 
     encoder = detector.encoder
     blocks = list(_blocks(detector))[: encoder.out_feature_indexes[-1]]

@@ -15,6 +15,7 @@ from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.images import normalize
 from rfdetr.data.loaders import collate
 from rfdetr.data.transforms import EvaluationView
+from rfdetr.errors import InputError, RunError
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.memory import Peak, is_out_of_memory, measure_peak
 from rfdetr.training.optim import multi_scale_sizes
@@ -35,7 +36,7 @@ def resolve_batch_size(module: Any, datamodule: Any, trainer: pl.Trainer) -> Non
     if config.batch_size != "auto":
         return
     if not isinstance(datamodule, RFDETRDataModule):
-        raise ValueError('batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own batch size')
+        raise InputError('batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own batch size')
     share = -(-USUAL_BATCH // trainer.world_size)
     sizes = [size for size in range(share, 0, -1) if share % size == 0]
     device = trainer.strategy.root_device
@@ -61,7 +62,7 @@ def largest_that_runs(sizes: list[int], measure: Callable[[int], Peak]) -> tuple
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-    raise RuntimeError(
+    raise RunError(
         "out of memory with a single image: lower resolution, or use gradient_checkpointing=True, a smaller model, or "
         "multi_scale=False"
     )

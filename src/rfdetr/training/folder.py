@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rfdetr.errors import InputError
 from rfdetr.weights.checksums import sidecar
 from rfdetr.weights.writing import remove_leftovers
 
@@ -29,7 +30,7 @@ _RUN_FILES = (
 _held: dict[Path, int] = {}  # lock file -> the process that holds it: a system's lock does not stop its own process
 
 
-class OutputFolderError(ValueError):
+class OutputFolderError(InputError):
     """A folder that a run cannot write to; the message says why and what to do."""
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from rfdetr.config import TrainConfig
+from rfdetr.errors import MissingPackageError
 from rfdetr.training.logs import RunCSVLogger
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def build_loggers(config: TrainConfig) -> list[Logger]:
             try:
                 loggers.append(build(config))
             except ModuleNotFoundError as error:
-                raise ImportError(f"{name}=True needs {name}: pip install 'rfdetr-finetune[{name}]'") from error
+                raise MissingPackageError(f"{name}=True needs {name}: pip install 'rfdetr-finetune[{name}]'") from error
     return loggers
 
 

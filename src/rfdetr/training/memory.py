@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from rfdetr.errors import InputError
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -56,7 +58,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_memory() -> int:
     """Bytes that this process can still take: the machine's, or less where a control group limits it."""
     if not (PROC / "self/clear_refs").exists():
-        raise ValueError("this system does not tell how much memory a process takes; Linux and GPUs do")
+        raise InputError("this system does not tell how much memory a process takes; Linux and GPUs do")
     fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
     return min([int(fields["MemAvailable"].split()[0]) * 1024, *_free_in_groups()])
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.config.arguments import check_kind
 from rfdetr.data.images import normalize
+from rfdetr.errors import InputError
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import DetectorOutput
@@ -242,7 +243,7 @@ def data_class_names(module: RFDETRModule) -> list[str] | None:
     datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
     names = datamodule.class_names if isinstance(datamodule, RFDETRDataModule) else None
     if names is not None and len(names) > module.model_config.num_classes:
-        raise ValueError(
+        raise InputError(
             f"the model has num_classes={module.model_config.num_classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}): build the model with num_classes={len(names)}"
         )

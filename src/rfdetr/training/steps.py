@@ -12,6 +12,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from rfdetr.errors import InputTypeError
 from rfdetr.geometry.nested import NestedTensor
 
 USUAL_BATCH = 16
@@ -91,7 +92,7 @@ def as_batch(batch: Any) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
     parts = batch if isinstance(batch, list | tuple) and not isinstance(batch, NestedTensor) else (batch,)
     images = NestedTensor(parts[0]) if isinstance(parts[0], Tensor) else parts[0]
     if not isinstance(images, NestedTensor) or images.tensors.dim() != 4:
-        raise TypeError(
+        raise InputTypeError(
             f"a batch of {type(parts[0]).__name__}: expected images as one tensor (B, 3, H, W), or (images, targets) "
             "with a dict for each image; give the loader a collate_fn that stacks them"
         )

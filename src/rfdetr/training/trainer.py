@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.arguments import check_kind
+from rfdetr.errors import InputError
 from rfdetr.training.callbacks import (
     BestModelCallback,
     COCOEvalCallback,
@@ -79,9 +80,9 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
     try:
         with without_noise():
             return _Trainer(**settings)
-    except MisconfigurationException as error:  # Lightning's own, which no caller of ours knows
+    except (MisconfigurationException, ValueError) as error:  # Lightning's own, which no caller of ours knows
         chosen = {name: settings[name] for name in ("accelerator", "devices") if name in settings}
-        raise ValueError(f"no Trainer has these settings ({chosen}): {error}") from error
+        raise InputError(f"no Trainer has these settings ({chosen}): {error}") from error
 
 
 def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:

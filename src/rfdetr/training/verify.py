@@ -19,6 +19,7 @@ import torch
 from pytorch_lightning import Callback
 
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.errors import RunError
 
 _PRELOADED = ["rfdetr.training.trainer", "rfdetr.training.datamodule", "rfdetr.training.verify", "hotcoco"]
 _COUNT = "moments.txt"  # beside a run's folder: how many moments it had
@@ -89,9 +90,7 @@ class _Job:
         process.start()
         process.join()
         if process.exitcode not in (0, -signal.SIGKILL):
-            raise RuntimeError(
-                f"the training in {folder} failed with exit code {process.exitcode}; its output tells why"
-            )
+            raise RunError(f"the training in {folder} failed with exit code {process.exitcode}; its output tells why")
         return bool(process.exitcode)
 
 

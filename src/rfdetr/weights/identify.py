@@ -7,10 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from rfdetr.config import ENCODERS, VARIANTS, ModelConfig
+from rfdetr.config import ENCODERS, VARIANTS, ConfigError, ModelConfig
 from rfdetr.weights.reading import Checkpoint, CheckpointError
 
 ENCODER = "backbone.0.encoder.encoder."
@@ -60,8 +59,8 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
         )
     try:
         config = cls(**_with_resolution(known, cls), pretrain_weights=str(checkpoint.path))
-    except ValidationError as error:
-        reasons = "; ".join(" ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+    except ConfigError as error:
+        reasons = str(error).replace("\n", "; ")
         raise CheckpointError(f"{checkpoint.path}: its tensors and 'args' give no possible model: {reasons}") from error
     return config, class_names(checkpoint)
 

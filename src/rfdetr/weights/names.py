@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from rfdetr.errors import InputError
 from rfdetr.weights.adapters import merge_adapters
 
 _UNUSED = "_kp_active_mask"
@@ -121,7 +122,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, found in parts.items():
         wanted = len(_QKV) if ".qkv." in name else max(found) + 1
         if len(found) != wanted:
-            raise ValueError(f"tensor {name} needs {wanted} parts in the file, found those numbered {sorted(found)}")
+            raise InputError(f"tensor {name} needs {wanted} parts in the file, found those numbered {sorted(found)}")
         in_order = [found[index] for index in range(wanted)]
         ours[name] = torch.cat(in_order) if ".qkv." in name else torch.stack(in_order)
     return ours

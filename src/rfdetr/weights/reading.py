@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from rfdetr.errors import InputError
 from rfdetr.weights.checksums import advice, is_damaged, sidecar
 from rfdetr.weights.names import to_published
 
@@ -45,7 +46,7 @@ _UNREADABLE = (
 _PUBLISHED_PREFIX = "backbone.0."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file that is no checkpoint, or not one that fits; the message names it."""
 
 

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
+from rfdetr.errors import RunError
 from rfdetr.training.optim import ema_decay
 
 
@@ -51,7 +52,7 @@ class RFDETREMACallback(Callback):
     def averaged(self) -> nn.Module:
         """The averaged model; an error before training was set up."""
         if self.model is None:
-            raise RuntimeError("there is no averaged model before fit")
+            raise RunError("there is no averaged model before fit")
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

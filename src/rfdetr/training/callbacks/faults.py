@@ -14,6 +14,7 @@ from pytorch_lightning import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rfdetr.errors import RunError
 from rfdetr.training.memory import is_out_of_memory
 from rfdetr.weights.writing import atomic_write
 
@@ -112,7 +113,7 @@ class FaultsCallback(Callback):
                 self.undecodable[split].add(image)
                 count = len(self.undecodable[split])
                 if count > 1 and count > MOST_UNDECODABLE * total:
-                    raise RuntimeError(
+                    raise RunError(
                         f"{count} of {total} {split} images cannot be decoded, more than {MOST_UNDECODABLE:.0%}; the "
                         "log names them, `rfdetr check` too. Replace or remove them, and go on with resume='last'"
                     )
