@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+import contextlib
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -28,3 +31,32 @@ def with_progress(items: Iterable[T], title: str, total: int) -> Iterable[T]:
 
     console = Console(stderr=True)
     return track(items, title, total, console=console, transient=True) if console.is_terminal else items
+
+
+class LineHandler(logging.StreamHandler[Any]):
+    """Writes log records above a progress bar of tqdm's, if one is on the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm: Any = sys.modules.get("tqdm")  # without it there is no bar
+        with tqdm.tqdm.external_write_mode(self.stream) if tqdm else contextlib.nullcontext():
+            super().emit(record)
+
+
+@contextlib.contextmanager
+def lines_shown() -> Iterator[None]:
+    """Prints what the package logs while the block runs, warnings too, unless the program has set up `logging` itself.
+
+    A program that never heard of `logging` so sees each epoch; one that did sees each line once, where it wants it.
+    """
+    package = logging.getLogger("rfdetr")
+    if package.hasHandlers():
+        yield
+        return
+    handler, level = LineHandler(sys.stdout), package.level
+    package.addHandler(handler)
+    package.setLevel(level or logging.INFO)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)

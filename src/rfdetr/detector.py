@@ -16,7 +16,7 @@ from rfdetr import config as configs
 from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
 from rfdetr.config.arguments import check_count, check_kind, check_path
-from rfdetr.console import show_rows, with_progress
+from rfdetr.console import lines_shown, show_rows, with_progress
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, is_single
@@ -86,6 +86,7 @@ class RFDETR:
             for line in report.lines():
                 logger.info("%s: %s", checkpoint.path.name, line)
         self._random_tensors = to_published(network.state_dict()).keys() if checkpoint is None else {*report.fresh}
+        self._changes = [] if checkpoint is None else report.changes()  # to the file's weights, for the training plan
         self._use(network, names)
 
     def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
@@ -113,12 +114,14 @@ class RFDETR:
         """Names of the classes in the order of their ids; numbers where neither file nor data gave names."""
         return list(self.model.labels.values())
 
+    @lines_shown()
     def train(self, **settings: Any) -> None:
         """Fine-tunes on the labelled images of `dataset_dir`; keywords are the fields of `TrainConfig`.
 
         (For a segmentation model of `SegmentationTrainConfig`, and the images need outlines.)
         Starts from the present weights, takes classes and their names from the data, and ends with the best weights of
-        the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before and a summary after.
+        the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before, a line per epoch and a summary
+        after. (The lines are log records: where the program has set up `logging`, they go there.)
         """
         with _needs_extra("training"):
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
@@ -139,18 +142,20 @@ class RFDETR:
         model_config = _changed(self.model_config, num_classes=len(names))
         module = RFDETRModule(_changed(model_config, pretrain_weights=None, backbone_lora=False), train_config)
         weights = to_published(self.model.model.state_dict())
+        changes = list(self._changes)
         if learned := {name: weights[name] for name in weights if name not in self._random_tensors}:
-            load_weights(module.model, learned, model_config)  # random ones are drawn again, from the run's seed
+            # Random ones are drawn again, from the run's seed.
+            changes += load_weights(module.model, learned, model_config).changes()
         module.model_config = model_config
         module.choose_trained()
         trainer = build_trainer(train_config, model_config)
 
         resolve_batch_size(module, datamodule, trainer)
-        show_rows("Training plan", training_plan(module, datamodule, trainer))
+        show_rows("Training plan", training_plan(module, datamodule, trainer, list(dict.fromkeys(changes))))
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
-        self._random_tensors = set()
+        self._random_tensors, self._changes = set(), []
         self._use(module.model, names)
         if summary := run_summary(trainer):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])

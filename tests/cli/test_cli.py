@@ -151,7 +151,7 @@ def test_settings_are_split_and_typos_answered() -> None:
 def test_train_takes_options_over_the_file_over_defaults(
     tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "run.yaml").write_text("model: mini\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5.0e-4\n")
+    (tmp_path / "run.yaml").write_text("model: mini\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5e-4\n")
     out = tmp_path / "out"
     arguments = ["train", tiny_coco, "--config", tmp_path / "run.yaml", "epochs=1", f"output_dir={out}", *FAST]
     code, printed, err = run(capsys, *arguments)

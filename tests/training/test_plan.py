@@ -13,7 +13,9 @@ def test_the_plan_counts_what_fit_will_do(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=3)
     plan = dict(training_plan(run.module, run.datamodule, run.trainer))
     assert plan["model"].startswith("mini, ")
-    assert plan["weights"] == "random"
+    assert plan["weights"] == "random" and "adapted" not in plan
+    changed = dict(training_plan(run.module, run.datamodule, run.trainer, ["class head 91 -> 4 logits (28)"]))
+    assert changed["adapted"] == "class head 91 -> 4 logits (28)"
     assert "6 train, 4 valid, 3 test images" in plan["data"]
     assert plan["classes"] == "3: blue, green, red"
     assert plan["effective batch"] == (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelSummary
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelSummary, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
@@ -32,6 +32,7 @@ from rfdetr.training.callbacks import (
 )
 from rfdetr.training.checkpoints import AtomicCheckpointIO
 from rfdetr.training.precision import resolve_precision
+from rfdetr.training.progress import EpochProgressBar
 from rfdetr.training.trainer import without_noise
 
 ALWAYS = {
@@ -119,8 +120,12 @@ def test_no_progress_bar_where_nobody_watches(build: Callable[..., Any], monkeyp
     monkeypatch.setattr(trainer_module, "is_interactive", lambda: False)
     assert build(progress_bar=True).progress_bar_callback is None
     monkeypatch.setattr(trainer_module, "is_interactive", lambda: True)
-    assert build(progress_bar=True).progress_bar_callback is not None
+    assert type(build(progress_bar=True).progress_bar_callback) is EpochProgressBar
     assert build(progress_bar=False).progress_bar_callback is None
+    assert build({"enable_progress_bar": False}).progress_bar_callback is None
+    own = TQDMProgressBar()
+    assert build({"callbacks": own}).progress_bar_callback is own
+    assert type(build({"callbacks": None}).progress_bar_callback) is EpochProgressBar
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
+from rfdetr.console import LineHandler
 from rfdetr.errors import InputError, MissingPackageError, RunError
 
 app = App(
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     An error that is none of ours (`rfdetr.errors`), nor the system's about a file, the network or memory, is a bug: its
     traceback is shown.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LineHandler()])
     logging.getLogger("rfdetr").setLevel(logging.INFO)
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +21,13 @@ CallbackT = TypeVar("CallbackT", bound=pl.Callback)
 Rows = list[tuple[str, str]]
 
 
-def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer) -> Rows:
-    """What `trainer.fit(module, datamodule)` will do. Indexes the dataset."""
+def training_plan(
+    module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer, changes: Sequence[str] = ()
+) -> Rows:
+    """What `trainer.fit(module, datamodule)` will do. Indexes the dataset.
+
+    `changes` says what was done to weights that did not fit (the class head, the position grid).
+    """
     datamodule.setup("fit")
     model, train = module.model_config, module.train_config
     names = datamodule.class_names or []
@@ -34,6 +39,7 @@ def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: p
     return [
         ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
         ("weights", model.pretrain_weights or "random"),
+        *([("adapted", ", ".join(changes))] if changes else []),
         ("trained", _what_learns(module)),
         ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),

@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.arguments import check_kind
+from rfdetr.console import lines_shown
 from rfdetr.errors import InputError
 from rfdetr.training.callbacks import (
     BestModelCallback,
@@ -34,6 +35,7 @@ from rfdetr.training.loggers import build_loggers, guard
 from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.precision import resolve_precision
 from rfdetr.training.processes import is_sharded, process_settings
+from rfdetr.training.progress import with_progress_bar
 
 
 def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any) -> pl.Trainer:
@@ -74,6 +76,8 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
         **trainer_kwargs,
     }
     settings.update(process_settings(settings))
+    if settings["enable_progress_bar"]:
+        settings["callbacks"] = with_progress_bar(settings["callbacks"])
     if settings.get("enable_checkpointing") is False and "callbacks" not in trainer_kwargs:
         files = (BestModelCallback, ContinuationCallback)
         settings["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, files)]
@@ -132,7 +136,7 @@ class _Trainer(pl.Trainer):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         guard(self.loggers)
-        with without_noise(), explained_memory(self), freed_memory_kept():
+        with lines_shown(), without_noise(), explained_memory(self), freed_memory_kept():
             return super()._run(*args, **kwargs)
 
 

@@ -45,6 +45,11 @@ class LoadReport:
     fresh: tuple[str, ...] = ()
     """Not in the file: the segmentation head of a model that starts from a detector's weights."""
 
+    def changes(self) -> list[str]:
+        """What was done to tensors of the file that did not fit, and what stays random, with counts of tensors."""
+        done = [f"{what} ({count})" for what, count in Counter(self.adapted.values()).items()]
+        return [*done, f"segmentation head left random ({len(self.fresh)})"] if self.fresh else done
+
     def lines(self) -> tuple[str, ...]:
         """One line each for what was loaded, adapted, left and, where there is such a thing, what stays random."""
         head = f"left the {len(self.fresh)} tensors of the segmentation head random: the file is of a model without one"

@@ -42,7 +42,10 @@ class RFDETREarlyStopping(Callback):
         self.waited += 1
         if self.waited >= self.patience:
             trainer.should_stop = True
-            logger.info("stopping: mAP has not risen above %.4f in %d evaluations", self.best, self.waited)
+            logger.info(
+                "stopping early: in %d evaluations mAP has not risen by more than %g above %.4f",
+                *(self.waited, self.min_delta, self.best),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}

@@ -129,7 +129,8 @@ class RunFilesCallback(Callback):
             write_records(self._log, [*read_records(self._log), {**record, **figures}])
         except OSError as error:
             logger.error("%s: this epoch is missing there: %s", self._log, error)
-        logger.info("%s", epoch_line(record["epoch"] + 1, trainer.max_epochs, figures, record["seconds"]))
+        line = epoch_line(record["epoch"] + 1, trainer.max_epochs, figures, record["seconds"], trainer.should_stop)
+        logger.info("%s", line)
 
     def on_fit_end(self, trainer: Any, *_: Any) -> None:
         if "rows" in self._restored and trainer.is_global_zero:  # resumed with nothing left to train
@@ -148,13 +149,13 @@ class RunFilesCallback(Callback):
         return self.output_dir / METRICS_FILE
 
 
-def epoch_line(epoch: int, epochs: int | None, figures: dict[str, Any], seconds: float) -> str:
-    """One line about an epoch, counted from 1, for the log of a run without a progress bar."""
+def epoch_line(epoch: int, epochs: int | None, figures: dict[str, Any], seconds: float, last: bool = False) -> str:
+    """One line about an epoch, counted from 1: figures, how long it took and, unless it is the last, the time left."""
     parts = [f"epoch {epoch}" + (f"/{epochs}" if epochs and epochs > 0 else "")]
     names = {"train/loss": "loss", "val/mAP_50_95": "mAP", "val/ema_mAP_50_95": "EMA mAP"}
     names |= {"val/segm_mAP_50_95": "mask mAP", "val/ema_segm_mAP_50_95": "EMA mask mAP"}
     parts += [f"{label} {figures[name]:.3f}" for name, label in names.items() if name in figures]
     parts.append(f"{timedelta(seconds=round(seconds))}")
-    if epochs and epochs > epoch:
+    if epochs and epochs > epoch and not last:
         parts.append(f"about {timedelta(seconds=round((epochs - epoch) * seconds))} left")
     return ", ".join(parts)
