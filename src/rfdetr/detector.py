@@ -125,6 +125,7 @@ class RFDETR:
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.folder import refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
+            from rfdetr.training.trainer import nothing_left
 
         train_config = (SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig)(**settings)
         resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
@@ -142,14 +143,16 @@ class RFDETR:
         module.choose_trained()
         trainer = build_trainer(train_config, model_config)
 
-        resolve_batch_size(module, datamodule, trainer)
-        show_rows("Training plan", training_plan(module, datamodule, trainer))
+        ended = resumed is not None and bool(nothing_left(resumed, trainer))  # fit says why, and touches no file
+        if not ended:
+            resolve_batch_size(module, datamodule, trainer)
+            show_rows("Training plan", training_plan(module, datamodule, trainer, resumed))
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._random_tensors = set()
         self._use(module.model, names)
-        if summary := run_summary(trainer):
+        if not ended and (summary := run_summary(trainer)):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
 
     def evaluate(

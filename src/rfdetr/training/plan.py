@@ -19,8 +19,10 @@ CallbackT = TypeVar("CallbackT", bound=pl.Callback)
 Rows = list[tuple[str, str]]
 
 
-def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer) -> Rows:
-    """What `trainer.fit(module, datamodule)` will do. Indexes the dataset."""
+def training_plan(
+    module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer, resumed: Path | None = None
+) -> Rows:
+    """What `trainer.fit(module, datamodule, ckpt_path=resumed)` will do. Indexes the dataset."""
     datamodule.setup("fit")
     model, train = module.model_config, module.train_config
     names = datamodule.class_names or []
@@ -31,7 +33,7 @@ def training_plan(module: RFDETRModule, datamodule: RFDETRDataModule, trainer: p
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
     return [
         ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
-        ("weights", model.pretrain_weights or "random"),
+        ("weights", model.pretrain_weights or "random") if resumed is None else ("goes on from", str(resumed)),
         ("trained", _what_learns(module)),
         ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),
