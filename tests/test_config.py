@@ -34,13 +34,13 @@ TRAIN_FIELDS = """
     dataset_dir dataset_file output_dir epochs batch_size grad_accum_steps lr lr_encoder lr_vit_layer_decay
     lr_component_decay weight_decay lr_scheduler lr_drop lr_min_factor warmup_epochs clip_max_norm drop_path use_ema
     ema_decay ema_tau multi_scale expanded_scales color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef
-    num_workers seed accelerator sync_bn resume run_test eval_interval eval_max_dets compute_val_loss
+    num_workers seed accelerator sync_bn resume allow_changed_data run_test eval_interval eval_max_dets compute_val_loss
     log_per_class_metrics early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema
     checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes overwrite tensorboard wandb mlflow project
     run progress_bar
 """
 SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
-MOST_FIELDS = 78  # eight above the budget: what masks, loggers, adapters and exact resume each need said
+MOST_FIELDS = 79  # nine above the budget: what masks, loggers, adapters and exact resume each need said
 
 
 def _train(**settings: Any) -> TrainConfig:

@@ -129,6 +129,7 @@ class RFDETR:
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.folder import refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
+            from rfdetr.training.trainer import nothing_left
 
         config_class = SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
         config_class.refuse_unknown(settings, type(self).__name__)
@@ -150,14 +151,17 @@ class RFDETR:
         module.choose_trained()
         trainer = build_trainer(train_config, model_config)
 
-        resolve_batch_size(module, datamodule, trainer)
-        show_rows("Training plan", training_plan(module, datamodule, trainer, list(dict.fromkeys(changes))))
+        ended = resumed is not None and bool(nothing_left(resumed, trainer))  # fit says why, and touches no file
+        if not ended:
+            resolve_batch_size(module, datamodule, trainer)
+            plan = training_plan(module, datamodule, trainer, list(dict.fromkeys(changes)), resumed)
+            show_rows("Training plan", plan)
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._random_tensors, self._changes = set(), []
         self._use(module.model, names)
-        if summary := run_summary(trainer):
+        if not ended and (summary := run_summary(trainer)):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
 
     def evaluate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from rfdetr.training.logs import RunCSVLogger, drop_rows_from_step, read_records, write_records
+from rfdetr.training.logs import RunCSVLogger, drop_rows_from_epoch, read_records, write_records
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -33,12 +33,11 @@ def test_a_second_logger_goes_on_in_the_file_and_adds_columns(tmp_path: Path) ->
 
 
 def test_rows_that_will_be_logged_again_are_dropped(tmp_path: Path) -> None:
-    path = log(tmp_path, *(({"a": float(step)}, step) for step in range(4)))
-    drop_rows_from_step(path, 2)
-    assert [row["step"] for row in rows_of(path)] == ["0", "1"]
-    drop_rows_from_step(path, 0)
-    assert not path.exists()
-    drop_rows_from_step(path, 0)  # nothing to drop is no error
+    rows = [({"a": float(step), "epoch": step // 2}, step) for step in range(4)]
+    path = log(tmp_path, *rows, ({"test/a": 1.0}, 4))
+    drop_rows_from_epoch(path, 1)
+    assert [row["step"] for row in rows_of(path)] == ["0", "1", "4"]  # the last says no epoch
+    drop_rows_from_epoch(tmp_path / "none.csv", 1)  # nothing to drop is no error
 
 
 def test_an_unfinished_line_of_log_txt_is_no_record(tmp_path: Path) -> None:

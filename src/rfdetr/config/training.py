@@ -95,6 +95,8 @@ class TrainConfig(StrictConfig):
     """Convert batch norms to synchronised ones when training on several devices."""
     resume: PathText | None = None
     """Checkpoint to continue from: "last" (of output_dir), or a path."""
+    allow_changed_data: bool = False
+    """Resume on images or labels other than the checkpoint's too; what changed is then a warning, not an error."""
     run_test: bool = True
     """Evaluate the best weights on the test split at the end, where there is one."""
     eval_interval: PositiveInt = 1

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,19 +76,21 @@ class DatasetIndex:
         return [self.outlines.get(row, (height, width)) for row in places]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels: classes, file names, sizes and boxes; pixels are not read."""
-        digest = hashlib.sha256("\0".join(self.class_names).encode())
-        for array in (
-            self.name_bytes,
-            self.name_offsets,
-            self.sizes,
-            self.offsets,
-            self.boxes,
-            self.labels,
-            self.crowd,
-        ):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        """SHA-256 of the labels: classes, file names, sizes, boxes and outlines; pixels are not read."""
+        arrays = [self.name_bytes, self.name_offsets, self.sizes, self.offsets, self.boxes, self.labels, self.crowd]
+        if self.outlines is not None:
+            arrays += vars(self.outlines).values()
+        return _sha256("\0".join(self.class_names).encode(), *(np.ascontiguousarray(array) for array in arrays))
+
+    def facts(self) -> dict[str, Any]:
+        """What tells a changed split: its images, boxes by class, and digests of names and labels."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return {
+            "images": len(self),
+            "boxes": dict(zip(self.class_names, counts, strict=True)),
+            "names": _sha256(self.name_bytes, self.name_offsets),
+            "labels": self.fingerprint(),
+        }
 
     def with_classes(self, class_names: tuple[str, ...], whose: str) -> DatasetIndex:
         """The same split with labels in the order of `class_names`, which must be its own classes; `whose` they are."""
@@ -193,6 +196,13 @@ def is_file_name(name: object) -> bool:
 def leaves(folder: Path, path: Path) -> bool:
     """Whether a path is outside a folder, by its text."""
     return not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def _sha256(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -40,7 +40,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.world_size = world_size
         self.skip = 0
-        """Images of this rank's share that the next iteration leaves out: those of an interrupted one."""
+        """Images at the start of the epoch's order, of all ranks, that the next iteration leaves out."""
         self.even = even or shuffle or length < world_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -48,15 +48,20 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
+        return self.share_after(0)
+
+    def share_after(self, images: int) -> int:
+        """How many images this rank has to take after the first `images` of the epoch's order."""
         spare = self.world_size - 1 - (0 if self.even else self.rank)
-        return (self.length + spare) // self.world_size
+        return max(self.length - images + spare, 0) // self.world_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, skip, self.skip = self.epoch, self.skip, 0
         order = range(self.length)
         if self.shuffle:
             order = keyed_generator(self.seed, epoch).permutation(self.length).tolist()
-        for position in range(self.rank, self.rank + len(self) * self.world_size, self.world_size)[skip:]:
+        start = skip + self.rank
+        for position in range(start, start + self.share_after(skip) * self.world_size, self.world_size):
             yield epoch, order[position % self.length]
 
 
@@ -69,10 +74,11 @@ def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Ta
 class ResumableLoader(DataLoader[Any]):
     """A loader whose first iteration after `load_state_dict` starts where another stood; nothing skipped is decoded.
 
-    Lightning keeps the state of such loaders. It takes an `EpochSampler`.
+    Its state counts images of the epoch's order, not batches, so that a run may go on with another batch size or
+    number of processes. Lightning keeps the state of such loaders. It takes an `EpochSampler`.
     """
 
-    _batches = 0
+    _images = 0
     _start = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -80,19 +86,31 @@ class ResumableLoader(DataLoader[Any]):
         return self._batches_from(start)
 
     def _batches_from(self, start: int) -> Iterator[Any]:
-        self._batches = start
+        self._images = start
         if isinstance(self.sampler, EpochSampler):
-            self.sampler.skip = start * (self.batch_size or 1)
+            self.sampler.skip = start
         for batch in super().__iter__():
-            self._batches += 1
+            self._images += self.images_per_batch
             yield batch
 
+    @property
+    def images_per_batch(self) -> int:
+        """Images of a full batch of every process together."""
+        return (self.batch_size or 1) * (self.sampler.world_size if isinstance(self.sampler, EpochSampler) else 1)
+
+    def batches_after(self, images: int) -> int:
+        """How many batches an epoch has left whose first `images` images, over all processes, were taken."""
+        if not isinstance(self.sampler, EpochSampler):
+            return max(len(self) - images // self.images_per_batch, 0)
+        share, size = self.sampler.share_after(images), self.batch_size or 1
+        return share // size if self.drop_last else -(-share // size)
+
     def state_dict(self) -> dict[str, int]:
-        """How many batches were handed out."""
-        return {"batches": self._batches}
+        """Images that all processes together were handed of this epoch, and of a batch."""
+        return {"images": self._images, "batch": self.images_per_batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._start = state_dict["batches"]
+        self._start = state_dict["images"]
 
 
 def build_loader(

@@ -61,9 +61,9 @@ class RFDETRDataModule(pl.LightningDataModule):
         return self._read(split, None)
 
     def facts(self) -> dict[str, Any]:
-        """What files of weights tell of the training data: the annotations' own category ids, and a fingerprint."""
-        index = self.index("train")
-        return {"category_ids": index.category_ids.tolist(), "data_fingerprint": index.fingerprint()}
+        """What files of weights tell of the data: the annotations' own category ids, and each split's `facts`."""
+        ids = self.index("train").category_ids.tolist()
+        return {"category_ids": ids, "data": {split: self.index(split).facts() for split in ("train", "valid")}}
 
     def setup(self, stage: str | None = None) -> None:
         """Indexes what a stage needs: train and valid to "fit", valid to "validate", test, or else valid, to "test"."""
@@ -154,6 +154,6 @@ class RFDETRDataModule(pl.LightningDataModule):
         """The module's, which is drawn where the configuration has none and restored by a checkpoint."""
         from rfdetr.training.module import RFDETRModule
 
-        if self.train_config.seed is None and self.trainer and isinstance(self.trainer.lightning_module, RFDETRModule):
+        if self.trainer and isinstance(self.trainer.lightning_module, RFDETRModule):
             return self.trainer.lightning_module.seed
         return self.train_config.seed or 0

@@ -82,9 +82,12 @@ def keep_rows(path: Path, count: int) -> None:
         _write_csv(path, _columns(path), read_rows(path)[:count])
 
 
-def drop_rows_from_step(path: Path, step: int) -> None:
-    """Removes from a metrics.csv what a run will log again that goes on from a checkpoint that does not count rows."""
-    keep_rows(path, sum(int(row["step"]) < step for row in read_rows(path)))
+def drop_rows_from_epoch(path: Path, epoch: int) -> None:
+    """Removes from a metrics.csv the rows that a run will log again which begins with an epoch, counted from 0."""
+    rows = read_rows(path)
+    kept = [row for row in rows if not row.get("epoch") or int(row["epoch"]) < epoch]
+    if len(kept) < len(rows):
+        _write_csv(path, _columns(path), kept)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ class EpochMeansCallback(Callback):
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._weight = 0
+        self._weight: float = 0
         self._logged = False
         self._restored: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
@@ -38,9 +38,10 @@ class EpochMeansCallback(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if self._restored:
             rows = self._restored["sums"].to(pl_module.device)
-            own = rows[min(trainer.global_rank, len(rows) - 1)]
+            same = len(rows) == trainer.world_size  # as when it was saved; else each takes an equal part of all
+            own = rows[trainer.global_rank] if same else rows.sum(0) / trainer.world_size
             self._sums = dict(zip(self._restored["names"], own[1:].unbind(), strict=True))
-            self._weight = int(own[0])
+            self._weight = own[0].item()
             self._restored = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:

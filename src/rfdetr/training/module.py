@@ -5,15 +5,20 @@
 from __future__ import annotations
 
 import functools
+import os
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_warn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.config.arguments import check_kind
@@ -25,11 +30,17 @@ from rfdetr.models.detector import DetectorOutput
 from rfdetr.models.postprocess import postprocess_outputs
 from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, in_form_of
 from rfdetr.training.batch_size import resolve_batch_size
-from rfdetr.training.checkpoints import fill_in_training_state
+from rfdetr.training.checkpoints import (
+    AtomicCheckpointIO,
+    Moments,
+    PlainCheckpointIO,
+    convert_content,
+)
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, multi_scale_sizes, parameter_groups
-from rfdetr.training.processes import LossMean, broadcast_start
+from rfdetr.training.processes import LossMean, broadcast_start, is_sharded
+from rfdetr.training.resume import check_shared, place_in_run
 from rfdetr.training.steps import (
     as_batch,
     count_steps,
@@ -38,10 +49,13 @@ from rfdetr.training.steps import (
     resize_batch,
     share_of_window,
 )
+from rfdetr.weights.identify import class_names, config_from_checkpoint
 from rfdetr.weights.names import to_published
 from rfdetr.weights.pretrained import load_pretrained
+from rfdetr.weights.reading import checkpoint_of
 from rfdetr.weights.writing import description
 
+HOW_TRAINED = ("freeze_encoder", "backbone_lora", "gradient_checkpointing", "amp")
 Targets = Sequence[Mapping[str, Tensor]]
 Detections = list[dict[str, Tensor]]
 
@@ -64,6 +78,9 @@ class RFDETRModule(pl.LightningModule):
         self.class_names: list[str] | None = None
         self.data_facts: dict[str, Any] = {}
         self.total_steps = 0
+        self.resumed_at = (0, 0)
+        """Epoch and batch that a resumed run has begun with."""
+        self._moments: Moments = {}  # of another training loop's optimizer, for ours
         self.evaluation_loss = LossMean()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -90,15 +107,17 @@ class RFDETRModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
             self.seed = broadcast_start(self.trainer, self.model, self.seed)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = PlainCheckpointIO()
         if stage == "fit":
+            self.resumed_at, self._moments = (0, 0), {}
             resolve_batch_size(self, self.trainer.datamodule, self.trainer)  # type: ignore[attr-defined]
 
     def on_fit_start(self) -> None:
-        names, num_classes = data_class_names(self), self.model_config.num_classes
-        if names is not None and len(names) < num_classes:
-            warnings.warn(f"num_classes={num_classes}, but the data has only {len(names)} classes", stacklevel=2)
-            names += [str(label) for label in range(len(names), num_classes)]  # files name every class of the model
-        self.class_names = names
+        self.class_names, num_classes = data_class_names(self), self.model_config.num_classes
+        found = self.trainer.datamodule.class_names if self.class_names is not None else None  # type: ignore[attr-defined]
+        if found is not None and len(found) < num_classes:
+            warnings.warn(f"num_classes={num_classes}, but the data has only {len(found)} classes", stacklevel=2)
         if isinstance(datamodule := self.trainer.datamodule, RFDETRDataModule):  # type: ignore[attr-defined]
             self.data_facts = datamodule.facts()
         if self.train_config.seed is not None:
@@ -129,7 +148,8 @@ class RFDETRModule(pl.LightningModule):
         self.log_dict({f"{name}_step": value for name, value in terms.items() if name != "train/loss"})
         self.epoch_means.add(terms, len(targets))
         # Lightning divides by accumulate_grad_batches before it goes backward.
-        return loss * share_of_window(batch_idx, self.trainer)
+        epoch, first = self.resumed_at
+        return loss * share_of_window(batch_idx, self.trainer, first if epoch == self.current_epoch else 0)
 
     def compute_losses(self, outputs: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
         """The weighted terms of the loss by name; what a subclass adds is summed and logged like these."""
@@ -166,6 +186,9 @@ class RFDETRModule(pl.LightningModule):
         optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         # Lightning clips no gradients that the optimizer might still unscale; this one is left nothing to unscale.
         optimizer._step_supports_amp_scaling = False
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and name in self._moments:
+                optimizer.state[parameter] = dict(self._moments[name])
         steps = count_steps(self.trainer, len(self.trainer.fit_loop._data_source.dataloader()))
         self.total_steps = steps.total
         factor = functools.partial(
@@ -177,7 +200,10 @@ class RFDETRModule(pl.LightningModule):
             lr_drop=config.lr_drop,
             min_factor=config.lr_min_factor,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        before = self.resumed_at[0] * steps.per_epoch  # a checkpoint with the schedule's own state overwrites it
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=before - 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -186,12 +212,58 @@ class RFDETRModule(pl.LightningModule):
         checkpoint["model"] = to_published(weights)
         checkpoint.update(description(self.model_config, self.class_names, self.data_facts))
         checkpoint["seed"] = self.seed
+        checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude={"output_dir", "resume"})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        fill_in_training_state(checkpoint, self.trainer)
-        training = self.trainer.state.fn == "fit"
-        checkpoint["state_dict"] = in_form_of(self.model, checkpoint["state_dict"], training)
+        """Brings what any known file holds into the form of this module, and of its trainer's run if there is one."""
+        trainer = self._trainer
+        source = Path((trainer and trainer.ckpt_path) or "the checkpoint")
+        convert_content(checkpoint, source)
+        trains = trainer is not None and trainer.state.fn == "fit"
+        if trainer is not None:
+            check_shared(checkpoint, source, self, data_class_names(self))
+        checkpoint["state_dict"] = in_form_of(self.model, checkpoint["state_dict"], trains)
         self.seed = checkpoint.get("seed", self.seed)
+        if trainer is None or not trains:
+            return
+        batch = place_in_run(checkpoint, source, trainer)
+        self.resumed_at = (checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], batch)
+        lost = checkpoint.get("moments_lost", "")
+        self._moments = checkpoint.get("moments", {})
+        if self._moments and is_sharded(trainer.strategy):
+            self._moments, lost = {}, "its state cannot be split over devices"
+        if lost:
+            rank_zero_warn(f"{source}: the optimizer starts afresh: {lost}")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override] # less hparams_file: the file has it all
+        cls,
+        checkpoint_path: str | os.PathLike[str],
+        map_location: str | torch.device | None = None,
+        strict: bool = True,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The module of a file, on the CPU or `map_location`; `model_config` and `train_config` win over the file's.
+
+        Takes `.ckpt`, `.pth` and `.safetensors`. A file that does not tell how it was trained gets the defaults.
+        """
+        path = Path(checkpoint_path)
+        checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
+        told = {"dataset_dir": ".", **checkpoint.get("train_config", {}), "output_dir": path.parent}
+        file = checkpoint_of(path, checkpoint)
+        config = config_from_checkpoint(file)[0]
+        if "model_config" not in kwargs:
+            how = {name: file.args[name] for name in HOW_TRAINED if "seed" in checkpoint}
+            kwargs["model_config"] = type(config)(**{**config.model_dump(), **how, "pretrain_weights": None})
+        if "train_config" not in kwargs:
+            kind = SegmentationTrainConfig if config.segmentation_head else TrainConfig
+            kwargs["train_config"] = kind(**{name: told[name] for name in told if name in kind.model_fields})
+        module = cls(**kwargs)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        module.class_names = class_names(file)
+        return module.to(map_location)
 
     def detect(self, batch: list[Any], model: nn.Module | None = None) -> Detections:
         """Detections in pixels of the original images, of `model` or the module's own."""
@@ -236,18 +308,21 @@ def detections_of(outputs: DetectorOutput, targets: Targets, num_select: int) ->
 
 
 def data_class_names(module: RFDETRModule) -> list[str] | None:
-    """Names of the classes of the trainer's data; None where loaders were given without our datamodule.
+    """Names of the classes of the trainer's data, with numbers for classes that the model has beyond these.
 
-    Refuses a head with fewer classes, before a label is out of its range.
+    None where loaders were given without our datamodule. Refuses a head with fewer classes, before a label is out of
+    its range.
     """
     datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
     names = datamodule.class_names if isinstance(datamodule, RFDETRDataModule) else None
-    if names is not None and len(names) > module.model_config.num_classes:
+    if names is None:
+        return None
+    if len(names) > module.model_config.num_classes:
         raise InputError(
             f"the model has num_classes={module.model_config.num_classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}): build the model with num_classes={len(names)}"
         )
-    return names
+    return names + [str(label) for label in range(len(names), module.model_config.num_classes)]
 
 
 def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,33 +27,33 @@ def parameter_groups(
     The encoder learns more slowly the further a part is from its output: `layer_decay` for each step of depth, and
     `component_decay` twice; its biases, norms and embeddings do not decay. The decoder has `component_decay` once.
     """
-    encoder = detector.encoder
-    last_depth = encoder.out_feature_indexes[-1] + 2  # of the final norm; the embeddings have 0, block i has i + 1
+    last_depth = detector.encoder.out_feature_indexes[-1] + 2
+    depths = {"embeddings": 0, "norm": last_depth}  # block i has i + 1
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in detector.named_parameters():
         if not parameter.requires_grad:
             continue
-        part, _, rest = name.partition(".")
-        group, rate, decay = "head", lr, weight_decay
-        if part == "encoder":
-            unit, depth = _encoder_unit(rest, last_depth)
-            decays = unit.startswith("block") and not _UNDECAYED.search(rest)
-            group = f"encoder.{unit}" + ("" if decays else ".no_decay")
+        group, rate, decay = group_name(name), lr, weight_decay
+        if group == "decoder":
+            rate = lr * component_decay
+        elif group.startswith("encoder."):
+            _, unit, *undecayed = group.split(".")
+            depth = depths[unit] if unit in depths else int(unit.removeprefix("block")) + 1
             rate = lr_encoder * layer_decay ** (last_depth - depth) * component_decay**2
-            decay = weight_decay if decays else 0.0
-        elif part == "decoder":
-            group, rate = "decoder", lr * component_decay
+            decay = 0.0 if undecayed else weight_decay
         entry = groups.setdefault(group, {"name": group, "params": [], "lr": rate, "weight_decay": decay})
         entry["params"].append(parameter)
     return list(groups.values())
 
 
-def _encoder_unit(name: str, last_depth: int) -> tuple[str, int]:
-    # "blocks.3.qkv.weight" -> block3, depth 4
+def group_name(name: str) -> str:
+    """The group of a parameter, by its name: "encoder.blocks.3.fc1.bias" is in "encoder.block3.no_decay"."""
     part, *rest = name.split(".")
-    if part == "blocks":
-        return f"block{rest[0]}", int(rest[0]) + 1
-    return ("norm", last_depth) if part == "norm" else ("embeddings", 0)
+    if part != "encoder":
+        return "decoder" if part == "decoder" else "head"
+    if rest[0] != "blocks":
+        return f"encoder.{'norm' if rest[0] == 'norm' else 'embeddings'}.no_decay"
+    return f"encoder.block{rest[1]}" + (".no_decay" if _UNDECAYED.search(name) else "")
 
 
 def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by name

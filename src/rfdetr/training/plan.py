@@ -22,9 +22,13 @@ Rows = list[tuple[str, str]]
 
 
 def training_plan(
-    module: RFDETRModule, datamodule: RFDETRDataModule, trainer: pl.Trainer, changes: Sequence[str] = ()
+    module: RFDETRModule,
+    datamodule: RFDETRDataModule,
+    trainer: pl.Trainer,
+    changes: Sequence[str] = (),
+    resumed: Path | None = None,
 ) -> Rows:
-    """What `trainer.fit(module, datamodule)` will do. Indexes the dataset.
+    """What `trainer.fit(module, datamodule, ckpt_path=resumed)` will do. Indexes the dataset.
 
     `changes` says what was done to weights that did not fit (the class head, the position grid).
     """
@@ -38,8 +42,8 @@ def training_plan(
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
     return [
         ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
-        ("weights", model.pretrain_weights or "random"),
-        *([("adapted", ", ".join(changes))] if changes else []),
+        ("weights", model.pretrain_weights or "random") if resumed is None else ("goes on from", str(resumed)),
+        *([("adapted", ", ".join(changes))] if changes and resumed is None else []),
         ("trained", _what_learns(module)),
         ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),

@@ -50,14 +50,15 @@ def effective_batch(batch_size: int | str, trainer: Trainer) -> str:
     return text if total == USUAL_BATCH else f"{text}; the default learning rates are made for {USUAL_BATCH}"
 
 
-def share_of_window(batch_idx: int, trainer: Trainer) -> float:
-    """Factor that makes the last, shorter accumulation window of an epoch a mean over its own batches.
+def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
+    """Factor that makes a shorter accumulation window a mean over its own batches; `first` is the first batch trained.
 
-    Lightning divides every batch's loss by accumulate_grad_batches, also where fewer are left.
+    The last window of an epoch is one, and the first of a run that is resumed with another batch size. Lightning
+    divides every batch's loss by accumulate_grad_batches.
     """
     accumulate = trainer.accumulate_grad_batches
-    window = min(accumulate, trainer.num_training_batches - batch_idx // accumulate * accumulate)
-    return accumulate / window
+    start = batch_idx // accumulate * accumulate
+    return accumulate / (min(start + accumulate, trainer.num_training_batches) - max(start, first))
 
 
 def mix_seed(*key: int) -> int:

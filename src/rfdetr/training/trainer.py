@@ -13,11 +13,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_warn
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.arguments import check_kind
 from rfdetr.console import lines_shown
 from rfdetr.errors import InputError
+from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.callbacks import (
     BestModelCallback,
     COCOEvalCallback,
@@ -31,11 +34,15 @@ from rfdetr.training.callbacks import (
 )
 from rfdetr.training.callbacks.faults import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
+from rfdetr.training.folder import LOCK_FILE
 from rfdetr.training.loggers import build_loggers, guard
 from rfdetr.training.memory import freed_memory_kept
+from rfdetr.training.module import RFDETRModule
 from rfdetr.training.precision import resolve_precision
 from rfdetr.training.processes import is_sharded, process_settings
 from rfdetr.training.progress import with_progress_bar
+from rfdetr.weights.names import from_published
+from rfdetr.weights.reading import load_content, read_checkpoint
 
 
 def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any) -> pl.Trainer:
@@ -66,7 +73,6 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
         "sync_batchnorm": config.sync_bn,
         "logger": build_loggers(config),
         "callbacks": build_callbacks(config, use_ema=config.use_ema and not sharded),
-        "plugins": None if sharded and strategy != "fsdp" else [AtomicCheckpointIO()],
         "default_root_dir": config.output_dir,
         "enable_progress_bar": config.progress_bar and is_interactive(),
         "enable_model_summary": False,
@@ -75,7 +81,11 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
         "log_every_n_steps": 1,
         **trainer_kwargs,
     }
-    settings.update(process_settings(settings))
+    plugins = settings.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins) and (not sharded or strategy == "fsdp"):
+        plugins = [*plugins, AtomicCheckpointIO()]
+    settings.update(plugins=plugins, **process_settings(settings))
     if settings["enable_progress_bar"]:
         settings["callbacks"] = with_progress_bar(settings["callbacks"])
     if settings.get("enable_checkpointing") is False and "callbacks" not in trainer_kwargs:
@@ -123,12 +133,22 @@ def is_interactive() -> bool:
 
 
 class _Trainer(pl.Trainer):
-    def fit(self, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
-        """Lightning's; "last" is last.ckpt of the output directory, and an interrupt is a `KeyboardInterrupt` again."""
+    def fit(self, model: pl.LightningModule, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
+        """Lightning's; "last" is last.ckpt of the output directory, and an interrupt is a `KeyboardInterrupt` again.
+
+        A run that has ended is left alone: the module gets its best weights.
+        """
         if ckpt_path is not None and ckpt_path not in ("best", "hpc"):
-            ckpt_path = checkpoint_to_resume(ckpt_path, Path(self.default_root_dir))
+            folder = Path(self.default_root_dir)
+            ckpt_path = checkpoint_to_resume(ckpt_path, folder)
+            if ckpt_path and isinstance(model, RFDETRModule) and (reason := nothing_left(ckpt_path, self)):
+                rank_zero_warn(reason)
+                remove_adapters(model.model)
+                best = read_checkpoint(folder / "checkpoint_best_total.pth")
+                model.model.load_state_dict(from_published(best.model))
+                return
         try:
-            super().fit(*args, **{**kwargs, "ckpt_path": ckpt_path})
+            super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == 128 + signal.SIGINT:
                 raise KeyboardInterrupt from stop
@@ -138,6 +158,35 @@ class _Trainer(pl.Trainer):
         guard(self.loggers)
         with lines_shown(), without_noise(), explained_memory(self), freed_memory_kept():
             return super()._run(*args, **kwargs)
+
+
+def nothing_left(path: Path, trainer: pl.Trainer) -> str:
+    """Why a checkpoint leaves nothing to do, in one sentence: its run has ended, its results are there; else ""."""
+    folder = Path(trainer.default_root_dir)
+    results = folder / "results.json"
+    if path.resolve().parent != folder.resolve() or (folder / LOCK_FILE).exists() or not results.exists():
+        return ""
+    if not (folder / "checkpoint_best_total.pth").exists() or path.stat().st_mtime_ns > results.stat().st_mtime_ns:
+        return ""
+    content = load_content(path)
+    if not isinstance(content, dict) or "loops" not in content or "seed" not in content:
+        return ""
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+    stopping = content["callbacks"].get("RFDETREarlyStopping", {})
+    patience = min((c.patience for c in trainer.callbacks if isinstance(c, RFDETREarlyStopping)), default=None)  # type: ignore[attr-defined]
+    ends = {
+        f"it has had {epochs} epochs, and epochs is {trainer.max_epochs}: raise epochs to go on": (
+            trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs
+        ),
+        f"it has had {content['global_step']} steps, and max_steps is {trainer.max_steps}: raise max_steps to go on": (
+            0 <= trainer.max_steps <= content["global_step"]
+        ),
+        f"early stopping ended it after {epochs} epochs: raise early_stopping_patience to go on": (
+            patience is not None and stopping.get("waited", 0) >= patience
+        ),
+    }
+    reason = next((text for text, holds in ends.items() if holds), "")
+    return f"nothing is left to train of {path}; {reason}" if reason else ""
 
 
 @contextmanager

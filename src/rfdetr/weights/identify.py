@@ -27,7 +27,9 @@ _MUST_AGREE = (
     "dim_feedforward",
     "segmentation_head",
 )
-_NOT_IN_TENSORS = (
+IN_TENSORS = (*_MUST_AGREE, "positional_encoding_size", "num_queries", "group_detr", "num_classes")
+"""Fields of `ModelConfig` that `read_architecture` tells."""
+NOT_IN_TENSORS = (
     "out_feature_indexes",
     "num_windows",
     "resolution",
@@ -51,7 +53,7 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
     if not isinstance(name, str) or name not in VARIANTS:
         name = nearest_variant(known)
     cls = VARIANTS[name] if name else ModelConfig
-    lacking = [field for field in _NOT_IN_TENSORS if field not in known]
+    lacking = [field for field in NOT_IN_TENSORS if field not in known]
     if name is None and lacking:
         raise CheckpointError(
             f"{checkpoint.path} is none of the variants {', '.join(VARIANTS)}, "
@@ -127,7 +129,7 @@ def _row(cls: type[ModelConfig]) -> dict[str, Any]:
 
 
 def _told(checkpoint: Checkpoint) -> dict[str, Any]:
-    told = {field: checkpoint.args[field] for field in _NOT_IN_TENSORS if checkpoint.args.get(field) is not None}
+    told = {field: checkpoint.args[field] for field in NOT_IN_TENSORS if checkpoint.args.get(field) is not None}
     for field, value in told.items():
         kind = list if field == "out_feature_indexes" else int
         if not isinstance(value, kind):

@@ -85,6 +85,11 @@ def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
     return name
 
 
+def our_name(published: str) -> str:
+    """The published name of one tensor in our words; a part of a joined tensor keeps its own (`qkv.query.weight`)."""
+    return _rename(published, _TO_OURS)
+
+
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state of ours under published names, complete with the published empty buffer; adapters are merged.
 

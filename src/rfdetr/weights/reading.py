@@ -73,7 +73,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: its writing or download was cut off{advice(path)}")
     refuse_damaged(path)
-    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    is_torch = path.suffix != ".safetensors"
+    checkpoint = checkpoint_of(path, load_content(path)) if is_torch else _read_safetensors(path)
     if not checkpoint.model:
         raise CheckpointError(f"{path} holds no tensors")
     return checkpoint
@@ -101,8 +102,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
     return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, header)
 
 
-def _read_torch(path: Path) -> Checkpoint:
-    content = load_content(path)
+def checkpoint_of(path: Path, content: Any) -> Checkpoint:
+    """What a `torch.save` file that was read holds; `path` stands in the messages."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict with 'model' and 'args'")
     entries = dict(content)

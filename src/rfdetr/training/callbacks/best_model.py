@@ -54,6 +54,10 @@ class BestModelCallback(Checkpoint):
         self._unsaved: dict[str, dict[str, Tensor]] = {}  # best weights that found no room yet
         self._ended = False
 
+    def setup(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
+        if stage == "fit":  # each has a contest of its own, which a checkpoint restores
+            self.best, self.results, self._valid, self._unsaved = {}, {}, {}, {}
+
     @property
     def total_path(self) -> Path:
         """The best weights of the run, at its end."""

@@ -172,8 +172,8 @@ def settle(fit_loop: dict[str, Any], point: Point) -> None:
     batches["is_last_batch"] = False
     _end(batches)
     for state in fit_loop["state_dict"].get("combined_loader", []):
-        if "batches" in state:
-            state["batches"] = batches["current"]["completed"]
+        if "images" in state:
+            state["images"] -= state["batch"]  # the one in hand, which no step has seen
     if point == "epoch":
         fit_loop["state_dict"].pop("combined_loader", None)
         _end(fit_loop["epoch_progress"])

@@ -27,6 +27,10 @@ class RFDETREarlyStopping(Callback):
         self.best = -math.inf
         self.waited = 0
 
+    def setup(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self.best, self.waited = -math.inf, 0
+
     def on_fit_start(self, trainer: Any, *_: Any) -> None:
         if self.waited >= self.patience:  # resumed after its end
             trainer.should_stop = True

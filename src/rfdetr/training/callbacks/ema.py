@@ -27,9 +27,10 @@ class RFDETREMACallback(Callback):
         self._step = 0
 
     def setup(self, _trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage == "fit" and self.model is None:  # before a checkpoint is restored, so that its average finds a home
+        if stage == "fit":  # before a checkpoint is restored, so that its average finds a home
             pl_module.choose_trained()  # a second fit begins with adapters again; modules are set up after callbacks
             self.model = copy.deepcopy(pl_module.model).eval().requires_grad_(False)
+            self.updates = 0
 
     def on_fit_start(self, _trainer: Any, pl_module: Any) -> None:
         average = self.averaged()

@@ -20,7 +20,7 @@ from rfdetr.training.logs import (
     METRICS_FILE,
     RunCSVLogger,
     count_rows,
-    drop_rows_from_step,
+    drop_rows_from_epoch,
     keep_rows,
     read_records,
     write_records,
@@ -48,6 +48,8 @@ class RunFilesCallback(Callback):
         self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Any, _pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            self._restored = {}
         if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:
             self._lock.acquire()
 
@@ -69,12 +71,14 @@ class RunFilesCallback(Callback):
             return
         if trainer.global_step == 0 and trainer.ckpt_path is None:
             clear_run(self.output_dir)
-        if "rows" in self._restored:
-            keep_rows(self._metrics, self._restored.pop("rows"))
-        else:
-            drop_rows_from_step(self._metrics, trainer.global_step)
-        records = [row for row in read_records(self._log) if row["epoch"] < trainer.current_epoch]
-        write_records(self._log, records)
+        known = "rows" in self._restored
+        if known or (trainer.ckpt_path is None and trainer.current_epoch == 0):
+            keep_rows(self._metrics, self._restored.pop("rows", 0))
+        elif trainer.current_epoch:
+            drop_rows_from_epoch(self._metrics, trainer.current_epoch)
+        if known or trainer.ckpt_path is None or trainer.current_epoch:  # else from weights: nothing is repeated
+            records = [row for row in read_records(self._log) if row.get("epoch", -1) < trainer.current_epoch]
+            write_records(self._log, records)
         content = {
             "rfdetr_version": __version__,
             "variant": variant_name(pl_module.model_config),
