@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,10 @@ _LARGEST_SIDE = 2**31
 class _Annotations:
     """Packs annotations while the JSON parser meets them, so that a million never exist as dictionaries at once."""
 
-    def __init__(self, outlines: OutlineRecorder | None = None) -> None:
+    def __init__(self, masks: bool) -> None:
         self.packed = bytearray()
-        self.outlines = outlines
+        self.masks = masks
+        self.outlines, self._outlined = OutlineRecorder(), array("q")  # and whose they are: rows of the table
 
     def hook(self, record: dict[str, Any]) -> dict[str, Any] | None:
         """None for an annotation that was packed, the record itself for anything else, faulty annotations included."""
@@ -53,9 +55,16 @@ class _Annotations:
             )
         except (KeyError, TypeError, ValueError, OverflowError, struct.error):
             return record
-        if self.outlines is not None:
+        if self.masks or (w > x and h > y and record.get("segmentation")):  # it may be x1 y1 x2 y2: outlines decide
+            self._outlined.append(len(self.packed) // _RECORD.itemsize - 1)
             self.outlines.add(record.get("segmentation"))
         return None
+
+    def outline_bounds(self) -> NDArray[np.float32]:
+        """Boxes xyxy around the annotations' outlines, as far as they were looked at; NaN elsewhere."""
+        bounds = np.full((len(self.packed) // _RECORD.itemsize, 4), np.nan, np.float32)
+        bounds[np.array(self._outlined)] = self.outlines.bounds()
+        return bounds
 
     def table(self) -> NDArray[Any]:
         """The packed annotations as a structured array."""
@@ -65,7 +74,7 @@ class _Annotations:
 def read_coco(path: Path, image_root: Path, findings: Findings | None = None, masks: bool = False) -> SplitRecords:
     """Read an annotation file whose `file_name`s start from `image_root`; faulty records go to `findings` instead."""
     findings = Findings(SHOWN) if findings is None else findings
-    annotations = _Annotations(OutlineRecorder() if masks else None)
+    annotations = _Annotations(masks)
     content = _parse(path, annotations)
     entries, table = content["annotations"], annotations.table()
     places = np.flatnonzero([entry is None for entry in entries])
@@ -110,7 +119,8 @@ def read_coco(path: Path, image_root: Path, findings: Findings | None = None, ma
         areas=table["area"][good],
         box_places=places[good],
         box_ids=table["id"][good],
-        outlines=annotations.outlines and annotations.outlines.keep(good),
+        outlines=annotations.outlines.keep(good) if masks else None,
+        outline_bounds=annotations.outline_bounds()[good],
         unused_parents=parents,
         findings=findings,
     )

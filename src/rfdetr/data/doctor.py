@@ -92,23 +92,25 @@ def check(
     for split in ("train", "valid"):
         if split not in layout.splits:
             report.findings.add("split-missing", layout.dataset_dir, f"split {split}", "not found")
+    model = model or RFDETRNanoConfig()
     for split in layout.splits:
-        _read(report, split)
+        _read(report, split, model.segmentation_head)
     _check_files(report, layout)
     _check_outlines(report, layout)
     _check_images(report, os.cpu_count() or 1 if processes is None else processes)
-    _check_splits(report, model or RFDETRNanoConfig())
+    _check_splits(report, model)
     return report
 
 
-def _read(report: Report, split: str) -> None:
-    """Records and index of a split, its labels in the order of the first one's classes."""
+def _read(report: Report, split: str, masks: bool) -> None:
+    """Records and index of a split, its labels in the order of the first one's classes; `masks` are to be learned."""
     assert report.layout is not None
     place = report.layout.splits[split]
     source = place.annotations if isinstance(place, CocoSplit) else place.path
     try:
-        report.records[split] = records = read_split(report.layout, split, report.findings)
-        index = build_index(records, lenient=True)
+        records = read_split(report.layout, split, report.findings, masks or report.layout.format == "coco")
+        index = build_index(records, lenient=True, masks=masks)
+        report.records[split] = records
     except DatasetError as error:
         report.findings.add("dataset-unreadable", source, "", str(error).removeprefix(f"{source}: "))
         return
@@ -145,16 +147,19 @@ def _check_files(report: Report, layout: DatasetLayout) -> None:
 
 
 def _check_outlines(report: Report, layout: DatasetLayout) -> None:
+    known = {finding[:2] + finding[4:] for finding in report.findings.kept() if finding.rule.startswith("outline-")}
     for split, records in report.records.items():
         index = report.indexes.get(split)
-        if index is None:
+        if index is None or records.sizes is None:
             continue
         size_of = {
-            identity: tuple(size) for identity, size in zip(index.image_ids.tolist(), index.sizes.tolist(), strict=True)
+            identity: tuple(size)
+            for identity, size in zip(index.image_ids.tolist(), records.sizes.tolist(), strict=True)
         }
         found = _coco_outlines(records, size_of) if layout.format == "coco" else _yolo_outlines(records, size_of)
         for rule, file, record, text, at in found:
-            report.findings.add(rule, file, record, text, at)
+            if (rule, file, at) not in known:  # to the reader
+                report.findings.add(rule, file, record, text, at)
 
 
 def _coco_outlines(records: SplitRecords, size_of: dict[int, tuple[int, int]]) -> Iterator[Finding]:

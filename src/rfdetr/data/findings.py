@@ -48,6 +48,7 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "label-class": Rule("error", "a label line has a class that is not in data.yaml", "correct the class or the names"),
     "label-range": Rule("error", "a label line is not in numbers relative to the image", "divide by the image's size"),
     "outlines-none": Rule("error", "no object has an outline", "export with polygons, or train a detection model"),
+    "outlines-apart": Rule("error", "most outlines show other places than their boxes", "export them anew"),
     # image files
     "image-missing": Rule("error", "an image file does not exist", "put it there, or remove its record"),
     "image-unreadable": Rule("error", "an image file is not a readable image", "replace or remove it"),
@@ -69,12 +70,20 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "outline-numbers": Rule("warning", "a polygon is not a list of x y pairs", "correct or remove it"),
     "outline-outside": Rule("warning", "a polygon reaches outside its image", "clip it"),
     "outline-crossing": Rule("warning", "a polygon touches or crosses itself", "redraw it, or cut it in two"),
+    "outline-apart": Rule("warning", "a box and its outline show different places", "correct the wrong one"),
     "outline-rle": Rule("warning", "a run-length mask is damaged or of another size than its image", "export it again"),
     "image-listed-twice": Rule("warning", "a file is listed by two image records", "merge them"),
     "image-copy": Rule("warning", "the same picture occurs twice in a split", "remove one"),
     "image-unlisted": Rule("warning", "an image file that the annotations do not list", "annotate or remove it"),
     "label-orphan": Rule("warning", "a label file without an image", "add the image, or remove the file"),
     "image-turned": Rule("warning", "stored rotated or mirrored (EXIF); turned upright", "see that its boxes fit"),
+    "image-boxes-turned": Rule(
+        "warning", "annotated in its stored size but rotated (EXIF); boxes are turned with it", "see that they fit"
+    ),
+    "image-deep": Rule(
+        "warning", "gray of 16 or 32 bits; it is scaled to 8 by its largest value", "convert it if that does not suit"
+    ),
+    "image-end-missing": Rule("warning", "a JPEG without its end marker; its picture is whole", "write it again"),
     "image-extension": Rule("warning", "a file is of another format than its name says", "rename it"),
     "image-large": Rule("warning", "an image of very many pixels is slow to read", "shrink it"),
     "labels-large": Rule("warning", "a label file is very large", "see what it holds"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rfdetr.data.findings import Findings
-from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, decode_image
+from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, decode_image, is_deep, lacks_end_marker
 from rfdetr.data.index import SplitRecords
 from rfdetr.data.workers import worker_context
 
@@ -43,19 +43,23 @@ class Look(NamedTuple):
     pixels: int = 0
     digest: bytes = b""  # of the decoded pixels
     fingerprint: bytes = b""  # 16 x 16 gray
+    unended: bool = False  # a JPEG without its end marker
 
 
 def look_at(path: Path) -> Look:
     """Decode a file."""
     try:
-        pixels = decode_image(path)
+        data = path.read_bytes()
+        pixels = decode_image(data, str(path))
         with Image.open(path) as image:
             form, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
     except (ImageError, OSError) as error:
         return Look(fault=str(error))
     small = Image.fromarray(pixels).convert("L").resize((_PRINT, _PRINT), Image.Resampling.BOX)
     digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
-    return Look("", form, mode, frames, pixels.shape[0] * pixels.shape[1], digest, small.tobytes())
+    return Look(
+        "", form, mode, frames, pixels.shape[0] * pixels.shape[1], digest, small.tobytes(), lacks_end_marker(data)
+    )
 
 
 def look_at_all(paths: Sequence[Path], processes: int) -> Iterator[Look]:
@@ -76,7 +80,8 @@ def check_looks(records: SplitRecords, images: Iterable[int], looks: Iterable[Lo
             "image-extension": suffixes
             and Path(records.names[image]).suffix.lower() not in suffixes
             and f"the file is {look.format}",
-            "image-mode": look.mode and look.mode not in _USUAL_MODES and f"mode {look.mode}",
+            "image-end-missing": look.unended and "no end marker",
+            "image-mode": look.mode not in ("", *_USUAL_MODES) and not is_deep(look.mode) and f"mode {look.mode}",
             "image-animated": look.frames > 1 and look.format != "MPO" and f"{look.frames} frames",
             "image-large": look.pixels > LARGE_PIXELS and f"{look.pixels / 1e6:.0f} million pixels",
         }

@@ -1,8 +1,9 @@
 """Pixels: any image file to upright RGB, the one resize and the one normalisation that training and predict share.
 
 JPEG goes through simplejpeg, everything else through Pillow. What is kept of other modes: alpha is dropped, as Pillow's
-`convert("RGB")` and OpenCV do, so that colours are those other tools train on; palettes are expanded; 16-bit gray is
-divided by 257; of an animation only the first frame is read. An EXIF orientation is applied: images come out upright.
+`convert("RGB")` and OpenCV do, so that colours are those other tools train on; palettes are expanded; gray of 16 or 32
+bits is brought to 8 by `_deep_gray` (of 16-bit colours Pillow keeps the upper 8 bits); of an animation only the first
+frame is read. An EXIF orientation is applied: images come out upright.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
+import math
+import multiprocessing
 import stat
 import struct
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -25,6 +29,8 @@ from torch import Tensor
 
 from rfdetr.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,10 +39,11 @@ MAX_PIXELS = 178_956_970  # 512 MiB as RGB, and where Pillow too speaks of a dec
 
 # What Pillow may try. Other formats it knows are no photographs, and one of them (EPS) is handed to an interpreter.
 _PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM")
-_JPEG_START = b"\xff\xd8"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which hold the size
 _EXIF_MARKER = 0xE1
-_ORIENTATION_TAG = 0x0112
+_ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
+_WHITE_IS_ZERO = 0  # of the photometric tag
 # What Pillow's readers are seen to raise for damaged files.
 _PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError),
@@ -49,12 +56,16 @@ class ImageError(InputError):
 
 
 class ImageHeader(NamedTuple):
-    """What the first bytes of an image file say. `orientation` is EXIF's: 1 upright, 2 to 8 mirrored or turned."""
+    """What the first bytes of an image file say. `orientation` is EXIF's: 1 upright, 2 to 8 mirrored or turned.
+
+    Height and width are the stored ones. `deep`: more than 8 bits a gray value.
+    """
 
     height: int
     width: int
     channels: int
     orientation: int
+    deep: bool = False
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -72,7 +83,7 @@ def read_header(path: Path) -> ImageHeader:
             if header is None:
                 stream.seek(0)
                 with Image.open(stream, formats=_pillow_formats()) as image:
-                    header = ImageHeader(image.height, image.width, len(image.getbands()), _pillow_orientation(image))
+                    header = _pillow_header(image)
             check_size(header.height, header.width)
         except _PILLOW_ERRORS as error:
             raise ImageError(f"{path}: not a readable image: {_reason(error)}") from error
@@ -87,13 +98,23 @@ def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.ui
         if header is not None and header.channels in (1, 3):  # CMYK needs Pillow, which knows Adobe's inverted inks
             check_size(header.height, header.width)
             with contextlib.suppress(ValueError):  # damaged: Pillow forgives what viewers do, and says more of the rest
-                return _turned(simplejpeg.decode_jpeg(data), header.orientation)
+                return turned(simplejpeg.decode_jpeg(data), header.orientation)
+        if lacks_end_marker(data):
+            with contextlib.suppress(ValueError):  # simplejpeg, unlike Pillow, refuses it if pixels are missing
+                simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if header and header.channels == 4 else "RGB")
+                data += _JPEG_END
         with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
             return upright_rgb(image)
     except _PILLOW_ERRORS as error:
         what = name or ("image bytes" if isinstance(source, bytes) else source)
         reason = _reason(error) if data else "it is empty"
         raise ImageError(f"{what}: cannot be decoded as an image: {reason}; replace or remove the file") from error
+
+
+def lacks_end_marker(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG without the marker that ends it; the picture itself may be whole."""
+    stream = io.BytesIO(data)
+    return _jpeg_header(stream) is not None and data.rfind(_JPEG_END, stream.tell()) < 0  # a thumbnail lies before
 
 
 def check_size(height: int, width: int, what: str = "it") -> None:
@@ -106,13 +127,20 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """A Pillow image of any mode as upright RGB (H, W, 3)."""
     check_size(image.height, image.width)
     orientation = _pillow_orientation(image)
-    if image.mode == "F" or image.mode.startswith("I"):
+    if is_deep(image.mode):
+        if multiprocessing.parent_process() is None:  # workers would each tell it
+            _tell_deep()
         pixels = np.repeat(_deep_gray(image)[..., None], 3, axis=2)
     else:
         if "transparency" in image.info:  # Pillow warns where a palette's alpha is dropped in one step
             image = image.convert("RGBA")
         pixels = np.array(image.convert("RGB"))
-    return _turned(pixels, orientation)
+    return turned(pixels, orientation)
+
+
+def is_deep(mode: str) -> bool:
+    """Whether a Pillow mode has more than 8 bits a gray value."""
+    return mode == "F" or mode.startswith("I")
 
 
 def resize_square(image: NDArray[np.uint8], size: int) -> Tensor:
@@ -150,15 +178,29 @@ def _reason(error: Exception) -> str:
 
 
 def _deep_gray(image: Image.Image) -> NDArray[np.uint8]:
-    """16-bit gray to 8 bits. 32-bit images are taken if their values are 16-bit ones: no other range is defined."""
-    values = np.array(image)
-    low, high = values.min(), values.max()
-    if image.mode == "F" or low < 0 or high > 65535:
-        raise ImageError(f"mode {image.mode!r} with values {low:g} to {high:g}; convert it to 8 or 16 bits a channel")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    """Gray of 16 or 32 bits, integers or floats, to 8 bits: over the power of two that its largest value just needs.
+
+    4095 of a 12-bit camera and 65535 of a 16-bit one are both white, so that the same picture comes out the same from
+    files of 8, 12 and 16 bits; values up to 255 stay. Negative values are lifted to start at 0, NaN and infinity are 0.
+    """
+    values = np.nan_to_num(np.array(image, np.float32), nan=0, posinf=0, neginf=0)
+    values -= min(values.min(), 0)
+    least = 0.0 if image.mode == "F" else 256.0
+    scale = max(2.0 ** math.ceil(math.log2(values.max() or 1)), least)
+    pixels: NDArray[np.uint8] = np.minimum(values * np.float32(256 / scale), 255).astype(np.uint8)
+    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO  # Pillow inverts 8 bits only
+    return ~pixels if white_is_zero else pixels
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+@functools.cache
+def _tell_deep() -> None:
+    logger.warning("there are images of 16 or 32 bits a gray value: each is scaled to 8 bits by its largest value")
+
+
+Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.bool_])
+
+
+def turned(pixels: Pixels, orientation: int) -> Pixels:
     """Undo an EXIF orientation: 5 to 8 are stored transposed; then rows, columns or both are reversed."""
     if orientation == 1:
         return pixels
@@ -169,6 +211,20 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def turned_points(points: NDArray[Any], orientation: int, sizes: NDArray[np.int64]) -> NDArray[Any]:
+    """Where `turned` takes points (n, 2) x y of a stored image, for orientations 5 to 8.
+
+    `sizes` (n, 2) or (2,) are height and width of the upright image: with orientation 6, the point (10, 0) of an image
+    stored 100 wide and 40 high is (40, 10) of the upright one, 40 wide and 100 high.
+    """
+    moved = points[:, ::-1].copy()
+    if orientation in (7, 8):
+        moved[:, 1] = sizes[..., 0] - moved[:, 1]
+    if orientation in (6, 7):
+        moved[:, 0] = sizes[..., 1] - moved[:, 0]
+    return moved
 
 
 def _jpeg_header(stream: BinaryIO) -> ImageHeader | None:
@@ -189,6 +245,15 @@ def _jpeg_header(stream: BinaryIO) -> ImageHeader | None:
         else:
             stream.seek(length, io.SEEK_CUR)
     return None
+
+
+def _pillow_header(image: Image.Image) -> ImageHeader:
+    height, width, orientation = image.height, image.width, _pillow_orientation(image)
+    if image.format == "TIFF":
+        tag = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG)
+        orientation = int(tag) if tag is not None and tag in range(1, 9) else 1
+        height, width = (width, height) if orientation >= 5 else (height, width)
+    return ImageHeader(height, width, len(image.getbands()), orientation, is_deep(image.mode))
 
 
 def _pillow_orientation(image: Image.Image) -> int:

@@ -20,14 +20,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr.data.box_rules import box_faults, odd_areas, repeated_boxes, xyxy_boxes
+from rfdetr.data.box_rules import (
+    apart,
+    as_written,
+    box_faults,
+    has_area,
+    odd_areas,
+    proved_right,
+    repeated_boxes,
+    xyxy_boxes,
+)
 from rfdetr.data.findings import SHOWN, DatasetError, Description, Findings
-from rfdetr.data.images import ImageError, read_header
+from rfdetr.data.images import ImageError, read_header, turned_points
 from rfdetr.data.outlines import OutlineRecorder, Outlines
 from rfdetr.geometry.masks import Outline
 
 logger = logging.getLogger(__name__)
 
+_MOST, _PATTERN = 0.5, 3  # of a split's outlines, and in all: if more are apart from their boxes, the file is at fault
 _CHUNK = 512  # files a thread reads the headers of in one go
 
 
@@ -131,6 +141,9 @@ class SplitRecords:
     box_places: NDArray[np.int64]  # entry (from 0) or line (from 1) in the box's file
     box_ids: NDArray[np.int64] | None = None  # the file's own; -1: none
     outlines: OutlineRecorder | None = None  # of the boxes, if asked for
+    outline_bounds: NDArray[np.float32] | None = None  # (M, 4) xyxy of the outlines; NaN: none, or not looked at
+    sizes: NDArray[np.int64] | None = None  # (N, 2) height, width of the images in which the boxes are; by build_index
+    xyxy: NDArray[np.bool_] | None = None  # boxes of a file in x1 y1 x2 y2; by build_index
     unused_parents: dict[str, int] = field(default_factory=dict)
     findings: Findings = field(default_factory=lambda: Findings(SHOWN))
 
@@ -149,14 +162,17 @@ class SplitRecords:
         return self.source, f"{self.names[image]} (image id {self.image_ids[image]})", found, at
 
 
-def build_index(records: SplitRecords, *, lenient: bool = False) -> DatasetIndex:
-    """Check the image files, bring boxes to pixels inside their image, order them by image.
+def build_index(records: SplitRecords, *, lenient: bool = False, masks: bool = True) -> DatasetIndex:
+    """Check the image files, bring boxes to pixels inside their upright image, order them by image.
 
     Errors of the records and of the files are raised; `lenient` leaves them, and what they are about, to the caller.
+    Without `masks`, objects without an outline are no findings.
     """
-    sizes = _image_sizes(records)
-    boxes, kept = _boxes_inside(records, sizes)
-    outlines = _usable_outlines(records, sizes)
+    sizes, turns = _image_sizes(records)
+    boxes, kept = _boxes_inside(records)
+    outlines = _usable_outlines(records, boxes, masks)
+    if (turns > 1).any():
+        boxes, outlines = _upright(boxes, outlines, turns[records.image_of_box], sizes[records.image_of_box])
     if not lenient:
         records.findings.stop_on_errors(records.source)
         records.findings.log(logger, records.source)
@@ -209,27 +225,42 @@ def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
 
 
-def _image_sizes(records: SplitRecords) -> NDArray[np.int64]:
-    """Read every header: upright sizes (N, 2) as height, width; 0 where there is none."""
+def _image_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Read every header: upright sizes (N, 2) as height, width, 0 where there is none; and how boxes are to be turned.
+
+    Boxes belong to the upright image, unless the annotated size is that of the stored one and differs: `turns` (N,) is
+    then the EXIF orientation, 5 to 8, else 1.
+    """
     chunks = [records.names[i : i + _CHUNK] for i in range(0, len(records.names), _CHUNK)]
     with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
         found = list(chain.from_iterable(pool.map(lambda chunk: _headers(records.root, chunk), chunks)))
-    headers = np.array(found, np.int64).reshape(-1, 3)
+    headers = np.array(found, np.int64).reshape(-1, 4)
     sizes, orientation = headers[:, :2], headers[:, 2]
     stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
     annotated = sizes if records.annotated_sizes is None else records.annotated_sizes
     known = (annotated > 0).all(1) & (sizes > 0).all(1)
-    wrong = known & (annotated != sizes).any(1) & (annotated != stored).any(1)
+    differs = known & (annotated != sizes).any(1)
+    sideways = differs & (annotated == stored).all(1)
+    turns = np.where(sideways, orientation, 1)
+    records.sizes = np.where(sideways[:, None], stored, sizes).clip(min=0)
     rules: dict[str, tuple[NDArray[np.bool_], Callable[[int], str]]] = {
         "image-missing": (sizes[:, 0] == _MISSING, lambda _: f"not in {records.root}"),
         "image-unreadable": (sizes[:, 0] == _UNREADABLE, lambda i: _why_unreadable(records.root / records.names[i])),
-        "image-size-differs": (wrong, lambda i: f"is {_text(sizes[i])}, annotated as {_text(annotated[i])}"),
-        "image-turned": (orientation > 1, lambda i: f"EXIF orientation {orientation[i]}"),
+        "image-size-differs": (
+            differs & ~sideways,
+            lambda i: f"is {_text(sizes[i])}, annotated as {_text(annotated[i])}",
+        ),
+        "image-boxes-turned": (
+            sideways,
+            lambda i: f"annotated as {_text(stored[i])}, EXIF orientation {orientation[i]}",
+        ),
+        "image-turned": ((orientation > 1) & ~sideways, lambda i: f"EXIF orientation {orientation[i]}"),
+        "image-deep": (headers[:, 3] > 0, lambda _: "more than 8 bits"),
     }
     for rule, (which, text) in rules.items():
         rows = np.flatnonzero(which).tolist()
         records.findings.add_rows(rule, rows, functools.partial(_describe_image, records, text))
-    return np.maximum(sizes, 0)
+    return np.maximum(sizes, 0), turns
 
 
 def _describe_image(records: SplitRecords, text: Callable[[int], str], image: int) -> Description:
@@ -243,18 +274,18 @@ def _text(size: NDArray[np.int64]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _headers(root: Path, names: list[str]) -> list[tuple[int, int, int]]:
-    """Upright height, width and orientation of each file, or why there is none."""
+def _headers(root: Path, names: list[str]) -> list[tuple[int, int, int, bool]]:
+    """Upright height, width, orientation and depth of each file, or why there is none."""
     found = []
     for name in names:
         try:
             header = read_header(root / name)
         except FileNotFoundError:
-            found.append((_MISSING, 0, 0))
+            found.append((_MISSING, 0, 0, False))
         except (ImageError, OSError):
-            found.append((_UNREADABLE, 0, 0))
+            found.append((_UNREADABLE, 0, 0, False))
         else:
-            found.append((*header.upright_size, header.orientation))
+            found.append((*header.upright_size, header.orientation, header.deep))
     return found
 
 
@@ -266,20 +297,27 @@ def _why_unreadable(path: Path) -> str:
     return "readable now"
 
 
-def _boxes_inside(records: SplitRecords, sizes: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes in pixels clipped to their image, and the rows with an area; what is odd of them is a finding."""
-    limits = sizes[records.image_of_box][:, [1, 0, 1, 0]].astype(np.float64)  # (M, 4): width, height twice
+def _boxes_inside(records: SplitRecords) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Boxes in pixels clipped to their image, and the rows with an area; what is odd of them is a finding.
+
+    Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such.
+    """
+    assert records.sizes is not None
+    limits = records.sizes[records.image_of_box][:, [1, 0, 1, 0]].astype(np.float64)  # (M, 4): width, height twice
     boxes = records.boxes * limits if records.relative else records.boxes
+    likely = np.zeros(len(boxes), np.bool_)
+    if not records.relative:
+        likely, xyxy = xyxy_boxes(boxes, limits, proved_right(boxes, records.areas, records.outline_bounds))
+        if xyxy.any():
+            found = f"{int(likely.sum())} of {len(boxes)} boxes reach far outside, {int(xyxy.sum())} fit as x1 y1 x2 y2"
+            records.findings.add("boxes-xyxy", records.source, "", found)
+            boxes, records.xyxy = np.where(xyxy[:, None], as_written(boxes), boxes), xyxy
+            likely[:] = False
     clipped = np.clip(boxes, 0, limits).astype(np.float32)  # before the check: rounding may take the last of an area
     faults = box_faults(boxes, clipped, limits)
-    if not records.relative:
-        likely, all_are = xyxy_boxes(boxes, limits)
-        if all_are:
-            found = f"{int(likely.sum())} of {len(boxes)} boxes reach far outside, all fit as x1 y1 x2 y2"
-            records.findings.add("boxes-xyxy", records.source, "", found)
-        faults["box-likely-xyxy"] = likely & (not all_are)
-        faults["box-clipped"] &= ~likely
-        faults["box-outside"] &= ~likely
+    faults["box-likely-xyxy"] = likely
+    faults["box-clipped"] &= ~likely
+    faults["box-outside"] &= ~likely
     faults["box-repeated"] = repeated_boxes(records.image_of_box, records.boxes)
     faults["box-area"] = odd_areas(records.areas, boxes)
     faults["crowd"] = records.crowd
@@ -293,15 +331,33 @@ def _boxes_inside(records: SplitRecords, sizes: NDArray[np.int64]) -> tuple[NDAr
 
     for rule, which in faults.items():
         records.findings.add_rows(rule, np.flatnonzero(which).tolist(), describe)
-    return clipped, np.flatnonzero((clipped[:, 2:] > clipped[:, :2]).all(1))
+    return clipped, np.flatnonzero(has_area(clipped))
 
 
-def _usable_outlines(records: SplitRecords, sizes: NDArray[np.int64]) -> Outlines | None:
-    """Outlines in pixels, if asked for; the objects without one, or that there is none at all, are findings."""
+def _upright(
+    boxes: NDArray[np.float32], outlines: Outlines | None, turns: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], Outlines | None]:
+    """Boxes (M, 4) and outlines of stored images in the upright ones of `sizes` (M, 2); `turns` (M,): EXIF's, or 1."""
+    for turn in range(5, 9):
+        rows = np.flatnonzero(turns == turn)
+        first, second = (turned_points(boxes[rows, at : at + 2], turn, sizes[rows]) for at in (0, 2))
+        boxes[rows] = np.concatenate((np.minimum(first, second), np.maximum(first, second)), axis=1)
+    return boxes, None if outlines is None else outlines.turned(turns, sizes)
+
+
+def _usable_outlines(records: SplitRecords, boxes: NDArray[np.float32], tell_missing: bool) -> Outlines | None:
+    """Outlines in pixels, if asked for; those apart from their boxes, inside the images, are findings.
+
+    So are, if it is to be told, the objects without one, and that there is none at all.
+    """
     recorder = records.outlines
-    if recorder is None:
+    if recorder is None or records.sizes is None:
         return None
-    outlines = recorder.build(sizes[records.image_of_box], records.relative)
+    outlines = recorder.build(records.sizes[records.image_of_box], records.relative)
+    if records.outline_bounds is not None:
+        _check_places(records, boxes, outlines.entries >= 0)
+    if not tell_missing:
+        return outlines
     without = np.flatnonzero(outlines.entries < 0)
     for row in without.tolist():
         rule, found = recorder.fault(row)
@@ -310,3 +366,20 @@ def _usable_outlines(records: SplitRecords, sizes: NDArray[np.int64]) -> Outline
         found = f"{len(without)} objects, none with a usable outline; the first: {recorder.fault(0)[1]}"
         records.findings.add("outlines-none", records.source, "", found)
     return outlines
+
+
+def _check_places(records: SplitRecords, boxes: NDArray[np.float32], outlined: NDArray[np.bool_]) -> None:
+    """Findings on boxes whose usable outlines show another place."""
+    assert records.sizes is not None and records.outline_bounds is not None
+    bounds = np.clip(records.outline_bounds, 0, records.sizes[records.image_of_box][:, [1, 0, 1, 0]])
+    places = outlined & has_area(boxes)
+    rows = np.flatnonzero(places & apart(boxes, bounds))
+
+    def describe(row: int) -> Description:
+        box, outline = (", ".join(f"{side:g}" for side in xyxy) for xyxy in (boxes[row].tolist(), bounds[row].tolist()))
+        return records.describe_box(row, f"box x1 y1 x2 y2 {box}, outline {outline}")
+
+    records.findings.add_rows("outline-apart", rows.tolist(), describe)
+    if len(rows) >= _PATTERN and len(rows) > _MOST * places.sum():
+        found = f"{len(rows)} of {int(places.sum())} objects"
+        records.findings.add("outlines-apart", records.source, "", found)

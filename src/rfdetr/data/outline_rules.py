@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rfdetr.data.outlines import OutlineRecorder
 
 _SLACK = 1.0  # pixels outside the image that tools write by habit
+_TOUCH = 1e-6  # pixels between a corner and an edge that touch
 _MOST_POINTS = 1000  # of a ring that is looked at for crossings, which costs their square
 
 
@@ -47,20 +48,28 @@ def ring_faults(points: NDArray[np.float64], height: int, width: int) -> Iterato
 
 
 def crossing(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """A point near which two edges of a closed polygon cross, or a corner lies within another edge; None: nowhere."""
-    points = points[(points != np.roll(points, 1, axis=0)).any(1)]  # a corner may be written twice
+    """A point near which a closed polygon's edges cross, or a corner lies on an edge that is not its own; or None.
+
+    A ring that is pinched, where one corner occurs twice, has such corners, and one that doubles back on itself.
+    """
+    points = points[(points != np.roll(points, 1, axis=0)).any(1)]  # a corner may be written twice in a row
     n = len(points)
     if n < 4:
         return None
     start, end = points, np.roll(points, -1, axis=0)
-    sides = np.sign(_turn(start[:, None], end[:, None], points[None]))  # (n, n): of edge i, where corner j lies
+    turn = _turn(start[:, None], end[:, None], points[None])  # (n, n): of edge i, on which side corner j lies
+    sides = np.sign(turn)
     ahead = np.roll(sides, -1, axis=1)  # where its next corner lies
-    apart = np.abs(np.arange(n)[:, None] - np.arange(n))
-    neighbours = (apart <= 1) | (apart == n - 1)
+    first, second = np.arange(n)[:, None], np.arange(n)
+    neighbours = np.isin((second - first) % n, (0, 1, n - 1))
     crosses = (sides * ahead < 0) & (sides * ahead < 0).T & ~neighbours
-    if not crosses.any():
+    low, high = np.minimum(start, end)[:, None] - _TOUCH, np.maximum(start, end)[:, None] + _TOUCH
+    on_line = np.abs(turn) <= _TOUCH * np.linalg.norm(end - start, axis=1)[:, None]
+    own = np.isin((second - first) % n, (0, 1))
+    touches = on_line & ((low <= points) & (points <= high)).all(2) & ~own
+    if not (crosses | touches).any():
         return None
-    where: NDArray[np.float64] = start[np.argwhere(crosses)[0][0]]
+    where: NDArray[np.float64] = start[np.argwhere(crosses | touches)[0][0]]
     return where
 
 

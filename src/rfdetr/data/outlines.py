@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr.data.images import turned, turned_points
 from rfdetr.errors import InputError
-from rfdetr.geometry.masks import Outline, compress, run_lengths
+from rfdetr.geometry.masks import Outline, compress, run_lengths, runs_of_bitmap
 
 _LEAST_NUMBERS = 6  # of a polygon: three corners
 _NOTHING: tuple[Any, ...] = (None, [], "", {})  # how files say that an object has no outline
@@ -39,6 +40,23 @@ class Outlines:
         """Those of other rows, or in another order."""
         return replace(self, entries=self.entries[rows])
 
+    def turned(self, orientations: NDArray[np.int64], sizes: NDArray[np.int64]) -> Outlines:
+        """Outlines of stored images in the upright ones of `sizes` (M, 2); `orientations` (M,): EXIF's, or 1."""
+        points, runs = self.points.copy(), {}
+        for row in np.flatnonzero((orientations > 1) & (self.entries >= 0)).tolist():
+            entry, orientation, (height, width) = self.entries[row], int(orientations[row]), sizes[row]
+            first, last = self.first_point[self.first_polygon[entry : entry + 2]]
+            points[first:last] = turned_points(points[first:last], orientation, sizes[row])
+            if rle := self.rle_bytes[self.first_byte[entry] : self.first_byte[entry + 1]].tobytes():
+                lengths = run_lengths(rle)
+                bitmap = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(height, width).T  # stored
+                runs[entry] = compress(runs_of_bitmap(turned(bitmap, orientation)))
+        limits = zip(self.first_byte[:-1].tolist(), self.first_byte[1:].tolist(), strict=True)
+        chunks = [runs.get(entry) or self.rle_bytes[first:last].tobytes() for entry, (first, last) in enumerate(limits)]
+        first_byte = np.cumsum([0, *map(len, chunks)])
+        rle_bytes = np.frombuffer(b"".join(chunks), np.uint8)
+        return replace(self, points=points, first_byte=first_byte, rle_bytes=rle_bytes)
+
     def get(self, row: int, size: tuple[int, int]) -> Outline | None:
         """The outline of a box in an image of (height, width); None where it has none."""
         entry = self.entries[row]
@@ -61,6 +79,7 @@ class OutlineRecorder:
         self._numbers = array("f")
         self._rle = bytearray()
         self._rle_sizes: dict[int, tuple[int, int]] = {}  # by entry
+        self._rle_bounds: dict[int, tuple[int, int, int, int]] = {}
 
     def add(self, segmentation: Any) -> None:
         """Takes what a COCO annotation has as its segmentation: polygons, or run lengths of either form."""
@@ -69,7 +88,7 @@ class OutlineRecorder:
             is_rle = isinstance(segmentation, dict)
             try:
                 if is_rle:
-                    self._rle_sizes[entry] = self._add_rle(**segmentation)
+                    self._add_rle(entry, **segmentation)
                 else:
                     self._add_polygons(segmentation)
             except (TypeError, ValueError, OverflowError) as error:
@@ -83,6 +102,19 @@ class OutlineRecorder:
         self._rows = rows
         return self
 
+    def bounds(self) -> NDArray[np.float32]:
+        """Boxes xyxy around the outlines of all entries, in the coordinates that were given; NaN for none."""
+        first = np.array(self._first_point)[np.array(self._first_polygon)]
+        bounds = np.full((len(first) - 1, 4), np.nan, np.float32)
+        drawn = np.flatnonzero(np.diff(first))
+        if len(drawn):
+            points = np.array(self._numbers, np.float32).reshape(-1, 2)
+            bounds[drawn, :2] = np.minimum.reduceat(points, first[drawn])
+            bounds[drawn, 2:] = np.maximum.reduceat(points, first[drawn])
+        for entry, box in self._rle_bounds.items():
+            bounds[entry] = box
+        return bounds
+
     def build(self, sizes: NDArray[np.int64], relative: bool) -> Outlines:
         """The arrays, for objects in images of sizes (M, 2) height, width, the units of `relative` coordinates."""
         rows = np.arange(len(self._first_byte) - 1) if self._rows is None else self._rows
@@ -94,12 +126,10 @@ class OutlineRecorder:
         size_of[rows] = sizes
         if relative:
             points *= np.repeat(size_of[:, ::-1], corners, axis=0)
-        drawn = np.flatnonzero(corners)
-        if len(drawn):
-            starts = first_point[first_polygon[drawn]]
-            extent = np.maximum.reduceat(points, starts) - np.minimum.reduceat(points, starts)
-            for entry in drawn[~(np.isfinite(extent) & (extent > 0)).all(1)].tolist():
-                self.faults[entry] = ("outline-numbers", "polygons without an area, or with NaN or infinity")
+        bounds = self.bounds()
+        extent = bounds[:, 2:] - bounds[:, :2]
+        for entry in np.flatnonzero((corners > 0) & ~(np.isfinite(extent) & (extent > 0)).all(1)).tolist():
+            self.faults[entry] = ("outline-numbers", "polygons without an area, or with NaN or infinity")
         for entry, (height, width) in self._rle_sizes.items():
             expected = size_of[entry].tolist()
             if [height, width] != expected:
@@ -125,7 +155,7 @@ class OutlineRecorder:
             ends.append(len(self._numbers) // 2)
         self._first_point.extend(ends)
 
-    def _add_rle(self, size: Any = None, counts: Any = None, **_rest: Any) -> tuple[int, int]:
+    def _add_rle(self, entry: int, size: Any = None, counts: Any = None, **_rest: Any) -> None:
         if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, str | list):
             raise InputError(f"size {size!r:.40}, counts {counts!r:.40}, expected [height, width] and run lengths")
         height, width = map(int, size)
@@ -135,4 +165,12 @@ class OutlineRecorder:
             inside = lengths[1::2].sum()
             raise InputError(f"runs of {lengths.sum()} pixels, {inside} inside, for a mask of {width}x{height}")
         self._rle += encoded
-        return height, width
+        self._rle_sizes[entry] = height, width
+        ends = np.cumsum(lengths)
+        inside = np.flatnonzero(lengths[1::2])
+        first, last = ends[:-1:2][inside], ends[1::2][inside] - 1  # pixels of the runs, column by column
+        left, right = int(first[0]) // height, int(last[-1]) // height + 1
+        within = first // height == last // height  # one column; another run reaches an image's edge
+        top = int(np.where(within, first % height, 0).min())
+        bottom = int(np.where(within, last % height, height - 1).max()) + 1
+        self._rle_bounds[entry] = left, top, right, bottom
