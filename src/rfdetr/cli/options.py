@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import CycloptsError, Group, Parameter
+from cyclopts import Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig
@@ -87,15 +87,22 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = settings or {}
     if isinstance(found.get("train"), dict) and isinstance(found.get("model"), dict):
         found = {**found["train"], **found["model"], "model": found.get("variant")}
+    try:
+        split_settings({name: value for name, value in found.items() if name != "model"})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return found
 
 
 def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """One flat set of settings into those of the model and those of the training."""
+    problems = []
     for name in settings:
         if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
             near = difflib.get_close_matches(str(name), _FIELDS, n=1)
-            raise InputError(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            problems.append(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if problems:
+        raise InputError("; ".join(problems))
     model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
     return model, {name: value for name, value in settings.items() if name not in model}
 
@@ -111,9 +118,10 @@ def known_model(name: Any) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception's message in one line."""
-    fault = error.__cause__ if isinstance(error, CycloptsError) else None
-    lines = fault_lines(fault) if isinstance(fault, ValidationError) else str(error).splitlines()
-    return "; ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__
+    for fault in (error, error.__cause__):  # cyclopts hands on what pydantic has found as a cause
+        if isinstance(fault, ValidationError):
+            return "; ".join(fault_lines(fault))
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def dashed(tokens: list[str]) -> list[str]:

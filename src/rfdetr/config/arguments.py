@@ -10,16 +10,19 @@ from typing import Any
 
 from rfdetr.errors import InputError, InputTypeError
 
+MOST = 1_000_000  # more, of anything that is counted, is a slip of the keyboard that would eat the memory
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """A whole number (NumPy's too, no boolean) of at least `least`."""
+    """A whole number (NumPy's too, no boolean) from `least` to `MOST`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputTypeError(f"{name} is {shown(value)}: expected a whole number of {least} or more")
     if value < least:
         raise InputError(f"{name} is {value}: expected {least} or more")
+    if int(value) > MOST:
+        raise InputError(f"{name} is {short(value)}: expected {MOST:,} or less")
     return int(value)
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from rfdetr.config.arguments import plain_path, short, shown
+from rfdetr.config.arguments import MOST, plain_path, short, shown
 from rfdetr.errors import InputError
 
 # As types and not as `Field(...)` defaults: a variant that states another default then keeps the range.
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]  # more is a slip of the keyboard that would eat the memory
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 WorkerCount = Annotated[int, Field(ge=0, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 PositiveFloat = Annotated[float, Field(gt=0)]

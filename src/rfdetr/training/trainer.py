@@ -94,7 +94,7 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
     try:
         with without_noise():
             return _Trainer(**settings)
-    except (MisconfigurationException, ValueError) as error:  # Lightning's own, which no caller of ours knows
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:  # Lightning's, which no caller knows
         chosen = {name: settings[name] for name in ("accelerator", "devices") if name in settings}
         raise InputError(f"no Trainer has these settings ({chosen}): {error}") from error
 
