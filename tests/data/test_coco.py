@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as mask_api
 
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.images import decode_image
 from rfdetr.data.index import DatasetIndex, build_index
+from rfdetr.geometry.masks import runs_of_bitmap
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
 NAME = "_annotations.coco.json"
@@ -114,14 +117,49 @@ def test_boxes_outside_are_clipped_and_those_without_area_skipped_and_both_count
     assert "2 x box-clipped" in caplog.text and "annotation id 1 (0.png)" in caplog.text
 
 
-def test_rotated_images_are_counted_and_measured_upright(tiny_coco: Path) -> None:
+def turned_set(folder: Path, orientation: int, side: int, frame: str, form: str) -> Path:
+    """One PNG of 60 x `side` stored pixels with a bright rectangle, and its annotation in the frame that is named."""
+    stored = np.zeros((side, 60, 3), np.uint8)
+    stored[4:12, 6:26] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6
-    with Image.open(tiny_coco / "train" / "0.jpg") as image:
-        image.save(tiny_coco / "train" / "0.jpg", exif=exif)
-    index = index_of(tiny_coco / "train", findings := Findings())
-    assert index.sizes[0].tolist() == [64, 48]
-    assert [str(finding) for finding in findings.kept() if "0.jpg (image id 1): EXIF orientation 6" in str(finding)]
+    exif[0x0112] = orientation
+    folder.mkdir()
+    Image.fromarray(stored).save(folder / "0.png", exif=exif)
+    pixels = stored if frame == "stored" else decode_image(folder / "0.png")
+    mask = pixels[..., 0] > 0
+    (top, left), (bottom, right) = np.argwhere(mask).min(0).tolist(), (np.argwhere(mask).max(0) + 1).tolist()
+    outline: Any = [[left, top, right, top, right, bottom, left, bottom]]
+    if form == "run lengths":
+        outline = {"size": list(mask.shape), "counts": runs_of_bitmap(mask)}
+    entry = box(1, 1, 1, [left, top, right - left, bottom - top], segmentation=outline)
+    images = [{"id": 1, "file_name": "0.png", "width": mask.shape[1], "height": mask.shape[0]}]
+    content = {"images": images, "annotations": [entry], "categories": [{"id": 1, "name": "thing"}]}
+    (folder / NAME).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["polygon", "run lengths"])
+@pytest.mark.parametrize(
+    ("orientation", "side", "frame"),
+    [
+        *((orientation, 40, frame) for orientation in (5, 6, 7, 8) for frame in ("stored", "upright")),
+        *((orientation, side, "upright") for orientation in (2, 3, 4, 6) for side in (40, 60)),
+    ],
+)
+def test_boxes_and_outlines_lie_on_the_pixels_of_turned_images(
+    tmp_path: Path, orientation: int, side: int, frame: str, form: str
+) -> None:
+    folder = turned_set(tmp_path / "set", orientation, side, frame, form)
+    index = build_index(read_coco(folder / NAME, folder, findings := Findings(), masks=True))
+    bright = decode_image(index.path(0))[..., 0] > 0
+    assert index.sizes[0].tolist() == list(bright.shape)
+    left, top, right, bottom = index.boxes[0].astype(int).tolist()
+    assert bright[top:bottom, left:right].all() and bright.sum() == (right - left) * (bottom - top)
+    outline = index.outlines_of(0, index.rows(0))[0]
+    assert outline is not None
+    runs = {"size": list(bright.shape), "counts": outline.to_rle()}
+    np.testing.assert_array_equal(mask_api.decode(runs).astype(bool), bright)
+    assert dict(findings.counts) == {"image-boxes-turned" if frame == "stored" else "image-turned": 1}
 
 
 @pytest.mark.parametrize(

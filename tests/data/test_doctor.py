@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from rfdetr.config import RFDETRMiniConfig
@@ -24,6 +25,7 @@ from rfdetr.data.repair import fix
 from rfdetr.data.synthetic import DEMO_CLASSES, generate
 
 NAME = "_annotations.coco.json"
+PINCHED = [[30, 30, 40, 30, 40, 40, 30, 40, 40, 50, 20, 50, 30, 40]]  # (30, 40) twice
 Content = dict[str, Any]
 
 
@@ -80,9 +82,11 @@ COCO_FAULTS: dict[str, tuple[Callable[[Content, Path], object], str, str]] = {
     "crowd flag": (lambda c, _: c["annotations"][16].update(iscrowd=7), "crowd-flag", "id 17"),
     "crowd": (lambda c, _: c["annotations"][17].update(iscrowd=1), "crowd", "id 18 "),
     "tiny object": (lambda c, _: c["annotations"][18].update(bbox=[20, 20, 2, 2], area=4), "box-tiny", ""),
+    "outline elsewhere": (lambda c, _: outline(c, 18, [[0, 0, 9, 0, 9, 9]]), "outline-apart", "id 19 "),
     "polygon of 2 points": (lambda c, _: outline(c, 19, [[1, 1, 5, 5]]), "outline-points", "id 20"),
     "odd polygon": (lambda c, _: outline(c, 20, [[1, 1, 5, 5, 9, 1, 4]]), "outline-numbers", "id 21"),
     "polygon outside": (lambda c, _: outline(c, 21, [[1, 1, 900, 1, 900, 9]]), "outline-outside", "id 22"),
+    "pinched": (lambda c, _: outline(c, 25, PINCHED), "outline-touching", "id 26"),
     "bow-tie": (lambda c, _: outline(c, 22, [[10, 10, 30, 30, 30, 10, 10, 30]]), "outline-crossing", "id 23"),
     "RLE of another size": (lambda c, _: outline(c, 23, {"size": [4, 4], "counts": [8, 8]}), "outline-rle", "id 24"),
     "damaged RLE": (lambda c, _: outline(c, 24, {"size": [4, 4], "counts": "~"}), "outline-rle", "id 25"),
@@ -94,6 +98,9 @@ COCO_FAULTS: dict[str, tuple[Callable[[Content, Path], object], str, str]] = {
     "missing file": (lambda c, r: (r / "000008.jpg").unlink(), "image-missing", "000008.jpg"),
     "no image": (lambda c, r: (r / "000009.jpg").write_bytes(b"nothing"), "image-unreadable", "000009.jpg"),
     "truncated": (lambda c, r: cut(r / "000010.jpg"), "image-truncated", "000010.jpg"),
+    "no end marker": (lambda c, r: cut(r / "000020.jpg", 2), "image-end-missing", "000020.jpg"),
+    "sideways": (lambda c, r: turned(r / "000021.jpg", 6), "image-boxes-turned", "000021.jpg"),
+    "16 bits": (lambda c, r: deep(r / "000006.jpg"), "image-deep", "000006.jpg"),
     "extension": (lambda c, r: saved(r / "000011.jpg", "PNG"), "image-extension", "000011.jpg"),
     "mode": (lambda c, r: saved(r / "000012.jpg", "JPEG", "CMYK"), "image-mode", "000012.jpg"),
     "turned": (lambda c, r: turned(r / "000013.jpg"), "image-turned", "000013.jpg"),
@@ -124,8 +131,13 @@ def escaped(c: Content, train: Path) -> None:
     c["images"].append({"id": 778, "file_name": "../../elsewhere.png"})
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def cut(path: Path, missing: int = 1000) -> None:
+    path.write_bytes(path.read_bytes()[:-missing])
+
+
+def deep(path: Path) -> None:
+    with Image.open(path) as image:
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 16).save(path, "PNG")
 
 
 def saved(path: Path, form: str, mode: str = "RGB") -> None:
@@ -133,9 +145,9 @@ def saved(path: Path, form: str, mode: str = "RGB") -> None:
         image.convert(mode).save(path, form)
 
 
-def turned(path: Path) -> None:
+def turned(path: Path, orientation: int = 3) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 3
+    exif[0x0112] = orientation
     with Image.open(path) as image:
         image.save(path, exif=exif)
 
@@ -165,7 +177,9 @@ def darker(source: Path, target: Path) -> None:
 
 def test_a_clean_set_has_no_findings(clean: Path) -> None:
     report = look(clean)
-    assert set(report.findings.counts) <= {"box-tiny"}, [str(finding) for finding in report.findings.kept()[:5]]
+    assert set(report.findings.counts) <= {"box-tiny", "outline-touching"}, [
+        str(finding) for finding in report.findings.kept()[:5]
+    ]
     assert report.as_record()["images"] == {"train": 22, "valid": 4, "test": 4}
 
 
@@ -195,6 +209,9 @@ def test_all_faults_at_once_are_all_found(pictures: str, tmp_path: Path, request
         if not any(record in finding.record for finding in report.of(rule))
     }
     assert not rules_of(before) and len(COCO_FAULTS) >= 30 and not missed
+    fix(report, tmp_path / "fixed")
+    left = rules_of(look(tmp_path / "fixed"), "error")
+    assert left <= {"image-id-repeated", "image-size-differs"}  # which are for a person to decide
 
 
 def renumbered(source: Path, root: Path) -> Path:
@@ -227,26 +244,139 @@ def test_a_corrected_copy_trains_and_the_originals_are_untouched(damaged: Path, 
     report = look(damaged)
     with pytest.raises(DatasetError, match="errors in the dataset"):
         load_index(find_splits(damaged), "train")
-    changes = fix(report, tmp_path / "fixed")
+    changes, shares = fix(report, tmp_path / "fixed")
+    assert [(share.split, share.images, share.images_kept) for share in shares] == [
+        ("train", 24, 20), ("valid", 4, 4), ("test", 4, 4)]  # fmt: skip
     assert {COCO_FAULTS[name][1] for name in names} <= {change.rule for change in changes}
     again = look(tmp_path / "fixed")
-    assert not rules_of(again), [str(finding) for finding in again.findings.kept() if finding.rule in rules_of(again)]
+    assert rules_of(again) <= {"outline-apart"}, dict(again.findings.counts)  # where a box was moved from its outline
     assert (tmp_path / "fixed" / "train" / "000000.jpg").resolve() == damaged / "train" / "000000.jpg"
     assert {path: path.read_bytes() for path in sorted(damaged.rglob("*")) if path.is_file()} == before
     with pytest.raises(FileExistsError, match="nothing is overwritten"):
         fix(report, tmp_path / "fixed")
 
 
+def in_corners(content: Content) -> None:
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+
+
 def test_a_set_in_xyxy_is_recognised_refused_and_converted(clean: Path, damaged: Path, tmp_path: Path) -> None:
     with edited(damaged) as content:
-        for entry in content["annotations"]:
-            x, y, w, h = entry["bbox"]
-            entry["bbox"] = [x, y, x + w, y + h]
+        in_corners(content)
     with pytest.raises(DatasetError, match="x1 y1 x2 y2"):
         load_index(find_splits(damaged), "train")
     fix(look(damaged), tmp_path / "fixed")
     found, wanted = (load_index(find_splits(root), "train") for root in (tmp_path / "fixed", clean))
     np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-4)
+
+
+def test_a_file_in_xyxy_with_other_faults_is_converted_and_corrected(
+    clean: Path, damaged: Path, tmp_path: Path
+) -> None:
+    faults = ("box of three numbers", "entry is a number", "unknown category", "NaN", "odd polygon", "id twice")
+    with edited(damaged) as content:
+        in_corners(content)
+        for name in faults:
+            COCO_FAULTS[name][0](content, damaged / "train")
+        del content["annotations"][30]["bbox"]
+        content["annotations"][31]["bbox"][2] += 1000  # fits no reading; after the conversion it is clipped
+        content["annotations"][32]["bbox"][:2] = [-5, -5]
+    changes, _ = fix(look(damaged), tmp_path / "fixed")
+    assert {"boxes-xyxy", "annotation-entry", "box-not-finite", "annotation-id-repeated"} <= {c.rule for c in changes}
+    assert not rules_of(look(tmp_path / "fixed"), "error")
+    found, wanted = (
+        json.loads((root / "train" / NAME).read_text())["annotations"] for root in (tmp_path / "fixed", clean)
+    )
+    boxes = {entry["id"]: entry for entry in wanted}
+    known = [entry for entry in found if entry["id"] in boxes]
+    same = [entry for entry in known if entry["bbox"] == pytest.approx(boxes[entry["id"]]["bbox"])]
+    assert len(same) >= len(wanted) - 9 and all(entry["area"] == boxes[entry["id"]]["area"] for entry in same)
+
+
+@pytest.mark.parametrize("proof", ["area", "outline"])
+def test_boxes_that_area_or_outline_prove_right_are_not_taken_for_xyxy(
+    tiny_coco: Path, tmp_path: Path, proof: str
+) -> None:
+    rows = [(40, 30, 60, 40), (20, 20, 50, 40), (30, 20, 60, 45), (10, 5, 30, 40), (5, 6, 8, 9)]  # of 64 x 48 pixels
+    with edited(tiny_coco) as content:
+        first = content["annotations"][0]
+        content["annotations"] = [
+            {
+                **first, "id": i, "image_id": i % 6 + 1, "bbox": [x, y, w, h],
+                "area": w * h if proof == "area" else w * h * 0.8,
+                "segmentation": [] if proof == "area" else [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            }
+            for i, (x, y, w, h) in enumerate(rows)
+        ]  # fmt: skip
+    findings = Findings()
+    load_index(find_splits(tiny_coco), "train", findings=findings)
+    assert not {"boxes-xyxy", "box-likely-xyxy"} & {*findings.counts, *look(tiny_coco).findings.counts}
+    assert findings.counts["box-clipped"] == 3
+    changes, _ = fix(look(tiny_coco), tmp_path / "fixed")
+    assert {change.rule for change in changes} <= {"box-clipped", "outline-outside"}
+    with edited(tiny_coco) as content:  # without the proof the same numbers are corners
+        for entry in content["annotations"]:
+            entry["area"], entry["segmentation"] = 1, []
+    assert look(tiny_coco).of("boxes-xyxy")
+
+
+def test_most_outlines_elsewhere_are_an_error_and_what_a_box_hides_is_none(tiny_coco: Path) -> None:
+    def outlined(place: Callable[[float, float, float, float], list[float]]) -> Report:
+        with edited(tiny_coco) as content:
+            for entry in content["annotations"]:
+                left, top, right, bottom = place(*entry["bbox"])
+                entry["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+        return look(tiny_coco)
+
+    assert not rules_of(outlined(lambda x, y, w, h: [x + 1, y - 1, x + w + 1, y + h - 1])) & {"outline-apart"}
+    assert not rules_of(outlined(lambda x, y, w, h: [x, y, x + w / 4, y + h / 4])) & {"outline-apart"}
+    assert len(outlined(lambda x, y, w, h: [y, x, y + h, x + w]).of("outlines-apart")) == 1
+    with pytest.raises(DatasetError, match=r"most outlines show other places"):
+        load_index(find_splits(tiny_coco), "train", masks=True)
+    assert len(load_index(find_splits(tiny_coco), "train").boxes) == 7
+
+
+def test_a_copy_that_would_lose_a_split_or_most_of_one_is_refused(damaged: Path, tmp_path: Path) -> None:
+    (damaged / "valid" / NAME).write_text("{")
+    with pytest.raises(ValueError, match=r"lose most of valid \(cannot be read\); nothing was written.*--force"):
+        fix(look(damaged), tmp_path / "fixed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
+    shutil.copytree(damaged / "test", damaged / "valid", dirs_exist_ok=True)  # every picture of valid in test, too
+    with pytest.raises(ValueError, match=r"lose most of valid \(0 of 4 images, 0 of \d+ boxes\)"):
+        fix(look(damaged), tmp_path / "fixed")
+    changes, shares = fix(look(damaged), tmp_path / "fixed", force=True)
+    assert shares[1][:3] == ("valid", 4, 0) and sum(change.rule == "split-leak" for change in changes) == 4
+
+
+def test_a_split_with_other_classes_stays_in_the_copy(damaged: Path, tmp_path: Path) -> None:
+    with edited(damaged, "valid") as content:
+        content["categories"][0]["name"] = "other"
+    _, shares = fix(look(damaged), tmp_path / "fixed")
+    assert [share.split for share in shares] == ["train", "valid", "test"]
+    assert look(tmp_path / "fixed").of("classes-differ")
+
+
+def test_good_parts_of_an_outline_stay(damaged: Path, tmp_path: Path) -> None:
+    good = [10, 10, 30, 10, 30, 30, 10, 30]
+    with edited(damaged) as content:
+        content["annotations"][0].update(
+            bbox=[10, 10, 20, 20], segmentation=[good, [1, 1, 2, 2], [1, 2, 3, 4, 5, 6, 7]]
+        )
+        content["annotations"][1]["segmentation"] = [[-20, 5, -10, 5, -10, 9], [-9, 0, 9, 0, 9, 9], [1, 1, 5, 5]]
+    fix(look(damaged), tmp_path / "fixed")
+    entries = json.loads((tmp_path / "fixed" / "train" / NAME).read_text())["annotations"]
+    assert [entry["segmentation"] for entry in entries[:2]] == [[good], [[0, 0, 9, 0, 9, 9]]]
+
+
+def test_a_yolo_copy_keeps_key_points_and_other_keys(tiny_yolo: Path, tmp_path: Path) -> None:
+    with (tiny_yolo / "data.yaml").open("a") as stream:
+        stream.write("kpt_shape: [1, 2]\nlicense: CC0\n")
+    (tiny_yolo / "train" / "labels" / "1.txt").write_text("0 0.95 0.5 0.2 0.1 1.2 0.5\n")
+    fix(look(tiny_yolo), tmp_path / "fixed")
+    content = yaml.safe_load((tmp_path / "fixed" / "data.yaml").read_text())
+    assert (content["kpt_shape"], content["license"], content["train"]) == ([1, 2], "CC0", "train/images")
 
 
 YOLO_FAULTS: dict[str, tuple[str, str]] = {
@@ -277,7 +407,7 @@ def test_faults_of_a_yolo_set_are_found_and_corrected(tiny_yolo: Path, tmp_path:
     assert report.of("label-orphan")[0].file == str(labels / "stray.txt")
     assert report.of("box-repeated")[0].record == "line 2"
     assert {f.file for f in report.of("label-missing")} >= {str(labels / "4.txt")}
-    fix(report, tmp_path / "fixed")
+    fix(report, tmp_path / "fixed", force=True)
     again = look(tmp_path / "fixed")
     assert rules_of(again) - before == {"outline-crossing"}  # which nobody but a person can redraw
     assert len(again.indexes["train"]) == 6
@@ -322,17 +452,23 @@ def test_more_objects_than_queries_and_a_rare_class(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "crosses"),
+    ("points", "rule"),
     [
-        ([(0, 0), (4, 0), (4, 4), (0, 4)], False),
-        ([(0, 0), (4, 4), (4, 0), (0, 4)], True),
-        ([(0, 0), (0, 0), (4, 0), (4, 4), (4, 4)], False),
-        ([(0, 0), (9, 0), (9, 9), (8, 1), (7, 9), (6, 1), (0, 9)], False),
-        ([(0, 0), (9, 0), (9, 9), (8, -1), (0, 9)], True),
+        ([(0, 0), (4, 0), (4, 4), (0, 4)], None),
+        ([(0, 0), (4, 4), (4, 0), (0, 4)], "crossing"),
+        ([(0, 0), (0, 0), (4, 0), (4, 4), (4, 4)], None),
+        ([(0, 0), (4, 0), (4, 4), (0, 4), (0, 0)], None),  # closed by its first corner
+        ([(0, 0), (2, 0), (4, 0), (4, 4), (0, 4)], None),  # a corner on a straight side
+        ([(0, 0), (9, 0), (9, 9), (8, 1), (7, 9), (6, 1), (0, 9)], None),
+        ([(0, 0), (9, 0), (9, 9), (8, -1), (0, 9)], "crossing"),
+        ([(0, 0), (9, 0), (9, 9), (8, 0), (0, 9)], "touching"),  # a corner on an edge
+        ([(0, 0), (4, 0), (2, 2), (4, 4), (0, 4), (2, 2)], "touching"),  # a pinched ring
+        ([(0, 0), (4, 0), (4, 4), (4, 8), (4, 4), (0, 4)], "touching"),  # a spike
     ],
 )
-def test_polygons_that_cross_themselves(points: list[tuple[int, int]], crosses: bool) -> None:
-    assert (crossing(np.array(points, np.float64)) is not None) == crosses
+def test_polygons_that_meet_themselves(points: list[tuple[int, int]], rule: str | None) -> None:
+    found = crossing(np.array(points, np.float64))
+    assert (found and found[0]) == (rule and f"outline-{rule}")
 
 
 def test_the_fingerprint_knows_a_picture_again_and_no_other() -> None:

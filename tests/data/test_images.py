@@ -13,7 +13,16 @@ import pytest
 import torch
 from PIL import Image, ImageOps, features
 
-from rfdetr.data.images import ImageError, decode_image, normalize, read_header, resize_square, upright_rgb
+from rfdetr.data.images import (
+    ImageError,
+    _tell_deep,
+    decode_image,
+    lacks_end_marker,
+    normalize,
+    read_header,
+    resize_square,
+    upright_rgb,
+)
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(
@@ -49,16 +58,49 @@ def test_a_palette_with_transparency_keeps_its_colours(recwarn: pytest.WarningsR
     assert not recwarn.list
 
 
-def test_16_bit_gray_is_scaled_over_its_whole_range() -> None:
-    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    decoded = decode_image(encode(Image.fromarray(values), "PNG"))
-    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
-    assert (decoded[..., 0] == decoded[..., 2]).all()
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
-def test_32_bit_values_have_no_defined_range() -> None:
-    with pytest.raises(ImageError, match=r"deep.tiff.*mode 'F'"):
-        decode_image(encode(Image.fromarray(SMOOTH[..., 0].astype(np.float32)), "TIFF"), name="deep.tiff")
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (RAMP.astype(np.uint16), "PNG"),  # 8 bits in a file of 16
+        (RAMP.astype(np.uint16) * 16 + 15, "PNG"),  # of a 12-bit camera
+        (RAMP.astype(np.uint16) * 257, "PNG"),
+        (RAMP.astype(np.uint16) * 257, "TIFF"),
+        (RAMP.astype(np.int32) << 22, "TIFF"),
+        (RAMP.astype(np.int32) - 1000, "TIFF"),
+        (RAMP.astype(np.float32) / 256, "TIFF"),  # floats from 0 to 1
+        (RAMP.astype(np.float32), "TIFF"),
+    ],
+)
+def test_deep_gray_comes_out_as_its_8_bit_picture(tmp_path: Path, values: np.ndarray, kind: str) -> None:
+    path = tmp_path / "deep"
+    path.write_bytes(encode(Image.fromarray(values), kind))
+    decoded = decode_image(path)
+    assert read_header(path).deep and (decoded[..., 0] == decoded[..., 2]).all()
+    np.testing.assert_array_equal(decoded[..., 0], RAMP)
+
+
+def test_deep_gray_without_a_number_or_a_value_is_black() -> None:
+    values = np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32)
+    assert decode_image(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 0, 255]
+    assert not decode_image(encode(Image.fromarray(np.zeros((2, 2), np.uint16)), "PNG")).any()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_in_which_zero_is_white_is_not_a_negative(dtype: type) -> None:
+    black_is_zero = Image.fromarray(RAMP.astype(dtype) * (257 if dtype is np.uint16 else 1))
+    white_is_zero = Image.fromarray(~np.asarray(black_is_zero)) if dtype is np.uint16 else black_is_zero
+    data = encode(white_is_zero, "TIFF", tiffinfo={0x0106: 0})  # Pillow inverts 8 bits itself when it writes
+    np.testing.assert_array_equal(decode_image(data)[..., 0], RAMP)
+
+
+def test_scaling_of_deep_gray_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    _tell_deep.cache_clear()
+    for _ in range(3):
+        decode_image(encode(Image.fromarray(RAMP.astype(np.uint16)), "PNG"))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and "16 or 32 bits" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -163,3 +205,19 @@ def test_normalize_is_imagenets_and_leaves_floats_alone() -> None:
         torch.testing.assert_close(normalize(images), expected)
     assert not normalize(images).is_inference()
     assert normalize(expected) is expected
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_without_its_end_marker_is_whole(mode: str, missing: int) -> None:
+    data = encode(Image.fromarray(SMOOTH).convert(mode), "JPEG", quality=95)
+    assert lacks_end_marker(data[:-missing]) and not lacks_end_marker(data + b"\0\0")
+    assert np.abs(decode_image(data[:-missing]).astype(int) - decode_image(data)).max() <= 1
+
+
+@pytest.mark.parametrize("missing", [3, 10, 100])
+def test_a_jpeg_cut_inside_its_picture_is_an_error(missing: int) -> None:
+    noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG", quality=95)
+    with pytest.raises(ImageError, match="truncated"):
+        decode_image(data[:-missing])

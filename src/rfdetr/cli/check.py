@@ -16,13 +16,13 @@ from rfdetr.errors import RunError
 
 if TYPE_CHECKING:
     from rfdetr.data.doctor import Report
-    from rfdetr.data.repair import Change
+    from rfdetr.data.repair import Copy
 
 _EXAMPLES = 3
 _STYLE = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
-def check(
+def check(  # noqa: PLR0913 - each is an option of the command
     dataset: Annotated[Path, Parameter(name=["--dataset-dir", "--dataset", "--data"])],
     /,
     *,
@@ -30,6 +30,7 @@ def check(
     model: str = "nano",
     processes: int | None = None,
     fix: Path | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
     """Find what is wrong or odd in a dataset: files, labels, images, splits. Exit code 1 if there are errors.
@@ -46,6 +47,8 @@ def check(
         Processes that decode images; one per core by default.
     fix
         New folder for a corrected copy: annotations are rewritten, images are links to the originals.
+    force
+        Write the copy even if a split loses most of its images or boxes.
     as_json
         Print one JSON object with every finding.
     """
@@ -54,12 +57,14 @@ def check(
     from rfdetr.data.repair import fix as write_copy
 
     report = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
-    changes = write_copy(report, fix) if fix is not None else []
-    if as_json:
-        print(json.dumps({**report.as_record(), "changes": [change._asdict() for change in changes]}))
-    else:
+    if not as_json:
         _show(report)
-        _show_changes(changes, fix)
+    copy = write_copy(report, fix, force=force) if fix is not None else None
+    if as_json:
+        changes, shares = ([item._asdict() for item in items] for items in copy or ((), ()))
+        print(json.dumps({**report.as_record(), "changes": changes, "copy": shares}))
+    elif copy is not None:
+        _show_copy(copy, fix)
     if report.errors:
         raise RunError(f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset")
 
@@ -90,9 +95,15 @@ def _show(report: Report) -> None:
             console.print(f"[dim]{rule}: and {len(found) - _EXAMPLES} more; --json lists all[/]")
 
 
-def _show_changes(changes: list[Change], folder: Path | None) -> None:
-    if folder is not None:
-        console = Console(soft_wrap=True, highlight=False)
-        for file, record, rule, change in changes:
-            console.print(f"{rule}: {escape(file)}: {escape(record)}: {escape(change)}")
-        console.print(f"{len(changes)} changes; corrected copy in {folder}, its images are links to the originals")
+def _show_copy(copy: Copy, folder: Path | None) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for file, record, rule, change in copy.changes:
+        console.print(f"{rule}: {escape(file)}: {escape(record)}: {escape(change)}")
+    for split, images, images_kept, boxes, boxes_kept in copy.shares:
+        kept = [
+            f"{part:,} of {whole:,} {what} ({1 - part / whole:.1%} left out)"
+            for part, whole, what in ((images_kept, images, "images"), (boxes_kept, boxes, "boxes"))
+            if whole
+        ]
+        console.print(f"{split}: {' and '.join(kept) or 'left out'}")
+    console.print(f"{len(copy.changes)} changes; corrected copy in {folder}, its images are links to the originals")

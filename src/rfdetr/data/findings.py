@@ -69,7 +69,7 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "outline-points": Rule("warning", "a polygon has fewer than three points", "remove or redraw it"),
     "outline-numbers": Rule("warning", "a polygon is not a list of x y pairs", "correct or remove it"),
     "outline-outside": Rule("warning", "a polygon reaches outside its image", "clip it"),
-    "outline-crossing": Rule("warning", "a polygon touches or crosses itself", "redraw it, or cut it in two"),
+    "outline-crossing": Rule("warning", "a polygon crosses itself", "redraw it, or cut it in two"),
     "outline-apart": Rule("warning", "a box and its outline show different places", "correct the wrong one"),
     "outline-rle": Rule("warning", "a run-length mask is damaged or of another size than its image", "export it again"),
     "image-listed-twice": Rule("warning", "a file is listed by two image records", "merge them"),
@@ -95,6 +95,7 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     # good to know
     "category-parent": Rule("info", "a category that only others name as theirs is no class", "nothing"),
     "label-missing": Rule("info", "an image without a label file: no objects", "nothing, if it shows none"),
+    "outline-touching": Rule("info", "a polygon touches itself", "nothing, if it is drawn as it is meant"),
     "box-whole-image": Rule("info", "a box is as large as its image", "see whether it is meant"),
     "box-tiny": Rule("info", "an object is smaller than a patch of the network", "raise the resolution, or tile"),
     "crowd": Rule("info", "a crowd: not learned, ignored in evaluation", "nothing, if it is meant"),

@@ -43,14 +43,15 @@ def ring_faults(points: NDArray[np.float64], height: int, width: int) -> Iterato
     low, high = points.min(0), points.max(0)
     if height and ((low < -_SLACK).any() or (high > np.array((width, height)) + _SLACK).any()):
         yield "outline-outside", f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g} in {width}x{height} pixels"
-    if len(points) <= _MOST_POINTS and (where := crossing(points)) is not None:
-        yield "outline-crossing", f"near x {where[0]:g}, y {where[1]:g}"
+    if len(points) <= _MOST_POINTS and (found := crossing(points)) is not None:
+        yield found[0], f"near x {found[1][0]:g}, y {found[1][1]:g}"
 
 
-def crossing(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """A point near which a closed polygon's edges cross, or a corner lies on an edge that is not its own; or None.
+def crossing(points: NDArray[np.float64]) -> tuple[str, NDArray[np.float64]] | None:
+    """The rule that a closed polygon (n, 2) breaks by meeting itself, and near which point; None: it does not.
 
-    A ring that is pinched, where one corner occurs twice, has such corners, and one that doubles back on itself.
+    It is "outline-crossing" where edges cross. Else it may be "outline-touching": a corner lies on an edge that is not
+    its own, as where one corner occurs twice (a pinched ring, of which traced masks have many).
     """
     points = points[(points != np.roll(points, 1, axis=0)).any(1)]  # a corner may be written twice in a row
     n = len(points)
@@ -60,17 +61,15 @@ def crossing(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
     turn = _turn(start[:, None], end[:, None], points[None])  # (n, n): of edge i, on which side corner j lies
     sides = np.sign(turn)
     ahead = np.roll(sides, -1, axis=1)  # where its next corner lies
-    first, second = np.arange(n)[:, None], np.arange(n)
-    neighbours = np.isin((second - first) % n, (0, 1, n - 1))
-    crosses = (sides * ahead < 0) & (sides * ahead < 0).T & ~neighbours
+    own = np.isin((np.arange(n) - np.arange(n)[:, None]) % n, (0, 1))  # corners of the edge
+    crosses = (sides * ahead < 0) & (sides * ahead < 0).T & ~(own | own.T)
     low, high = np.minimum(start, end)[:, None] - _TOUCH, np.maximum(start, end)[:, None] + _TOUCH
     on_line = np.abs(turn) <= _TOUCH * np.linalg.norm(end - start, axis=1)[:, None]
-    own = np.isin((second - first) % n, (0, 1))
     touches = on_line & ((low <= points) & (points <= high)).all(2) & ~own
-    if not (crosses | touches).any():
-        return None
-    where: NDArray[np.float64] = start[np.argwhere(crosses | touches)[0][0]]
-    return where
+    for rule, edges in (("outline-crossing", crosses), ("outline-touching", touches)):
+        if edges.any():
+            return rule, start[np.argwhere(edges)[0][0]]
+    return None
 
 
 def _turn(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.float64]:
