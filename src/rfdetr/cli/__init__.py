@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, 2)
     except (RuntimeError, OSError, ArithmeticError, MemoryError, ImportError) as error:
         return _complain(error, 1)
-    except KeyboardInterrupt:
-        return _complain(KeyboardInterrupt("interrupted"), 130)
+    except KeyboardInterrupt as error:
+        return 130 if isinstance(error, SystemExit) else _complain(KeyboardInterrupt("interrupted"), 130)
     return 0
 
 
