@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
     except _BAD_INPUT as error:
         return _complain(one_line(error), 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except KeyboardInterrupt as error:  # one that is a SystemExit too has told its line
+        return 130 if isinstance(error, SystemExit) else _complain("interrupted", 130)
     except Exception as error:  # noqa: BLE001 - told, and ends the process
         if _is_failure(error):
             return _complain(one_line(error), 1)

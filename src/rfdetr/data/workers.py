@@ -15,15 +15,19 @@ def worker_context() -> BaseContext:
     """Forked processes on Linux, which start at once; elsewhere, or where the program chose so, spawned ones."""
     chosen = multiprocessing.get_start_method(allow_none=True)
     method = chosen or ("fork" if sys.platform == "linux" else "spawn")  # not the system's: Linux has left fork
-    return multiprocessing.get_context("fork") if method == "fork" else _SpawnWithoutMain()
+    return _SpawnWithoutMain() if method != "fork" or sys.platform == "win32" else _Fork()
 
 
 def outlive_signals(_worker: int = 0) -> None:
-    """What ends a run reaches its whole process group: workers go on until the run has left its step, 30 s at most."""
-    if sys.platform != "win32":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))  # whose own signal ends the process
+    """Lets a worker ignore what ends a run, which reaches its whole process group: the run ends its workers itself."""
+    for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & signal.Signals.__members__.keys():
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
+
+
+def _killable(process: Any) -> Any:
+    """The process, which `terminate` kills: Python terminates workers when it exits, and then waits for them."""
+    process.terminate = process.kill
+    return process
 
 
 class _SpawnWithoutMain(SpawnContext):
@@ -37,7 +41,17 @@ class _SpawnWithoutMain(SpawnContext):
         @staticmethod
         def _Popen(process_obj: Any) -> Any:
             with _hidden_main():
-                return SpawnProcess._Popen(process_obj)
+                return _killable(SpawnProcess._Popen(process_obj))
+
+
+if sys.platform != "win32":
+    from multiprocessing.context import ForkContext, ForkProcess
+
+    class _Fork(ForkContext):
+        class Process(ForkProcess):
+            @staticmethod
+            def _Popen(process_obj: Any) -> Any:
+                return _killable(ForkProcess._Popen(process_obj))
 
 
 @contextmanager

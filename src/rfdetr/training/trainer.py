@@ -132,6 +132,10 @@ def is_interactive() -> bool:
     return sys.stdout.isatty() or "ipykernel" in sys.modules
 
 
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """Ctrl-C outside an interactive session: caught as `KeyboardInterrupt`, and no traceback where nobody does."""
+
+
 class _Trainer(pl.Trainer):
     def fit(self, model: pl.LightningModule, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
         """Lightning's; "last" is last.ckpt of the output directory, and an interrupt is a `KeyboardInterrupt` again.
@@ -151,7 +155,8 @@ class _Trainer(pl.Trainer):
             super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == 128 + signal.SIGINT:
-                raise KeyboardInterrupt from stop
+                interrupt = KeyboardInterrupt() if hasattr(sys, "ps1") else Interrupted(128 + signal.SIGINT)
+                raise interrupt from None
             raise
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rfdetr.config import TrainConfig
 from rfdetr.training.callbacks.continuation import RunStopped
 from rfdetr.training.verify import content_hashes
 
+SCRIPT = Path(__file__).parents[1] / "scripts" / "signalled.py"
 SETTINGS = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "run_test": False}  # three updates an epoch
 
 
@@ -65,6 +72,38 @@ def test_an_interrupt_saves_and_a_second_one_leaves_at_once(make_run: Callable[.
     with pytest.raises(KeyboardInterrupt):
         run.fit()
     assert not (run.output / "last.ckpt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hook", "number", "send"),
+    [
+        ("on_validation_batch_end", signal.SIGINT, os.killpg),  # Ctrl-C reaches the loader's workers as well
+        ("on_train_end", signal.SIGTERM, os.kill),
+    ],
+)
+def test_a_signal_ends_a_run_with_workers_at_once_and_in_one_line(
+    tiny_model: Callable[..., Any],
+    train_config: Callable[..., TrainConfig],
+    hook: str,
+    number: signal.Signals,
+    send: Callable[[int, int], None],
+) -> None:
+    config = train_config(epochs=1, num_workers=2)
+    settings = {"hook": hook, "train": config.model_dump(mode="json"), "model": tiny_model().model_dump(mode="json")}
+    command = [sys.executable, str(SCRIPT), json.dumps(settings)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        assert process.stdout and process.stdout.readline() == "READY\n"
+        started = time.monotonic()
+        send(process.pid, number)
+        _, told = process.communicate(timeout=60)
+    assert time.monotonic() - started < 15  # 2 on an idle machine; workers that wait to be told take 30 more
+    assert process.returncode == 128 + number
+    after = told[told.index(number.name) :].splitlines()
+    assert len(after) == 1 and "resume=" in after[0]
+    assert (config.output_dir / "last.ckpt").exists()
+    assert not list(config.output_dir.glob(".*"))
 
 
 def test_a_full_disk_ends_nothing(

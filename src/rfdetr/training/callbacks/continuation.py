@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import signal
 import threading
@@ -53,6 +55,7 @@ class ContinuationCallback(Callback):
         self._saved_at = 0.0
         self._point: Point | None = None  # of the save that is being made
         self._signal = 0
+        self._told = False
         self._handlers: dict[int, Any] = {}
 
     def setup(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
@@ -75,6 +78,7 @@ class ContinuationCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, _pl_module: Any, _batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches or trainer.fast_dev_run:
+            self._tell_of_waiting()
             return
         due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
         due |= self.every_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_minutes
@@ -94,10 +98,10 @@ class ContinuationCallback(Callback):
 
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         self._save_epoch(trainer)
-        for number, (before, _) in self._handlers.items():  # what is left to do has no steps to wait for
-            signal.signal(number, before or signal.SIG_DFL)
-        if self._signal:
-            signal.raise_signal(self._signal)
+        for number in self._handlers:  # what is left to do has no steps to wait for
+            signal.signal(number, lambda signum, _: self._leave(trainer, signum))
+        if signum := self._agreed(trainer)[0]:
+            self._leave(trainer, signum)
 
     def on_save_checkpoint(self, _trainer: Any, _pl_module: Any, checkpoint: dict[str, Any]) -> None:
         if self._point:
@@ -136,6 +140,7 @@ class ContinuationCallback(Callback):
         progress = trainer.fit_loop.epoch_loop.batch_progress
         done = progress.current.completed
         if not progress.is_last_batch and done % trainer.accumulate_grad_batches:
+            self._tell_of_waiting()
             return  # a validation pass in the middle of an update
         self._save(trainer, LAST, "validation", done)
         self._leave(trainer, signum)
@@ -149,6 +154,7 @@ class ContinuationCallback(Callback):
         theirs = self._handlers.get(signum, (None, None))[1]
         if name == "SIGUSR1" and callable(theirs):
             theirs(signum, None)  # on SLURM Lightning's, which queues the job again
+        atexit.register(gc.freeze)  # or Python would spend seconds of its exit on collecting what ends with it
         raise RunStopped(signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
@@ -156,8 +162,14 @@ class ContinuationCallback(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         self._signal = signum
-        again = "; once more to leave at once" if signum == signal.SIGINT else ""
-        logger.warning("%s: leaving after this step%s", signal.Signals(signum).name, again)
+        self._told = False
+
+    def _tell_of_waiting(self) -> None:
+        """Says why a signal has not ended the run yet: a run that leaves at once says so in one line alone."""
+        if self._signal and not self._told:
+            self._told = True
+            again = "; once more to leave at once" if self._signal == signal.SIGINT else ""
+            logger.warning("%s: leaving after this step%s", signal.Signals(self._signal).name, again)
 
 
 def settle(fit_loop: dict[str, Any], point: Point) -> None:
