@@ -73,7 +73,7 @@ def run(data: Path, strength: float, seed: int, epochs: int) -> dict[str, float]
             seed=seed,
         )
         trained = time.monotonic()
-        figures = [model.evaluate(data, split=split, batch_size=16)["mAP_50_95"] for split in ("valid", "test")]
+        figures = [model.evaluate(data, split=split, batch_size=16).overall["mAP_50_95"] for split in ("valid", "test")]
     return {"mAP": round(statistics.mean(figures), 4), "seconds": round(trained - started, 1)}
 
 

@@ -39,7 +39,7 @@ class View(NamedTuple):
 class EvaluationView:
     """The whole image, resized to the square; what validation, test and predict share."""
 
-    size: int
+    size: int  # pixels
 
     def __call__(
         self,
@@ -47,16 +47,20 @@ class EvaluationView:
         boxes_xyxy: NDArray[np.float32],
         _rng: np.random.Generator,
         _outlines: Outlines = (),
+        size: int | None = None,
     ) -> View:
         window = Window(0, 0, image.shape[1], image.shape[0])
-        return View(resize_square(image, self.size), *move_boxes(boxes_xyxy, window), window)
+        return View(resize_square(image, size or self.size), *move_boxes(boxes_xyxy, window), window)
 
 
 @dataclass(frozen=True)
 class TrainingView:
-    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast and saturation."""
+    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast and saturation.
 
-    size: int
+    `size` of a call, in pixels, is for this view alone: that of its step in multi-scale training.
+    """
+
+    size: int  # pixels
     color_jitter: float = 0.0
 
     def __call__(
@@ -65,10 +69,12 @@ class TrainingView:
         boxes_xyxy: NDArray[np.float32],
         rng: np.random.Generator,
         outlines: Outlines = (),
+        size: int | None = None,
     ) -> View:
         window = draw_window(image.shape[0], image.shape[1], rng)
         boxes, kept = move_boxes(boxes_xyxy, window, outlines)
-        pixels = resize_square(image[window.top : window.bottom, window.left : window.right], self.size)
+        shown = image[window.top : window.bottom, window.left : window.right]
+        pixels = resize_square(shown, size or self.size)
         if window.flipped:
             pixels = pixels.flip(-1)
         if self.color_jitter:
