@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rfdetr.data.dataset import DetectionDataset, keyed_generator
 from rfdetr.data.images import ImageError, decode_image, resize_square
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader, collate
-from rfdetr.data.transforms import EvaluationView, TrainingView
+from rfdetr.data.transforms import EvaluationView, TrainingView, draw_window
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
 
@@ -153,6 +153,57 @@ def test_ranks_share_an_epoch(length: int, world_size: int) -> None:
             assert len({len(share) for share in shares}) == 1
         else:
             assert len(together) == length
+
+
+@pytest.mark.parametrize(("length", "at_least", "world_size"), [(6, 20, 1), (7, 40, 2), (5, 9, 4), (9, 5, 2)])
+def test_a_small_set_is_repeated_in_new_orders(length: int, at_least: int, world_size: int) -> None:
+    shares = [
+        list(EpochSampler(length, shuffle=True, seed=3, rank=rank, world_size=world_size, at_least=at_least))
+        for rank in range(world_size)
+    ]
+    total = max(length, at_least)
+    numbers = [i for keys in zip(*shares, strict=True) for _, i in keys][:total]
+    rounds = [numbers[first : first + length] for first in range(0, total, length)]
+    for repetition, order in enumerate(rounds):  # whole ones, the last of them cut
+        assert {i // length for i in order} == {repetition}
+        assert len({i % length for i in order}) == len(order)
+    assert rounds[0] == [i for _, i in EpochSampler(length, shuffle=True, seed=3)]
+    if length < at_least:
+        assert [i % length for i in rounds[1]] != rounds[0][: len(rounds[1])]
+    assert len(EpochSampler(6, shuffle=False, at_least=20)) == 6  # an evaluation repeats nothing
+
+
+def test_a_repeated_image_is_seen_in_another_view(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    first, again = dataset[1, 4], dataset[1, 4 + len(dataset)]
+    assert first[1]["image_id"] == again[1]["image_id"] and not torch.equal(first[0], again[0])
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
+def test_each_step_has_images_of_its_size(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+
+    def sizes() -> Iterator[int]:
+        return iter((24, 24, 48, 48, 16, 16))
+
+    loaded = []
+    for workers in (0, 2):
+        sampler = EpochSampler(6, shuffle=True, seed=7, sizes=sizes)
+        loaded.append(list(build_loader(dataset, sampler, batch_size=2, num_workers=workers)))
+    assert [images.tensors.shape[-1] for images, _ in loaded[0]] == [24, 48, 16]
+    assert_same(*loaded)
+
+
+def test_a_view_of_another_size_is_one_resize_of_the_same_window(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    for i in range(6):
+        image, target = dataset[0, i, 96]
+        window = draw_window(48, 64, keyed_generator(7, 0, i))
+        pixels = decode_image(dataset.index.path(i))[window.top : window.bottom, window.left : window.right]
+        expected = resize_square(pixels, 96)
+        assert torch.equal(image, expected.flip(-1) if window.flipped else expected)
+        assert torch.equal(target["boxes"], dataset[0, i][1]["boxes"])
 
 
 def test_an_image_damaged_after_indexing_stops_the_loader_by_name(tiny_coco: Path) -> None:

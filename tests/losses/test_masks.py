@@ -182,7 +182,7 @@ def test_masks_that_fit_cost_nothing_and_decide_who_is_matched(make_outputs, mak
         offsets=[torch.full((1, 4), -40.0).double()] * 2,
     )
     targets[0] |= {"masks": truth, "boxes": targets[0]["boxes"][:1].repeat(4, 1), "labels": torch.zeros(4).long()}
-    costs = mask_costs(features, targets, ratio=1)[0]
+    costs = mask_costs(features, targets, ratio=1, ce_weight=5.0, dice_weight=5.0)[0]
     assert costs[:, :4].argmin(dim=1).tolist() == order.argsort().tolist()
     terms = Criterion(group_detr=1)(alike._replace(masks=features), targets)
     # Beside an edge, the logits blend where the truth steps: those points alone cost something.
@@ -197,6 +197,29 @@ def test_coefficients_weigh_the_mask_terms_of_every_stage(make_outputs, make_tar
         found.append(mask_terms(Criterion(group_detr=1, **coefficients)(outputs, targets)))
     factors = {"loss_mask_ce": 2.0, "loss_mask_dice": 0.0}
     assert_close(found[1], {n + s: factors[n] * found[0][n + s] for n in factors for s in ("_0", "_1", "", "_enc")})
+
+
+def test_coefficients_weigh_the_mask_terms_of_the_matching(make_outputs, make_targets, with_masks) -> None:
+    outputs, targets = with_masks(make_outputs(1), make_targets(3))
+
+    def costs(ce_weight: float, dice_weight: float) -> Tensor:
+        torch.manual_seed(1)
+        return mask_costs(outputs.masks, targets, 1, ce_weight=ce_weight, dice_weight=dice_weight)[0]
+
+    assert not costs(0.0, 0.0).any() and not torch.allclose(costs(1.0, 0.0), costs(0.0, 1.0))
+    assert_close(costs(2.0, 3.0), 2 * costs(1.0, 0.0) + 3 * costs(0.0, 1.0))
+
+
+def test_masks_of_no_weight_have_no_say_in_who_is_matched(make_outputs, make_targets, with_masks) -> None:
+    outputs, targets = with_masks(make_outputs(2), make_targets(4, 3))
+
+    def boxes_of_matched(outputs: DetectorOutput, weight: float) -> Tensor:
+        torch.manual_seed(1)
+        criterion = Criterion(group_detr=1, mask_ce_loss_coef=weight, mask_dice_loss_coef=weight)
+        return criterion(outputs, targets)["loss_bbox"]
+
+    plain = boxes_of_matched(outputs._replace(masks=None), 5.0)
+    assert boxes_of_matched(outputs, 0.0) == plain != boxes_of_matched(outputs, 1000.0)
 
 
 def test_masks_are_formed_for_matched_queries_only(make_outputs, make_targets, with_masks) -> None:

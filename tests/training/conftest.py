@@ -42,6 +42,17 @@ def with_plots() -> None:
     """A test that names this gets the pictures too; they take longer to draw than the tiny runs to train."""
 
 
+@pytest.fixture
+def with_repetition() -> None:
+    """A test that names this repeats the six training images to five updates an epoch, as every other run does."""
+
+
+@pytest.fixture(autouse=True)
+def _without_repetition(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "with_repetition" not in request.fixturenames:
+        monkeypatch.setattr(RFDETRDataModule, "least_updates", 1)
+
+
 @pytest.fixture(autouse=True)
 def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "with_plots" not in request.fixturenames:

@@ -16,6 +16,7 @@ from rfdetr.geometry.nested import NestedTensor
 from rfdetr.training import RFDETRModule
 from rfdetr.training.module import without_crowds
 from rfdetr.training.optim import lr_factor, multi_scale_sizes
+from rfdetr.training.steps import resize_batch
 
 FULL_PRECISION = {"amp": False}
 
@@ -132,6 +133,26 @@ def test_multi_scale_gives_every_batch_of_an_update_one_size(make_run: Callable[
         by_step.setdefault(step, set()).add(size)
     assert [len(sizes) for sizes in by_step.values()] == [1, 1, 1]
     assert {size for _, size in seen} <= set(allowed)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_our_loader_gives_the_size_of_the_step_and_the_hook_resizes_what_others_give(
+    ours: bool, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def watched(images: Any, size: int) -> Any:
+        sizes.append((images.tensors.shape[-1], size))
+        return resize_batch(images, size)
+
+    monkeypatch.setattr("rfdetr.training.module.resize_batch", watched)
+    run = make_run(multi_scale=True, batch_size=1, grad_accum_steps=4, epochs=3, run_test=False)
+    loader = run.datamodule.train_dataloader()
+    loader.sampler.sizes = None
+    run.trainer.fit(run.module, **({"datamodule": run.datamodule} if ours else {"train_dataloaders": loader}))
+    given, wanted = zip(*sizes, strict=True)
+    assert len(given) == 18 and len(set(wanted)) > 2
+    assert given == (wanted if ours else (64,) * 18)
 
 
 def test_fewer_classes_in_the_model_than_in_the_data_is_an_error_before_training(make_run: Callable[..., Any]) -> None:

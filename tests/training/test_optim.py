@@ -96,6 +96,16 @@ def test_learning_rate_factors(case: dict) -> None:
     assert [factor(step) for step in range(len(case["factors"]))] == pytest.approx(case["factors"], rel=1e-9)
 
 
+@pytest.mark.parametrize(("epochs", "per_epoch", "steps"), [(0.5, 5, 2), (0.7, 5, 3), (0.1, 9, 0), (1.0, 5, 5)])
+def test_steps_of_warm_up_are_cut_to_a_whole_number(epochs: float, per_epoch: int, steps: int) -> None:
+    factor = functools.partial(
+        lr_factor, schedule="step", total_steps=50, steps_per_epoch=per_epoch, warmup_epochs=epochs
+    )
+    assert [factor(step) for step in range(steps + 2)] == pytest.approx(
+        [*(i / (steps or 1) for i in range(steps)), 1, 1]
+    )
+
+
 def test_cosine_stays_at_its_end() -> None:
     factor = functools.partial(lr_factor, schedule="cosine", total_steps=10, steps_per_epoch=5, min_factor=0.2)
     assert [factor(step) for step in (10, 11, 1000)] == pytest.approx([0.2] * 3)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from rfdetr.training.plan import run_summary, training_plan
 
 
@@ -22,8 +24,17 @@ def test_the_plan_counts_what_fit_will_do(make_run: Callable[..., Any]) -> None:
         "4 = 2 images x 2 batches x 1 process; the default learning rates are made for 16"
     )
     assert plan["steps"] == "6 updates, 2 an epoch, 3 epochs"
-    assert plan["seed"] == "7"
+    assert plan["seed"] == "7" and "repeated" not in plan
     assert run.fit().trainer.global_step == 6
+
+
+@pytest.mark.usefixtures("with_repetition")
+def test_a_small_set_is_repeated_to_five_updates_an_epoch(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=2, trainer={"accumulate_grad_batches": 1}, run_test=False)
+    plan = dict(training_plan(run.module, run.datamodule, run.trainer))
+    assert plan["repeated"] == "6 images to 10 an epoch, so that it has 5 updates"
+    assert plan["steps"] == "10 updates, 5 an epoch, 2 epochs"
+    assert run.fit().trainer.global_step == 10
 
 
 def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> None:

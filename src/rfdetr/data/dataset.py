@@ -18,8 +18,11 @@ from rfdetr.data.index import DatasetIndex
 from rfdetr.data.transforms import Outlines, View
 from rfdetr.geometry.masks import pack_rles
 
-ViewFunction: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.float32], np.random.Generator, Outlines], View]
-SampleKey: TypeAlias = "int | tuple[int, int]"
+ViewFunction: TypeAlias = Callable[
+    [NDArray[np.uint8], NDArray[np.float32], np.random.Generator, Outlines, int | None], View
+]
+SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, int]"
+"""An image; an epoch and an image; or an epoch, an image and the size of its view in pixels."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +53,11 @@ def keyed_generator(seed: int, *key: int) -> np.random.Generator:
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Images (3, size, size) uint8 with their targets, by (epoch, image) or by image, which means epoch 0.
+    """Images (3, size, size) uint8 with their targets, by `SampleKey`; an image alone is that of epoch 0.
 
-    The epoch travels in the key, so workers that live through many epochs need no message when one ends. Crowd boxes
-    are in evaluation targets only.
+    The epoch and the size travel in the key, so workers that live through many epochs need no message when one ends.
+    In a key with an epoch, images go on past the last: n + i of n images is image i in another view. Crowd boxes are in
+    evaluation targets only.
 
     `forgiving`: an image that cannot be decoded is no error. Training gets the next one that can, in the order of the
     index, with its own objects; evaluation gets a gray image, so that its objects count as missed. The target then has
@@ -79,16 +83,17 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return len(self.index)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
-        epoch, i = (0, key) if isinstance(key, int) else key
-        if not 0 <= i < len(self.index):
-            raise IndexError(f"image {i} of a split of {len(self.index)}")
-        wanted, generator = i, keyed_generator(self.seed, epoch, i)
-        i, pixels, readable = self._decode(i)
+        if isinstance(key, int) and not 0 <= key < len(self.index):
+            raise IndexError(f"image {key} of a split of {len(self.index)}")
+        epoch, number, *sizes = (0, key) if isinstance(key, int) else key
+        wanted = number % len(self.index)
+        i, pixels, readable = self._decode(wanted)
         rows: Any = self.index.rows(i)
         if not self.evaluation:
             rows = np.arange(rows.start, rows.stop)[~self.index.crowd[rows]]
         outlines = self.index.outlines_of(i, rows)
-        view = self.view(pixels, self.index.boxes[rows], generator, outlines)
+        generator = keyed_generator(self.seed, epoch, number)
+        view = self.view(pixels, self.index.boxes[rows], generator, outlines, sizes[0] if sizes else None)
         target = Target(
             labels=torch.from_numpy(self.index.labels[rows][view.kept]),
             boxes=torch.from_numpy(view.boxes_cxcywh),

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from rfdetr.data.dataset import DetectionDataset, Target, keyed_generator
+from rfdetr.data.dataset import DetectionDataset, SampleKey, Target, keyed_generator
 from rfdetr.data.workers import outlive_signals, worker_context
 from rfdetr.geometry.nested import NestedTensor
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[SampleKey]):
     """Keys (epoch, image) of one rank's share of an epoch; the order depends on (seed, epoch) only, not on workers.
+
+    An epoch has `at_least` so many images where it is shuffled: a smaller set is repeated, each time in another order
+    and with numbers that go on (see `DetectionDataset`). With `sizes`, which is called when an iteration starts and
+    yields the size of each image from there on, keys are (epoch, image, size).
 
     Shuffled shares are made equal by repeating the first images, as training ranks must take the same number of steps;
     unshuffled (evaluation) shares hold every image once, unless `even` asks for equal ones or there are too few images
@@ -32,8 +37,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         even: bool = False,
+        at_least: int = 0,
+        sizes: Callable[[], Iterator[int]] | None = None,
     ) -> None:
         self.length = length
+        self.total = max(length, at_least) if shuffle else length
+        self.sizes = sizes
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = epoch
@@ -53,16 +62,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def share_after(self, images: int) -> int:
         """How many images this rank has to take after the first `images` of the epoch's order."""
         spare = self.world_size - 1 - (0 if self.even else self.rank)
-        return max(self.length - images + spare, 0) // self.world_size
+        return max(self.total - images + spare, 0) // self.world_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[SampleKey]:
         epoch, skip, self.skip = self.epoch, self.skip, 0
-        order = range(self.length)
+        order = np.arange(self.total)
         if self.shuffle:
-            order = keyed_generator(self.seed, epoch).permutation(self.length).tolist()
+            draw = keyed_generator(self.seed, epoch)
+            order = np.concatenate([first + draw.permutation(self.length) for first in order[:: self.length]])
+        sizes = self.sizes() if self.sizes else None
         start = skip + self.rank
         for position in range(start, start + self.share_after(skip) * self.world_size, self.world_size):
-            yield epoch, order[position % self.length]
+            image = int(order[position % self.total])
+            yield (epoch, image, next(sizes)) if sizes else (epoch, image)
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Target]]:

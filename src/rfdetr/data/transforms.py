@@ -39,7 +39,7 @@ class View(NamedTuple):
 class EvaluationView:
     """The whole image, resized to the square; what validation, test and predict share."""
 
-    size: int
+    size: int  # pixels
 
     def __call__(
         self,
@@ -47,16 +47,20 @@ class EvaluationView:
         boxes_xyxy: NDArray[np.float32],
         _rng: np.random.Generator,
         _outlines: Outlines = (),
+        size: int | None = None,
     ) -> View:
         window = Window(0, 0, image.shape[1], image.shape[0])
-        return View(resize_square(image, self.size), *move_boxes(boxes_xyxy, window), window)
+        return View(resize_square(image, size or self.size), *move_boxes(boxes_xyxy, window), window)
 
 
 @dataclass(frozen=True)
 class TrainingView:
-    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast and saturation."""
+    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast and saturation.
 
-    size: int
+    `size` of a call, in pixels, is for this view alone: that of its step in multi-scale training.
+    """
+
+    size: int  # pixels
     color_jitter: float = 0.0
 
     def __call__(
@@ -65,10 +69,12 @@ class TrainingView:
         boxes_xyxy: NDArray[np.float32],
         rng: np.random.Generator,
         outlines: Outlines = (),
+        size: int | None = None,
     ) -> View:
         window = draw_window(image.shape[0], image.shape[1], rng)
         boxes, kept = move_boxes(boxes_xyxy, window, outlines)
-        pixels = resize_square(image[window.top : window.bottom, window.left : window.right], self.size)
+        shown = image[window.top : window.bottom, window.left : window.right]
+        pixels = resize_square(shown, size or self.size)
         if window.flipped:
             pixels = pixels.flip(-1)
         if self.color_jitter:
@@ -127,11 +133,15 @@ def move_boxes(
 def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Brightness, contrast and saturation of a uint8 (3, H, W) image each times 1 - strength to 1 + strength.
 
-    All three are affine in a pixel's colour and gray, so they are applied as one.
+    All three are linear in a pixel's colour, its gray and the mean gray, so they are applied as one. The mean is that
+    of every fourth row. Each operation rounds each value by itself, so the result does not depend on threads.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
+    luma = torch.tensor(_LUMA)
+    mean_gray = (image[:, ::4].double().mean((1, 2)) @ luma.double()).item()
     colors = image.float()
-    gray = torch.tensordot(torch.tensor(_LUMA), colors, 1)  # (H, W)
-    shift = gray * (brightness * contrast * (1 - saturation)) + gray.mean() * (brightness * (1 - contrast))
-    mixed = colors.mul_(brightness * contrast * saturation).add_(shift)
-    return mixed.round_().clamp_(0, 255).to(torch.uint8)
+    weights = brightness * contrast * (1 - saturation) * luma
+    shift = (colors[0] * weights[0]).add_(colors[1] * weights[1]).add_(colors[2] * weights[2])  # (H, W)
+    shift.add_(brightness * (1 - contrast) * mean_gray + 0.5)  # the half makes cutting to uint8 rounding
+    colors.mul_(brightness * contrast * saturation).add_(shift).clamp_(0, 255)
+    return torch.from_numpy(colors.numpy().astype(np.uint8))  # three times as fast as torch's own cast

@@ -75,7 +75,10 @@ class Criterion(nn.Module):
         blocks = [length // groups for length in lengths for _ in range(groups)]
 
         ratio = self.mask_point_sample_ratio
-        other_costs = mask_costs(outputs.masks, targets, ratio) if outputs.masks else None
+        other_costs = None
+        if outputs.masks:
+            weights = {"ce_weight": self.weights["loss_mask_ce"], "dice_weight": self.weights["loss_mask_dice"]}
+            other_costs = mask_costs(outputs.masks, targets, ratio, **weights)
         image, candidate, target = matches = match(logits, boxes, targets, blocks, other_costs)
         labels = torch.cat([t["labels"] for t in targets])[target]
         boxes_xyxy = cxcywh_to_xyxy(matched_boxes := boxes[image, candidate])

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from rfdetr.losses.matcher import Matches, at_least_float32
 from rfdetr.models.segmentation import MaskFeatures
 
-COST_CE, COST_DICE = 5.0, 5.0
 OVERSAMPLING = 3  # points looked at for each that is used
 UNCERTAIN_SHARE = 0.75  # of the points used; the rest lie anywhere
 
@@ -70,10 +69,12 @@ def by_stage(
 
 
 @torch.no_grad()
-def mask_costs(features: MaskFeatures, targets: Sequence[Mapping[str, Tensor]], ratio: int) -> list[Tensor]:
+def mask_costs(
+    features: MaskFeatures, targets: Sequence[Mapping[str, Tensor]], ratio: int, *, ce_weight: float, dice_weight: float
+) -> list[Tensor]:
     """What each candidate's mask adds to its cost for each target: (T, C) of each image, at the same random points.
 
-    It is nothing for an object without an outline.
+    The weights are those of the loss terms. It is nothing for an object without an outline.
     """
     height, width = features.spatial[0].shape[-2:]
     points = torch.rand(1, max(1, height * width // ratio), 2, device=features.spatial[0].device)
@@ -84,17 +85,17 @@ def mask_costs(features: MaskFeatures, targets: Sequence[Mapping[str, Tensor]], 
         for spatial, queries, offsets in zip(*features, strict=True):
             at_points = bilinear_at(spatial[image : image + 1], points)[0].to(queries.dtype)  # (C, P)
             logits = at_least_float32(queries[image] @ at_points) + offsets[image][:, None]
-            stages.append(_mask_cost(logits, truth))
+            stages.append(_mask_cost(logits, truth, ce_weight, dice_weight))
         costs.append(torch.where(has_mask(target)[:, None], torch.cat(stages, dim=1), 0.0))
     return costs
 
 
-def _mask_cost(logits: Tensor, truth: Tensor) -> Tensor:
+def _mask_cost(logits: Tensor, truth: Tensor, ce_weight: float, dice_weight: float) -> Tensor:
     """Cost (T, Q) of masks with logits (Q, P) for targets (T, P)."""
     truth, p = truth.to(logits.dtype), logits.sigmoid()
     ce = F.softplus(logits).mean(dim=1) - truth @ logits.T / truth.shape[1]
     dice = 1 - (2 * truth @ p.T + 1) / (truth.sum(dim=1, keepdim=True) + p.sum(dim=1) + 1)
-    return COST_CE * ce + COST_DICE * dice
+    return ce_weight * ce + dice_weight * dice
 
 
 def _dice_loss(p: Tensor, truth: Tensor) -> Tensor:

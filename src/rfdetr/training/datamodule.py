@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +21,9 @@ from rfdetr.data.layout import DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.split_rules import check_classes, check_for_model
 from rfdetr.data.transforms import EvaluationView, TrainingView
+from rfdetr.training.optim import multi_scale_sizes
 from rfdetr.training.processes import is_sharded
+from rfdetr.training.steps import draw_size
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +31,13 @@ logger = logging.getLogger(__name__)
 class RFDETRDataModule(pl.LightningDataModule):
     """Training, validation and test images; each split is indexed at most once, when a stage or a loader needs it.
 
-    There is no `predict_dataloader`: give `trainer.predict` the loader to use.
+    An epoch of training has five updates at least: a smaller set is repeated, as otherwise ten images would make one
+    update an epoch. In multi-scale training each image is resized once, straight to the size of its step. There is no
+    `predict_dataloader`: give `trainer.predict` the loader to use.
     """
+
+    least_updates = 5
+    """Updates of an epoch at least."""
 
     def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
         super().__init__()
@@ -120,6 +129,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         even = trainer is not None and is_sharded(trainer.strategy)  # whose ranks wait for each other in every forward
+        multi_scale = shuffle and self.train_config.multi_scale
         # Lightning starts a resumed run's first iterator before it tells the sampler the epoch.
         epoch = trainer.current_epoch if trainer else 0
         return build_loader(
@@ -132,11 +142,35 @@ class RFDETRDataModule(pl.LightningDataModule):
                 rank=rank,
                 world_size=world_size,
                 even=even,
+                at_least=self.images_an_epoch if shuffle else 0,
+                sizes=self._step_sizes if multi_scale else None,
             ),
             batch_size=self._batch_size,
             num_workers=self.train_config.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _step_sizes(self) -> Iterator[int]:
+        """The size of each training image to come: all of an optimizer step have the one that the module draws for it.
+
+        An iteration starts with a step of its own, for checkpoints are saved between steps.
+        """
+        model, expanded = self.model_config, self.train_config.expanded_scales
+        sizes = multi_scale_sizes(model.resolution, model.patch_size, model.num_windows, expanded)
+        for step in itertools.count(self.trainer.global_step if self.trainer else 0):
+            yield from itertools.repeat(draw_size(sizes, self._seed, step), self._images_a_step)
+
+    @property
+    def images_an_epoch(self) -> int:
+        """Training images of an epoch over all devices: those of the split, or of `least_updates`."""
+        devices = self.trainer.world_size if self.trainer else 1
+        return max(len(self.index("train")), self.least_updates * self._images_a_step * devices)
+
+    @property
+    def _images_a_step(self) -> int:
+        """Images of an optimizer step on one device."""
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else self.train_config.grad_accum_steps
+        return self._batch_size * accumulate
 
     @property
     def _batch_size(self) -> int:

@@ -70,7 +70,7 @@ def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by 
 
     "step" multiplies by 0.1 from epoch `lr_drop` on; "cosine" falls to `min_factor` at `total_steps` and stays there.
     """
-    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    warmup_steps = int(warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
         return step / warmup_steps
     if schedule == "step":

@@ -32,6 +32,7 @@ def training_plan(
 
     `changes` says what was done to weights that did not fit (the class head, the position grid).
     """
+    datamodule.trainer = trainer  # as fit will do: how many images an epoch has depends on processes and accumulation
     datamodule.setup("fit")
     model, train = module.model_config, module.train_config
     names = datamodule.class_names or []
@@ -49,6 +50,7 @@ def training_plan(
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),
         ("effective batch", effective_batch(train.batch_size, trainer)),
         ("steps", f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs"),
+        *_repetition(datamodule),
         ("device", f"{trainer.strategy.root_device}, precision {trainer.precision}"),
         ("averaged weights", "yes" if _find(trainer, RFDETREMACallback) else "no"),
         ("seed", str(module.seed)),
@@ -60,6 +62,12 @@ def _what_learns(module: RFDETRModule) -> str:
     adapters = "adapters in place of the encoder" if adapted(module.model) else "all"
     part = "all but the encoder" if module.model_config.freeze_encoder else adapters
     return f"{trained_parameters(module.model):,} parameters: {part}"
+
+
+def _repetition(datamodule: RFDETRDataModule) -> Rows:
+    images, total = len(datamodule.index("train")), datamodule.images_an_epoch
+    least = datamodule.least_updates
+    return [("repeated", f"{images:,} images to {total:,} an epoch, so that it has {least} updates")] * (images < total)
 
 
 def run_summary(trainer: pl.Trainer) -> Rows:

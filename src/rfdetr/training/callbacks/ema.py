@@ -16,7 +16,8 @@ from rfdetr.training.optim import ema_decay
 class RFDETREMACallback(Callback):
     """Keeps `model`, an average of the module's detector over all optimizer steps, parameters and buffers alike.
 
-    The k-th update keeps decay * (1 - exp(-k / tau)) of the average, so it follows quickly at first.
+    The first update copies the weights, the k-th keeps decay * (1 - exp(-k / tau)) of the average, so it follows
+    quickly at first.
     """
 
     def __init__(self, decay: float = 0.993, tau: float = 100) -> None:
@@ -48,7 +49,8 @@ class RFDETREMACallback(Callback):
         self._step = trainer.global_step
         self.updates += 1
         average, live = _floats(self.averaged()), _floats(pl_module.model)
-        torch._foreach_lerp_(average, live, 1 - ema_decay(self.updates, self.decay, self.tau))
+        kept = ema_decay(self.updates, self.decay, self.tau) if self.updates > 1 else 0.0
+        torch._foreach_lerp_(average, live, 1 - kept)
 
     def averaged(self) -> nn.Module:
         """The averaged model; an error before training was set up."""
