@@ -211,7 +211,7 @@ def test_all_faults_at_once_are_all_found(pictures: str, tmp_path: Path, request
     assert not rules_of(before) and len(COCO_FAULTS) >= 30 and not missed
     fix(report, tmp_path / "fixed")
     left = rules_of(look(tmp_path / "fixed"), "error")
-    assert left <= {"image-id-repeated", "image-size-differs"}  # which are for a person to decide
+    assert left <= {"image-id-repeated", "image-size-differs", "outlines-apart"}  # which are for a person to decide
 
 
 def renumbered(source: Path, root: Path) -> Path:

@@ -215,6 +215,14 @@ def test_a_jpeg_without_its_end_marker_is_whole(mode: str, missing: int) -> None
     assert np.abs(decode_image(data[:-missing]).astype(int) - decode_image(data)).max() <= 1
 
 
+def test_a_progressive_jpeg_cut_between_two_scans_is_not_whole() -> None:
+    data = encode(Image.fromarray(SMOOTH), "JPEG", quality=95, progressive=True)
+    assert np.abs(decode_image(data[:-2]).astype(int) - decode_image(data)).max() <= 1
+    for scan in (1, 2, -1):
+        with pytest.raises(ImageError, match="truncated"):
+            decode_image(b"\xff\xda".join(data.split(b"\xff\xda")[: scan + 1 if scan > 0 else scan]))
+
+
 @pytest.mark.parametrize("missing", [3, 10, 100])
 def test_a_jpeg_cut_inside_its_picture_is_an_error(missing: int) -> None:
     noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import logging
 import math
 import multiprocessing
@@ -39,7 +40,7 @@ MAX_PIXELS = 178_956_970  # 512 MiB as RGB, and where Pillow too speaks of a dec
 
 # What Pillow may try. Other formats it knows are no photographs, and one of them (EPS) is handed to an interpreter.
 _PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM")
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which hold the size
 _EXIF_MARKER = 0xE1
 _ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
@@ -99,9 +100,9 @@ def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.ui
             check_size(header.height, header.width)
             with contextlib.suppress(ValueError):  # damaged: Pillow forgives what viewers do, and says more of the rest
                 return turned(simplejpeg.decode_jpeg(data), header.orientation)
-        if lacks_end_marker(data):
+        if header is not None and lacks_end_marker(data) and _has_all_scans(data, header.channels):
             with contextlib.suppress(ValueError):  # simplejpeg, unlike Pillow, refuses it if pixels are missing
-                simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if header and header.channels == 4 else "RGB")
+                simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if header.channels == 4 else "RGB")
                 data += _JPEG_END
         with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
             return upright_rgb(image)
@@ -115,6 +116,19 @@ def lacks_end_marker(data: bytes) -> bool:
     """Whether these are the bytes of a JPEG without the marker that ends it; the picture itself may be whole."""
     stream = io.BytesIO(data)
     return _jpeg_header(stream) is not None and data.rfind(_JPEG_END, stream.tell()) < 0  # a thumbnail lies before
+
+
+def _has_all_scans(data: bytes, channels: int) -> bool:
+    """Whether the scans of a JPEG, of which a progressive one has many, bring every coefficient to its last bit."""
+    sent: set[tuple[int, int]] = set()
+    at = data.find(_JPEG_SCAN)
+    while 0 <= at < len(data) - 10:
+        count = data[at + 4]  # of components; then the identifiers of each and of its tables
+        first, last, bits = (*data[at + 5 + 2 * count : at + 8 + 2 * count], 0, 0, 1)[:3]
+        if bits & 15 == 0:
+            sent.update(itertools.product(data[at + 5 : at + 5 + 2 * count : 2], range(first, last + 1)))
+        at = data.find(_JPEG_SCAN, at + 2)
+    return len(sent) >= 64 * channels
 
 
 def check_size(height: int, width: int, what: str = "it") -> None:
