@@ -72,7 +72,6 @@ class COCOEvalCallback(Callback):
             module.log_dict(figures)
 
 
-@torch.inference_mode()
 def evaluate_loader(
     trainer: Trainer, module: RFDETRModule, loader: Iterable[Any], average: nn.Module | None = None
 ) -> list[Metrics]:
@@ -87,7 +86,7 @@ def evaluate_loader(
     module.evaluation_loss.reset()
     for batch in loader:
         moved = module.transfer_batch_to_device(batch, module.device, 0)
-        with trainer.precision_plugin.test_step_context():
+        with torch.inference_mode(), trainer.precision_plugin.test_step_context():
             evaluators[0].update(module.evaluate(moved)["results"], moved[1])
             for evaluator in evaluators[1:]:
                 evaluator.update(module.detect(moved, average), moved[1])
