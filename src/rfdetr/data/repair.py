@@ -178,7 +178,7 @@ def _refuse_losses(report: Report, shares: list[Share]) -> None:
         or 2 * share.boxes_kept < share.boxes
     ]
     if lost:
-        raise ValueError(
+        raise InputError(
             f"{report.dataset}: the copy would lose most of {', '.join(lost)}; nothing was written. Correct the cause "
             "of the errors by hand, or take what is left with --force"
         )
