@@ -20,7 +20,7 @@ from rfdetr.weights.reading import CheckpointError
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
 
 
-class Stop(Exception):  # noqa: N818 - what ends a run in the middle
+class Stop(Exception):
     pass
 
 
