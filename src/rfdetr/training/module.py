@@ -204,7 +204,8 @@ class RFDETRModule(pl.LightningModule):
         checkpoint["model"] = to_published(weights)
         checkpoint.update(description(self.model_config, self.class_names, self.data_facts))
         checkpoint["seed"] = self.seed
-        checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude={"output_dir", "overwrite", "resume"})
+        of_this_folder = {"output_dir", "overwrite", "resume"}
+        checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude=of_this_folder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Brings what any known file holds into the form of this module, and of its trainer's run if there is one."""
