@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
@@ -211,3 +212,34 @@ def test_an_image_damaged_after_indexing_stops_the_loader_by_name(tiny_coco: Pat
     dataset.index.path(2).write_bytes(b"\xff\xd8 cut")
     with pytest.raises(ImageError, match=r"2.jpg"):
         batches(dataset, epoch=0, workers=1)
+
+
+def handed_out(
+    dataset: DetectionDataset, size: int, ranks: int, start: int, batches: int | None
+) -> tuple[list[int], int]:
+    """Images that all ranks take, in the epoch's order, and the count that their state tells afterwards."""
+    shares, states = [], set()
+    for rank in range(ranks):
+        sampler = EpochSampler(len(dataset), shuffle=True, seed=7, rank=rank, world_size=ranks)
+        loader = build_loader(dataset, sampler, batch_size=size)
+        loader.load_state_dict({"images": start, "batch": 0})
+        left = loader.batches_after(start)
+        taken = [[int(target["image_id"]) for target in targets] for _, targets in itertools.islice(loader, batches)]
+        assert len(taken) == (left if batches is None else min(batches, left))
+        shares.append([image for batch in taken for image in batch])
+        states.add(loader.state_dict()["images"])
+    (state,) = states
+    return [image for images in itertools.zip_longest(*shares) for image in images if image is not None], state
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 1)), ((1, 2), (4, 1)), ((2, 1), (1, 2)), ((1, 2), (1, 3))])
+def test_an_epoch_goes_on_with_other_batches_and_processes(
+    tiny_coco: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    """Sizes are (images of a batch, ranks); the first images come again where ranks would take fewer."""
+    dataset = training_set(tiny_coco)
+    whole, _ = handed_out(dataset, 1, 1, 0, None)
+    first, state = handed_out(dataset, *before, 0, 1)
+    rest, _ = handed_out(dataset, *after, state, None)
+    assert (first + rest)[:6] == whole
+    assert len(first + rest) - 6 < after[1]

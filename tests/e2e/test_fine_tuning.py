@@ -17,7 +17,9 @@ TINY = {
 }  # fmt: skip
 
 
-def test_a_detector_learns_and_goes_on_learning(make_tiny_coco: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_detector_learns_and_goes_on_learning(
+    make_tiny_coco: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset = make_tiny_coco({"train": 16, "valid": 6, "test": 6})
     settings: dict[str, Any] = {
         "dataset_dir": dataset, "output_dir": tmp_path / "out", "batch_size": 4, "grad_accum_steps": 1, "lr": 2e-3,
@@ -35,8 +37,16 @@ def test_a_detector_learns_and_goes_on_learning(make_tiny_coco: Callable[..., Pa
         written = results["splits"][split]["overall"]
         assert figures == pytest.approx({name: written[name] for name in figures})
 
+    capsys.readouterr()
     RFDETRMini(**TINY).train(epochs=12, resume="last", **{**settings, "eval_interval": 12})
     assert [record["epoch"] for record in read_log(tmp_path / "out")] == list(range(12))
+    assert "last.ckpt" in capsys.readouterr().out.partition("trained")[0]  # the plan names where it goes on
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())}
+    with pytest.warns(UserWarning, match="nothing is left to train of .*last.ckpt.*raise epochs to go on"):
+        RFDETRMini(**TINY).train(epochs=12, resume="last", **settings)
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())}
+    assert "Training" not in capsys.readouterr().out
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import json
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +14,17 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 
-from rfdetr.training import RFDETREMACallback, convert_legacy_checkpoint
-from rfdetr.weights.names import to_published
+from rfdetr.training import RFDETREMACallback, RFDETRModule, convert_legacy_checkpoint
+from rfdetr.training.checkpoints import names_in_groups
+from rfdetr.training.optim import group_name
+from rfdetr.weights.names import from_published, our_name, to_published
 from rfdetr.weights.reading import read_checkpoint
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ORDER = list(json.loads((GOLDEN / "layouts.json").read_text())["RFDETRNanoConfig"]["state_dict"])
+"""Published names in the order of the published model, more of each kind than the tiny model has."""
 
 
 @pytest.fixture
@@ -106,12 +118,7 @@ def test_conversion_writes_what_any_trainer_goes_on_from(
     assert torch.load(new, weights_only=True)["args"]["class_names"] == ["a"]
 
     run, start = make_run(output="plain"), Start()
-    average = RFDETREMACallback()
-    trainer = pl.Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, callbacks=[average, start],
-        default_root_dir=tmp_path,
-    )  # fmt: skip
+    trainer = own_trainer(tmp_path, RFDETREMACallback(), start)
     trainer.fit(run.module, run.datamodule, ckpt_path=new)
     assert (start.epoch, trainer.current_epoch) == (2, 3)
 
@@ -124,3 +131,213 @@ def test_last_ckpt_is_read_under_published_names(make_run: Callable[..., Any]) -
     storages = {tensor.untyped_storage().data_ptr() for tensor in content["state_dict"].values()}
     stored = [tensor for tensor in content["model"].values() if tensor.numel()]
     assert all(tensor.untyped_storage().data_ptr() in storages for tensor in stored)  # the names cost no space
+
+
+def in_published_order(donor: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: donor[name] for name in ORDER if name in donor}
+
+
+def published_optimizer(model: dict[str, torch.Tensor], grouped: bool, steps: int = 6) -> tuple[dict[str, Any], Any]:
+    """The state dict of an AdamW after some steps in the published layout, and its state by published name.
+
+    One group for each parameter (the old training loop) or one for those of equal rate and decay (the present package).
+    """
+    names = [name for name in model if name != "_kp_active_mask"]
+    parts = [
+        [name for name in names if not name.startswith(("transformer.decoder.", "backbone.0.encoder."))],
+        [name for name in names if name.startswith("backbone.0.encoder.")],
+        [name for name in names if name.startswith("transformer.decoder.")],
+    ]
+    groups: dict[str, list[str]] = {}
+    for name in [name for part in parts for name in part]:
+        groups.setdefault(group_name(our_name(name)) if grouped else name, []).append(name)
+    parameters = {name: torch.nn.Parameter(model[name].clone()) for name in names}
+    rates = {group: 1e-4 * (1 + i) for i, group in enumerate(dict.fromkeys(group_name(our_name(n)) for n in names))}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameters[name] for name in members], "lr": rates[group_name(our_name(members[0]))]}
+            for members in groups.values()
+        ]
+    )
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        for name, parameter in parameters.items():
+            if "mask_token" not in name:  # no part of the computation
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return optimizer.state_dict(), {name: optimizer.state[parameters[name]] for name in names}
+
+
+def old_file(donor: dict[str, torch.Tensor], optimizer: dict[str, Any], epoch: int = 1) -> dict[str, Any]:
+    """What the old training loop wrote after `epoch` + 1 epochs."""
+    model = in_published_order(donor)
+    return {
+        "model": model, "optimizer": optimizer, "epoch": epoch, "ema_model": halved(model),
+        "lr_scheduler": {"base_lrs": [1e-4], "last_epoch": 10, "_step_count": 11, "lr_lambdas": [None]},
+        "args": argparse.Namespace(resolution=64, class_names=["blue", "green", "red"], lr=1e-4),
+    }  # fmt: skip
+
+
+def assert_taken_over(module: Any, optimizer: Any, published: dict[str, Any]) -> None:
+    kinds = ("exp_avg", "exp_avg_sq")
+    wanted = {kind: from_published({name: state[kind] for name, state in published.items() if state}) for kind in kinds}
+    taken = {name: optimizer.state[p] for name, p in module.model.named_parameters() if p in optimizer.state}
+    assert taken.keys() == {name for name, p in module.model.named_parameters() if p.requires_grad}
+    for name, state in taken.items():
+        assert float(state["step"]) == 6
+        assert all(torch.equal(state[kind], wanted[kind][name]) for kind in kinds), name
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("kind", ["pth", "converted", "published ckpt"])
+def test_the_optimizer_of_another_training_loop_goes_on(
+    make_run: Callable[..., Any],
+    donor: dict[str, torch.Tensor],
+    tiny_model: Callable[..., Any],
+    tmp_path: Path,
+    grouped: bool,
+    kind: str,
+) -> None:
+    model = in_published_order(donor)
+    optimizer, states = published_optimizer(model, grouped)
+    path = tmp_path / ("checkpoint.pth" if kind == "pth" else "checkpoint_1.ckpt")
+    torch.save(old_file(donor, optimizer), path)
+    if kind == "converted":
+        path = tmp_path / "new.ckpt"
+        convert_legacy_checkpoint(tmp_path / "checkpoint_1.ckpt", path)
+    elif kind == "published ckpt":
+        torch.save({**published_ckpt(model, tiny_model()), "optimizer_states": [optimizer]}, path)
+    seen: dict[str, Any] = {}
+
+    def look(trainer: Any, module: Any) -> None:
+        assert_taken_over(module, trainer.optimizers[0], states)
+        rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+        seen.update(step=trainer.global_step, epoch=trainer.current_epoch, rate=rates["head"])
+
+    run = make_run(epochs=3, lr=1e-3, lr_scheduler="cosine", watch={"on_train_start": look})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*starts afresh")
+        run.fit(ckpt_path=path)
+    assert (seen["epoch"], seen["step"]) == (2, 4)  # two updates an epoch
+    assert seen["rate"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 4 / 6)))
+    assert run.trainer.global_step == 6
+
+
+def regrouped(optimizer: dict[str, Any]) -> None:
+    numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+    optimizer["param_groups"] = [{**optimizer["param_groups"][0], "params": numbers}]
+
+
+def exchanged(optimizer: dict[str, Any]) -> None:
+    groups = optimizer["param_groups"]
+    groups[-1]["lr"], groups[-2]["lr"] = 1.0, 2.0  # of two parameters of the decoder
+
+
+def of_sgd(optimizer: dict[str, Any]) -> None:
+    optimizer["state"] = {number: {"momentum_buffer": torch.ones(1)} for number in optimizer["state"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (regrouped, "are in no published layout"),
+        (exchanged, "learning rates in it are not those of the published order"),
+        (of_sgd, "no state of AdamW"),
+        (lambda optimizer: optimizer.clear(), "no state of an optimizer"),
+    ],
+)
+def test_an_optimizer_that_is_not_known_again_is_one_warning(
+    make_run: Callable[..., Any],
+    donor: dict[str, torch.Tensor],
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], None],
+    why: str,
+) -> None:
+    optimizer, _ = published_optimizer(in_published_order(donor), grouped=False)
+    change(optimizer)
+    path = tmp_path / "checkpoint.pth"
+    torch.save(old_file(donor, optimizer), path)
+    with pytest.warns(UserWarning, match=f"checkpoint.pth: the optimizer starts afresh: .*{why}"):
+        run = make_run(epochs=3).fit(ckpt_path=path)
+    assert run.trainer.current_epoch == 3
+
+
+def test_the_order_in_the_optimizer_is_the_published_one() -> None:
+    golden = json.loads((GOLDEN / "det_p16_w2.json").read_text())
+    names = list(golden["param_groups"])
+    model = {name: torch.zeros(1) for name in ORDER if name in golden["param_groups"]}
+    model |= {name: torch.zeros(1) for name in names if name not in model}
+    sizes = [len(list(group)) for _, group in itertools.groupby(names, key=lambda name: group_name(our_name(name)))]
+    assert names_in_groups(model, sizes) == names
+
+
+def own_trainer(tmp_path: Path, *callbacks: pl.Callback, **more: Any) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, callbacks=list(callbacks),
+        default_root_dir=tmp_path, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["own trainer", "own file access", "plugins", "plugins with file access"])
+def test_any_trainer_goes_on_from_a_legacy_file(
+    make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path, kind: str
+) -> None:
+    optimizer, states = published_optimizer(in_published_order(donor), grouped=False)
+    path = tmp_path / "checkpoint.pth"
+    torch.save(old_file(donor, optimizer), path)
+    io, precision = TorchCheckpointIO(), pl.plugins.MixedPrecision("bf16-mixed", "cpu")
+    settings = {
+        "own trainer": {}, "own file access": {"plugins": [io]},
+        "plugins": {"plugins": [precision], "precision": None}, "plugins with file access": {"plugins": io},
+    }[kind]  # fmt: skip
+    built = kind.startswith("plugins")
+    run = make_run(epochs=3, trainer=settings if built else None)
+    trainer = run.trainer if built else own_trainer(tmp_path, **settings)
+    trainer.callbacks.append(Watch("on_train_start", lambda trainer, module: assert_start(trainer, module, states)))
+    trainer.fit(run.module, run.datamodule, ckpt_path=path)
+    assert trainer.current_epoch == 3
+
+
+class Watch(pl.Callback):
+    def __init__(self, hook: str, look: Callable[..., None]) -> None:
+        setattr(self, hook, look)
+
+
+def assert_start(trainer: Any, module: Any, states: dict[str, Any]) -> None:
+    assert trainer.current_epoch == 2
+    assert_taken_over(module, trainer.optimizers[0], states)
+
+
+def test_a_module_converts_what_it_is_given_outside_of_a_trainer(
+    make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(old_file(donor, {}), path)
+    content = torch.load(path, weights_only=False)
+    module = make_run(seed=5).module
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    assert torch.equal(module.model.class_head.weight, donor["class_embed.weight"])
+    loaded = RFDETRModule.load_from_checkpoint(path, model_config=module.model_config)
+    assert torch.equal(loaded.model.class_head.weight, donor["class_embed.weight"])
+    assert loaded.class_names == ["blue", "green", "red"]
+
+
+def test_figures_of_the_epochs_before_stay_where_a_legacy_file_is_gone_on_from(make_run: Callable[..., Any]) -> None:
+    first = make_run(epochs=2).fit()
+    rows = (first.output / "metrics.csv").read_text().splitlines()
+    path = first.output / "checkpoint.pth"
+    torch.save({"model": to_published(first.module.model.state_dict()), "epoch": 0}, path)
+    make_run(epochs=2).fit(ckpt_path=path)
+    again = (first.output / "metrics.csv").read_text().splitlines()
+    of_first = [row for row in rows if row.split(",")[rows[0].split(",").index("epoch")] == "0"]
+    assert len(of_first) > 3 and again[1 : 1 + len(of_first)] == of_first
+    assert [json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()] == [0, 1]
+
+    torch.save({"model": to_published(first.module.model.state_dict())}, path)  # no epoch: all that is there stays
+    before = (first.output / "metrics.csv").read_text()
+    make_run(epochs=1).fit(ckpt_path=path)
+    assert (first.output / "metrics.csv").read_text().startswith(before)
+    epochs = [json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()]
+    assert epochs == [0, 1, 0]

@@ -37,6 +37,13 @@ def test_a_small_set_is_repeated_to_five_updates_an_epoch(make_run: Callable[...
     assert run.fit().trainer.global_step == 10
 
 
+def test_the_plan_of_a_resumed_run_names_its_checkpoint(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    plan = dict(training_plan(run.module, run.datamodule, run.trainer, resumed=run.output / "last.ckpt"))
+    assert plan["goes on from"] == str(run.output / "last.ckpt")
+    assert "weights" not in plan
+
+
 def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=1).fit()
     summary = dict(run_summary(run.trainer))

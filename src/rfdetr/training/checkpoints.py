@@ -200,7 +200,7 @@ def _moments(file: Checkpoint) -> tuple[Moments, str]:
         if not optimizer or not optimizer["state"]:
             return {}, "the file has no state of an optimizer"
         groups, state = optimizer["param_groups"], optimizer["state"]
-        names = _names_in_groups(file.model, [len(group["params"]) for group in groups])
+        names = names_in_groups(file.model, [len(group["params"]) for group in groups])
         if names is None:
             return {}, f"its groups of parameters ({len(groups)}) are in no published layout"
         numbered = [(number, group) for group in groups for number in group["params"]]
@@ -225,7 +225,7 @@ def _moments(file: Checkpoint) -> tuple[Moments, str]:
     }, ""
 
 
-def _names_in_groups(model: Mapping[str, Tensor], sizes: list[int]) -> list[str] | None:
+def names_in_groups(model: Mapping[str, Tensor], sizes: list[int]) -> list[str] | None:
     """Published names in the order of an optimizer's parameters, from the groups' sizes; None if that fits none.
 
     Heads and projector come first, then the encoder, then the decoder, each in the order of the model, one group for

@@ -212,7 +212,8 @@ class RFDETRModule(pl.LightningModule):
         checkpoint["model"] = to_published(weights)
         checkpoint.update(description(self.model_config, self.class_names, self.data_facts))
         checkpoint["seed"] = self.seed
-        checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude={"output_dir", "resume"})
+        of_this_folder = {"output_dir", "overwrite", "resume"}
+        checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude=of_this_folder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Brings what any known file holds into the form of this module, and of its trainer's run if there is one."""
@@ -252,12 +253,12 @@ class RFDETRModule(pl.LightningModule):
         checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
         told = {"dataset_dir": ".", **checkpoint.get("train_config", {}), "output_dir": path.parent}
         file = checkpoint_of(path, checkpoint)
-        config = config_from_checkpoint(file)[0]
         if "model_config" not in kwargs:
+            config = config_from_checkpoint(file)[0]
             how = {name: file.args[name] for name in HOW_TRAINED if "seed" in checkpoint}
             kwargs["model_config"] = type(config)(**{**config.model_dump(), **how, "pretrain_weights": None})
         if "train_config" not in kwargs:
-            kind = SegmentationTrainConfig if config.segmentation_head else TrainConfig
+            kind = SegmentationTrainConfig if kwargs["model_config"].segmentation_head else TrainConfig
             kwargs["train_config"] = kind(**{name: told[name] for name in told if name in kind.model_fields})
         module = cls(**kwargs)
         module.on_load_checkpoint(checkpoint)
