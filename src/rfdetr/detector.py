@@ -118,15 +118,20 @@ class RFDETR:
         (For a segmentation model of `SegmentationTrainConfig`, and the images need outlines.)
         Starts from the present weights, takes classes and their names from the data, and ends with the best weights of
         the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before and a summary after.
+        Without `output_dir`, a run goes to output, or to the first of output-2, output-3, ... without a run in it, and
+        `resume="last"` goes on in the one with the newest last.ckpt. Under torchrun all its processes train together.
         """
         with _needs_extra("training"):
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
             from rfdetr.training.batch_size import resolve_batch_size
             from rfdetr.training.checkpoints import checkpoint_to_resume
-            from rfdetr.training.folder import refuse_to_overwrite
+            from rfdetr.training.folder import default_folder, refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
+            from rfdetr.training.processes import launched_settings
 
         train_config = (SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig)(**settings)
+        if "output_dir" not in train_config.model_fields_set and not train_config.overwrite:
+            train_config.output_dir = default_folder(train_config.output_dir, train_config.resume)
         resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
         if not train_config.overwrite:
             refuse_to_overwrite(train_config.output_dir, resumed)
@@ -140,16 +145,19 @@ class RFDETR:
             load_weights(module.model, learned, model_config)  # random ones are drawn again, from the run's seed
         module.model_config = model_config
         module.choose_trained()
-        trainer = build_trainer(train_config, model_config)
+        trainer = build_trainer(train_config, model_config, **launched_settings())
 
+        if trainer.world_size > 1:
+            trainer.strategy.setup_environment()  # so that all agree on a batch size, before the plan names it
         resolve_batch_size(module, datamodule, trainer)
-        show_rows("Training plan", training_plan(module, datamodule, trainer))
+        if trainer.is_global_zero:
+            show_rows("Training plan", training_plan(module, datamodule, trainer))
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._random_tensors = set()
         self._use(module.model, names)
-        if summary := run_summary(trainer):
+        if trainer.is_global_zero and (summary := run_summary(trainer)):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
 
     def evaluate(

@@ -13,10 +13,10 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from rfdetr.weights.checksums import advice, sidecar
+from rfdetr.weights.checksums import advice
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import CheckpointError, load_content, read_checkpoint, refuse_damaged
-from rfdetr.weights.writing import atomic_write
+from rfdetr.weights.writing import atomic_write, record_digests
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         os.remove(path)
-        sidecar(path).unlink(missing_ok=True)
+        record_digests(path, [])
 
 
 def checkpoint_to_resume(resume: str | os.PathLike[str] | None, output_dir: Path) -> Path | None:
