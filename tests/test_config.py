@@ -44,6 +44,13 @@ def _train(**settings: Any) -> TrainConfig:
     return TrainConfig(dataset_dir="data", **settings)
 
 
+@pytest.mark.parametrize("name", ["dataset_dir", "output_dir"])
+def test_an_empty_folder_is_not_the_working_directory(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is empty: expected a path"):
+        TrainConfig(**{"dataset_dir": "data", name: ""})
+    assert TrainConfig(**{"dataset_dir": "data", name: "~"}).model_dump()[name] == Path.home()
+
+
 def test_the_options_are_these_and_within_the_budget() -> None:
     assert list(ModelConfig.model_fields) == MODEL_FIELDS.split()
     assert list(TrainConfig.model_fields) == TRAIN_FIELDS.split()

@@ -137,8 +137,9 @@ class LossMean(Metric):
 
     def update(self, loss: Tensor, boxes: int) -> None:
         """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion gives it."""
-        self.total += loss.detach() * max(boxes, 1)
-        self.boxes += boxes
+        # Not in place: after trainer.validate() they are inference tensors, and a fit may follow.
+        self.total = self.total + loss.detach() * max(boxes, 1)
+        self.boxes = self.boxes + boxes
 
     def compute(self) -> Tensor:
         return self.total / self.boxes.clamp(min=1)
