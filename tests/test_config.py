@@ -36,15 +36,22 @@ TRAIN_FIELDS = """
     ema_decay ema_tau multi_scale expanded_scales color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef
     num_workers seed accelerator sync_bn resume allow_changed_data run_test eval_interval eval_max_dets compute_val_loss
     log_per_class_metrics early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema
-    checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes overwrite tensorboard wandb mlflow project
-    run progress_bar
+    checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes save_safetensors overwrite tensorboard wandb
+    mlflow project run progress_bar
 """
 SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
-MOST_FIELDS = 79  # nine above the budget: what masks, loggers, adapters and exact resume each need said
+MOST_FIELDS = 80  # ten above the budget: what masks, loggers, adapters and exact resume each need said
 
 
 def _train(**settings: Any) -> TrainConfig:
     return TrainConfig(dataset_dir="data", **settings)
+
+
+@pytest.mark.parametrize("name", ["dataset_dir", "output_dir"])
+def test_an_empty_folder_is_not_the_working_directory(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is empty: expected a path"):
+        TrainConfig(**{"dataset_dir": "data", name: ""})
+    assert TrainConfig(**{"dataset_dir": "data", name: "~"}).model_dump()[name] == Path.home()
 
 
 def test_the_options_are_these_and_within_the_budget() -> None:

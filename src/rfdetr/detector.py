@@ -122,18 +122,23 @@ class RFDETR:
         Starts from the present weights, takes classes and their names from the data, and ends with the best weights of
         the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before, a line per epoch and a summary
         after. (The lines are log records: where the program has set up `logging`, they go there.)
+        Without `output_dir`, a run goes to output, or to the first of output-2, output-3, ... without a run in it, and
+        `resume="last"` goes on in the one with the newest last.ckpt. Under torchrun all its processes train together.
         """
         with _needs_extra("training"):
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
             from rfdetr.training.batch_size import resolve_batch_size
             from rfdetr.training.checkpoints import checkpoint_to_resume
-            from rfdetr.training.folder import refuse_to_overwrite
+            from rfdetr.training.folder import default_folder, refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
+            from rfdetr.training.processes import launched_settings
             from rfdetr.training.trainer import nothing_left
 
         config_class = SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
         config_class.refuse_unknown(settings, type(self).__name__)
         train_config = config_class(**settings)
+        if "output_dir" not in train_config.model_fields_set and not train_config.overwrite:
+            train_config.output_dir = default_folder(train_config.output_dir, train_config.resume)
         resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
         if not train_config.overwrite:
             refuse_to_overwrite(train_config.output_dir, resumed)
@@ -149,11 +154,15 @@ class RFDETR:
             changes += load_weights(module.model, learned, model_config).changes()
         module.model_config = model_config
         module.choose_trained()
-        trainer = build_trainer(train_config, model_config)
+        trainer = build_trainer(train_config, model_config, **launched_settings())
 
         ended = resumed is not None and bool(nothing_left(resumed, trainer))  # fit says why, and touches no file
+        shown = trainer.is_global_zero and not ended
         if not ended:
+            if trainer.world_size > 1:
+                trainer.strategy.setup_environment()  # so that all agree on a batch size, before the plan names it
             resolve_batch_size(module, datamodule, trainer)
+        if shown:
             plan = training_plan(module, datamodule, trainer, list(dict.fromkeys(changes)), resumed)
             show_rows("Training plan", plan)
         started = time.monotonic()
@@ -161,7 +170,7 @@ class RFDETR:
         self.model_config = model_config
         self._random_tensors, self._changes = set(), []
         self._use(module.model, names)
-        if not ended and (summary := run_summary(trainer)):
+        if shown and (summary := run_summary(trainer)):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
 
     def evaluate(

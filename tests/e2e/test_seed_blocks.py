@@ -114,6 +114,13 @@ trainer.fit(module, datamodule, ckpt_path="output/last.ckpt")
 trainer.fit(module, datamodule, ckpt_path="output/checkpoint.pth")
 """
 
+CONVERT = """
+from rfdetr.training import convert_legacy_checkpoint
+
+convert_legacy_checkpoint("old_checkpoint.pth", "new_checkpoint.ckpt")
+trainer.fit(module, datamodule, ckpt_path="new_checkpoint.ckpt")
+"""
+
 VALIDATE = """
 trainer.validate(module, datamodule)
 """
@@ -277,6 +284,25 @@ def test_a_full_run_is_resumed_validated_and_used(run: Callable[..., dict[str, A
     names = run([PREDICT], names)
     assert [len(batch) for batch in names["predictions"]] == [2]
     assert set(names["predictions"][0][0]) == {"scores", "labels", "boxes"}
+
+
+def test_the_page_is_one_notebook(
+    run: Callable[..., dict[str, Any]], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block of Python in the page's order, in one session; a run's files are where the page says."""
+    monkeypatch.setattr("pytorch_lightning.loggers.NeptuneLogger", Recorder, raising=False)
+    output = workplace / "output"
+    names = run([MODULE, WHAT_TRAIN_DOES, MODULE, DATAMODULE, CLASS_NAMES, TRAINER, OVERRIDES, FULL_RUN])
+    assert names["trainer"].current_epoch == 1
+    for path in (output / "checkpoint.pth", workplace / "old_checkpoint.pth"):
+        torch.save({"model": to_published(names["module"].model.state_dict()), "epoch": 0}, path)
+    names = run([RESUME, CONVERT, VALIDATE, PREDICT, DDP, REPLACE_CALLBACKS, EXTEND_CALLBACKS, LOGGER], names)
+    assert names["trainer"].current_epoch == 1
+    runs = [output, *(output / f"run-{number}" for number in (1, 2, 3))]  # four new runs in one session
+    for folder in runs:
+        assert (folder / "checkpoint_best_total.pth").exists() and (folder / "last.ckpt").exists()
+    assert not (output / "run-4").exists()
+    assert (output / "checkpoint.pth").exists()
 
 
 def test_train_in_three_objects(run: Callable[..., dict[str, Any]], workplace: Path) -> None:

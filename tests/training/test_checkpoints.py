@@ -13,7 +13,7 @@ import torch
 
 from rfdetr.training.checkpoints import AtomicCheckpointIO, legacy_checkpoint
 from rfdetr.training.verify import content_hashes
-from rfdetr.weights.checksums import sidecar
+from rfdetr.weights.checksums import CHECKSUMS_FILE
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import CheckpointError
 
@@ -31,7 +31,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     with pytest.raises(AttributeError):
         AtomicCheckpointIO().save_checkpoint({"state_dict": lambda: 2}, path)  # a local function cannot be written
     assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"] == 1
-    assert sorted(tmp_path.iterdir()) == [path, sidecar(path)]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / CHECKSUMS_FILE, path]
 
 
 def test_code_in_a_file_is_not_run_unless_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

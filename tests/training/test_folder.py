@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rfdetr.training.folder import FolderLock, OutputFolderError, refuse_to_overwrite
+from rfdetr.training.folder import FolderLock, OutputFolderError, default_folder, refuse_to_overwrite
 
 
 def hold(folder: Path, ready: Any) -> None:
@@ -54,9 +56,9 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_overwriting_clears_the_old_run(make_run: Callable[..., Any]) -> None:
-    make_run(epochs=1, run_test=False).fit()
+    output = make_run(epochs=1, run_test=False).fit().output
     with pytest.raises(OutputFolderError, match="overwrite=True"):
-        make_run(epochs=1).fit()
+        refuse_to_overwrite(output, None)
     seen: list[bool] = []
 
     def look(trainer: Any, _: Any) -> None:
@@ -65,3 +67,40 @@ def test_overwriting_clears_the_old_run(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=1, overwrite=True, run_test=False, watch={"on_train_epoch_end": look}).fit()
     assert seen == [False]
     assert (run.output / "results.json").exists()
+
+
+def test_a_run_without_a_named_folder_takes_the_first_free_one(tmp_path: Path) -> None:
+    base = tmp_path / "output"
+    assert default_folder(base, None) == default_folder(base, "last") == base
+    for number, name in enumerate(("output", "output-2", "output-4", "output-old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.ckpt").touch()
+        os.utime(tmp_path / name / "last.ckpt", (number, number))
+    os.utime(tmp_path / "output-2" / "last.ckpt", (9, 9))
+    assert default_folder(base, None) == tmp_path / "output-3"
+    assert default_folder(base, "last") == tmp_path / "output-2"
+    assert default_folder(base, str(tmp_path / "output-4" / "last.ckpt")) == tmp_path / "output-4"
+    assert default_folder(base, str(tmp_path / "output-old" / "last.ckpt")) == tmp_path / "output-3"
+
+
+def test_a_folder_in_use_is_not_free(tmp_path: Path) -> None:
+    base = tmp_path / "output"
+    lock = FolderLock(base)
+    lock.acquire()
+    assert default_folder(base, None) == tmp_path / "output-2"
+    lock.release()
+    assert default_folder(base, None) == base
+    owner = {"pid": os.getppid(), "host": platform.node()}
+    (base / ".run.lock").write_text(json.dumps(owner))
+    assert default_folder(base, None) == tmp_path / "output-2"
+
+
+def test_the_second_run_of_a_process_keeps_the_first_ones_files(make_run: Callable[..., Any]) -> None:
+    first = make_run(epochs=1, run_test=False).fit()
+    (first.output / "checkpoint.pth").write_bytes(b"the user's own")
+    files = {path.name: path.read_bytes() for path in first.output.iterdir()}
+    del files["checkpoint.pth"]
+    make_run(epochs=1, run_test=False, seed=8).fit()
+    assert {path.name: path.read_bytes() for path in (first.output / "run-1").iterdir()} == files
+    assert (first.output / "checkpoint.pth").exists()
+    assert (first.output / "last.ckpt").read_bytes() != files["last.ckpt"]

@@ -105,6 +105,32 @@ def test_two_processes_end_where_one_does(run_script: Callable[..., Finished], a
     assert "2 = 1 images x 1 batches x 2 processes; the default learning rates are made for 16" in pair.done.stderr
 
 
+def test_train_uses_all_processes_of_torchrun(
+    tmp_path: Path, make_tiny_coco: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    """Into the default folder, which holds a run: all must take the same other one."""
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "last.ckpt").touch()
+    model = tiny_model().model_dump(mode="json")
+    train = {"dataset_dir": str(make_tiny_coco()), "epochs": 1, "batch_size": 1, "num_workers": 0, "run_test": False}
+    command = [
+        *TORCHRUN,
+        str(Path(__file__).parent / "scripts" / "face.py"),
+        json.dumps({"model": model, "train": train}),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Training plan") == done.stdout.count("Training finished") == 1
+    assert "8 = 1 images x 4 batches x 2 processes" in done.stdout
+    assert "1 updates, 1 an epoch" in done.stdout  # of three images a process
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["names"] == ["blue", "green", "red"]
+    (log,) = tmp_path.glob("output*/log.txt")
+    assert log.parent.name == "output-2"
+    assert len(log.read_text().splitlines()) == 1
+
+
 def defined(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 

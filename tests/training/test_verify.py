@@ -15,7 +15,7 @@ from rfdetr.training import convert_legacy_checkpoint
 from rfdetr.training.verify import content_hashes, verify_resume
 
 SETTINGS = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "checkpoint_every_n_steps": 1, "drop_path": 0.2,
-            "multi_scale": True, "run_test": False}  # fmt: skip
+            "multi_scale": True, "run_test": False, "save_safetensors": True}  # fmt: skip
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, 17), (2, 4)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from rfdetr.config.arguments import check_path
 from rfdetr.config.fields import (
@@ -121,6 +122,8 @@ class TrainConfig(StrictConfig):
     """Optimizer steps from one last.ckpt to the next inside an epoch; None: none by steps."""
     checkpoint_every_minutes: PositiveFloat | None = 30.0
     """Minutes from one last.ckpt to the next inside an epoch; None: none by time."""
+    save_safetensors: bool = False
+    """Write the best weights as checkpoint_best_total.safetensors too, for other readers than this package."""
     overwrite: bool = False
     """Start anew in an output_dir that holds a run, and lose that run."""
     tensorboard: bool = False
@@ -142,10 +145,11 @@ class TrainConfig(StrictConfig):
             return f"TrainConfig has no field {name!r}: {cls.DERIVED_FROM_TRAINER[name]}"
         return super()._unknown_name_message(name, value, model)
 
-    @field_validator("dataset_dir", "output_dir", mode="after")
+    @field_validator("dataset_dir", "output_dir", mode="before")
     @classmethod
-    def _expand_user(cls, path: Path) -> Path:
-        return check_path("the folder", path)
+    def _expand_user(cls, value: Any, info: ValidationInfo) -> Any:
+        """Before pydantic makes a Path of it, and of an empty text the working directory."""
+        return check_path(str(info.field_name), value) if isinstance(value, str | os.PathLike) else value
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:

@@ -16,7 +16,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
 from rfdetr.training.optim import group_name
-from rfdetr.weights.checksums import advice, sidecar
+from rfdetr.weights.checksums import advice
 from rfdetr.weights.names import from_published, our_name
 from rfdetr.weights.reading import (
     Checkpoint,
@@ -26,7 +26,7 @@ from rfdetr.weights.reading import (
     read_checkpoint,
     refuse_damaged,
 )
-from rfdetr.weights.writing import atomic_write
+from rfdetr.weights.writing import atomic_write, record_digests
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         os.remove(path)
-        sidecar(path).unlink(missing_ok=True)
+        record_digests(path, [])
 
 
 class PlainCheckpointIO(TorchCheckpointIO):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import platform
 import shlex
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from rfdetr.errors import InputError
-from rfdetr.weights.checksums import sidecar
-from rfdetr.weights.writing import remove_leftovers
+from rfdetr.weights.checksums import CHECKSUMS_FILE
+from rfdetr.weights.writing import record_digests, remove_leftovers
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE = ".run.lock"
 _RESULTS = ("results.json", "checkpoint_best_total.pth")
@@ -27,6 +31,12 @@ _RUN_FILES = (
     "nonfinite-step-*.pt",
 )
 
+_LOGS = (
+    *("config.yaml", "log.txt", "metrics.csv", "metrics.png", "pr_curve.png", "f1_curve.png"),
+    *("confusion_matrix*.png", CHECKSUMS_FILE),
+)
+
+_used: set[Path] = set()  # folders to which runs of this process have written
 _held: dict[Path, int] = {}  # lock file -> the process that holds it: a system's lock does not stop its own process
 
 
@@ -71,6 +81,7 @@ class FolderLock:
         """Gives the lock back; nothing where it is not held."""
         if self._descriptor is not None:
             _held.pop(self.path, None)
+            _used.add(self.path.parent)
             with suppress(OSError):  # Windows deletes no open file
                 self.path.unlink()
             os.close(self._descriptor)
@@ -89,15 +100,49 @@ class FolderLock:
             raise OutputFolderError(f"another run has just ended or begun in {self.path.parent}: try again")
 
 
-def refuse_to_overwrite(folder: Path, resumed: str | os.PathLike[str] | None) -> None:
-    """Raises `OutputFolderError` where a run's files are and the checkpoint to go on from is not among them."""
+def default_folder(base: Path, resume: str | None) -> Path:
+    """Where a run goes whose user named no folder: `base`, or the first of base-2, base-3, ... without a run in it.
+
+    A resumed run goes on in the one of them with its checkpoint: for "last", with the newest last.ckpt.
+    """
+    numbered = [path for path in base.parent.glob(f"{base.name}-*") if path.name[len(base.name) + 1 :].isdecimal()]
+    series = [base, *numbered]
+    if resume == "last":
+        saved = [path for path in series if (path / "last.ckpt").is_file()]
+        if saved:
+            return max(saved, key=lambda path: (path / "last.ckpt").stat().st_mtime_ns)
+    elif resume is not None:
+        place = Path(resume).expanduser().resolve().parent
+        if own := [path for path in series if path.resolve() == place]:
+            return own[0]
+    names = itertools.chain([base.name], (f"{base.name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(base.with_name, names) if not (_file_of_run(path) or _is_in_use(path)))
+
+
+def set_aside(folder: Path) -> None:
+    """Moves the files of the run in a folder to its first free subfolder run-1, run-2, ..."""
+    place = next(path for n in itertools.count(1) if not (path := folder / f"run-{n}").exists())
+    place.mkdir()
+    for pattern in (*_RUN_FILES, *_LOGS):
+        for path in folder.glob(pattern):
+            path.rename(place / path.name)
+    logger.warning("the run that this session has made in %s is now in %s", folder, place)
+
+
+def refuse_to_overwrite(folder: Path, resumed: str | os.PathLike[str] | None, *, keep_own: bool = False) -> None:
+    """Raises `OutputFolderError` where a run's files are and the checkpoint to go on from is not among them.
+
+    With `keep_own`, the files of a run of this same process are set aside instead.
+    """
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise OutputFolderError(f"output_dir {folder} cannot be written to: {nearest} is no folder")
     if resumed is not None and Path(resumed).resolve().parent == folder.resolve():
         return
-    there = next((name for name in (*_RESULTS, "last.ckpt") if (folder / name).exists()), None)
-    if there:
+    there = _file_of_run(folder)
+    if there and keep_own and folder.resolve() in _used:
+        set_aside(folder)
+    elif there:
         state = "an interrupted" if there == "last.ckpt" else "a finished"
         raise OutputFolderError(
             f'there is {state} run in {folder} ({there}): go on with it (resume="last"), choose another output_dir, or '
@@ -109,8 +154,24 @@ def clear_run(folder: Path) -> None:
     """Deletes the weights and results of an earlier run; its logs start anew by themselves."""
     for pattern in _RUN_FILES:
         for path in folder.glob(pattern):
-            sidecar(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+            record_digests(path, [])
+
+
+def _file_of_run(folder: Path) -> str | None:
+    return next((name for name in (*_RESULTS, "last.ckpt") if (folder / name).exists()), None)
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Whether another run says that it writes to a folder; to try its lock could make it fail."""
+    path = folder.resolve() / LOCK_FILE
+    if _held.get(path) == os.getpid():  # and to open our own lock's file would lose the lock
+        return True
+    try:
+        owner = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(owner, dict) and owner.get("host") == platform.node() and _is_alive(owner.get("pid"))
 
 
 def _lock(descriptor: int) -> None:

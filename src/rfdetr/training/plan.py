@@ -39,6 +39,7 @@ def training_plan(
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     counts = [f"{len(datamodule.index(split)):,} {split}" for split in ("train", "valid")]
     counts += [f"{len(datamodule.index('test')):,} test"] if datamodule.has_test else []
+    datamodule.trainer = trainer  # whose processes share the images
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
     return [

@@ -27,6 +27,12 @@ def is_sharded(strategy: Any) -> bool:
     return any(kind in name.lower() for name in names for kind in ("fsdp", "deepspeed", "sharded", "modelparallel"))
 
 
+def launched_settings() -> dict[str, str]:
+    """The trainer's settings with which all processes train together that torchrun has started."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    return {"strategy": "ddp", "devices": "auto"} if several else {}
+
+
 def process_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the name "fsdp" and a launch by torchrun change in a trainer's settings."""
     changed: dict[str, Any] = {"strategy": ShardedStrategy()} if settings.get("strategy") == "fsdp" else {}
@@ -131,8 +137,9 @@ class LossMean(Metric):
 
     def update(self, loss: Tensor, boxes: int) -> None:
         """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion gives it."""
-        self.total += loss.detach() * max(boxes, 1)
-        self.boxes += boxes
+        # Not in place: after trainer.validate() they are inference tensors, and a fit may follow.
+        self.total = self.total + loss.detach() * max(boxes, 1)
+        self.boxes = self.boxes + boxes
 
     def compute(self) -> Tensor:
         return self.total / self.boxes.clamp(min=1)

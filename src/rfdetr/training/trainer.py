@@ -123,7 +123,7 @@ def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
             config.checkpoint_every_minutes,
         )
     )
-    callbacks.append(BestModelCallback(config.output_dir, config.run_test))
+    callbacks.append(BestModelCallback(config.output_dir, config.run_test, config.save_safetensors))
     return callbacks
 
 
@@ -158,6 +158,10 @@ class _Trainer(pl.Trainer):
                 interrupt = KeyboardInterrupt() if hasattr(sys, "ps1") else Interrupted(128 + signal.SIGINT)
                 raise interrupt from None
             raise
+        finally:
+            for callback in self.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunFilesCallback):
+                    callback.teardown()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         guard(self.loggers)

@@ -20,6 +20,7 @@ from pytorch_lightning import Callback
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.errors import RunError
+from rfdetr.weights.checksums import CHECKSUMS_FILE
 
 _PRELOADED = ["rfdetr.training.trainer", "rfdetr.training.datamodule", "rfdetr.training.verify", "hotcoco"]
 _COUNT = "moments.txt"  # beside a run's folder: how many moments it had
@@ -144,6 +145,8 @@ def content_hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.iterdir()):
         digest = hashlib.sha256()
+        if path.name == CHECKSUMS_FILE:  # of files with times in them
+            continue
         if path.suffix in (".ckpt", ".pth"):
             _add(digest, torch.load(path, map_location="cpu", weights_only=True))
         elif path.name == "log.txt":

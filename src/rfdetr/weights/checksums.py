@@ -1,28 +1,38 @@
-"""A checksum beside each checkpoint (`last.ckpt.sha256`, as `sha256sum -c` reads it), and what it says of the file."""
+"""The SHA-256 of a folder's checkpoints, in its `checksums.json`, and what they say of the files."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-_SUFFIX = ".sha256"
+CHECKSUMS_FILE = "checksums.json"
 _BLOCK = 1 << 20
 
 
+def read_checksums(folder: Path) -> dict[str, Any] | None:
+    """What a folder's checksums.json says, by file name; None where that is another program's file."""
+    try:
+        content = json.loads((folder / CHECKSUMS_FILE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def sidecar(path: str | os.PathLike[str]) -> Path:
-    """Where the checksum of a file is kept."""
-    path = Path(path)
-    return path.with_name(path.name + _SUFFIX)
-
-
-def sidecar_text(path: Path, digests: list[str]) -> str:
-    """The content of a sidecar; the digests are those the file may have."""
-    return "".join(f"{digest}  {path.name}\n" for digest in dict.fromkeys(digests))
+    """Where earlier versions kept the checksum of a file: beside it, as `sha256sum -c` reads it."""
+    return Path(f"{os.fspath(path)}.sha256")
 
 
 def recorded_digests(path: str | os.PathLike[str]) -> list[str]:
     """The digests that a file may have: two while it is being replaced, none where nobody noted any."""
+    path = Path(path)
+    if isinstance(text := (read_checksums(path.parent) or {}).get(path.name), str):
+        return text.split()
     try:
         lines = sidecar(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rfdetr.errors import InputError
-from rfdetr.weights.checksums import advice, is_damaged, sidecar
+from rfdetr.weights.checksums import CHECKSUMS_FILE, advice, is_damaged
 from rfdetr.weights.names import to_published
 
 IGNORED_TENSORS = {"_kp_active_mask"}
@@ -84,8 +84,8 @@ def refuse_damaged(path: Path) -> None:
     """Raises `CheckpointError` for a file that is not what the checksum beside it says."""
     if is_damaged(path):
         raise CheckpointError(
-            f"{path} is damaged: it is not what {sidecar(path).name} beside it says (delete that one if you changed "
-            f"the checkpoint yourself){advice(path)}"
+            f"{path} is damaged: it is not what {CHECKSUMS_FILE} beside it (or its .sha256) says (delete its line "
+            f"there if you changed the checkpoint yourself){advice(path)}"
         )
 
 

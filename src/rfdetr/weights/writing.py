@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
+import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from rfdetr._version import __version__
 from rfdetr.config import ModelConfig, variant_name
-from rfdetr.weights.checksums import recorded_digests, sidecar, sidecar_text
+from rfdetr.weights.checksums import CHECKSUMS_FILE, digest_of, read_checksums, recorded_digests, sidecar
 from rfdetr.weights.names import to_published
 
 RESIZE_POLICY = "bilinear-antialias-square"
 """How images are brought to the network's size; recorded in every file."""
+_threads = threading.Lock()
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -35,7 +37,8 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
     """Writes a file so that a reader, or a crash, meets the old content or the new, never a part.
 
     The temporary file lies beside `path` under a name of its own; a symbolic link at `path` is replaced, not followed.
-    With `checksum`, the file's SHA-256 is kept beside it. `writer` is called again to measure what finds no room.
+    With `checksum`, the file's SHA-256 goes to the folder's checksums.json. `writer` is called
+    again to measure what finds no room.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,7 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
             stream.flush()
             os.fsync(stream.fileno())
         if checksum:  # until the file is replaced, both are right: a crash in between must not make it look damaged
-            _write_sidecar(path, [target.digest.hexdigest(), *recorded_digests(path)])
+            record_digests(path, [target.digest.hexdigest(), *recorded_digests(path)])
         os.replace(temporary, path)
     except BaseException as error:  # an interrupt, too, must leave no temporary file behind
         temporary.unlink(missing_ok=True)
@@ -58,7 +61,62 @@ def atomic_write(path: str | os.PathLike[str], writer: Callable[[BinaryIO], obje
         raise
     _sync_directory(path.parent)
     if checksum:
-        _write_sidecar(path, [target.digest.hexdigest()])
+        record_digests(path, [target.digest.hexdigest()])
+
+
+def link_checkpoint(source: Path, path: Path) -> None:
+    """Gives a checkpoint a second name that takes no room; a copy where the file system has no links."""
+    if path.exists() and path.samefile(source):  # the same link again, which no rename replaces
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        atomic_write(path, lambda stream: _copy(source, stream), checksum=True)
+        return
+    digests = recorded_digests(source) or [digest_of(source)]
+    record_digests(path, [*digests, *recorded_digests(path)])
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
+    record_digests(path, digests)
+
+
+def record_digests(path: str | os.PathLike[str], digests: list[str]) -> None:
+    """Notes the digests that a file may have; none: it is forgotten. Writers of other files in the folder wait."""
+    path = Path(path)
+    with _sole_writer(path.parent):
+        content = read_checksums(path.parent)
+        if content is not None:
+            content.pop(path.name, None)
+            content |= {path.name: " ".join(dict.fromkeys(digests))} if digests else {}
+            text = json.dumps(dict(sorted(content.items())), indent=2) + "\n"
+            if content:
+                atomic_write(path.parent / CHECKSUMS_FILE, lambda stream: stream.write(text.encode()))
+            else:
+                (path.parent / CHECKSUMS_FILE).unlink(missing_ok=True)
+    sidecar(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Keeps other threads from a folder's checksums.json, and other processes where folders can be locked."""
+    with _threads:
+        descriptor = None
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _copy(source: Path, stream: BinaryIO) -> None:
+    with open(source, "rb") as content:
+        shutil.copyfileobj(content, stream)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -108,11 +166,6 @@ def _room_needed(path: Path, writer: Callable[[BinaryIO], object]) -> str:
         f"{path} could not be written: it needs {counter.size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on its "
         "disk (or a quota or limit is reached)"
     )
-
-
-def _write_sidecar(path: Path, digests: list[str]) -> None:
-    text = sidecar_text(path, digests)
-    atomic_write(sidecar(path), lambda stream: stream.write(text.encode()))
 
 
 def save_checkpoint(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from rfdetr import RFDETR
@@ -127,8 +128,14 @@ def test_a_run_that_breaks_off_leaves_its_best_weights(make_run: Callable[..., A
             raise error
 
     run = make_run(epochs=3, watch={"on_train_batch_start": fail})
+    lock = run.output / ".run.lock"
+    held: list[bool] = []
+    last = pl.Callback()
+    last.on_exception = lambda *_: held.append(lock.exists())  # type: ignore[method-assign]
+    run.trainer.callbacks.append(last)
     with pytest.raises(type(error)):
         run.fit()
+    assert (held, lock.exists()) == ([True], False)  # no other run may come before the last file is written
     assert torch.load(run.output / "last.ckpt")["epoch"] == 1  # the one to go on with
     kinds = ("total", best_of(run).best_kind)
     assert torch.equal(*(class_head(run.output / f"checkpoint_best_{kind}.pth") for kind in kinds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,12 +20,15 @@ def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any], with_
     run = make_run(epochs=2).fit()
     weights = {
         "checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth",
-        "checkpoint_best_total.safetensors", "last.ckpt",
+        "last.ckpt",
     }  # fmt: skip
-    assert {path.name for path in run.output.iterdir()} == weights | {f"{name}.sha256" for name in weights} | {
-        "results.json", "log.txt", "metrics.csv", "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png",
-        "confusion_matrix.png", "confusion_matrix_normalized.png",
+    assert {path.name for path in run.output.iterdir()} == weights | {
+        "checksums.json", "results.json", "log.txt", "metrics.csv", "config.yaml", "metrics.png",
+        "pr_curve.png", "f1_curve.png", "confusion_matrix.png", "confusion_matrix_normalized.png",
     }  # fmt: skip
+    assert json.loads((run.output / "checksums.json").read_text()) == {
+        name: hashlib.sha256((run.output / name).read_bytes()).hexdigest() for name in weights
+    }
     records = [json.loads(line) for line in (run.output / "log.txt").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(0, 2), (1, 4)]
     assert {"train/loss", "train/lr", "val/mAP_50_95", "val/ema_mAP_50_95", "val/loss", "seconds"} <= set(records[0])

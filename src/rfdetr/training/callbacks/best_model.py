@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
@@ -31,7 +30,7 @@ from rfdetr.training.processes import load_whole_weights, whole_weights
 from rfdetr.weights.checksums import recorded_digests
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import read_checkpoint
-from rfdetr.weights.writing import atomic_write, save_checkpoint, save_safetensors
+from rfdetr.weights.writing import link_checkpoint, save_checkpoint, save_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +40,15 @@ PREFIXES = {"regular": LIVE, "ema": EMA}
 class BestModelCallback(Checkpoint):
     """Writes checkpoint_best_regular.pth and checkpoint_best_ema.pth when their mAP rises (of masks if there are any).
 
-    At the end the better of both becomes checkpoint_best_total.pth, the module gets its weights, and its figures on
-    valid and, with `run_test`, on a test split of the dataset's own go to results.json and plots.
+    At the end the better of both becomes checkpoint_best_total.pth, with `safetensors` also
+    checkpoint_best_total.safetensors. The module gets its weights, and its figures on valid and, with `run_test`, on a
+    test split of the dataset's own go to results.json and plots.
     """
 
-    def __init__(self, output_dir: str | Path, run_test: bool = True) -> None:
+    def __init__(self, output_dir: str | Path, run_test: bool = True, safetensors: bool = False) -> None:
         self.output_dir = Path(output_dir)
         self.run_test = run_test
+        self.safetensors = safetensors
         self.best: dict[str, dict[str, float]] = {}  # "regular" and "ema": {"score": mAP, "epoch": counted from 0}
         self.results: dict[str, Metrics] = {}  # of the best weights, by split
         self._valid: dict[str, Metrics | None] = {}
@@ -103,7 +104,7 @@ class BestModelCallback(Checkpoint):
         self._save_best(pl_module)
         self._write_total(trainer, pl_module)
         best = from_published(read_checkpoint(self.total_path).model) if trainer.is_global_zero else None
-        if best is not None:
+        if best is not None and self.safetensors:
             _save(pl_module, self.total_path.with_suffix(".safetensors"), best)
         remove_adapters(pl_module.model)
         load_whole_weights(trainer, pl_module, best)
@@ -141,8 +142,7 @@ class BestModelCallback(Checkpoint):
     def _write_total(self, trainer: Any, module: RFDETRModule) -> None:
         if self.best_kind:
             if trainer.is_global_zero:
-                best = self._path(self.best_kind)
-                atomic_write(self.total_path, lambda stream: _copy(best, stream), checksum=True)
+                link_checkpoint(self._path(self.best_kind), self.total_path)
             return
         average = averaged_model(trainer)
         state = average.state_dict() if average else whole_weights(trainer, module)
@@ -193,11 +193,6 @@ class BestModelCallback(Checkpoint):
 def _save(module: RFDETRModule, path: Path, state: dict[str, Tensor]) -> None:
     save = save_safetensors if path.suffix == ".safetensors" else save_checkpoint
     save(path, state, module.model_config, module.class_names, data=module.data_facts)
-
-
-def _copy(source: Path, stream: BinaryIO) -> None:
-    with open(source, "rb") as content:
-        shutil.copyfileobj(content, stream)
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

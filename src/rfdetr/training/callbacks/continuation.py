@@ -98,8 +98,13 @@ class ContinuationCallback(Callback):
 
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         self._save_epoch(trainer)
-        for number in self._handlers:  # what is left to do has no steps to wait for
-            signal.signal(number, lambda signum, _: self._leave(trainer, signum))
+
+        def leave(signum: int, _frame: Any) -> None:
+            self._leave(trainer, signum)
+
+        for number, (before, _) in self._handlers.items():  # what is left has no steps to wait for
+            requeues = signal.Signals(number).name == "SIGUSR1"
+            signal.signal(number, (before or signal.SIG_DFL) if requeues else leave)
         if signum := self._agreed(trainer)[0]:
             self._leave(trainer, signum)
 

@@ -35,7 +35,8 @@ class RunFilesCallback(Callback):
     """Keeps the readable record of a run in its output directory; nothing in a `fast_dev_run`.
 
     A resumed run goes on in the files it finds, less what it will repeat; a new run starts them anew, where no other
-    run is or `overwrite` allows it. No other process writes to the directory until the run ends.
+    run is or `overwrite` allows it. (An earlier run of the same process is kept in a subfolder run-1, run-2, ...) No
+    other process writes to the directory until the run ends.
     """
 
     def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
@@ -55,12 +56,10 @@ class RunFilesCallback(Callback):
 
     def on_fit_start(self, trainer: Any, *_: Any) -> None:
         if trainer.is_global_zero and not (self.overwrite or trainer.fast_dev_run or trainer.global_step):
-            refuse_to_overwrite(self.output_dir, trainer.ckpt_path)
+            refuse_to_overwrite(self.output_dir, trainer.ckpt_path, keep_own=True)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        self._lock.release()
-
-    def on_exception(self, *_: Any) -> None:
+        """Lets other runs have the directory; after an exception the trainer does, when all is written."""
         self._lock.release()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
