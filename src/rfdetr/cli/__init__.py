@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -36,6 +37,8 @@ _BAD_INPUT = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the result is the exit code. A failure is one line on the error stream, no traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("rfdetr").setLevel(logging.INFO)
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)

@@ -20,9 +20,10 @@ import yaml
 
 from rfdetr.data.doctor import Report
 from rfdetr.data.findings import Finding
+from rfdetr.data.ids import id_key
 from rfdetr.data.index import leaves
 from rfdetr.data.layout import CocoSplit
-from rfdetr.data.yolo import SPLIT_KEYS
+from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig
 
 Annotation = dict[str, Any]
 Size = tuple[int, int]  # height, width
@@ -115,7 +116,7 @@ def fix(report: Report, out: str | os.PathLike[str]) -> list[Change]:
             changes += (
                 _fix_coco(report, found, split, place, partial)
                 if isinstance(place, CocoSplit)
-                else _fix_yolo(report, found, split, partial)
+                else _fix_yolo(report, found, split, place, partial)
             )
         if report.layout.format == "yolo":
             _write_yaml(report, partial)
@@ -143,22 +144,21 @@ def _fix_coco(report: Report, found: Places, split: str, place: CocoSplit, out: 
     assert report.layout is not None
     source, index, root = str(place.annotations), report.indexes[split], report.layout.dataset_dir
     content = json.loads(place.annotations.read_text(encoding="utf-8-sig"))
-    of_image = found[source, True]
+    of_image, records = found[source, True], report.records[split]
+    assert records.image_keys is not None and records.image_places is not None
+    read_as = dict(zip(records.image_places.tolist(), records.names, strict=True))
     changes, images = [], []
     for at, entry in enumerate(content["images"]):
         if drop := _first(of_image[at], _DROPPED_IMAGES):
             changes.append(Change(source, drop.record, drop.rule, "image left out, with its boxes"))
         else:
-            name = _linked(place.images, entry["file_name"], out / place.images.relative_to(root), at)
+            name = _linked(place.images, read_as.get(at, entry["file_name"]), out / place.images.relative_to(root), at)
             if name != entry["file_name"]:
-                changes.append(Change(source, entry["file_name"], "path-outside", f"linked as {name}"))
+                rule = "path-outside" if "\\" not in entry["file_name"] else "path-backslash"
+                changes.append(Change(source, entry["file_name"], rule, f"linked as {name}"))
             images.append({**entry, "file_name": name})
-    kept = {entry["id"] for entry in images}
-    sizes = {
-        identity: size
-        for identity, size in zip(index.image_ids.tolist(), index.sizes.tolist(), strict=True)
-        if identity in kept
-    }
+    kept = {id_key(entry["id"]) for entry in images}
+    sizes = {key: size for key, size in zip(records.image_keys, index.sizes.tolist(), strict=True) if key in kept}
     annotations, more = _fix_annotations(found, place.annotations, content["annotations"], sizes)
     target = out / place.annotations.relative_to(root)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _fix_coco(report: Report, found: Places, split: str, place: CocoSplit, out: 
 
 
 def _fix_annotations(
-    found: Places, file: Path, entries: list[Any], sizes: Mapping[int, Size]
+    found: Places, file: Path, entries: list[Any], sizes: Mapping[Any, Size]
 ) -> tuple[list[Annotation], list[Change]]:
     """The annotations of the images that stay, corrected."""
     of_entry = found[str(file), False]
@@ -178,10 +178,10 @@ def _fix_annotations(
         findings = [Finding("boxes-xyxy", str(file), f"annotation number {at}", "", at)] if all_xyxy else of_entry[at]
         if drop := _first(findings, _DROPPED_ENTRIES):
             changes.append(Change(str(file), drop.record, drop.rule, "left out"))
-        elif entry["image_id"] in sizes:
+        elif (size := sizes.get(id_key(entry["image_id"]))) is not None:
             for rule, change in fixes.items():
                 if finding := _first(findings, (rule,)):
-                    changes.append(Change(str(file), finding.record, rule, change(entry, sizes[entry["image_id"]])))
+                    changes.append(Change(str(file), finding.record, rule, change(entry, size)))
             kept.append(entry)
     return kept, changes
 
@@ -201,7 +201,7 @@ def _new_id(entries: list[Any]) -> Callable[[Annotation, Size], str]:
     return change
 
 
-def _fix_yolo(report: Report, found: Places, split: str, out: Path) -> list[Change]:
+def _fix_yolo(report: Report, found: Places, split: str, config: YoloConfig, out: Path) -> list[Change]:
     """Images and labels of a split as `<split>/images` and `<split>/labels`."""
     records = report.records[split]
     of_image = found[str(records.source), True]
@@ -215,7 +215,7 @@ def _fix_yolo(report: Report, found: Places, split: str, out: Path) -> list[Chan
         stem = f"{i:06d}-{Path(name).stem}"
         _link(records.root / name, out / split / "images" / f"{stem}{Path(name).suffix}")
         if file.is_file():
-            lines, more = _fix_lines(found, file)
+            lines, more = _fix_lines(found, file, config.kpt_shape is not None)
             changes += more
             (out / split / "labels" / f"{stem}.txt").write_text(
                 "".join(f"{line}\n" for line in lines), encoding="utf-8"
@@ -223,7 +223,7 @@ def _fix_yolo(report: Report, found: Places, split: str, out: Path) -> list[Chan
     return changes
 
 
-def _fix_lines(found: Places, file: Path) -> tuple[list[str], list[Change]]:
+def _fix_lines(found: Places, file: Path, key_points: bool) -> tuple[list[str], list[Change]]:
     of_line = found[str(file), False]
     lines, changes = [], []
     text = file.read_text(encoding="utf-8-sig", errors="replace")
@@ -232,25 +232,30 @@ def _fix_lines(found: Places, file: Path) -> tuple[list[str], list[Change]]:
             changes.append(Change(str(file), drop.record, drop.rule, "line left out"))
             continue
         if clip := _first(of_line[number], ("box-clipped", "outline-outside")):
-            line = _clipped_line(line)
+            line = _clipped_line(line, key_points)
             changes.append(Change(str(file), clip.record, clip.rule, f"clipped to {line}"))
         lines.append(line)
     return lines, changes
 
 
-def _clipped_line(line: str) -> str:
+def _clipped_line(line: str, key_points: bool) -> str:
     label, *numbers = line.split()
+    numbers, rest = (numbers[:4], numbers[4:]) if key_points else (numbers, [])
     values = np.array(numbers, np.float64).reshape(-1, 2)
     if len(values) == 2:
         low, high = np.clip((values[0] - values[1] / 2, values[0] + values[1] / 2), 0, 1)
         values = np.stack(((low + high) / 2, high - low))
-    return " ".join([label, *(f"{value:.8g}" for value in np.clip(values, 0, 1).ravel())])
+    return " ".join([label, *(f"{value:.8g}" for value in np.clip(values, 0, 1).ravel()), *rest])
 
 
 def _write_yaml(report: Report, out: Path) -> None:
+    assert report.layout is not None
     names = next(iter(report.indexes.values())).class_names
     places = {SPLIT_KEYS[split][0]: f"{split}/images" for split in report.indexes}
-    content = {**places, "nc": len(names), "names": list(names)}
+    content: dict[str, Any] = {**places, "nc": len(names), "names": list(names)}
+    config = next(iter(report.layout.splits.values()))
+    if isinstance(config, YoloConfig) and config.kpt_shape:
+        content["kpt_shape"] = list(config.kpt_shape)
     (out / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
