@@ -257,9 +257,7 @@ def parse_line(line: str, num_classes: int, kpt_shape: tuple[int, int] | None = 
     if kpt_shape is not None:
         expected = 4 + kpt_shape[0] * kpt_shape[1]
         if len(values) != expected:
-            found = (
-                f"{len(values)} numbers after the class, expected {expected}: cx cy w h and key points of {kpt_shape}"
-            )
+            found = f"{len(values)} numbers after the class, expected {expected} (cx cy w h and the key points)"
             raise LineError("label-line", found)
         values = values[:4]
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
