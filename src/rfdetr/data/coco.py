@@ -144,8 +144,8 @@ def _table(path: Path, entries: list[Any], findings: Findings) -> tuple[NDArray[
         for at, entry in enumerate(entries):
             if not isinstance(entry, bytes):
                 findings.add("annotation-entry", path, *_fault(at, entry), at)
-    packed = b"".join(entry for entry in entries if isinstance(entry, bytes))
-    return np.frombuffer(packed, _RECORD), np.array(places, np.int64)
+        entries = [entries[at] for at in places]
+    return np.frombuffer(b"".join(entries), _RECORD), np.array(places, np.int64)
 
 
 def _fault(position: int, record: Any) -> tuple[str, str]:
