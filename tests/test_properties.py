@@ -59,8 +59,8 @@ def mostly(good: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 NUMBERS = st.floats(-5, 50, width=32)
 RECORD = {
     "id": mostly(st.integers(0, 5)),
-    "image_id": mostly(st.integers(0, 1)),
-    "category_id": mostly(st.integers(0, 2)),
+    "image_id": mostly(st.sampled_from([0, 1, 1.0, "1", "a"])),
+    "category_id": mostly(st.sampled_from([0, 1, 2, 2.0, "2"])),
     "bbox": mostly(st.lists(NUMBERS, min_size=4, max_size=4)),
 }
 OUTLINE = st.one_of(
@@ -70,7 +70,9 @@ OUTLINE = st.one_of(
 )
 EXTRA = {"area": mostly(NUMBERS), "iscrowd": mostly(st.integers(0, 1)), "segmentation": mostly(OUTLINE)}
 IMAGES = st.lists(
-    st.fixed_dictionaries({"id": mostly(st.integers(0, 1)), "file_name": mostly(st.sampled_from(["0.png", "1.jpg"]))}),
+    st.fixed_dictionaries(
+        {"id": mostly(st.sampled_from([0, 1, "a", 2**70])), "file_name": mostly(st.sampled_from(["0.png", "1.jpg"]))}
+    ),
     min_size=1,
     max_size=2,
 )
@@ -124,7 +126,7 @@ def test_label_lines_are_refused_exactly_where_one_is_faulty(
 @cases("data_yaml")
 @given(
     st.dictionaries(
-        st.sampled_from(["names", "train", "val", "test", "nc", "path"]),
+        st.sampled_from(["names", "train", "Val", "test", "nc", "path", "kpt_shape"]),
         st.one_of(
             st.sampled_from(
                 ["train/images", "../train/images", ".", "[a, b]", "{0: a}", "2", "&x [*x]", "no", "!!python/name:os"]

@@ -21,7 +21,8 @@ def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
     console = Console(soft_wrap=True)
     console.print(Text(title, style="bold"))
     for name, value in lines:
-        console.print(Text.assemble((f"  {name:<{width}}  ", "cyan"), value))
+        shown = value.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
+        console.print(Text.assemble((f"  {name:<{width}}  ", "cyan"), shown))
 
 
 def with_progress(items: Iterable[T], title: str, total: int) -> Iterable[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def test_a_clean_set_is_said_to_be_clean(balanced: Path, capsys: pytest.CaptureF
     assert main(["check", str(balanced), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["errors"], report["warnings"]) == (0, 0) and report["images"] == {"train": 8, "valid": 16}
+
+
+def test_a_name_that_is_not_utf8_and_a_file_outside_are_named(
+    balanced: Path, edit_coco: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (balanced / "train" / "0.jpg").rename(balanced.parent / name)
+    edit_coco(balanced / "train" / "_annotations.coco.json", lambda c: c["images"][0].update(file_name=f"../../{name}"))
+    assert main(["check", str(balanced)]) == 1
+    out = capsys.readouterr().out
+    assert "error" in out and "path-outside" in out and "caf\\udce9.jpg is not in" in out
 
 
 def test_errors_are_shown_by_rule_with_examples_and_exit_with_1(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as mask_api
 
 from rfdetr.data.coco import read_coco
-from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.findings import DatasetError, Findings, Severity
 from rfdetr.data.images import decode_image
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.geometry.masks import runs_of_bitmap
@@ -173,7 +174,11 @@ def test_boxes_and_outlines_lie_on_the_pixels_of_turned_images(
         ),
         (lambda c: c["annotations"][0].pop("bbox"), "annotation id 1 .*bbox is None"),
         (lambda c: c["annotations"][0].pop("image_id"), "annotation id 1: image_id is None"),
-        (lambda c: c["annotations"][0].update(category_id="1"), "annotation id 1: category_id is '1'"),
+        (lambda c: c["annotations"][0].update(category_id=1.5), "annotation id 1: category_id is 1.5"),
+        (
+            lambda c: c["annotations"][0].update(category_id="one"),
+            "annotation id 1: .*category_id one, .*names an unknown category",
+        ),
         (lambda c: c["annotations"][0].update(area="big"), "annotation id 1 .*area is 'big'"),
         (
             lambda c: c["annotations"][0].update(category_id=99),
@@ -187,10 +192,10 @@ def test_boxes_and_outlines_lie_on_the_pixels_of_turned_images(
             lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]),
             "annotation id 1: .*holds NaN or infinity",
         ),
-        (lambda c: c["annotations"].append(None), "entries in 'annotations'"),
+        (lambda c: c["annotations"].append(None), "annotation number 7: None, expected an object"),
         (lambda c: c["annotations"].append(5), "annotation number 7: 5, expected an object"),
         (lambda c: c["images"].clear(), "lists no images"),
-        (lambda c: c["images"][0].update(id="1"), "image number 0: .*whole number 'id'"),
+        (lambda c: c["images"][0].update(id=""), r"image number 0: .*'id' \(a whole number\)"),
         (lambda c: c["images"][1].update(id=1), "image id 1: it is both 0.jpg and 1.png"),
         (lambda c: c["images"][0].update(width=640), r"0.jpg \(image id 1\): is 64x48, annotated as 640x48"),
         (
@@ -209,6 +214,92 @@ def test_faults_are_errors_that_name_file_and_record(
     with pytest.raises(DatasetError, match=message) as error:
         index_of(tiny_coco / "train")
     assert str(tiny_coco / "train" / NAME) in str(error.value)
+
+
+UUIDS = {number: f"6f1c0e5a-{number}" for number in range(20)}
+
+
+@pytest.mark.parametrize(
+    ("form", "image_ids"),
+    [
+        (str, [1, 2, 3, 4, 5, 6]),
+        (float, [1, 2, 3, 4, 5, 6]),
+        (lambda number: 2**53 + number, range(6)),  # float64, in which metrics compare ids, does not tell these apart
+        (lambda number: f"{10**30 + number}", range(6)),
+        (lambda number: 10**30 + number, range(6)),
+        (UUIDS.__getitem__, range(6)),
+    ],
+    ids=["text", "float", "beyond float64", "long text", "beyond 64 bits", "UUID"],
+)
+@pytest.mark.parametrize("only_references", [False, True])
+def test_ids_of_any_form_mean_the_same_boxes(
+    tiny_coco: Path, edit_coco: Edit, form: Callable[[int], Any], image_ids: Any, only_references: bool
+) -> None:
+    plain = index_of(tiny_coco / "train")
+
+    def change(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            entry.update({key: form(entry[key]) for key in ("id", "image_id", "category_id")})
+        for entry in [] if only_references else content["images"] + content["categories"]:
+            entry["id"] = form(entry["id"])
+
+    edit_coco(tiny_coco / "train" / NAME, change)
+    if only_references and form not in (str, float):  # nothing has these ids
+        with pytest.raises(DatasetError, match=rf"annotation id {form(1)}: image_id {form(2)}, .*not listed"):
+            index_of(tiny_coco / "train")
+        return
+    index = index_of(tiny_coco / "train", findings := Findings())
+    assert findings.counts == {"ids-odd": 1, "category-parent": 1}
+    assert index.image_ids.tolist() == list(image_ids)
+    np.testing.assert_array_equal(index.boxes, plain.boxes)
+    assert [index.class_names[label] for label in index.labels] == [plain.class_names[label] for label in plain.labels]
+
+
+def test_annotations_of_the_list_alone_count(tiny_coco: Path, edit_coco: Edit) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+        first = content["annotations"][0]
+        first["parts"] = [{**first, "id": 90, "segmentation": [[9, 9, 12, 9, 12, 12]]}]
+        content["deleted_annotations"] = [{**first, "id": 1}]
+
+    plain = index_of(tiny_coco / "train")
+    edit_coco(tiny_coco / "train" / NAME, change)
+    index = build_index(read_coco(tiny_coco / "train" / NAME, tiny_coco / "train", findings := Findings(), masks=True))
+    assert findings.counts == {"category-parent": 1}
+    np.testing.assert_array_equal(index.boxes, plain.boxes)
+    assert index.outlines is not None
+    corners = [index.outlines.get(row, (48, 64)).polygons[0][0].tolist() for row in range(len(index.boxes))]  # type: ignore
+    assert corners == index.boxes[:, :2].tolist()
+
+
+def test_names_with_backslashes_are_found_and_told(tiny_coco: Path, edit_coco: Edit) -> None:
+    (tiny_coco / "train" / "images").mkdir()
+    (tiny_coco / "train" / "0.jpg").rename(tiny_coco / "train" / "images" / "0.jpg")
+    edit_coco(tiny_coco / "train" / NAME, lambda content: content["images"][0].update(file_name="images\\0.jpg"))
+    index = index_of(tiny_coco / "train", findings := Findings())
+    assert index.path(0) == tiny_coco / "train" / "images" / "0.jpg"
+    assert findings.counts == {"path-backslash": 1, "category-parent": 1}
+
+
+def test_names_that_are_not_utf8_are_found(tiny_coco: Path, edit_coco: Edit) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    (tiny_coco / "train" / "0.jpg").rename(tiny_coco / "train" / name)
+    edit_coco(tiny_coco / "train" / NAME, lambda content: content["images"][0].update(file_name=name))
+    index = index_of(tiny_coco / "train")
+    assert index.path(0).exists() and index.path(0).name == name and index.fingerprint()
+
+
+def test_a_file_outside_of_the_dataset_warns_in_training_and_is_an_error_to_the_doctor(
+    tiny_coco: Path, edit_coco: Edit
+) -> None:
+    (tiny_coco / "train" / "0.jpg").rename(tiny_coco.parent / "x.jpg")
+    edit_coco(tiny_coco / "train" / NAME, lambda content: content["images"][0].update(file_name="../../x.jpg"))
+    cases: tuple[tuple[Findings, Severity], ...] = ((Findings(), "warning"), (Findings(checking=True), "error"))
+    for findings, severity in cases:
+        read_coco(tiny_coco / "train" / NAME, tiny_coco / "train", findings)
+        assert findings.counts["path-outside"] == 1 and findings.count(severity) == 1
 
 
 def test_missing_files_are_listed_to_ten_and_counted(tmp_path: Path) -> None:

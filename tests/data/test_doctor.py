@@ -90,7 +90,7 @@ COCO_FAULTS: dict[str, tuple[Callable[[Content, Path], object], str, str]] = {
     "bow-tie": (lambda c, _: outline(c, 22, [[10, 10, 30, 30, 30, 10, 10, 30]]), "outline-crossing", "id 23"),
     "RLE of another size": (lambda c, _: outline(c, 23, {"size": [4, 4], "counts": [8, 8]}), "outline-rle", "id 24"),
     "damaged RLE": (lambda c, _: outline(c, 24, {"size": [4, 4], "counts": "~"}), "outline-rle", "id 25"),
-    "image record": (lambda c, _: c["images"].append({"id": "x", "file_name": "x.jpg"}), "image-entry", "number"),
+    "image record": (lambda c, _: c["images"].append({"id": None, "file_name": "x.jpg"}), "image-entry", "number"),
     "image id twice": (lambda c, _: c["images"].append({**c["images"][0], "file_name": "000001.jpg"}), "image-id-repeated", "id 0"),
     "file listed twice": (lambda c, _: c["images"].append({**c["images"][0], "id": 777}), "image-listed-twice", "777"),
     "path": (lambda c, r: escaped(c, r), "path-outside", "id 778"),
@@ -373,10 +373,35 @@ def test_good_parts_of_an_outline_stay(damaged: Path, tmp_path: Path) -> None:
 def test_a_yolo_copy_keeps_key_points_and_other_keys(tiny_yolo: Path, tmp_path: Path) -> None:
     with (tiny_yolo / "data.yaml").open("a") as stream:
         stream.write("kpt_shape: [1, 2]\nlicense: CC0\n")
-    (tiny_yolo / "train" / "labels" / "1.txt").write_text("0 0.95 0.5 0.2 0.1 1.2 0.5\n")
+    for label in tiny_yolo.rglob("labels/*.txt"):
+        label.write_text("0 0.95 0.5 0.2 0.1 1.2 0.5\n")
     fix(look(tiny_yolo), tmp_path / "fixed")
     content = yaml.safe_load((tmp_path / "fixed" / "data.yaml").read_text())
     assert (content["kpt_shape"], content["license"], content["train"]) == ([1, 2], "CC0", "train/images")
+
+
+def test_a_copy_keeps_the_boxes_of_text_ids_and_names_with_backslashes(damaged: Path, tmp_path: Path) -> None:
+    before = load_index(find_splits(damaged), "train")
+    with edited(damaged) as content:
+        for entry in content["annotations"]:
+            entry["image_id"] = str(entry["image_id"])
+        for image in content["images"]:
+            image["file_name"] = f".\\{image['file_name']}"
+    fix(look(damaged), tmp_path / "fixed")
+    copy = load_index(find_splits(tmp_path / "fixed"), "train")
+    assert len(copy) == len(before) and np.array_equal(copy.boxes, before.boxes)
+
+
+def test_a_copy_keeps_key_points(tiny_yolo: Path, tmp_path: Path) -> None:
+    for label in tiny_yolo.rglob("labels/*.txt"):
+        label.write_text("0 0.95 0.5 0.2 0.1 .9 .5 2\n")
+    with (tiny_yolo / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [1, 3]\n")
+    fix(look(tiny_yolo), tmp_path / "fixed")
+    label = next((tmp_path / "fixed" / "train" / "labels").glob("*.txt"))
+    assert label.read_text() == "0 0.925 0.5 0.15 0.1 .9 .5 2\n"
+    copy = load_index(find_splits(tmp_path / "fixed"), "train", findings=(findings := Findings()))
+    assert len(copy.boxes) == 4 and "label-line" not in findings.counts
 
 
 YOLO_FAULTS: dict[str, tuple[str, str]] = {

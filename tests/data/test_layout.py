@@ -49,6 +49,30 @@ def test_the_original_coco_layout(tiny_coco: Path) -> None:
         find_splits(tiny_coco)
 
 
+def test_the_subsets_of_cvat(tiny_coco: Path) -> None:
+    (tiny_coco / "annotations").mkdir()
+    (tiny_coco / "images").mkdir()
+    for split, subset in (("train", "Train"), ("valid", "Validation")):
+        (tiny_coco / split / NAME).rename(tiny_coco / "annotations" / f"instances_{subset}.json")
+        (tiny_coco / split).rename(tiny_coco / "images" / subset)
+    shutil.rmtree(tiny_coco / "test")
+    layout = find_splits(tiny_coco, "coco")
+    assert list(layout.splits) == ["train", "valid"]
+    assert load_index(layout, "valid").path(0) == tiny_coco / "images" / "Validation" / "0.jpg"
+    with pytest.raises(DatasetError, match="pass dataset_file='coco'"):
+        find_splits(tiny_coco)
+    (tiny_coco / "annotations" / "instances_Validation.json").unlink()
+    (tiny_coco / "annotations" / "instances_Train.json").rename(tiny_coco / "annotations" / "instances_default.json")
+    for dataset_file in ("coco", "roboflow"):
+        with pytest.raises(DatasetError, match=r"holds instances_default.json, of no split: divide the images"):
+            find_splits(tiny_coco, dataset_file)
+
+
+def test_folders_of_splits_may_have_capitals(tiny_coco: Path) -> None:
+    (tiny_coco / "valid").rename(tiny_coco / "Valid")
+    assert load_index(find_splits(tiny_coco), "valid").path(0) == tiny_coco / "Valid" / "0.jpg"
+
+
 def test_a_missing_split_and_a_missing_dataset_say_what_was_looked_for_and_found(tiny_coco: Path) -> None:
     shutil.rmtree(tiny_coco / "test")
     with pytest.raises(DatasetError, match=r"no 'test' split .*looked for test; found train, valid"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rfdetr.data.findings import DatasetError, Findings
 from rfdetr.data.index import DatasetIndex, build_index
@@ -153,6 +155,108 @@ def test_faults_of_a_label_file_name_it_and_the_line(tiny_yolo: Path, line: str,
     (tiny_yolo / "train" / "labels" / "0.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(DatasetError, match=f"labels/0.txt: line 2: .*{message}"):
         index_of(tiny_yolo)
+
+
+BOX = "0 0.5 0.5 0.5 0.25"
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"), [("[3, 2]", 3 * " .3 .4"), ("[4, 3]", 4 * " .3 .4 2"), ("[17, 3]", 17 * " .1 .2 0")]
+)
+def test_lines_with_key_points_give_their_boxes(tiny_yolo: Path, shape: str, points: str) -> None:
+    for label in tiny_yolo.rglob("labels/*.txt"):
+        label.write_text(BOX + points)
+    with (tiny_yolo / "data.yaml").open("a") as file:
+        file.write(f"kpt_shape: {shape}\n")
+    index = index_of(tiny_yolo)
+    np.testing.assert_allclose(index.boxes, [[16, 18, 48, 30]] * 4, atol=1e-4)
+    for wrong in (BOX, BOX + points + " .5"):
+        (tiny_yolo / "train" / "labels" / "1.txt").write_text(f"{BOX}{points}\n{wrong}\n")
+        with pytest.raises(DatasetError, match=r"1.txt: line 2: \d+ numbers .* expected \d+ .*key points"):
+            index_of(tiny_yolo)
+
+
+@pytest.mark.parametrize("shape", ["17", "[17, 4]", "[a, 2]", "[17]"])
+def test_a_wrong_kpt_shape_is_named(tiny_yolo: Path, shape: str) -> None:
+    with pytest.raises(DatasetError, match=r"data.yaml: kpt_shape is .*; expected \[points, 2 or 3\]"):
+        read_data_yaml(rewrite(tiny_yolo, f"names: [a, b, c]\nkpt_shape: {shape}\n") / "data.yaml")
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tiny_yolo: Path, tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        shutil.move(tiny_yolo / "train" / kind, tmp_path / f"stored-{kind}")
+        (tiny_yolo / "train" / kind).mkdir()
+        (tiny_yolo / "train" / kind / "part").symlink_to(tmp_path / f"stored-{kind}")
+    (tmp_path / "stored-images" / "again").symlink_to(tiny_yolo / "train" / "images")
+    index = index_of(tiny_yolo)
+    assert len(index) == 6 and len(index.boxes) == 7
+    assert index.path(1) == tiny_yolo / "train" / "images" / "part" / "1.png"
+
+
+@pytest.mark.parametrize("name", ["._1.png", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/1.png"])
+def test_what_systems_leave_behind_is_no_data(tiny_yolo: Path, name: str) -> None:
+    left = tiny_yolo / "train" / "images" / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"\0")
+    assert len(index_of(tiny_yolo)) == 6
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".mpo", ".ppm", ".pgm"])
+def test_images_by_all_their_suffixes(tiny_yolo: Path, suffix: str) -> None:
+    picture = tiny_yolo / "train" / "images" / "1.png"
+    with Image.open(picture) as image:
+        image.convert("L").save(picture.with_suffix(suffix), "PPM" if suffix in (".ppm", ".pgm") else "JPEG")
+    picture.unlink()
+    index = index_of(tiny_yolo, findings=(findings := Findings()))
+    assert len(index) == 6 and index.path(1).suffix == suffix and "image-format" not in findings.counts
+
+
+def test_labelled_files_of_other_formats_are_told_by_count_and_suffix(
+    tiny_yolo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tiny_yolo / "train" / "images"
+    for name, new in (("1.png", "1.heic"), ("2.png", "2.heic"), ("3.png", "3.psd")):
+        (images / name).rename(images / new)
+    (images / "4.json").write_text("{}")  # what a tool keeps beside an image
+    assert len(index_of(tiny_yolo)) == 3
+    assert "image-format" in caplog.text and f"2 .heic, 1 .psd; the first is {images / '1.heic'}" in caplog.text
+
+
+def test_two_images_with_one_label_file_are_an_error(tiny_yolo: Path) -> None:
+    images = tiny_yolo / "train" / "images"
+    Image.new("RGB", (64, 48)).save(images / "0.jpg")  # 0 has no label file
+    assert len(index_of(tiny_yolo)) == 7
+    Image.new("RGB", (64, 48)).save(images / "1.jpg")
+    with pytest.raises(DatasetError, match=rf"labels/1.txt: it is that of {images}/1.jpg and of {images}/1.png"):
+        index_of(tiny_yolo)
+
+
+@pytest.mark.parametrize(("lost", "told"), [(1, False), (2, True)])
+def test_a_split_of_which_most_images_have_no_label_file_is_told(tiny_yolo: Path, lost: int, told: bool) -> None:
+    for label in sorted((tiny_yolo / "train" / "labels").iterdir())[:lost]:  # images 0 and 4 have none
+        label.unlink()
+    index_of(tiny_yolo, findings=(findings := Findings()))
+    found = [finding.found for finding in findings.kept() if finding.rule == "labels-few"]
+    assert found == ["4 of 6 images have no label file"] * told
+
+
+def test_keys_of_data_yaml_may_have_capitals(tiny_yolo: Path) -> None:
+    text = "Train: train/images\nValidation: valid/images\nNames: [blue, green, red]\nNC: 3\n"
+    assert len(index_of(rewrite(tiny_yolo, text), "valid")) == 4
+    with pytest.raises(DatasetError, match="Train, train, names: some differ in capitals only"):
+        read_data_yaml(rewrite(tiny_yolo, "Train: a\ntrain: b\nnames: [a]\n") / "data.yaml")
+
+
+def test_names_that_are_not_utf8_or_written_with_backslashes(tiny_yolo: Path) -> None:
+    for folder, suffix in (("images", ".png"), ("labels", ".txt")):
+        place = os.fsencode(tiny_yolo / "train" / folder)
+        os.rename(place + b"/1" + suffix.encode(), place + b"/caf\xe9" + suffix.encode())
+    walked = index_of(tiny_yolo)
+    (tiny_yolo / "list.txt").write_bytes(b".\\train\\images\\2.png\ntrain/images/caf\xe9.png\n")
+    listed = index_of(rewrite(tiny_yolo, "train: list.txt\nval: .\\valid\\images\nnames: [blue, green, red]\n"))
+    assert (len(walked), len(walked.boxes)) == (6, 7)
+    assert [os.fsencode(listed.path(i).name) for i in range(2)] == [b"2.png", b"caf\xe9.png"]
+    assert len(listed.boxes) == 3 and listed.fingerprint()
 
 
 def test_no_label_folder_at_all_is_an_error(tiny_yolo: Path) -> None:

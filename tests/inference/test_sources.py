@@ -57,6 +57,16 @@ def every_form(folder: Path) -> dict[str, object]:
     }
 
 
+def test_folders_and_patterns_with_brackets(tmp_path: Path) -> None:
+    place = tmp_path / "[set 1]"
+    place.mkdir()
+    for name in ("a.png", "b.png", "._a.png"):
+        Image.fromarray(RGB).save(place / name)
+    expected = [place / "a.png", place / "b.png"]
+    assert list_files(place) == list_files(place / "*.png") == list_files(tmp_path / "**" / "*.png") == expected
+    assert list_files(place / "[a].png") == expected[:1]
+
+
 def test_every_form_of_an_image_is_the_same_array(folder: Path) -> None:
     for name, source in every_form(folder).items():
         loaded = load_image(source)  # type: ignore[arg-type]

@@ -62,6 +62,27 @@ def test_loaders_work_before_setup_and_in_yolo_layout(
     assert "iscrowd" in targets[0]
 
 
+def test_a_train_split_without_an_object_to_learn_is_refused(
+    make_tiny_coco: Callable[..., Path],
+    edit_coco: Callable[..., None],
+    tiny_yolo: Path,
+    make_datamodule: Callable[..., RFDETRDataModule],
+) -> None:
+    dataset = make_tiny_coco(name="crowds")
+
+    def all_crowds(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = 1
+
+    edit_coco(dataset / "train" / "_annotations.coco.json", all_crowds)
+    with pytest.raises(DatasetError, match="split train: 6 images, 7 crowds: train has no object to learn"):
+        make_datamodule(dataset_dir=dataset).setup("fit")
+    for label in (tiny_yolo / "train" / "labels").iterdir():
+        label.write_text("")
+    with pytest.raises(DatasetError, match="split train: 6 images, 0 crowds: train has no object to learn"):
+        make_datamodule(dataset_dir=tiny_yolo).setup("fit")
+
+
 def test_splits_with_other_classes_are_refused(
     make_tiny_coco: Callable[..., Path],
     edit_coco: Callable[..., None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import traceback
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     An error that is none of ours (`rfdetr.errors`), nor the system's about a file, the network or memory, is a bug: its
     traceback is shown.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LineHandler()])
     logging.getLogger("rfdetr").setLevel(logging.INFO)
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)

@@ -81,8 +81,8 @@ def _show(report: Report) -> None:
     for column in ("severity", "rule", "found", "meaning"):
         table.add_column(column, justify="right" if column == "found" else "left")
     rules = [rule for rule in RULES if report.findings.counts[rule]]
-    for rule in sorted(rules, key=lambda rule: list(_STYLE).index(RULES[rule].severity)):
-        severity, meaning, advice = RULES[rule]
+    for rule in sorted(rules, key=lambda rule: list(_STYLE).index(report.findings.severity(rule))):
+        severity, meaning, advice = report.findings.severity(rule), RULES[rule].meaning, RULES[rule].advice
         table.add_row(
             f"[{_STYLE[severity]}]{severity}[/]", rule, str(report.findings.counts[rule]), f"{meaning}: {advice}"
         )
@@ -90,7 +90,7 @@ def _show(report: Report) -> None:
     for rule in rules:
         found = report.of(rule)
         for finding in found[:_EXAMPLES]:
-            console.print(f"[{_STYLE[RULES[rule].severity]}]{rule}[/] {escape(str(finding))}")
+            console.print(f"[{_STYLE[report.findings.severity(rule)]}]{rule}[/] {escape(str(finding))}")
         if len(found) > _EXAMPLES:
             console.print(f"[dim]{rule}: and {len(found) - _EXAMPLES} more; --json lists all[/]")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from array import array
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,79 +18,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr.config.arguments import short
+from rfdetr.data.files import with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
+from rfdetr.data.ids import IdCodes, Key, are_exact, id_key
 from rfdetr.data.index import SplitRecords, is_file_name, leaves
 from rfdetr.data.outlines import OutlineRecorder
 
-_FIELDS = [(name, "<i8") for name in ("id", "image", "category")] + [("crowd", "<i1")]
+_FIELDS = [(name, "<i8") for name in ("id", "image", "category", "outline")] + [("crowd", "<i1")]
 _RECORD = np.dtype([*_FIELDS, ("x", "<f8"), ("y", "<f8"), ("w", "<f8"), ("h", "<f8"), ("area", "<f8")])
-_PACK = struct.Struct("<3qb5d").pack  # the same layout; refuses what is no number
+_PACK = struct.Struct("<4qb5d").pack  # the same layout; refuses what is no number
 _NO_ID = -1
+_NOT_LOOKED_AT = -1
 _ODD_CROWD = 2
 _LARGEST_SIDE = 2**31
 
 
-class _Annotations:
+class _Packer:
     """Packs annotations while the JSON parser meets them, so that a million never exist as dictionaries at once."""
 
-    def __init__(self, masks: bool) -> None:
-        self.packed = bytearray()
+    def __init__(self, ids: IdCodes, masks: bool) -> None:
+        self.ids = ids
         self.masks = masks
-        self.outlines, self._outlined = OutlineRecorder(), array("q")  # and whose they are: rows of the table
+        self.outlines = OutlineRecorder()
+        self._count = 0
 
-    def hook(self, record: dict[str, Any]) -> dict[str, Any] | None:
-        """None for an annotation that was packed, the record itself for anything else, faulty annotations included."""
+    def hook(self, record: dict[str, Any]) -> dict[str, Any] | bytes:
+        """An annotation's bytes in its place; the record itself for anything else, faulty annotations included.
+
+        Files hold such records outside of the list of annotations too: the reader takes from that list alone.
+        """
         if "image_id" not in record or "category_id" not in record:
             return record
         try:
             x, y, w, h = record["bbox"]
-            area, identity, crowd = record.get("area"), record.get("id"), record.get("iscrowd")
-            self.packed += _PACK(
-                identity if isinstance(identity, int) else _NO_ID,
-                record["image_id"],
-                record["category_id"],
+            area, crowd = record.get("area"), record.get("iscrowd")
+            # A box with w > x and h > y may be x1 y1 x2 y2: its outline decides.
+            looked = self.masks or (w > x and h > y and bool(record.get("segmentation")))
+            rest = (
+                self._count if looked else _NOT_LOOKED_AT,
                 (1 if crowd == 1 else _ODD_CROWD) if crowd else 0,
                 *(x, y, w, h),
                 np.nan if area is None else area,
             )
+            try:
+                packed = _PACK(record.get("id", _NO_ID), record["image_id"], record["category_id"], *rest)
+            except struct.error:  # an id of another form, or no number where one belongs
+                image, category = self.ids.code(record["image_id"]), self.ids.code(record["category_id"])
+                identity = record.get("id")
+                own = _NO_ID if id_key(identity) is None else self.ids.code(identity)
+                packed = _PACK(own, image, category, *rest)
         except (KeyError, TypeError, ValueError, OverflowError, struct.error):
             return record
-        if self.masks or (w > x and h > y and record.get("segmentation")):  # it may be x1 y1 x2 y2: outlines decide
-            self._outlined.append(len(self.packed) // _RECORD.itemsize - 1)
+        if looked:
             self.outlines.add(record.get("segmentation"))
-        return None
+            self._count += 1
+        return packed
 
-    def outline_bounds(self) -> NDArray[np.float32]:
-        """Boxes xyxy around the annotations' outlines, as far as they were looked at; NaN elsewhere."""
-        bounds = np.full((len(self.packed) // _RECORD.itemsize, 4), np.nan, np.float32)
-        bounds[np.array(self._outlined)] = self.outlines.bounds()
-        return bounds
-
-    def table(self) -> NDArray[Any]:
-        """The packed annotations as a structured array."""
-        return np.frombuffer(self.packed, _RECORD)
+    def bounds(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Boxes xyxy (N, 4) around the outlines of these numbers; NaN for -1, an outline that was not looked at."""
+        return np.vstack([self.outlines.bounds(), np.full((1, 4), np.nan, np.float32)])[rows]
 
 
 def read_coco(path: Path, image_root: Path, findings: Findings | None = None, masks: bool = False) -> SplitRecords:
     """Read an annotation file whose `file_name`s start from `image_root`; faulty records go to `findings` instead."""
     findings = Findings(SHOWN) if findings is None else findings
-    annotations = _Annotations(masks)
-    content = _parse(path, annotations)
-    entries, table = content["annotations"], annotations.table()
-    places = np.flatnonzero([entry is None for entry in entries])
-    if len(places) != len(table):
-        raise DatasetError(f"{path}: {len(places)} entries in 'annotations', but {len(table)} annotations in the file")
-    for at, entry in enumerate(entries):
-        if entry is not None:
-            findings.add("annotation-entry", path, *_fault(at, entry), at)
-    images = _images(path, image_root, content["images"], findings)
-    ids_by_name, parents = _classes(path, content["categories"], set(np.unique(table["category"]).tolist()))
+    ids = IdCodes()
+    packer = _Packer(ids, masks)
+    content = _parse(path, packer.hook)
+    table, places = _table(path, content.pop("annotations"), findings)
+    images = _images(path, image_root, content["images"], ids, findings)
+    categories, category_of_box = _categories(path, content["categories"], ids, table["category"])
+    ids_by_name, parents = _classes(path, categories, set(np.unique(category_of_box).tolist()))
+    if ids.odd or not are_exact(images.codes):
+        odd = f"{ids.odd} ids are text or no plain numbers, such as {short(ids.example)}" if ids.odd else "long numbers"
+        numbered = "" if are_exact(images.codes) else "; images are numbered by their places in the file"
+        findings.add("ids-odd", path, "", odd + numbered)
     for name, identity in parents.items():
         findings.add("category-parent", path, f"category id {identity}", f"{name!r} is the parent of others")
     class_names = tuple(sorted(ids_by_name))
     category_ids = np.array([ids_by_name[name] for name in class_names], np.int64)
-    image_of_box, has_image = _positions(table["image"], images.ids)
-    labels, has_class = _positions(table["category"], category_ids)
+    image_of_box, has_image = _positions(table["image"], images.codes)
+    labels, has_class = _positions(category_of_box, category_ids)
     finite = np.isfinite(table["x"] + table["y"] + table["w"] + table["h"])
     faults = {
         "annotation-unknown-image": ~has_image,
@@ -99,7 +107,7 @@ def read_coco(path: Path, image_root: Path, findings: Findings | None = None, ma
         "crowd-flag": table["crowd"] == _ODD_CROWD,
         "annotation-id-repeated": _repeats(table["id"]),
     }
-    _report(path, table, places, faults, findings)
+    _report(path, table, places, ids, faults, findings)
     good = np.flatnonzero(has_image & has_class & finite)
     x, y, w, h = (table[name][good] for name in "xywh")
     return SplitRecords(
@@ -108,7 +116,8 @@ def read_coco(path: Path, image_root: Path, findings: Findings | None = None, ma
         class_names=class_names,
         category_ids=category_ids,
         names=images.names,
-        image_ids=images.ids,
+        image_ids=images.codes if are_exact(images.codes) else np.arange(len(images.codes)),
+        image_keys=images.keys,
         image_places=images.places,
         annotated_sizes=images.sizes,
         image_of_box=image_of_box[good],
@@ -118,18 +127,18 @@ def read_coco(path: Path, image_root: Path, findings: Findings | None = None, ma
         crowd=table["crowd"][good] == 1,
         areas=table["area"][good],
         box_places=places[good],
-        box_ids=table["id"][good],
-        outlines=annotations.outlines.keep(good) if masks else None,
-        outline_bounds=annotations.outline_bounds()[good],
+        box_ids=np.maximum(table["id"][good], _NO_ID),
+        outlines=packer.outlines.keep(table["outline"][good]) if masks else None,
+        outline_bounds=packer.bounds(table["outline"][good]),
         unused_parents=parents,
         findings=findings,
     )
 
 
-def _parse(path: Path, annotations: _Annotations) -> dict[str, list[Any]]:
+def _parse(path: Path, hook: Callable[[dict[str, Any]], Any]) -> dict[str, list[Any]]:
     with path.open(encoding="utf-8-sig") as stream:
         try:
-            content: Any = json.load(stream, object_hook=annotations.hook)
+            content: Any = json.load(stream, object_hook=hook)
         except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, nested deep
             raise DatasetError(f"{path}: not a valid JSON file: {error}; export it again") from error
     found = sorted(content) if isinstance(content, dict) else type(content).__name__
@@ -138,6 +147,17 @@ def _parse(path: Path, annotations: _Annotations) -> dict[str, list[Any]]:
             raise DatasetError(f"{path}: not a COCO annotation file: it needs a list {key!r}; found {found}")
     parsed: dict[str, list[Any]] = content
     return parsed
+
+
+def _table(path: Path, entries: list[Any], findings: Findings) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The packed annotations of a file's list as a structured array, and their places in the list."""
+    places = [at for at, entry in enumerate(entries) if isinstance(entry, bytes)]
+    if len(places) < len(entries):
+        for at, entry in enumerate(entries):
+            if not isinstance(entry, bytes):
+                findings.add("annotation-entry", path, *_fault(at, entry), at)
+        entries = [entries[at] for at in places]
+    return np.frombuffer(b"".join(entries), _RECORD), np.array(places, np.int64)
 
 
 def _fault(position: int, record: Any) -> tuple[str, str]:
@@ -149,20 +169,13 @@ def _fault(position: int, record: Any) -> tuple[str, str]:
         )
     who = f"annotation id {record['id']}" if "id" in record else f"annotation number {position}"
     for key in ("image_id", "category_id"):
-        if not is_id(record.get(key)):
-            return who, f"{key} is {short(record.get(key))}, expected a whole number"
+        if id_key(record.get(key)) is None:
+            return who, f"{key} is {short(record.get(key))}, expected an id: a whole number"
     who += f" (image id {record['image_id']})"
     bbox = record.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
         return who, f"bbox is {short(bbox)}, expected [x, y, width, height] in pixels"
-    if record.get("area") is not None and not _is_number(record["area"]):
-        return who, f"area is {short(record['area'])}, expected a number"
-    return who, f"id is {short(record.get('id'))}, expected a smaller number"
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value can be an id: a whole number of 64 bits."""
-    return isinstance(value, int) and abs(value) < 2**63
+    return who, f"area is {short(record.get('area'))}, expected a number"
 
 
 def _is_number(value: Any) -> bool:
@@ -170,36 +183,42 @@ def _is_number(value: Any) -> bool:
 
 
 class _Images(NamedTuple):
-    ids: NDArray[np.int64]
+    keys: list[Key]  # the file's own ids
+    codes: NDArray[np.int64]  # the same as 64-bit numbers
     names: list[str]
     sizes: NDArray[np.int64]  # (N, 2) annotated height, width; 0: unknown
     places: NDArray[np.int64]  # of their entries in the file
 
 
-def _images(path: Path, root: Path, entries: list[Any], findings: Findings) -> _Images:
+def _images(path: Path, root: Path, entries: list[Any], ids: IdCodes, findings: Findings) -> _Images:
     if not entries:
         raise DatasetError(f"{path}: lists no images; a split needs at least one")
-    names: dict[int, str] = {}
-    sizes, places, seen = [], [], set()
+    names: dict[Key, str] = {}
+    codes, sizes, places, seen = [], [], [], set()
     for at, entry in enumerate(entries):
-        identity, name, height, width = (_entry(entry, key) for key in ("id", "file_name", "height", "width"))
-        if not is_id(identity) or not is_file_name(name):
-            found = f"{short(entry)}, expected a whole number 'id' and a 'file_name'"
+        identity, written, height, width = (_entry(entry, key) for key in ("id", "file_name", "height", "width"))
+        key = id_key(identity)
+        if key is None or not is_file_name(written):
+            found = f"{short(entry)}, expected an 'id' (a whole number) and a 'file_name'"
             findings.add("image-entry", path, f"image number {at}", found, at)
             continue
-        if identity in names:
-            found = f"it is both {names[identity]} and {name}"
-            findings.add("image-id-repeated", path, f"image id {identity}", found, at)
+        name = with_slashes(root, written)
+        if name != written:
+            findings.add("path-backslash", path, f"image id {key}", f"{written} is read as {name}", at)
+        if key in names:
+            findings.add("image-id-repeated", path, f"image id {key}", f"it is both {names[key]} and {name}", at)
             continue
         if name in seen:
-            findings.add("image-listed-twice", path, f"image id {identity}", f"{name} is another image's too", at)
+            findings.add("image-listed-twice", path, f"image id {key}", f"{name} is another image's too", at)
         if (os.path.isabs(name) or ".." in name) and leaves(path.parent.parent, root / name):
-            findings.add("path-outside", path, f"image id {identity}", f"{name} is not in {path.parent.parent}", at)
-        names[identity] = name
+            findings.add("path-outside", path, f"image id {key}", f"{name} is not in {path.parent.parent}", at)
+        names[key] = name
+        codes.append(ids.code(identity))
         seen.add(name)
         places.append(at)
         sizes.append((height, width) if _is_side(height) and _is_side(width) else (0, 0))
-    return _Images(np.array(list(names), np.int64), list(names.values()), _pairs(sizes), np.array(places, np.int64))
+    found_ids, found_places = np.array(codes, np.int64), np.array(places, np.int64)
+    return _Images(list(names), found_ids, list(names.values()), _pairs(sizes), found_places)
 
 
 def _pairs(sizes: list[tuple[Any, Any]]) -> NDArray[np.int64]:
@@ -235,29 +254,42 @@ def _report(
     path: Path,
     table: NDArray[Any],
     places: NDArray[np.int64],
+    ids: IdCodes,
     faults: dict[str, NDArray[np.bool_]],
     findings: Findings,
 ) -> None:
     def describe(row: int) -> tuple[Path, str, str, int]:
         record, at = table[row], int(places[row])
-        who = f"annotation number {at}" if record["id"] == _NO_ID else f"annotation id {record['id']}"
+        own, image, category = (ids.key(int(record[name])) for name in ("id", "image", "category"))
+        who = f"annotation number {at}" if own == _NO_ID else f"annotation id {own}"
         box = ", ".join(f"{record[name]:g}" for name in "xywh")
-        return path, who, f"image_id {record['image']}, category_id {record['category']}, bbox [{box}]", at
+        return path, who, f"image_id {image}, category_id {category}, bbox [{box}]", at
 
     for rule, which in faults.items():
         findings.add_rows(rule, np.flatnonzero(which).tolist(), describe)
 
 
-def _classes(path: Path, categories: list[Any], used: set[int]) -> tuple[dict[str, int], dict[str, int]]:
-    """Ids by name of the classes, and of the unused parents that are none."""
-    for i, category in enumerate(categories):
-        if not is_id(_entry(category, "id")) or "name" not in category:
+def _categories(
+    path: Path, entries: list[Any], ids: IdCodes, codes: NDArray[np.int64]
+) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
+    """The categories and that of each box by whole numbers: their own ids, or where these are odd, their places."""
+    for i, category in enumerate(entries):
+        if id_key(_entry(category, "id")) is None or "name" not in category:
             raise DatasetError(
                 f"{path}: category number {i} is {short(category)}; expected a whole number 'id' and a 'name'"
             )
-    counts = Counter(category["id"] for category in categories)
-    if twice := sorted(identity for identity, count in counts.items() if count > 1):
+    keys = [id_key(category["id"]) for category in entries]
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
         raise DatasetError(f"{path}: category ids {twice[:SHOWN]} occur more than once; make them unique")
+    numbers = np.array([ids.code(category["id"]) for category in entries], np.int64)
+    if not are_exact(numbers):
+        place, known = _positions(codes, numbers)
+        numbers, codes = np.arange(len(entries)), np.where(known, place, _NO_ID)
+    return [{**category, "id": number} for category, number in zip(entries, numbers.tolist(), strict=True)], codes
+
+
+def _classes(path: Path, categories: list[dict[str, Any]], used: set[int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Ids by name of the classes, and of the unused parents that are none."""
     children = Counter(filter(_is_text, (category.get("supercategory") for category in categories)))
     classes: dict[str, int] = {}
     parents: dict[str, int] = {}

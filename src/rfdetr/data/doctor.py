@@ -18,7 +18,9 @@ import numpy as np
 
 from rfdetr.config import ModelConfig, RFDETRNanoConfig
 from rfdetr.console import with_progress
+from rfdetr.data.files import is_hidden
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
+from rfdetr.data.ids import id_key
 from rfdetr.data.image_rules import Seen, check_copies, check_looks, image_files, look_at_all
 from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
@@ -60,7 +62,7 @@ class Report:
             "findings": [
                 {
                     "rule": finding.rule,
-                    "severity": RULES[finding.rule].severity,
+                    "severity": self.findings.severity(finding.rule),
                     "file": finding.file,
                     "record": finding.record,
                     "found": finding.found,
@@ -83,7 +85,7 @@ def check(
 
     `model` is the one to train (Nano by default): its queries and patches decide what is too many or too small.
     """
-    report = Report(Path(dataset_dir), findings=Findings())
+    report = Report(Path(dataset_dir), findings=Findings(checking=True))
     try:
         layout = report.layout = find_splits(dataset_dir, dataset_file)  # type: ignore[arg-type]
     except DatasetError as error:
@@ -138,7 +140,7 @@ def _check_files(report: Report, layout: DatasetLayout) -> None:
             known = set(records.label_files or ())
             for folder in sorted({file.parent for file in known}):
                 for path in sorted(folder.glob("*.txt")):
-                    if path not in known and path.name.lower() not in _NO_LABELS:
+                    if path not in known and not is_hidden(path.name) and path.name.lower() not in _NO_LABELS:
                         report.findings.add("label-orphan", path, "", f"no image of {split} belongs to it")
         for file in label_files:
             size = file.stat().st_size
@@ -152,23 +154,23 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
         index = report.indexes.get(split)
         if index is None or records.sizes is None:
             continue
-        size_of = {
-            identity: tuple(size)
-            for identity, size in zip(index.image_ids.tolist(), records.sizes.tolist(), strict=True)
-        }
+        place = layout.splits[split]
+        if not isinstance(place, CocoSplit) and place.kpt_shape:
+            continue  # what follows the boxes are key points
+        keys = index.image_ids.tolist() if records.image_keys is None else records.image_keys
+        size_of = {key: tuple(size) for key, size in zip(keys, records.sizes.tolist(), strict=True)}
         found = _coco_outlines(records, size_of) if layout.format == "coco" else _yolo_outlines(records, size_of)
         for rule, file, record, text, at in found:
             if (rule, file, at) not in known:  # to the reader
                 report.findings.add(rule, file, record, text, at)
 
 
-def _coco_outlines(records: SplitRecords, size_of: dict[int, tuple[int, int]]) -> Iterator[Finding]:
+def _coco_outlines(records: SplitRecords, size_of: dict[Any, tuple[int, int]]) -> Iterator[Finding]:
     def faults(entry: dict[str, Any]) -> Any:
         """An annotation's faults in its place, so that a million outlines are never in memory at once."""
         if "image_id" not in entry or not entry.get("segmentation"):
             return entry
-        image = entry["image_id"]
-        height, width = size_of.get(image, (0, 0)) if isinstance(image, int) else (0, 0)
+        height, width = size_of.get(id_key(entry["image_id"]), (0, 0))
         return tuple((entry.get("id"), *fault) for fault in outline_faults(entry["segmentation"], height, width))
 
     content = json.loads(records.source.read_text(encoding="utf-8-sig"), object_hook=faults)

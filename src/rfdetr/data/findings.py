@@ -24,11 +24,12 @@ class DatasetError(InputError):
 
 
 class Rule(NamedTuple):
-    """How serious it is, what it means, what to do about it."""
+    """How serious it is, what it means, what to do about it; `checked`: how serious `rfdetr check` takes it instead."""
 
     severity: Severity
     meaning: str
     advice: str
+    checked: Severity | None = None
 
 
 RULES: dict[str, Rule] = {  # the worst first; errors stop a training
@@ -36,6 +37,7 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "dataset-unreadable": Rule("error", "the dataset or one of its files cannot be read", "correct or export it again"),
     "split-missing": Rule("error", "there is no train or no valid split", "add the split; training needs both"),
     "classes-differ": Rule("error", "splits have different classes", "give all splits the same list of classes"),
+    "objects-none": Rule("error", "train has no object to learn (crowds are none)", "annotate some; is iscrowd meant?"),
     "image-entry": Rule("error", "an image record without a usable id or name", "correct or remove it"),
     "image-id-repeated": Rule("error", "an image id occurs twice", "make image ids unique"),
     # annotations
@@ -47,6 +49,7 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "label-line": Rule("error", "a label line is not a class and a box or polygon", "correct or remove the line"),
     "label-class": Rule("error", "a label line has a class that is not in data.yaml", "correct the class or the names"),
     "label-range": Rule("error", "a label line is not in numbers relative to the image", "divide by the image's size"),
+    "label-shared": Rule("error", "two images have one label file", "give each image a name of its own"),
     "outlines-none": Rule("error", "no object has an outline", "export with polygons, or train a detection model"),
     "outlines-apart": Rule("error", "most outlines show other places than their boxes", "export them anew"),
     # image files
@@ -75,6 +78,8 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "image-listed-twice": Rule("warning", "a file is listed by two image records", "merge them"),
     "image-copy": Rule("warning", "the same picture occurs twice in a split", "remove one"),
     "image-unlisted": Rule("warning", "an image file that the annotations do not list", "annotate or remove it"),
+    "image-format": Rule("warning", "labelled files of a format that is not read are left out", "convert them to PNG"),
+    "labels-few": Rule("warning", "more than half of the images have no label file", "see that none is lost"),
     "label-orphan": Rule("warning", "a label file without an image", "add the image, or remove the file"),
     "image-turned": Rule("warning", "stored rotated or mirrored (EXIF); turned upright", "see that its boxes fit"),
     "image-boxes-turned": Rule(
@@ -87,10 +92,14 @@ RULES: dict[str, Rule] = {  # the worst first; errors stop a training
     "image-extension": Rule("warning", "a file is of another format than its name says", "rename it"),
     "image-large": Rule("warning", "an image of very many pixels is slow to read", "shrink it"),
     "labels-large": Rule("warning", "a label file is very large", "see what it holds"),
-    "path-outside": Rule("warning", "a path leaves the dataset's folder", "move the file into it"),
+    "path-outside": Rule("warning", "a path leaves the dataset's folder", "move the file into it", "error"),
+    "path-backslash": Rule("warning", "names with backslashes are read as if with slashes", "write slashes"),
+    "ids-odd": Rule("warning", "ids that are no whole numbers below 2^53 are read", "write whole numbers"),
     "objects-over-queries": Rule("warning", "an image has more objects than the model has queries", "add queries"),
-    "class-empty": Rule("warning", "a class has no boxes", "annotate some, or remove the class"),
-    "class-missing": Rule("warning", "a class has boxes, but none in train or none in valid", "spread the images anew"),
+    "class-empty": Rule(
+        "warning", "a class has no object to learn (crowds are none)", "annotate some, or remove the class"
+    ),
+    "class-missing": Rule("warning", "a class has no objects in train, or none in valid", "spread the images anew"),
     "class-imbalance": Rule("warning", "a class is far rarer than another", "add images of the rare one"),
     # good to know
     "category-parent": Rule("info", "a category that only others name as theirs is no class", "nothing"),
@@ -123,10 +132,14 @@ class Finding(NamedTuple):
 
 
 class Findings:
-    """Collects findings; of each rule all are counted and the first `limit` (None: all) kept."""
+    """Collects findings; of each rule all are counted and the first `limit` (None: all) kept.
 
-    def __init__(self, limit: int | None = None) -> None:
+    `checking`: for `rfdetr check`, which takes some rules more seriously than training does.
+    """
+
+    def __init__(self, limit: int | None = None, checking: bool = False) -> None:
         self.limit = limit
+        self.checking = checking
         self.counts: Counter[str] = Counter()
         self._kept: dict[str, list[Finding]] = {}
 
@@ -149,9 +162,13 @@ class Findings:
         """What was kept, rule after rule, the worst first."""
         return [finding for rule in sorted(self._kept, key=_ORDER.__getitem__) for finding in self._kept[rule]]
 
+    def severity(self, rule: str) -> Severity:
+        """How serious a rule's findings are here."""
+        return (self.checking and RULES[rule].checked) or RULES[rule].severity
+
     def count(self, severity: Severity) -> int:
         """Findings of a severity."""
-        return sum(count for rule, count in self.counts.items() if RULES[rule].severity == severity)
+        return sum(count for rule, count in self.counts.items() if self.severity(rule) == severity)
 
     def stop_on_errors(self, source: Path | str) -> None:
         """Raise a `DatasetError` with the worst ten errors and the count of all, if there are any."""
@@ -161,7 +178,7 @@ class Findings:
         ranked = [
             (rank, _ORDER[rule], finding) for rule, kept in self._kept.items() for rank, finding in enumerate(kept)
         ]
-        worst = [found for _, _, found in sorted(ranked) if RULES[found.rule].severity == "error"][:SHOWN]
+        worst = [found for _, _, found in sorted(ranked) if self.severity(found.rule) == "error"][:SHOWN]
         lines = "".join(f"\n  {found}" for found in worst)
         more = f"\n  and {errors - len(worst)} more" if errors > len(worst) else ""
         raise DatasetError(f"{source}: {errors} error{'s' * (errors > 1)} in the dataset:{lines}{more}")
@@ -170,7 +187,7 @@ class Findings:
         """One line for each rule that has findings but stops nothing."""
         levels = {"warning": logging.WARNING, "info": logging.INFO, "error": logging.ERROR}
         for rule in sorted(self.counts, key=_ORDER.__getitem__):
-            severity, meaning, _ = RULES[rule]
+            meaning, severity = RULES[rule].meaning, self.severity(rule)
             first = self._kept[rule][0]
             where = ": ".join(filter(None, (Path(first.file).name, first.record, first.found)))
             logger.log(levels[severity], "%s: %d x %s: %s (%s)", source, self.counts[rule], rule, meaning, where)

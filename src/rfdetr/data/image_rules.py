@@ -12,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rfdetr.data.files import IMAGE_FORMATS, is_image, walk
 from rfdetr.data.findings import Findings
-from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, decode_image, is_deep, lacks_end_marker
+from rfdetr.data.images import ImageError, decode_image, is_deep, lacks_end_marker
 from rfdetr.data.index import SplitRecords
 from rfdetr.data.workers import worker_context
 
 LARGE_PIXELS = 50_000_000
 _USUAL_MODES = frozenset({"RGB", "L"})
-_SUFFIXES = {
-    "JPEG": {".jpg", ".jpeg"}, "MPO": {".jpg", ".jpeg"}, "PNG": {".png"}, "BMP": {".bmp"}, "DIB": {".bmp"},
-    "WEBP": {".webp"}, "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "JPEG2000": {".jp2"}, "AVIF": {".avif"},
-}  # fmt: skip
 _PRINT = 16  # side of a picture's fingerprint
 _FLAT = 2.0  # deviation of a fingerprint without content, in gray levels
 _ALIKE = 0.99  # correlation of the fingerprints of nearly the same picture
@@ -74,7 +71,7 @@ def look_at_all(paths: Sequence[Path], processes: int) -> Iterator[Look]:
 def check_looks(records: SplitRecords, images: Iterable[int], looks: Iterable[Look], findings: Findings) -> None:
     """Findings on single files."""
     for image, look in zip(images, looks, strict=True):
-        suffixes = _SUFFIXES.get(look.format, set())
+        suffixes = IMAGE_FORMATS.get(look.format, frozenset())
         faults = {
             "image-truncated": look.fault,
             "image-extension": suffixes
@@ -142,4 +139,4 @@ def _fingerprints(looks: Sequence[Look]) -> NDArray[np.float32]:
 
 def image_files(folder: Path) -> set[Path]:
     """Image files in a folder and below it."""
-    return {path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    return set(filter(is_image, walk(folder))) if folder.is_dir() else set()

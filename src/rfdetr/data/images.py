@@ -28,18 +28,16 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from rfdetr.data.files import IMAGE_FORMATS
 from rfdetr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".avif"})
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, and where Pillow too speaks of a decompression bomb
 
-# What Pillow may try. Other formats it knows are no photographs, and one of them (EPS) is handed to an interpreter.
-_PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF", "PPM")
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which hold the size
 _EXIF_MARKER = 0xE1
@@ -184,7 +182,7 @@ def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
 @functools.cache
 def _pillow_formats() -> list[str]:
     Image.init()  # else formats that were not used yet are unknown; builds of Pillow differ in which they have
-    return [name for name in _PILLOW_FORMATS if name in Image.OPEN]
+    return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
 def _reason(error: Exception) -> str:

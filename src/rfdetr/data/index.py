@@ -31,6 +31,7 @@ from rfdetr.data.box_rules import (
     xyxy_boxes,
 )
 from rfdetr.data.findings import SHOWN, DatasetError, Description, Findings
+from rfdetr.data.ids import Key
 from rfdetr.data.images import ImageError, read_header, turned_points
 from rfdetr.data.outlines import OutlineRecorder, Outlines
 from rfdetr.geometry.masks import Outline
@@ -71,7 +72,7 @@ class DatasetIndex:
     def path(self, image: int) -> Path:
         """File of an image."""
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
-        return self.root / name.tobytes().decode()
+        return self.root / os.fsdecode(name.tobytes())
 
     def rows(self, image: int) -> slice:
         """Rows of an image's boxes."""
@@ -90,7 +91,8 @@ class DatasetIndex:
         arrays = [self.name_bytes, self.name_offsets, self.sizes, self.offsets, self.boxes, self.labels, self.crowd]
         if self.outlines is not None:
             arrays += vars(self.outlines).values()
-        return _sha256("\0".join(self.class_names).encode(), *(np.ascontiguousarray(array) for array in arrays))
+        names = "\0".join(self.class_names).encode(errors="surrogatepass")
+        return _sha256(names, *(np.ascontiguousarray(array) for array in arrays))
 
     def facts(self) -> dict[str, Any]:
         """What tells a changed split: its images, boxes by class, and digests of names and labels."""
@@ -129,6 +131,7 @@ class SplitRecords:
     category_ids: NDArray[np.int64]
     names: list[str]
     image_ids: NDArray[np.int64]
+    image_keys: list[Key] | None = None  # the file's own ids, where `image_ids` may be others
     image_places: NDArray[np.int64] | None = None  # of the image's entry in `source`; None: it has none
     label_files: list[Path] | None = None  # of each image; None: all boxes are in `source`
     annotated_sizes: NDArray[np.int64] | None = None  # (N, 2) height, width as the annotations have it; 0: unknown
@@ -159,7 +162,8 @@ class SplitRecords:
     def describe_image(self, image: int, found: str) -> Description:
         """The same of an image."""
         at = image if self.image_places is None else int(self.image_places[image])
-        return self.source, f"{self.names[image]} (image id {self.image_ids[image]})", found, at
+        identity = self.image_ids[image] if self.image_keys is None else self.image_keys[image]
+        return self.source, f"{self.names[image]} (image id {identity})", found, at
 
 
 def build_index(records: SplitRecords, *, lenient: bool = False, masks: bool = True) -> DatasetIndex:
@@ -181,7 +185,7 @@ def build_index(records: SplitRecords, *, lenient: bool = False, masks: bool = T
     boxes = boxes[order]
     areas = records.areas[order]
     box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    encoded = [name.encode() for name in records.names]
+    encoded = [os.fsencode(name) for name in records.names]  # names need not be UTF-8
     return DatasetIndex(
         source=records.source,
         root=records.root,
@@ -204,7 +208,7 @@ def build_index(records: SplitRecords, *, lenient: bool = False, masks: bool = T
 def is_file_name(name: object) -> bool:
     """Whether a value can name a file: text without NUL that a file system can store."""
     try:
-        return isinstance(name, str) and bool(name) and b"\0" not in name.encode()
+        return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
 

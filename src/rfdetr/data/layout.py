@@ -13,7 +13,7 @@ from typing import Literal
 
 from rfdetr.config.arguments import check_path
 from rfdetr.data.coco import read_coco
-from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
 from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
@@ -85,34 +85,47 @@ def read_split(
     return read_coco(found.annotations, found.images, findings, masks)
 
 
+def _inside(folder: Path) -> dict[str, Path]:
+    """What is in a folder by its name in lower case: CVAT writes Train and Validation."""
+    return {path.name.lower(): path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+
 def _roboflow_coco(root: Path) -> dict[str, CocoSplit]:
+    folders = _inside(root)
     return {
-        split: CocoSplit(root / name / _ROBOFLOW_JSON, root / name)
+        split: CocoSplit(folders[name] / _ROBOFLOW_JSON, folders[name])
         for split, names in SPLITS.items()
         for name in reversed(names)  # the first name wins
-        if (root / name / _ROBOFLOW_JSON).is_file()
+        if name in folders and (folders[name] / _ROBOFLOW_JSON).is_file()
     }
 
 
 def _original_coco(root: Path) -> dict[str, CocoSplit]:
+    files, folders = _inside(root / "annotations"), _inside(root / "images") | _inside(root)
     found = {}
     for split, names in SPLITS.items():
-        for folder in reversed([f"{name}{year}" for year in ("2017", "") for name in names]):
-            annotations = root / "annotations" / f"instances_{folder}.json"
-            images = root / folder if (root / folder).is_dir() else root / "images" / folder
-            if annotations.is_file():
-                found[split] = CocoSplit(annotations, images)
+        for name in reversed([f"{name}{year}" for year in ("2017", "") for name in names]):
+            annotations = files.get(f"instances_{name}.json")
+            if annotations is not None:
+                found[split] = CocoSplit(annotations, folders.get(name, root / name))
     return found
 
 
 def _nothing_found(root: Path, dataset_file: str) -> str:
     looked = {
         "roboflow": f"train/{_ROBOFLOW_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
-        "coco": "annotations/instances_train2017.json and train2017/, the same with val2017",
+        "coco": "annotations/instances_train2017.json (or _train) and train2017/, the same with val2017 (or _val)",
         "yolo": "data.yaml",
     }
     if dataset_file not in looked:
         return f"dataset_file is {dataset_file!r}; expected one of {', '.join(looked)}"
     there = ", ".join(sorted(path.name + "/" * path.is_dir() for path in root.iterdir())[:20]) or "nothing"
-    hint = "; this looks like the original COCO layout: pass dataset_file='coco'" if _original_coco(root) else ""
+    hint = ""
+    if _original_coco(root):
+        hint = "; this looks like the original COCO layout: pass dataset_file='coco'"
+    elif others := sorted(path.name for path in (root / "annotations").glob("*.json"))[:SHOWN]:
+        hint = (
+            f"; annotations/ holds {', '.join(others)}, of no split: divide the images (in CVAT, into subsets Train "
+            "and Validation) and export them again, or name the files instances_train.json and instances_val.json"
+        )
     return f"{root}: no dataset found: looked for {looked[dataset_file]}; found {there}{hint}"

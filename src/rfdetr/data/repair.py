@@ -215,11 +215,11 @@ def _fix_coco(
             changes.append(Change(source, drop.record, drop.rule, "image left out, with its boxes"))
             left_out.add(at)
         else:
-            name = names.get(at, entry["file_name"])
-            linked = _linked(place.images, name, out / place.images.relative_to(root), at)
-            if linked != name:
-                changes.append(Change(source, name, "path-outside", f"linked as {linked}"))
-            images.append({**entry, "file_name": linked})
+            name = _linked(place.images, names.get(at, entry["file_name"]), out / place.images.relative_to(root), at)
+            if name != entry["file_name"]:
+                rule = "path-outside" if "\\" not in entry["file_name"] else "path-backslash"
+                changes.append(Change(source, entry["file_name"], rule, f"linked as {name}"))
+            images.append({**entry, "file_name": name})
     annotations, more = _fix_annotations(records, found[source, False], content["annotations"], left_out)
     target = out / place.annotations.relative_to(root)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,18 +13,25 @@ RARE = 100  # times as many boxes of another class
 
 
 def check_classes(indexes: Mapping[str, DatasetIndex], findings: Findings) -> None:
-    """Classes without boxes, or in some splits only, or far rarer than others. The splits have the same classes."""
+    """A train split without objects; classes without, or in some splits only, or far rarer than others.
+
+    Crowds are no objects: nothing is learned of them. The splits have the same classes.
+    """
     first = next(iter(indexes.values()))
-    counts = {split: np.bincount(index.labels, minlength=len(first.class_names)) for split, index in indexes.items()}
+    learned = {split: index.labels[~index.crowd] for split, index in indexes.items()}
+    counts = {split: np.bincount(labels, minlength=len(first.class_names)) for split, labels in learned.items()}
+    if "train" in indexes and not len(learned["train"]):
+        train = indexes["train"]
+        findings.add("objects-none", train.source, "split train", f"{len(train)} images, {len(train.labels)} crowds")
     most = max(int(counts.get("train", next(iter(counts.values()))).max()), 1)
     for label, name in enumerate(first.class_names):
         of_split = {split: int(count[label]) for split, count in counts.items()}
         text = ", ".join(f"{count} in {split}" for split, count in of_split.items())
         needed = [of_split.get(split, 1) for split in ("train", "valid")]
         if not any(of_split.values()):
-            findings.add("class-empty", first.source, f"class {name}", "no boxes in any split")
+            findings.add("class-empty", first.source, f"class {name}", "no objects in any split")
         elif 0 in needed:
-            findings.add("class-missing", first.source, f"class {name}", f"boxes: {text}")
+            findings.add("class-missing", first.source, f"class {name}", f"objects: {text}")
         elif needed[0] * RARE <= most:
             findings.add("class-imbalance", first.source, f"class {name}", f"{text}; the commonest has {most}")
 

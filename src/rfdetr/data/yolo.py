@@ -1,11 +1,14 @@
 """YOLO folders: data.yaml with class names and image places, and one text file of boxes or polygons per image.
 
 A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, relative to the image; a polygon's box is that around it.
+Where data.yaml has a `kpt_shape`, it is `class cx cy w h` and the key points, of which nothing is read.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,8 @@ import numpy as np
 import yaml
 
 from rfdetr.config.arguments import short
+from rfdetr.data.files import IMAGE_SUFFIXES, is_image, walk, with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
-from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.data.index import SplitRecords, is_file_name, leaves
 from rfdetr.data.outlines import OutlineRecorder
 from rfdetr.errors import InputError
@@ -35,6 +38,7 @@ class YoloConfig:
     path: Path
     class_names: tuple[str, ...]
     places: dict[str, tuple[Path, ...]]
+    kpt_shape: tuple[int, int] | None = None  # key points after each box, numbers of each; None: no key points
 
 
 def read_data_yaml(path: Path) -> YoloConfig:
@@ -45,8 +49,12 @@ def read_data_yaml(path: Path) -> YoloConfig:
         raise DatasetError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path}: expected keys 'names', 'train' and 'val'; found {type(content).__name__}")
-    places = {split: _places(path, content, split) for split in SPLIT_KEYS}
-    return YoloConfig(path, _class_names(path, content), {split: found for split, found in places.items() if found})
+    written = content
+    content = {key.lower(): value for key, value in written.items()}  # CVAT writes Train and Validation
+    if len(content) < len(written):
+        raise DatasetError(f"{path}: keys {', '.join(written)}: some differ in capitals only; keep one of them")
+    places = {split: found for split in SPLIT_KEYS if (found := _places(path, content, split))}
+    return YoloConfig(path, _class_names(path, content), places, _kpt_shape(path, content))
 
 
 def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, masks: bool = False) -> SplitRecords:
@@ -56,7 +64,11 @@ def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, 
     """
     findings = Findings(SHOWN) if findings is None else findings
     root = config.path.parent
-    images = sorted({image for place in config.places[split] for image in list_images(config, place)})
+    found: set[Path] = set()
+    listed: set[Path] = set()
+    for place in config.places[split]:
+        (found if place.is_dir() else listed).update(list_files(config, place))
+    images = sorted(listed.union(filter(is_image, found)))
     if not images:
         where = ", ".join(map(str, config.places[split]))
         raise DatasetError(f"{config.path}: {split}: no image files in {where} ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -64,12 +76,17 @@ def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, 
     folders = {file.parent for file in label_files}
     if not any(file.exists() for file in label_files) and not any(folder.is_dir() for folder in folders):
         raise DatasetError(f"{config.path}: {split}: no label folder; expected {', '.join(map(str, sorted(folders)))}")
+    _check_files(config, split, dict(zip(images, label_files, strict=True)), found.difference(images), findings)
     outlines = OutlineRecorder() if masks else None
     rows: list[tuple[int, int, int, Box]] = []  # image, line, label, box
+    without = -findings.counts["label-missing"]
     for i, (image, file) in enumerate(zip(images, label_files, strict=True)):
-        rows += ((i, *line) for line in _read_labels(file, image, len(config.class_names), findings, outlines))
+        rows += ((i, *line) for line in _read_labels(config, file, image, findings, outlines))
         if (not image.is_relative_to(root) or ".." in image.parts) and leaves(root, image):
             findings.add("path-outside", config.path, split, f"{image} is not in {root}")
+    without += findings.counts["label-missing"]
+    if 2 * without > len(images):
+        findings.add("labels-few", config.path, split, f"{without} of {len(images)} images have no label file")
     image_of_box, lines, labels, boxes = zip(*rows, strict=True) if rows else ((), (), (), ())
     return SplitRecords(
         source=config.path,
@@ -89,6 +106,22 @@ def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, 
         outlines=outlines,
         findings=findings,
     )
+
+
+def _check_files(
+    config: YoloConfig, split: str, label_of: dict[Path, Path], others: set[Path], findings: Findings
+) -> None:
+    """Label files of two images, and of files that are none by their names."""
+    owners: dict[Path, Path] = {}
+    for image, file in label_of.items():
+        if owners.setdefault(file, image) is not image and file.exists():
+            findings.add("label-shared", file, "", f"it is that of {owners[file]} and of {image}")
+    labels = {file: label_file(file) for file in sorted(others)}
+    lost = [file for file, label in labels.items() if label not in owners and label != file and label.exists()]
+    if lost:
+        counts = Counter(file.suffix.lower() for file in lost)
+        found = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())
+        findings.add("image-format", config.path, split, f"{found}; the first is {lost[0]}")
 
 
 def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -112,6 +145,15 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _kpt_shape(path: Path, content: dict[str, Any]) -> tuple[int, int] | None:
+    if not content.get("kpt_shape"):
+        return None
+    shape = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", short(content["kpt_shape"]))
+    if shape is None:
+        raise DatasetError(f"{path}: kpt_shape is {short(content['kpt_shape'])}; expected [points, 2 or 3]")
+    return int(shape[1]), int(shape[2])
+
+
 def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
     """Existing folders or lists of a split: by its key, or where none has it, `<split>/images` beside the file."""
     keys = SPLIT_KEYS[split]
@@ -122,10 +164,11 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
             f"{path}: {split}: {short(entry)}, path {short(content.get('path'))}; expected names of folders"
         )
     folder = path.parent
-    bases = (folder / content["path"], Path(content["path"])) if content.get("path") else ()
+    base = with_slashes(folder, content.get("path") or "")
+    bases = (folder / base, Path(base)) if base else ()
     usual = [folder / name / "images" for name in (*keys, split)]
     found = []
-    for item in entries:
+    for item in (with_slashes(folder, entry) for entry in entries):
         # Roboflow writes ../train/images for the folder beside data.yaml, so that is tried before what it says.
         inside = [folder / item.lstrip("./")] if item.startswith("..") else []
         candidates = [*inside, *(base / item for base in bases), folder / item]
@@ -142,23 +185,24 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
     return tuple(found)
 
 
-def list_images(config: YoloConfig, place: Path) -> Iterator[Path]:
-    """Image files in a folder and below it, or named by a .txt list."""
+def list_files(config: YoloConfig, place: Path) -> Iterator[Path]:
+    """Files in a folder and below it, or the images that a .txt list names."""
     if place == Path(place.anchor):
         raise DatasetError(f"{config.path}: {place} is the root of the file system; expected a folder of images")
     if place.is_dir():
-        for folder, _, files in os.walk(place):
-            yield from (Path(folder, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        yield from walk(place)
         return
     try:
-        lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = place.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names need not be UTF-8
+    except OSError as error:
         raise DatasetError(f"{place}: not a readable list of images: {error}") from error
-    if odd := [line for line in lines if line and not is_file_name(line)]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if odd := [line for line in lines if not is_file_name(line)]:
         raise DatasetError(f"{place}: {odd[0]!r} cannot be a file's name; is this a list of images?")
+    lines = [with_slashes(place.parent, line) for line in lines]
     bases = (place.parent, config.path.parent)
     base = next((base for base in bases for line in lines[:1] if (base / line).exists()), place.parent)
-    yield from (base / line for line in lines if line)
+    yield from (base / line for line in lines)
 
 
 def label_file(image: Path) -> Path:
@@ -171,7 +215,7 @@ def label_file(image: Path) -> Path:
 
 
 def _read_labels(
-    file: Path, image: Path, num_classes: int, findings: Findings, outlines: OutlineRecorder | None
+    config: YoloConfig, file: Path, image: Path, findings: Findings, outlines: OutlineRecorder | None
 ) -> Iterator[tuple[int, int, Box]]:
     """Line number, label and relative xyxy box of each line that has them; its polygon goes to `outlines`."""
     try:
@@ -185,7 +229,7 @@ def _read_labels(
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                label, box, polygon = parse_line(line, num_classes)
+                label, box, polygon = parse_line(line, len(config.class_names), config.kpt_shape)
             except LineError as error:
                 findings.add(error.rule, file, f"line {number}", str(error), number)
                 continue
@@ -202,7 +246,7 @@ class LineError(InputError):
         self.rule = rule
 
 
-def parse_line(line: str, num_classes: int) -> tuple[int, Box, list[float]]:
+def parse_line(line: str, num_classes: int, kpt_shape: tuple[int, int] | None = None) -> tuple[int, Box, list[float]]:
     """Label, relative xyxy box and polygon, if it is one, of a line that is not blank."""
     tokens = line.split()
     try:
@@ -211,6 +255,12 @@ def parse_line(line: str, num_classes: int) -> tuple[int, Box, list[float]]:
         raise LineError("label-line", f"{line[:80]!r}, expected numbers only") from None
     if label not in range(num_classes):
         raise LineError("label-class", f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}")
+    if kpt_shape is not None:
+        expected = 4 + kpt_shape[0] * kpt_shape[1]
+        if len(values) != expected:
+            found = f"{len(values)} numbers after the class, expected {expected} (cx cy w h and the key points)"
+            raise LineError("label-line", found)
+        values = values[:4]
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         found = f"{len(values)} numbers after the class, expected 4 (cx cy w h) or a polygon's x y pairs"
         raise LineError("label-line", found)

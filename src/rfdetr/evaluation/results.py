@@ -30,7 +30,7 @@ def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weig
         "splits": {name: as_record(metrics) for name, metrics in splits.items()},
     }
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda stream: stream.write(text.encode()))
+    atomic_write(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
 
 
 def as_record(metrics: Metrics) -> dict[str, Any]:

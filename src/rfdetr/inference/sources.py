@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from rfdetr.config.arguments import check_path
-from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, check_size, decode_image, upright_rgb
+from rfdetr.data.files import IMAGE_SUFFIXES, is_hidden, is_image
+from rfdetr.data.images import ImageError, check_size, decode_image, upright_rgb
 from rfdetr.errors import InputError, InputTypeError
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
@@ -51,10 +52,19 @@ def expand(images: ImageSources) -> Iterator[ImageSource]:
 
 
 def list_files(folder_or_pattern: str | os.PathLike[str]) -> list[Path]:
-    """Image files of a folder (not of its subfolders) or of a pattern such as "shots/**/*.jpg"; none is an error."""
+    """Image files of a folder (not of its subfolders) or of a pattern such as "shots/**/*.jpg"; none is an error.
+
+    Folders of a pattern that exist as they are written are taken literally, brackets included.
+    """
     place = _local(folder_or_pattern)
-    found = place.iterdir() if place.is_dir() else map(Path, glob.glob(str(place), recursive=True))
-    files = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if place.is_dir():
+        found: Iterable[Path] = (path for path in place.iterdir() if not is_hidden(path.name))
+    else:
+        literal = next(folder for folder in place.parents if os.path.exists(folder))  # such as "[set 1]"
+        found = map(
+            Path, glob.glob(os.path.join(glob.escape(str(literal)), place.relative_to(literal)), recursive=True)
+        )
+    files = sorted(path for path in found if is_image(path) and path.is_file())
     if not files:
         raise InputError(f"{folder_or_pattern}: no image files there ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files

@@ -87,12 +87,12 @@ class RFDETRDataModule(pl.LightningDataModule):
         try:
             for split in splits.get(stage or "fit", ()):
                 self._read(split, findings)
+            if "train" in self._indexes:
+                check_classes(self._indexes, findings)
             findings.stop_on_errors(self.train_config.dataset_dir)
         except DatasetError:
             self._indexes.clear()
             raise
-        if "train" in self._indexes:
-            check_classes(self._indexes, findings)
         findings.log(logger, self.train_config.dataset_dir)
 
     def _read(self, split: str, findings: Findings | None) -> DatasetIndex:
