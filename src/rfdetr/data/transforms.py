@@ -131,7 +131,7 @@ def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Te
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
     colors = image.float()
-    gray = torch.tensordot(torch.tensor(_LUMA), colors, 1)  # (H, W)
+    gray = torch.tensordot(torch.tensor(_LUMA, dtype=torch.float32), colors, 1)  # (H, W)
     shift = gray * (brightness * contrast * (1 - saturation)) + gray.mean() * (brightness * (1 - contrast))
     mixed = colors.mul_(brightness * contrast * saturation).add_(shift)
     return mixed.round_().clamp_(0, 255).to(torch.uint8)
