@@ -88,7 +88,9 @@ class Predictor:
             found = iter(self.detect(self.preprocess(images), sizes) if images else [])
             for name, image, error in batch:
                 detections = (
-                    self._unread(error) if error else self.to_detections(next(found), threshold, image.shape[:2])
+                    self._unread(error)
+                    if error is not None
+                    else self.to_detections(next(found), threshold, image.shape[:2])
                 )
                 yield Prediction(name, image, detections, error)
 
