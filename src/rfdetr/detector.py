@@ -18,10 +18,10 @@ from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainC
 from rfdetr.config.arguments import check_count, check_kind, check_path
 from rfdetr.console import lines_shown, show_rows, with_progress
 from rfdetr.errors import InputError, MissingPackageError
-from rfdetr.inference.predictor import Prediction, Predictor, best_device
+from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, is_single
 from rfdetr.models.build import build_detector
-from rfdetr.models.detector import Detector
+from rfdetr.models.detector import Detector, detector_in
 from rfdetr.weights.adapt import load_weights
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.names import to_published
@@ -85,7 +85,7 @@ class RFDETR:
             report = load_weights(network, checkpoint.model, self.model_config, source=str(checkpoint.path))
             for line in report.lines():
                 logger.info("%s: %s", checkpoint.path.name, line)
-        self._random_tensors = to_published(network.state_dict()).keys() if checkpoint is None else {*report.fresh}
+        self._random_tensors = {*to_published(network.state_dict())} if checkpoint is None else {*report.fresh}
         self._changes = [] if checkpoint is None else report.changes()  # to the file's weights, for the training plan
         self._use(network, names)
 
@@ -147,7 +147,7 @@ class RFDETR:
         names = datamodule.class_names or []
         model_config = _changed(self.model_config, num_classes=len(names))
         module = RFDETRModule(_changed(model_config, pretrain_weights=None, backbone_lora=False), train_config)
-        weights = to_published(self.model.model.state_dict())
+        weights = to_published(detector_in(self.model.model).state_dict())
         changes = list(self._changes)
         if learned := {name: weights[name] for name in weights if name not in self._random_tensors}:
             # Random ones are drawn again, from the run's seed.
@@ -169,7 +169,7 @@ class RFDETR:
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._random_tensors, self._changes = set(), []
-        self._use(module.model, names)
+        self._use(module.detector, names)
         if shown and (summary := run_summary(trainer)):
             show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
 
@@ -229,22 +229,27 @@ class RFDETR:
         return table
 
     def predict(
-        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4
+        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4, on_error: OnError = "raise"
     ) -> Detections | list[Detections]:
         """Objects found with at least `threshold` confidence, boxes in pixels; a list for several images.
 
         `images`: a path, an http(s) address, a PIL image, a NumPy array (height, width, 3) of RGB uint8 (or gray, or
         RGBA), a torch tensor (3, height, width) in [0, 1] or uint8; or several: a folder, a pattern, an iterable of
         these. An image stored rotated (EXIF) is turned upright first, PIL images too; boxes are in the upright image.
+
+        An image that cannot be read is an error that says which ("image 3 of 7: ..."). With `on_error="skip"` it is
+        logged as a warning, and its place in the list has no objects and the reason in `metadata["error"]`.
         """
-        found = self.model.predict(images, threshold, batch_size)
+        found = self.model.predict(images, threshold, batch_size, on_error)
         if not found:
             raise InputError("no images to predict: the list is empty")
         return found[0] if is_single(images) else found
 
-    def predict_stream(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> Iterator[Prediction]:
-        """`predict` for any number of images in constant memory: (source, image, detections) one by one."""
-        return self.model.stream(images, threshold, batch_size)
+    def predict_stream(
+        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4, on_error: OnError = "raise"
+    ) -> Iterator[Prediction]:
+        """`predict` for any number of images in constant memory: (source, image, detections, error) one by one."""
+        return self.model.stream(images, threshold, batch_size, on_error)
 
     def optimize_for_inference(self, dtype: str | torch.dtype = "bfloat16", compile: bool = False) -> None:
         """Predict from now on with a private copy of the network, its weights as `dtype`; `compile` runs torch.compile.

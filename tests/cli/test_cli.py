@@ -195,6 +195,21 @@ def test_predict_writes_pictures_and_json_and_overwrites_nothing(
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_predict_records_what_it_cannot_read_and_writes_the_rest(
+    checkpoint: Path, tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, photos = tmp_path / "found", tiny_coco / "test"
+    (photos / "1.png").write_bytes(b"no picture")
+    code, _, err = run(capsys, "predict", checkpoint, photos, "--out", out, "--threshold", "0.01")
+    assert code == 1 and "1 of 3 images could not be read" in err and "1.png" in err
+    records = json.loads((out / "predictions.json").read_text())["images"]
+    assert ["error" in record for record in records] == [False, True, False]
+    assert "image 2 of 3" in records[1]["error"] and "detections" not in records[1]
+    assert sorted(path.name for path in out.iterdir()) == ["0.jpg", "2.jpg", "predictions.json"]
+    code, _, err = run(capsys, "predict", checkpoint, photos / "1.png", "--out", tmp_path / "nothing")
+    assert code == 2 and "1.png" in err and not (tmp_path / "nothing").exists()
+
+
 def test_predict_chooses_a_free_folder(
     checkpoint: Path, tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +151,61 @@ def test_the_optimised_network_is_a_copy_that_predicts_alike(dtype: torch.dtype)
     predictor.optimize(torch.float32, compiled=False)
     for a, b in zip(exact, predictor.predict(IMAGES, threshold=0.0), strict=True):
         np.testing.assert_array_equal(a.xyxy, b.xyxy)
+
+
+def bad_items(folder: Path) -> list[Any]:
+    (folder / "damaged.jpg").write_bytes(b"no picture")
+    (folder / "empty").mkdir()
+    array, tensor = IMAGES[0].astype(np.uint16), torch.full((3, 4, 4), float("nan"))
+    return [folder / "damaged.jpg", folder / "absent.jpg", folder / "empty", array, tensor, {"image": 1}, 7, None]
+
+
+@pytest.mark.parametrize("kind", range(8))
+def test_an_error_names_the_place_in_the_list_and_a_skipped_image_keeps_it(
+    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: int
+) -> None:
+    bad = bad_items(tmp_path)[kind]
+    images = [IMAGES[0], IMAGES[1], bad, IMAGES[2]]
+    with pytest.raises((ValueError, TypeError, OSError), match=r"^image 3 of 4: "):
+        predictor.predict(images)
+    with pytest.raises((ValueError, TypeError, OSError), match=r"^image 3: "):
+        predictor.predict(image for image in images)
+    found = predictor.predict(images, threshold=0.0, batch_size=2, on_error="skip")
+    whole = predictor.predict([*IMAGES[:3]], threshold=0.0, batch_size=2)
+    assert len(found) == 4 and len(found[2]) == 0 and found[2].metadata["error"].startswith("image 3 of 4: ")
+    for got, want in zip([found[0], found[1], found[3]], whole, strict=True):
+        assert np.array_equal(got.xyxy, want.xyxy) and "error" not in got.metadata
+    assert "image 3 of 4: " in caplog.text and "skipped" in caplog.text
+    (one,) = predictor.stream([bad], on_error="skip")
+    assert one.error == one.detections.metadata["error"] and one.image.shape == (0, 0, 3)
+
+
+def test_skipping_hides_no_error_of_the_callers_own(predictor: Predictor) -> None:
+    def images() -> Iterator[np.ndarray]:
+        yield IMAGES[0]
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        predictor.predict(images(), on_error="skip")
+    with pytest.raises(ValueError, match='expected "raise" or "skip"'):
+        predictor.predict(IMAGES[0], on_error="ignore")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_an_optimised_predictor_can_be_copied_and_sent(duplicate: Any, dtype: torch.dtype) -> None:
+    first = build({0: "cat", 1: "dog", 2: "owl"})
+    first.optimize(dtype, compiled=False)
+    twin = duplicate(first)
+    want, got = (one.predict(IMAGES[0], threshold=0.0)[0] for one in (first, twin))
+    assert np.array_equal(got.confidence, want.confidence) and np.array_equal(got.xyxy, want.xyxy)
+    assert twin.model is not first.model
+
+
+def test_a_network_compiled_in_place_of_the_plain_one_predicts(predictor: Predictor) -> None:
+    other = copy.deepcopy(predictor)
+    other.model = torch.compile(other.model, backend="eager")  # type: ignore[assignment]
+    want, got = (one.predict(IMAGES[0], threshold=0.0)[0].confidence for one in (predictor, other))
+    assert np.allclose(got, want, atol=1e-5)
+    other.optimize(torch.bfloat16, compiled=False)
+    assert len(other.predict(IMAGES[0], threshold=0.0)[0])

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rfdetr.training import RFDETRDataModule, RFDETRModelModule, RFDETRModule
 
@@ -118,6 +118,37 @@ def test_plain_loaders_train_validate_test_and_predict(make_run: Callable[..., A
     for one, other in zip(found, found_without_targets, strict=True):
         assert torch.equal(one["boxes"], other["boxes"])
         assert float(one["boxes"].max()) <= SIZE
+
+
+class Stream(IterableDataset[Any]):
+    """Five images, of which nothing tells that they are five."""
+
+    def __iter__(self) -> Any:
+        return iter([Plain()[i % 2] for i in range(5)])
+
+
+@pytest.mark.parametrize(("limits", "steps"), [({}, 4), ({"max_steps": 3}, 3), ({"limit_train_batches": 2}, 2)])
+def test_a_loader_without_a_length_trains(make_run: Callable[..., Any], limits: dict[str, Any], steps: int) -> None:
+    run = make_run(epochs=2, trainer=limits)
+    loader: Any = DataLoader(Stream(), batch_size=2, collate_fn=stacked)
+    run.trainer.fit(run.module, train_dataloaders=loader, val_dataloaders=loader)
+    assert run.trainer.global_step == steps
+
+
+def test_the_last_update_of_an_unknown_epoch_is_a_mean_over_its_batches(make_run: Callable[..., Any]) -> None:
+    """Five images are three batches, two an update: the last batch is an update of its own."""
+    weights = []
+    for data in (Stream(), list(Stream())):
+        run = make_run(epochs=1, use_ema=False, trainer={"callbacks": [], "limit_val_batches": 0})
+        run.trainer.fit(run.module, DataLoader(data, batch_size=2, collate_fn=stacked))  # type: ignore[arg-type]
+        weights.append(run.module.detector.class_head.weight.detach().clone())
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+
+
+def test_what_needs_the_length_of_an_epoch_says_so(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=2, lr_scheduler="cosine", warmup_epochs=1)
+    with pytest.raises(ValueError, match=r"lr_scheduler='cosine' and warmup_epochs=1.0 must know: give"):
+        run.trainer.fit(run.module, DataLoader(Stream(), batch_size=2, collate_fn=stacked))
 
 
 def test_our_loaders_validate_test_and_predict(make_run: Callable[..., Any]) -> None:

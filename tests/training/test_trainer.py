@@ -171,3 +171,9 @@ def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None
     assert [record.message for record in caplog.records] == ["GPU available: False"]
     source.info("Tip: again")
     assert len(caplog.records) == 2
+
+
+def test_a_torch_without_the_probes_has_no_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert resolve_precision(True, "cpu") == "32-true"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rfdetr.inference.predictor import Prediction
@@ -50,6 +50,7 @@ def predict(
     from rich.console import Console
 
     from rfdetr.console import with_progress
+    from rfdetr.data.images import ImageError
     from rfdetr.detector import RFDETR
     from rfdetr.evaluation.pictures import draw
     from rfdetr.inference.sources import expand
@@ -59,20 +60,29 @@ def predict(
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
     folder = _output_folder(out)
     images = list(expand(sources))
-    stream = RFDETR.from_checkpoint(checkpoint, device=device).predict_stream(images, threshold, batch_size)
+    stream = RFDETR.from_checkpoint(checkpoint, device=device).predict_stream(
+        images, threshold, batch_size, on_error="skip"
+    )
     records, taken = [], {JSON_NAME}
     for prediction in with_progress(stream, "Predicting", len(images)):
-        folder.mkdir(parents=True, exist_ok=True)  # only now: what cannot be read leaves no empty folder
         record = _record(prediction)
-        if pictures:
+        if prediction.error is None:
+            folder.mkdir(parents=True, exist_ok=True)  # only now: what cannot be read leaves no empty folder
+        if pictures and prediction.error is None:
             record["picture"] = _free_name(str(prediction.source), taken)
             texts = [f"{entry['class_name']} {entry['confidence']:.2f}" for entry in record["detections"]]
             draw(prediction.image, prediction.detections, texts).save(folder / record["picture"], quality=92)
         records.append(record)
+    unread = [record for record in records if "error" in record]
+    if len(unread) == len(records):
+        raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
     atomic_write(folder / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
-    found = sum(len(record["detections"]) for record in records)
+    found = sum(len(record.get("detections", ())) for record in records)
     Console().print(f"{len(records)} images, {found} objects: {folder / JSON_NAME}", soft_wrap=True, highlight=False)
+    if unread:
+        names = ", ".join(str(record["source"]) for record in unread)
+        raise RunError(f"{len(unread)} of {len(records)} images could not be read, the others are done: {names}")
 
 
 def _output_folder(out: Path | None) -> Path:
@@ -85,6 +95,8 @@ def _output_folder(out: Path | None) -> Path:
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:
+    if prediction.error is not None:
+        return {"source": prediction.source, "error": prediction.error}
     height, width = prediction.image.shape[:2]
     return {
         "source": prediction.source,

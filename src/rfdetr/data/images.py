@@ -174,8 +174,8 @@ def normalize(images: Tensor) -> Tensor:
 @functools.lru_cache
 def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # cached: the first caller's mode must not mark the constants
-        mean = torch.tensor(IMAGENET_MEAN, device=device).mul(255).view(3, 1, 1)
-        scale = torch.tensor(IMAGENET_STD, device=device).mul(255).reciprocal().view(3, 1, 1)
+        mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device).mul(255).view(3, 1, 1)
+        scale = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device).mul(255).reciprocal().view(3, 1, 1)
     return mean, scale
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rfdetr.errors import InputError
@@ -97,6 +98,7 @@ def _with_masks(truth: Truth, target: Mapping[str, Tensor]) -> Truth:
 
 
 def _array(tensor: Tensor) -> Array:
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy does not have
     array: Array = tensor.detach().cpu().numpy()
     return array
 

@@ -11,6 +11,11 @@ from torch import Tensor
 _TINY_AREA = 1e-12  # keeps the IoU of boxes without area at 0 instead of 0 / 0
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values, as float32 unless they are more exact."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Corners of boxes given by centre and size."""
     centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
@@ -63,9 +68,9 @@ def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 def apply_box_deltas(deltas: Tensor, reference_cxcywh: Tensor) -> Tensor:
     """Boxes from deltas: the centre moves in units of the reference's size, the size scales by exp(delta).
 
-    In float32 whatever comes in: bfloat16 has 8 bits, a box of 1000 pixels needs more.
+    At least in float32, whatever comes in: bfloat16 has 8 bits, a box of 1000 pixels needs more.
     """
-    deltas, reference_cxcywh = deltas.float(), reference_cxcywh.float()
+    deltas, reference_cxcywh = at_least_float32(deltas), at_least_float32(reference_cxcywh)
     centre, size = reference_cxcywh[..., :2], reference_cxcywh[..., 2:]
     return torch.cat((deltas[..., :2] * size + centre, deltas[..., 2:].exp() * size), dim=-1)
 

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,22 +22,27 @@ from rfdetr.errors import InputError
 from rfdetr.evaluation.pictures import import_supervision
 from rfdetr.inference.masks import build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
-from rfdetr.inference.sources import ImageSources, expand, load_image, source_name
-from rfdetr.models.detector import Detector, DetectorOutput
+from rfdetr.inference.sources import ImageSources, Loaded, load_images
+from rfdetr.models.detector import Detector, DetectorOutput, detector_in
 from rfdetr.models.postprocess import postprocess_outputs
 
 if TYPE_CHECKING:
     from supervision import Detections
 
 T = TypeVar("T")
+OnError: TypeAlias = Literal["raise", "skip"]
 
 
 class Prediction(NamedTuple):
-    """One image of a stream: where it came from (None: from memory), its pixels (H, W, 3) and what was found."""
+    """One image of a stream: where it came from (None: from memory), its pixels (H, W, 3) and what was found.
+
+    `error` says why an image could not be read, where such images are skipped: then it has no pixels and no detections.
+    """
 
     source: str | None
     image: np.ndarray
     detections: Detections
+    error: str | None = None
 
 
 class Predictor:
@@ -57,40 +62,65 @@ class Predictor:
         # glibc keeps freed memory once it has seen a block as large come and go; else it gives back what a prediction
         # frees, and page faults of the next one are about a tenth of it on CPUs.
         torch.empty(31 * 2**20, dtype=torch.uint8)
-        self._optimized: tuple[Callable[[Tensor], DetectorOutput], torch.dtype] = self.model, torch.float32
+        self._optimized: Callable[[Tensor], DetectorOutput] | None = None
+        self._settings = torch.float32, False
 
-    def predict(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> list[Detections]:
+    def predict(
+        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4, on_error: OnError = "raise"
+    ) -> list[Detections]:
         """Detections of every image, in order."""
-        return [prediction.detections for prediction in self.stream(images, threshold, batch_size)]
+        return [prediction.detections for prediction in self.stream(images, threshold, batch_size, on_error)]
 
-    def stream(self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4) -> Iterator[Prediction]:
+    def stream(
+        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4, on_error: OnError = "raise"
+    ) -> Iterator[Prediction]:
         """Predictions one by one. The next batch is read while the network runs; no more than two are in memory."""
         check_share("threshold", threshold)
         check_count("batch_size", batch_size)
-        loaded = ((source_name(source), load_image(source)) for source in expand(images))
+        if on_error not in ("raise", "skip"):
+            raise InputError(f'on_error {on_error!r}: expected "raise" or "skip"')
+        loaded = load_images(images, skip=on_error == "skip")
         return self._stream(one_ahead(in_batches(loaded, batch_size)), threshold)
 
-    def _stream(self, batches: Iterable[list[tuple[str | None, np.ndarray]]], threshold: float) -> Iterator[Prediction]:
+    def _stream(self, batches: Iterable[list[Loaded]], threshold: float) -> Iterator[Prediction]:
         for batch in batches:
-            images = [image for _, image in batch]
-            found = self.detect(self.preprocess(images), torch.tensor([image.shape[:2] for image in images]))
-            for (name, image), detection in zip(batch, found, strict=True):
-                yield Prediction(name, image, self.to_detections(detection, threshold, image.shape[:2]))
+            images = [image for _, image, error in batch if error is None]
+            sizes = torch.tensor([image.shape[:2] for image in images])
+            found = iter(self.detect(self.preprocess(images), sizes) if images else [])
+            for name, image, error in batch:
+                detections = (
+                    self._unread(error)
+                    if error is not None
+                    else self.to_detections(next(found), threshold, image.shape[:2])
+                )
+                yield Prediction(name, image, detections, error)
+
+    def _unread(self, error: str) -> Detections:
+        empty = import_supervision().Detections.empty()
+        empty.data["class_name"] = np.array([], dtype=str)
+        empty.metadata["error"] = error
+        return empty  # type: ignore[no-any-return]
 
     def optimize(self, dtype: torch.dtype, compiled: bool) -> None:
         """Predict with a private copy of the network, its weights as `dtype`, compiled if asked; float32, False undoes.
 
         What needs float32 (boxes, references, sampling locations, scores) the network itself computes in float32.
         """
-        network = self.model
+        network = detector_in(self.model)
         if dtype != torch.float32:
-            network = copy.deepcopy(self.model).to(dtype)
-        if compiled:
-            self._optimized = torch.compile(network), dtype
-            return
-        if dtype == torch.bfloat16 and self.device.type == "cpu" and can_pack():
+            network = copy.deepcopy(network).to(dtype)
+        if dtype == torch.bfloat16 and self.device.type == "cpu" and not compiled and can_pack():
             pack_linears(network)
-        self._optimized = network, dtype
+        self._settings = dtype, compiled
+        self._optimized = torch.compile(network) if compiled else network if dtype != torch.float32 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the network itself; what it was optimised to cannot leave, and is made again."""
+        return {**self.__dict__, "_optimized": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.optimize(*self._settings)
 
     def preprocess(self, images: list[np.ndarray]) -> Tensor:
         """Images (H, W, 3) uint8 of any sizes to the network's input (B, 3, S, S), uint8; `detect` normalises it."""
@@ -103,11 +133,10 @@ class Predictor:
         Takes uint8 pixels (B, 3, S, S) and sizes (B, 2) of the original images. `autocast` is for a network that is not
         optimised otherwise.
         """
-        network, dtype = self._optimized  # once: another thread may optimise
-        images = normalize(pixels.to(self.device)).to(dtype)
-        enabled = autocast is not None and network is self.model
-        with torch.autocast(self.device.type, autocast, enabled=enabled):
-            outputs = network(images)
+        optimized = self._optimized  # once: another thread may optimise
+        network = self.model if optimized is None else optimized
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None and optimized is None):
+            outputs = network(normalize(pixels.to(self.device)))
         return postprocess_outputs(outputs, sizes.to(self.device), self.num_select)
 
     def to_detections(self, found: dict[str, Tensor], threshold: float, size: tuple[int, int]) -> Detections:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import http.client
+import logging
 import os
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,10 +21,13 @@ from rfdetr.data.files import IMAGE_SUFFIXES, is_hidden, is_image
 from rfdetr.data.images import ImageError, check_size, decode_image, upright_rgb
 from rfdetr.errors import InputError, InputTypeError
 
+logger = logging.getLogger(__name__)
+
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 ImageSources: TypeAlias = "ImageSource | Iterable[ImageSource]"
 
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+_UNREADABLE = (ValueError, TypeError, OSError)  # an ImageError is a ValueError
 DOWNLOAD_LIMIT = 256 * 2**20  # bytes; a larger answer is no picture
 
 
@@ -36,6 +40,45 @@ def is_single(images: ImageSources) -> bool:
     if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable):
         raise InputTypeError(f"{type(images).__name__} is no image: {_ACCEPTED}")
     return False
+
+
+class Loaded(NamedTuple):
+    """An image that was read: its path or address (None: from memory), its pixels, and why it has none."""
+
+    name: str | None
+    image: np.ndarray
+    error: str | None = None
+
+
+def load_images(images: ImageSources, skip: bool) -> Iterator[Loaded]:
+    """Every image of `images`; one that cannot be read is an error that says which it is, or is told and skipped."""
+    several = not is_single(images) and not isinstance(images, str | os.PathLike)
+    items: Iterable[Any] = images if several else expand(images)  # type: ignore[assignment]  # is_single says so
+    total = f" of {len(images)}" if several and isinstance(images, Sized) else ""
+    for number, item in enumerate(items, 1):
+        place = f"image {number}{total}: " if several else ""
+        for source in _sources_of(item):
+            try:
+                if isinstance(source, Exception):
+                    raise source
+                loaded = Loaded(source_name(source), load_image(source))
+            except _UNREADABLE as error:
+                if len(error.args) == 1:
+                    error.args = (f"{place}{error}",)
+                if not skip:
+                    raise
+                logger.warning("%s; skipped", error)
+                name = None if isinstance(source, Exception) else source_name(source)
+                loaded = Loaded(name, np.zeros((0, 0, 3), np.uint8), str(error))
+            yield loaded
+
+
+def _sources_of(item: Any) -> list[ImageSource | Exception]:
+    """What one entry of a list stands for: an image, the files of a folder, or the error that it is neither."""
+    try:
+        return [*expand([item])]
+    except _UNREADABLE as error:
+        return [error]
 
 
 def expand(images: ImageSources) -> Iterator[ImageSource]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rfdetr.geometry.boxes import cxcywh_to_xyxy, elementwise_giou, elementwise_iou
+from rfdetr.geometry.boxes import at_least_float32, cxcywh_to_xyxy, elementwise_giou, elementwise_iou
 from rfdetr.losses.masks import mask_costs, mask_losses
-from rfdetr.losses.matcher import at_least_float32, match
+from rfdetr.losses.matcher import match
 from rfdetr.models.detector import DetectorOutput
 
 IOU_SHARE = 0.75  # a matched class aims at p^0.25 IoU^0.75: a score that also tells how well the box fits
@@ -144,7 +144,7 @@ def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
 
 def _share_of_all(count: int, device: torch.device) -> Tensor:
     """The mean count of a rank, of at least one in all: what makes the mean gradient that of one batch over all."""
-    total = torch.tensor(float(count), device=device)
+    total = torch.tensor(float(count), dtype=torch.float32, device=device)
     ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)

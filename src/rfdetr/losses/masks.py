@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rfdetr.losses.matcher import Matches, at_least_float32
+from rfdetr.geometry.boxes import at_least_float32
+from rfdetr.losses.matcher import Matches
 from rfdetr.models.segmentation import MaskFeatures
 
 OVERSAMPLING = 3  # points looked at for each that is used
@@ -77,10 +78,11 @@ def mask_costs(
     The weights are those of the loss terms. It is nothing for an object without an outline.
     """
     height, width = features.spatial[0].shape[-2:]
-    points = torch.rand(1, max(1, height * width // ratio), 2, device=features.spatial[0].device)
+    device = features.spatial[0].device
+    points = torch.rand(1, max(1, height * width // ratio), 2, dtype=torch.float32, device=device)
     costs = []
     for image, target in enumerate(targets):
-        truth = nearest_at(target["masks"], torch.arange(len(target["masks"]), device=points.device), points)
+        truth = nearest_at(target["masks"], torch.arange(len(target["masks"]), device=device), points)
         stages = []
         for spatial, queries, offsets in zip(*features, strict=True):
             at_points = bilinear_at(spatial[image : image + 1], points)[0].to(queries.dtype)  # (C, P)

@@ -46,7 +46,7 @@ def match(
     targets than a block has candidates, those that it would cost most stay unmatched.
     """
     per_image = [
-        matching_cost(image_logits, image_boxes, target["labels"], target["boxes"])
+        matching_cost(image_logits, image_boxes, target["labels"], target["boxes"].to(image_boxes.dtype))
         for image_logits, image_boxes, target in zip(logits, boxes_cxcywh, targets, strict=True)
     ]
     if other_costs is not None:
@@ -85,11 +85,6 @@ def finite_cost(cost: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     exact = cost.astype(np.float64)
     largest = np.abs(exact).max(where=finite, initial=0.0)
     return np.where(finite, exact, (2 * largest + 1) * min(cost.shape))
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """The same values, as float32 unless they are more exact."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _planar(boxes: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.geometry.boxes import at_least_float32
 from rfdetr.models.layers import attention, init_linears
 from rfdetr.models.proposals import Memory
 
@@ -56,7 +57,7 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def _init_directions(self) -> None:
-        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        angle = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
         reach = torch.arange(1, self.points + 1).view(1, 1, -1, 1)
@@ -71,8 +72,8 @@ class DeformableAttention(nn.Module):
         if memory.padding is not None:
             value = value.masked_fill(memory.padding.unsqueeze(-1), 0)
         grid = 2 * self.sampling_locations(query, references_cxcywh) - 1  # B GQ H L P 2
-        weights = self.attention_weights(query).float().unflatten(-1, (self.heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, (self.levels, self.points)).permute(3, 0, 2, 4, 1)  # L B H P GQ
+        weights = at_least_float32(self.attention_weights(query).unflatten(-1, (self.heads, -1))).softmax(-1)
+        weights = weights.view(*weights.shape[:-1], self.levels, self.points).permute(3, 0, 2, 4, 1)  # L B H P GQ
         sampled = []
         for level, values in enumerate(value.split([h * w for h, w in memory.shapes], dim=1)):
             maps = values.transpose(1, 2).reshape(-1, values.shape[-1] // self.heads, *memory.shapes[level])
@@ -83,8 +84,8 @@ class DeformableAttention(nn.Module):
         return self.output_proj(heads.transpose(1, 2))  # type: ignore[no-any-return]
 
     def sampling_locations(self, query: Tensor, references_cxcywh: Tensor) -> Tensor:
-        """Where to sample, relative to the level's map: (B, GQ, H, L, P, 2), x then y, float32."""
-        offsets = self.sampling_offsets(query).float().unflatten(-1, (self.heads, self.levels, self.points, 2))
+        """Where to sample, relative to the level's map: (B, GQ, H, L, P, 2), x then y, at least float32."""
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
         references = references_cxcywh[:, :, None, :, None]  # B GQ 1 L 1 4
-        locations: Tensor = references[..., :2] + offsets * references[..., 2:] * (0.5 / self.points)
+        locations: Tensor = references[..., :2] + at_least_float32(offsets) * references[..., 2:] * (0.5 / self.points)
         return locations

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
 from rfdetr.config import PROJECTOR_SCALES, EncoderDims, ModelConfig
 from rfdetr.models.decoder import Decoder, DecoderLayer
 from rfdetr.models.detector import Detector
@@ -11,8 +16,22 @@ from rfdetr.models.proposals import Proposals
 from rfdetr.models.segmentation import SegmentationHead
 
 
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@_float32_by_default()
 def build_detector(config: ModelConfig, encoder_dims: EncoderDims | None = None, drop_path: float = 0.0) -> Detector:
-    """A fresh network in training mode; `encoder_dims` replaces the size that the encoder's name stands for."""
+    """A fresh network in training mode; `encoder_dims` replaces the size that the encoder's name stands for.
+
+    Its weights are float32, whatever `torch.set_default_dtype` says: the same seed draws the same ones everywhere.
+    """
     dims = encoder_dims or config.encoder_dims
     encoder = Encoder(
         width=dims.width,

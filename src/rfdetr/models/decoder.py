@@ -19,7 +19,7 @@ from rfdetr.models.proposals import Memory
 
 def sine_embedding(boxes_cxcywh: Tensor, features: int) -> Tensor:
     """Boxes (..., 4) -> (..., 4 features): sines and cosines in turn, coordinates in the order y, x, w, h."""
-    exponent = torch.arange(features // 2, device=boxes_cxcywh.device, dtype=torch.float32) * (2 / features)
+    exponent = torch.arange(features // 2, device=boxes_cxcywh.device, dtype=boxes_cxcywh.dtype) * (2 / features)
     coordinates = torch.cat((boxes_cxcywh[..., :2].flip(-1), boxes_cxcywh[..., 2:]), dim=-1)
     angle = coordinates.unsqueeze(-1) * (2 * math.pi / 10000**exponent)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-3)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rfdetr.geometry.boxes import apply_box_deltas
+from rfdetr.errors import InputTypeError
+from rfdetr.geometry.boxes import apply_box_deltas, at_least_float32
 from rfdetr.models.decoder import Decoder
 from rfdetr.models.encoder import Encoder
 from rfdetr.models.layers import MLP, init_linears
@@ -22,7 +23,7 @@ from rfdetr.models.segmentation import MaskFeatures, SegmentationHead
 
 
 class DetectorOutput(NamedTuple):
-    """Predictions of every decoder layer and of the encoder stage, float32.
+    """Predictions of every decoder layer and of the encoder stage, float32 (float64 of a float64 network).
 
     In training GQ runs over all groups, one after another; in evaluation there is one group. The encoder stage has
     fewer than Q per group where the feature maps have fewer cells. Boxes are cxcywh relative to the image.
@@ -33,6 +34,15 @@ class DetectorOutput(NamedTuple):
     proposal_logits: Tensor  # B GQ K
     proposal_boxes: Tensor  # B GQ 4
     masks: MaskFeatures | None = None
+
+    def not_finite(self) -> list[str]:
+        """Which of the last layer's predictions hold NaN or infinity: "logits", "boxes", "masks"."""
+        last = len(self.logits) - 1
+        parts = {"logits": [self.logits[last]], "boxes": [self.boxes[last]]}
+        if self.masks is not None:
+            parts["masks"] = [self.masks.spatial[last], self.masks.queries[last], self.masks.offsets[last]]
+        good = torch.stack([torch.stack([x.isfinite().all() for x in part]).all() for part in parts.values()])
+        return [name for name, fine in zip(parts, good.tolist(), strict=True) if not fine]
 
 
 class Detector(nn.Module):
@@ -83,7 +93,7 @@ class Detector(nn.Module):
         self.encoder.set_drop_path(rate)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
-        """Images (B, 3, H, W) and where they are padded (B, H, W) or None, to predictions."""
+        """Images (B, 3, H, W), of any float type, and where they are padded (B, H, W) or None, to predictions."""
         levels = self.project(self.encode(images))
         memory = flatten_levels(levels, mask)
         proposals = self.propose(memory)
@@ -93,7 +103,7 @@ class Detector(nn.Module):
             size = (images.shape[-2] // self.mask_downsample_ratio, images.shape[-1] // self.mask_downsample_ratio)
             masks = self.segmentation_head(levels[0], size, hidden, proposals.queries.flatten(1, 2))
         return DetectorOutput(
-            logits=self.class_head(hidden).float(),
+            logits=at_least_float32(self.class_head(hidden)),
             boxes=apply_box_deltas(self.box_head(hidden), references),
             proposal_logits=proposals.logits.flatten(1, 2),
             proposal_boxes=proposals.boxes.flatten(1, 2),
@@ -119,6 +129,14 @@ class Detector(nn.Module):
         deltas, rest = self.query_boxes[: groups * self.num_queries].tensor_split((boxes.shape[1],))
         # Where a group has fewer cells than queries, the published models give its proposals to the first rows of all
         # queries, not of its own, and the last rows keep their own box.
-        references = torch.cat((apply_box_deltas(deltas, boxes), rest.float().expand(batch, -1, -1)), dim=1)
+        references = torch.cat((apply_box_deltas(deltas, boxes), at_least_float32(rest).expand(batch, -1, -1)), dim=1)
         content = self.query_content[: groups * self.num_queries].expand(batch, -1, -1)
         return self.decoder(content, references, memory, groups), references
+
+
+def detector_in(network: nn.Module) -> Detector:
+    """The detector in a network that is one or wraps one: `torch.compile`, DataParallel, a module of your own."""
+    found = next((module for module in network.modules() if isinstance(module, Detector)), None)
+    if found is None:
+        raise InputTypeError(f"a network of {type(network).__name__}: expected a Detector, or a module that wraps one")
+    return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
+from rfdetr.geometry.boxes import at_least_float32
 from rfdetr.models.layers import attention, linear_of
 
 
@@ -23,7 +24,7 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth (arXiv 1603.09382): drops whole sequences of a residual branch, scales up the others."""
     if rate == 0.0 or not training:
         return branch
-    keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= rate
+    keep = torch.rand(branch.shape[0], 1, 1, dtype=torch.float32, device=branch.device) >= rate
     return branch * keep / (1.0 - rate)
 
 
@@ -136,7 +137,7 @@ class Encoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens of the windows, those of one image adjacent: (B w w, 1 + registers + patches, D)."""
         grid = self.grid_of(images)
-        patches = self.patch_embed(images).permute(0, 2, 3, 1)  # B h w D
+        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).permute(0, 2, 3, 1)  # B h w D
         class_position, patch_positions = self.positions(grid)
         windows = partition_windows(patches + patch_positions, self.num_windows)
         tokens = [(self.class_token + class_position).expand(windows.shape[0], -1, -1), windows]
@@ -188,8 +189,8 @@ def join_windows(x: Tensor, num_windows: int, grid: tuple[int, int]) -> Tensor:
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings (1, h, w, D) of another grid: bicubic, antialiased, in float32."""
+    """Position embeddings (1, h, w, D) of another grid: bicubic, antialiased, at least in float32."""
     resampled = F.interpolate(
-        positions.permute(0, 3, 1, 2).float(), size=grid, mode="bicubic", antialias=True, align_corners=False
+        at_least_float32(positions.permute(0, 3, 1, 2)), size=grid, mode="bicubic", antialias=True, align_corners=False
     )
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.geometry.boxes import apply_box_deltas
+from rfdetr.geometry.boxes import apply_box_deltas, at_least_float32
 from rfdetr.models.layers import MLP
 
 _BOX_SIDE = 0.05  # of the image, at the first level; doubles from level to level
@@ -43,11 +43,10 @@ def flatten_levels(levels: Sequence[Tensor], mask: Tensor | None) -> Memory:
 def cell_boxes(memory: Memory) -> tuple[Tensor, Tensor]:
     """One box_cxcywh per cell (B or 1, N, 4), and whether it may be proposed (B or 1, N); other cells' boxes are 0."""
     boxes = []
+    exact = at_least_float32(memory.tokens.new_empty(0))
     for level, (height, width) in enumerate(memory.shapes):
         y, x = torch.meshgrid(
-            torch.arange(height, device=memory.tokens.device, dtype=torch.float32),
-            torch.arange(width, device=memory.tokens.device, dtype=torch.float32),
-            indexing="ij",
+            *(torch.arange(n, device=exact.device, dtype=exact.dtype) for n in (height, width)), indexing="ij"
         )
         extent = x.new_tensor((width, height)).expand(1, 1, 2)
         if memory.valid_ratios is not None:
@@ -154,7 +153,7 @@ class Proposals(nn.Module):
 
         return ProposalOutput(
             queries=by_image(queries),
-            logits=by_image(self.class_head(queries).float()),
+            logits=by_image(at_least_float32(self.class_head(queries))),
             boxes=by_image(apply_box_deltas(self.box_head(queries), references)),
         )
 

@@ -26,7 +26,7 @@ from rfdetr.data.images import normalize
 from rfdetr.errors import InputError
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
-from rfdetr.models.detector import DetectorOutput
+from rfdetr.models.detector import Detector, DetectorOutput, detector_in
 from rfdetr.models.postprocess import postprocess_outputs
 from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, in_form_of
 from rfdetr.training.batch_size import resolve_batch_size
@@ -38,13 +38,17 @@ from rfdetr.training.checkpoints import (
 )
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.means import EpochMeansCallback
+from rfdetr.training.network import add_wrapper, check_wrapper, hide_wrapper, take_precision
 from rfdetr.training.optim import lr_factor, multi_scale_sizes, parameter_groups
 from rfdetr.training.processes import LossMean, broadcast_start, is_sharded
 from rfdetr.training.resume import check_shared, place_in_run
 from rfdetr.training.steps import (
+    UNKNOWN,
     as_batch,
     count_steps,
     draw_size,
+    length_of,
+    losses_in_words,
     mix_seed,
     resize_batch,
     share_of_window,
@@ -61,7 +65,10 @@ Detections = list[dict[str, Tensor]]
 
 
 class RFDETRModule(pl.LightningModule):
-    """Owns the weights (`model`, the plain network), the criterion, post-processing and the optimizer.
+    """Owns the weights (`model`, the network), the criterion, post-processing and the optimizer.
+
+    `model` may be compiled (`torch.compile`, `model.compile()`) or wrapped before fit; `detector` is the plain network
+    inside, whose names state dicts and files have.
 
     A batch is [images, targets]: images a `NestedTensor` of uint8 (B, 3, H, W), normalised here on the device (float
     images are taken as normalised), targets one dict per image. Random numbers come from `seed`: the configuration's,
@@ -81,24 +88,32 @@ class RFDETRModule(pl.LightningModule):
         self.resumed_at = (0, 0)
         """Epoch and batch that a resumed run has begun with."""
         self._moments: Moments = {}  # of another training loop's optimizer, for ours
+        self.last_losses: dict[str, Tensor] = {}  # of the last training batch: "loss" and its terms
         self.evaluation_loss = LossMean()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.model = build_detector(model_config, drop_path=train_config.drop_path)
             load_pretrained(self.model, model_config)
+        self.register_state_dict_post_hook(hide_wrapper)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(add_wrapper)  # type: ignore[no-untyped-call]
         self.choose_trained()
         self.criterion = build_criterion(model_config, train_config)
         self.postprocess = functools.partial(detections_of, num_select=model_config.num_select)
         self.epoch_means = EpochMeansCallback()
 
+    @property
+    def detector(self) -> Detector:
+        """The plain network, whatever wraps it in `model`."""
+        return detector_in(self.model)
+
     def choose_trained(self) -> None:
         """Leaves to training what the configuration says: all weights, or an encoder frozen or with adapters."""
         if self.model_config.freeze_encoder:
-            freeze_encoder(self.model)
-        if self.model_config.backbone_lora and not adapted(self.model):
+            freeze_encoder(self.detector)
+        if self.model_config.backbone_lora and not adapted(self.detector):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                add_adapters(self.model)
+                add_adapters(self.detector)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         known = self.epoch_means in self.trainer.callbacks  # type: ignore[attr-defined]
@@ -109,7 +124,9 @@ class RFDETRModule(pl.LightningModule):
             self.seed = broadcast_start(self.trainer, self.model, self.seed)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = PlainCheckpointIO()
+        take_precision(self, stage)
         if stage == "fit":
+            check_wrapper(self)
             self.resumed_at, self._moments = (0, 0), {}
             resolve_batch_size(self, self.trainer.datamodule, self.trainer)  # type: ignore[attr-defined]
 
@@ -146,6 +163,7 @@ class RFDETRModule(pl.LightningModule):
         terms = {f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
         self.log("train/loss_step", terms["train/loss"], prog_bar=True)
         self.log_dict({f"{name}_step": value for name, value in terms.items() if name != "train/loss"})
+        self.last_losses = {name.removeprefix("train/"): value for name, value in terms.items()}
         self.epoch_means.add(terms, len(targets))
         # Lightning divides by accumulate_grad_batches before it goes backward.
         epoch, first = self.resumed_at
@@ -174,7 +192,7 @@ class RFDETRModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.train_config
         groups = parameter_groups(
-            self.model,
+            self.detector,
             lr=config.lr,
             lr_encoder=config.lr_encoder,
             layer_decay=config.lr_vit_layer_decay,
@@ -186,10 +204,16 @@ class RFDETRModule(pl.LightningModule):
         optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         # Lightning clips no gradients that the optimizer might still unscale; this one is left nothing to unscale.
         optimizer._step_supports_amp_scaling = False
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.detector.named_parameters():
             if parameter.requires_grad and name in self._moments:
                 optimizer.state[parameter] = dict(self._moments[name])
-        steps = count_steps(self.trainer, len(self.trainer.fit_loop._data_source.dataloader()))
+        loader: Any = self.trainer.fit_loop._data_source.dataloader()
+        steps = count_steps(self.trainer, length_of(loader), config.epochs)
+        if steps.total == UNKNOWN and (needing := needing_steps(config)):
+            raise InputError(
+                f"the training loader does not tell how many batches it has, and {' and '.join(needing)} must know: "
+                "give the trainer max_steps or limit_train_batches, or the dataset __len__"
+            )
         self.total_steps = steps.total
         factor = functools.partial(
             lr_factor,
@@ -205,6 +229,14 @@ class RFDETRModule(pl.LightningModule):
             group["initial_lr"] = group["lr"]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=before - 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        accumulate, batches = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx + 1
+        if self.trainer.num_training_batches == float("inf") and (window := batches % accumulate):
+            # Nothing told that the epoch would end here: only now can its last gradients become a mean over them.
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(accumulate / window)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The same tensors under published names: a file holds them once, and what reads .pth files reads this one.
@@ -223,7 +255,7 @@ class RFDETRModule(pl.LightningModule):
         trains = trainer is not None and trainer.state.fn == "fit"
         if trainer is not None:
             check_shared(checkpoint, source, self, data_class_names(self))
-        checkpoint["state_dict"] = in_form_of(self.model, checkpoint["state_dict"], trains)
+        checkpoint["state_dict"] = in_form_of(self.detector, checkpoint["state_dict"], trains)
         self.seed = checkpoint.get("seed", self.seed)
         if trainer is None or not trains:
             return
@@ -268,14 +300,12 @@ class RFDETRModule(pl.LightningModule):
 
     def detect(self, batch: list[Any], model: nn.Module | None = None) -> Detections:
         """Detections in pixels of the original images, of `model` or the module's own."""
-        images, targets = batch
-        outputs = (model or self.model)(normalize(images.tensors), images.mask)
-        return self.postprocess(outputs, targets)
+        return self.postprocess(finite_outputs(self, batch, self.model if model is None else model), batch[1])
 
     def evaluate(self, batch: list[Any]) -> dict[str, Any]:
         """The detections of a batch and its targets; with `compute_val_loss` its loss goes into `evaluation_loss`."""
-        images, targets = batch
-        outputs = self.model(normalize(images.tensors), images.mask)
+        targets = batch[1]
+        outputs = finite_outputs(self, batch, self.model)
         if self.train_config.compute_val_loss:
             objects = [without_crowds(target) for target in targets]
             loss = torch.stack(list(self.compute_losses(outputs, objects).values())).sum()
@@ -300,6 +330,28 @@ def build_criterion(model: ModelConfig, train: TrainConfig) -> Criterion:
         mask_dice_loss_coef=masks.mask_dice_loss_coef,
         mask_point_sample_ratio=masks.mask_point_sample_ratio,
     )
+
+
+def needing_steps(config: TrainConfig) -> list[str]:
+    """Settings that cannot be followed without knowing how many steps a run and an epoch have."""
+    needs = {
+        "lr_scheduler": config.lr_scheduler != "step",
+        "lr_drop": config.lr_drop < config.epochs,
+        "warmup_epochs": config.warmup_epochs > 0,
+        "drop_path": config.drop_path > 0,
+    }
+    return [f"{name}={getattr(config, name)!r}" for name, needed in needs.items() if needed]
+
+
+def finite_outputs(module: RFDETRModule, batch: list[Any], model: nn.Module) -> DetectorOutput:
+    """What `model` gives for a batch. An error where it is not finite: its figures would mean nothing."""
+    outputs: DetectorOutput = model(normalize(batch[0].tensors), batch[0].mask)
+    if bad := outputs.not_finite():
+        raise FloatingPointError(
+            f"after optimizer step {module.global_step} the network's {' and '.join(bad)} are not finite: it has "
+            f"diverged. {losses_in_words(module.last_losses)}"
+        )
+    return outputs
 
 
 def detections_of(outputs: DetectorOutput, targets: Targets, num_select: int) -> Detections:

@@ -75,7 +75,7 @@ def merge_evaluators(trainer: Trainer, evaluator: CocoEvaluator) -> CocoEvaluato
 def whole_weights(trainer: Trainer, module: Any) -> dict[str, Tensor]:
     """State dict of the module's detector, put together on rank 0 where it is sharded (and empty on the others)."""
     if not is_sharded(trainer.strategy):
-        return dict(module.model.state_dict())
+        return dict(module.detector.state_dict())
     state = trainer.strategy.lightning_module_state_dict()
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
@@ -86,9 +86,9 @@ def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tens
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-        set_model_state_dict(module.model, dict(weights or {}), options=options)
+        set_model_state_dict(module.detector, dict(weights or {}), options=options)
     else:
-        module.model.load_state_dict(trainer.strategy.broadcast(weights))
+        module.detector.load_state_dict(trainer.strategy.broadcast(weights))
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -109,9 +109,9 @@ class ShardedStrategy(ModelParallelStrategy):
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         module: Any = self.lightning_module
-        if not isinstance(module.model, FSDPModule):
+        if not isinstance(detector := module.detector, FSDPModule):
             mesh = self.device_mesh["data_parallel"]
-            for part in (*module.model.encoder.blocks, *module.model.decoder.layers, module.model):
+            for part in (*detector.encoder.blocks, *detector.decoder.layers, detector):
                 fully_shard(part, mesh=mesh)
         self.model = module
         if self.accelerator is not None:
@@ -133,13 +133,14 @@ class LossMean(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("total", "boxes"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, boxes: int) -> None:
         """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion gives it."""
-        # Not in place: after trainer.validate() they are inference tensors, and a fit may follow.
-        self.total = self.total + loss.detach() * max(boxes, 1)
-        self.boxes = self.boxes + boxes
+        # Not in place: after trainer.validate() they are inference tensors, and a fit may follow. And in float32: a
+        # network in half precision makes its module's metrics half precision too, which cannot count past 256.
+        self.total = self.total.float() + loss.detach() * max(boxes, 1)
+        self.boxes = self.boxes.float() + boxes
 
     def compute(self) -> Tensor:
         return self.total / self.boxes.clamp(min=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from rfdetr.geometry.nested import NestedTensor
 
 USUAL_BATCH = 16
 """Images of an update that the default learning rates are made for."""
+UNKNOWN = sys.maxsize
+"""Steps of a run whose loader does not tell how many batches it has: more than any run takes."""
 
 
 class StepCount(NamedTuple):
@@ -26,13 +29,28 @@ class StepCount(NamedTuple):
     total: int
 
 
-def count_steps(trainer: Trainer, loader_length: int) -> StepCount:
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader gives; None of one over an `IterableDataset` that does not tell."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def count_steps(trainer: Trainer, loader_length: int | None, epochs: int = 1) -> StepCount:
     """Optimizer steps under the trainer's limits, for a training loader of that many batches.
+
+    Where the loader does not tell how many, max_steps are those of all `epochs`, and without max_steps the steps of an
+    epoch and of the run are `UNKNOWN`.
 
     Not `trainer.estimated_stepping_batches`: asking for it before fit makes Lightning forget a resumed loader's state.
     """
     limit = trainer.limit_train_batches
-    batches = min(loader_length, limit) if isinstance(limit, int) else int(loader_length * limit)
+    if loader_length is None and not isinstance(limit, int):
+        steps = trainer.max_steps
+        return StepCount(UNKNOWN, UNKNOWN) if steps < 0 else StepCount(math.ceil(steps / epochs), steps)
+    known = UNKNOWN if loader_length is None else loader_length
+    batches = min(known, limit) if isinstance(limit, int) else int(known * limit)
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
@@ -59,6 +77,13 @@ def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
     accumulate = trainer.accumulate_grad_batches
     start = batch_idx // accumulate * accumulate
     return accumulate / (min(start + accumulate, trainer.num_training_batches) - max(start, first))
+
+
+def losses_in_words(losses: Mapping[str, Tensor]) -> str:
+    """The last losses, those that are not finite first, and what to do where training diverges."""
+    values = sorted(((name, float(value)) for name, value in losses.items()), key=lambda item: math.isfinite(item[1]))
+    shown = ", ".join(f"{name} {value:g}" for name, value in values) or "none"
+    return f"The last losses: {shown}. Lower lr, lengthen warmup_epochs, or train with amp=False"
 
 
 def mix_seed(*key: int) -> int:

@@ -243,8 +243,12 @@ def checkpoint_args(
 
 
 def _owned(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous and alone in its storage: a view would drag the whole storage into the file."""
+    """The tensor on the CPU, contiguous and alone in its storage: a view would drag the whole storage into the file.
+
+    Numbers are float32, as in published files, whatever precision they were trained in.
+    """
     tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
     shares = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
     return tensor.clone() if shares else tensor
 

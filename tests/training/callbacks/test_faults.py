@@ -85,6 +85,29 @@ def test_a_good_step_between_starts_the_count_anew(make_run: MakeRun) -> None:
     assert (faults(run).skipped, faults(run).in_a_row) == (18, 0)
 
 
+@pytest.mark.parametrize("lr", [1e4, 1e12, 1e39])
+@pytest.mark.parametrize("interval", [1, 4])
+def test_a_rate_that_explodes_ends_in_one_error_and_leaves_the_last_good_file(
+    make_run: MakeRun, lr: float, interval: int
+) -> None:
+    run = make_run(epochs=4, run_test=False, lr=lr, lr_encoder=lr, grad_accum_steps=1, eval_interval=interval)
+    with pytest.raises(FloatingPointError, match=r"step \d+.*[Ll]ast losses: .*loss_\w+ .*Lower lr"):
+        run.fit()
+    if (last := run.output / "last.ckpt").exists():
+        weights = torch.load(last, weights_only=True)["state_dict"]
+        assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize(("name", "moment"), [("weights", "on_train_epoch_end"), ("boxes", "on_validation_start")])
+def test_what_breaks_between_training_and_validation_is_told(make_run: MakeRun, name: str, moment: str) -> None:
+    def spoil_weights(_: Any, module: Any) -> None:
+        module.detector.box_head.layers[-1].bias.data.fill_(float("inf") if name == "weights" else 1e4)
+
+    run = make_run(**PLAIN, watch={moment: spoil_weights})
+    with pytest.raises(FloatingPointError, match=rf"after optimizer step 2 the .*{name} are not finite"):
+        run.fit()
+
+
 def damage(dataset: Path, *names: str) -> None:
     for name in names:
         data = (dataset / name).read_bytes()

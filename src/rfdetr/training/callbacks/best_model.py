@@ -106,7 +106,7 @@ class BestModelCallback(Checkpoint):
         best = from_published(read_checkpoint(self.total_path).model) if trainer.is_global_zero else None
         if best is not None and self.safetensors:
             _save(pl_module, self.total_path.with_suffix(".safetensors"), best)
-        remove_adapters(pl_module.model)
+        remove_adapters(pl_module.detector)
         load_whole_weights(trainer, pl_module, best)
         self._report(trainer, pl_module)
 

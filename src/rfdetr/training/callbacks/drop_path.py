@@ -18,4 +18,4 @@ class DropPathCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         done = trainer.global_step / max(pl_module.total_steps, 1)
-        pl_module.model.set_drop_path(self.rate * max(1 - done, 0.0))
+        pl_module.detector.set_drop_path(self.rate * max(1 - done, 0.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,11 @@ import torch
 from pytorch_lightning import Callback
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from rfdetr.errors import RunError
 from rfdetr.training.memory import is_out_of_memory
+from rfdetr.training.steps import losses_in_words
 from rfdetr.weights.writing import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class Batch(NamedTuple):
 class FaultsCallback(Callback):
     """Skips, saves and counts what a run can do without, and stops it where that is too much.
 
+    Weights that are not finite end it at once: they are looked at with every skipped step, before each validation pass,
+    before a `.ckpt` is written (the last good one stays), and at the end.
     A step whose loss or gradients are not finite changes no weight: all ranks drop their gradients. The batches of its
     accumulation window, with step, epoch and seed, go to `nonfinite-step-*.pt`, read by `torch.load`. Under float16,
     whose scaler finds its scale by overflowing gradients, only losses count.
@@ -51,18 +55,22 @@ class FaultsCallback(Callback):
         self.largest: Batch | None = None  # that a training step had memory for
         self._window: list[tuple[int, list[Any]]] = []
         self._losses: list[Tensor] = []
+        self._terms: list[dict[str, Tensor]] = []
 
     def on_train_batch_start(self, _trainer: Any, _pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._count_undecodable("train", batch[1])
         self._window.append((batch_idx, batch))
 
-    def on_before_backward(self, _trainer: Any, _pl_module: Any, loss: Tensor) -> None:
+    def on_before_backward(self, _trainer: Any, pl_module: Any, loss: Tensor) -> None:
         self._losses.append(loss.detach())
+        self._terms.append(pl_module.last_losses)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         losses = torch.stack(self._losses)
-        window, self._window, self._losses = self._window, [], []
-        if not _any_rank(trainer, ~_finite(losses, [] if _has_scaler(trainer) else _gradients(pl_module))):
+        window, terms = self._window, self._terms
+        self._window, self._losses, self._terms = [], [], []
+        gradients = [] if _has_scaler(trainer) else _gradients(pl_module)
+        if not _any_rank(trainer, ~_finite([losses, *gradients])):
             self.in_a_row = 0
             return
         optimizer.zero_grad(set_to_none=True)  # without gradients it changes nothing, decays nothing
@@ -70,12 +78,14 @@ class FaultsCallback(Callback):
         self.in_a_row += 1
         step = trainer.global_step
         where = self._save(trainer, pl_module, window, losses) if self.skipped <= MOST_SAVED else "not saved any more"
-        text = f"optimizer step {step} skipped: its loss or gradients are not finite (losses {losses.tolist()})"
+        what = _what_is_not_finite(terms)
+        text = f"optimizer step {step} skipped: its {what} are not finite (losses {losses.tolist()})"
         logger.warning("%s; batches: %s; %d skipped so far", text, where, self.skipped)
+        self._check_weights(trainer, pl_module, f"; not finite in step {step}: {what}; its batches: {where}")
         if self.in_a_row >= MOST_IN_A_ROW:
             raise FloatingPointError(
                 f"{MOST_IN_A_ROW} optimizer steps in a row had no finite loss or gradients, the last is step {step}; "
-                f"its batches: {where}. Lower lr, lengthen warmup_epochs, or train with amp=False"
+                f"its batches: {where}. {losses_in_words(pl_module.last_losses)}"
             )
 
     def on_train_batch_end(self, _trainer: Any, _pl_module: Any, _outputs: Any, batch: Any, _batch_idx: int) -> None:
@@ -83,11 +93,21 @@ class FaultsCallback(Callback):
         if self.largest is None or size.images * size.side**2 > self.largest.images * self.largest.side**2:
             self.largest = size
 
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._check_weights(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._check_weights(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, _checkpoint: dict[str, Any]) -> None:
+        self._check_weights(trainer, pl_module)
+
     def on_validation_batch_start(self, _trainer: Any, _pl_module: Any, batch: Any, *_: Any) -> None:
         self._count_undecodable("valid", batch[1])
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        self._window, self._losses = [], []
+        self._window, self._losses, self._terms = [], [], []
 
     def state_dict(self) -> dict[str, Any]:
         numbers = {split: sorted(images) for split, images in self.undecodable.items()}
@@ -104,6 +124,16 @@ class FaultsCallback(Callback):
         return (
             f"out of memory{tried}; {fitted}. Lower batch_size, and raise grad_accum_steps by the same factor; lower "
             "resolution; or leave out the largest sizes with multi_scale=False or expanded_scales=False"
+        )
+
+    def _check_weights(self, trainer: Any, module: Any, more: str = "") -> None:
+        weights = [_local(parameter.detach()) for parameter in module.parameters()]
+        if not _any_rank(trainer, ~_finite(weights)):
+            return
+        names = [name for name, weight in module.named_parameters() if not _local(weight).isfinite().all()]
+        raise FloatingPointError(
+            f"after optimizer step {trainer.global_step} the weights are not finite ({len(names)} tensors, first "
+            f"{names[0] if names else 'on another rank'}){more}. {losses_in_words(module.last_losses)}"
         )
 
     def _count_undecodable(self, split: str, targets: Sequence[Mapping[str, Tensor]]) -> None:
@@ -166,14 +196,23 @@ def _size(batch: list[Any]) -> Batch:
 
 
 def _gradients(module: Any) -> list[Tensor]:
-    """Gradients of the weights, of a sharded one this rank's part."""
-    found = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
+    return [_local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None]
 
 
-def _finite(losses: Tensor, gradients: list[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(gradients) if gradients else []
-    return torch.isfinite(torch.stack([losses.sum(), *(norm.to(losses) for norm in norms)])).all()
+def _local(tensor: Tensor) -> Tensor:
+    """A tensor, or of a sharded one this rank's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _finite(tensors: Iterable[Tensor]) -> Tensor:
+    filled = [tensor for tensor in tensors if tensor.numel()]  # a rank's part may be empty
+    return get_total_norm(filled, float("inf")).isfinite()
+
+
+def _what_is_not_finite(window: Iterable[Mapping[str, Tensor]]) -> str:
+    """The terms of the loss in the batches of a window, or the gradients where all of them are finite."""
+    names = {name for terms in window for name, value in terms.items() if not value.isfinite()}
+    return ", ".join(sorted(names)) or "gradients"
 
 
 def _any_rank(trainer: Any, flag: Tensor) -> bool:
