@@ -96,6 +96,7 @@ def test_generator_keys_of_different_purposes_do_not_meet() -> None:
 
 def test_batches_are_the_same_with_any_number_of_workers(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
+    dataset.view = TrainingView(32, color_jitter=0.3)
     assert_same(batches(dataset, epoch=3, workers=0), batches(dataset, epoch=3, workers=2))
 
 

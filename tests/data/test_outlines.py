@@ -191,10 +191,10 @@ def test_outlines_stay_with_their_boxes_when_rows_move_or_go(tmp_path: Path, edi
 def test_boxes_of_training_views_are_those_around_their_masks(tmp_path: Path) -> None:
     size, cut = 160, 0
     index = load_index(find_splits(generate(tmp_path / "shapes", num_images=12, seed=1)), "train", masks=True)
-    dataset = DetectionDataset(index, TrainingView(size), seed=4)
+    dataset = DetectionDataset(index, TrainingView(32), seed=4)
     for epoch in range(6):
         for image in range(len(index)):
-            target = dataset[epoch, image][1]
+            target = dataset[epoch, image, size][1]  # of a step of that size
             cut += len(target["boxes"]) < np.diff(index.offsets)[image]
             centres, sizes = target["boxes"][:, :2] * size, target["boxes"][:, 2:] * size
             for mask, low, high in zip(target["masks"], centres - sizes / 2, centres + sizes / 2, strict=True):
