@@ -61,7 +61,7 @@ def options_of(config: type[BaseModel], group: Group, *, without: frozenset[str]
         if name not in without:
             default = "" if field.default is None else f" [default: {field.default}]"
             help_text = notes.get(name, "") + ("" if config is ModelConfig else default)
-            kind: Any = field.annotation
+            kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
             kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
             fields[name] = (kind, Field(None, description=help_text))
     return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]

@@ -25,7 +25,7 @@ else:
 
 
 def train(
-    dataset: Annotated[Path | None, Parameter(name=["--dataset-dir", "--dataset", "--data"])] = None,
+    dataset: Annotated[str | None, Parameter(name=["--dataset-dir", "--dataset", "--data"])] = None,
     /,
     *,
     model: str | None = None,
