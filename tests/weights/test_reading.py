@@ -99,6 +99,12 @@ def test_a_lightning_file_of_our_names_compiled(tmp_path: Path, tiny: Any) -> No
     _same(checkpoint.model, expected)
 
 
+def test_a_file_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    with (path := tmp_path / os.fsdecode(b"caf\xe9.pth")).open("wb") as stream:
+        torch.save({"model": MODEL}, stream)
+    _same(read_checkpoint(path).model, MODEL)
+
+
 def test_a_safetensors_file_of_ours(tmp_path: Path, tiny: Any) -> None:
     config = tiny.config()
     state = tiny.detector(config).state_dict()

@@ -126,7 +126,8 @@ def load_content(path: Path, *, mapped: bool = True) -> Any:
         try:
             with open(path, "rb") as stream:
                 archive = stream.read(4) == b"PK\x03\x04"
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+            utf8 = str(path).encode(errors="replace").decode() == str(path)  # torch maps files of such names only
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive and utf8)
         except _UNREADABLE as error:
             unsafe = _unsafe_names(path, str(error))
             if not unsafe:
