@@ -84,7 +84,7 @@ class RFDETR:
             report = load_weights(network, checkpoint.model, self.model_config, source=str(checkpoint.path))
             for line in report.lines():
                 logger.info("%s: %s", checkpoint.path.name, line)
-        self._random_tensors = to_published(network.state_dict()).keys() if checkpoint is None else {*report.fresh}
+        self._random_tensors = {*to_published(network.state_dict())} if checkpoint is None else {*report.fresh}
         self._use(network, names)
 
     def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:

@@ -67,7 +67,9 @@ class RFDETRModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.model = build_detector(model_config, drop_path=train_config.drop_path)
-            load_pretrained(self.model, model_config)
+            loaded = load_pretrained(self.model, model_config)
+        if loaded and loaded.class_names and len(loaded.class_names) == model_config.num_classes:
+            self.class_names = loaded.class_names
         self.choose_trained()
         self.criterion = build_criterion(model_config, train_config)
         self.postprocess = functools.partial(detections_of, num_select=model_config.num_select)
