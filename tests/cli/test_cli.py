@@ -7,7 +7,10 @@ import json
 import platform
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +168,31 @@ def test_train_takes_options_over_the_file_over_defaults(
     assert again.pop("model") == "mini" and split_settings(again) == (written["model"], train)
     assert main(["info", str(out / "checkpoint_best_total.pth")]) == 0
     assert "blue, green, red" in capsys.readouterr().out
+
+
+def test_info_counts_the_boxes_of_each_split_by_name(
+    tiny_coco: Path, edit_coco: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The valid split lists another class before the three, and lacks one of them."""
+    rows = {}
+    for split in ("train", "valid"):
+        content = json.loads((tiny_coco / split / "_annotations.coco.json").read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        rows[split] = Counter(names[annotation["category_id"]] for annotation in content["annotations"])
+
+    def change(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": -1, "name": "aa"}, *content["categories"][:3]]
+        content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 3]
+
+    edit_coco(tiny_coco / "valid" / "_annotations.coco.json", change)
+    code, out, _ = run(capsys, "info", tiny_coco)
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    cells = {name: counts for name, *counts in lines}
+    train, valid = rows["train"], rows["valid"]
+    assert code == 0 and valid["blue"] > 0
+    assert cells["blue"][:2] == [str(train["blue"]), str(valid["blue"])]
+    assert cells["red"][:2] == [str(train["red"]), "not listed"]
+    assert cells["aa"][:2] == ["not listed", "0"]
 
 
 def test_evaluate_prints_a_table_or_json(checkpoint: Path, tiny_coco: Path, capsys: pytest.CaptureFixture[str]) -> None:

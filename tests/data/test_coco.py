@@ -54,7 +54,7 @@ def test_the_blood_cells(bccd_coco: Path) -> None:
     assert not findings.counts
 
 
-def test_labels_follow_sorted_names_whatever_the_ids(tmp_path: Path) -> None:
+def test_labels_follow_the_category_ids_whatever_the_names_and_their_places(tmp_path: Path) -> None:
     categories = [
         {"id": 7, "name": "zebra"},
         {"id": 90, "name": "ant"},
@@ -62,10 +62,10 @@ def test_labels_follow_sorted_names_whatever_the_ids(tmp_path: Path) -> None:
     ]
     boxes = [box(1, 10, 7, [1, 2, 3, 4]), box(2, 0, 90, [0, 0, 10, 10]), box(3, 10, 3, [5, 5, 5, 5])]
     index = index_of(write(tmp_path / "train", categories, boxes))
-    assert index.class_names == ("ant", "mole", "zebra")
-    assert index.category_ids.tolist() == [90, 3, 7]
-    assert index.labels[index.rows(0)].tolist() == [0]
-    assert index.labels[index.rows(1)].tolist() == [2, 1]
+    assert index.class_names == ("mole", "zebra", "ant")
+    assert index.category_ids.tolist() == [3, 7, 90]
+    assert index.labels[index.rows(0)].tolist() == [2]
+    assert index.labels[index.rows(1)].tolist() == [1, 0]
     assert index.image_ids.tolist() == [0, 10]
 
 
@@ -79,7 +79,7 @@ def test_unused_parents_are_no_classes_but_unused_categories_are(tmp_path: Path)
     assert index.class_names == ("cat", "dog")
     assert index.unused_parents == {"pets": 0}
     used = index_of(write(tmp_path / "b", categories, [box(1, 0, 0, [0, 0, 5, 5])]))
-    assert used.class_names == ("cat", "dog", "pets")
+    assert used.class_names == ("pets", "cat", "dog")
 
 
 def test_a_class_may_be_named_like_its_parent(tmp_path: Path) -> None:

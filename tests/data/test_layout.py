@@ -114,9 +114,9 @@ def test_a_parent_that_only_train_uses_is_no_disagreement(tiny_coco: Path, edit_
     edit_coco(tiny_coco / "train" / NAME, lambda content: content["annotations"][0].update(category_id=0))
     layout = find_splits(tiny_coco)
     train = load_index(layout, "train")
-    assert train.class_names == ("blue", "colours", "green", "red")
+    assert train.class_names == ("colours", "blue", "green", "red")
     valid = load_index(layout, "valid", train.class_names)
-    assert valid.category_ids.tolist() == [1, 0, 2, 3]
+    assert valid.category_ids.tolist() == [0, 1, 2, 3]
 
 
 def test_the_tiny_sets_hold_the_same_boxes(tiny_coco: Path, tiny_yolo: Path) -> None:

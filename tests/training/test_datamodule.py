@@ -45,6 +45,59 @@ def test_a_split_is_read_once(make_datamodule: Callable[..., RFDETRDataModule]) 
     assert datamodule.class_names == ["blue", "green", "red"]
 
 
+def reorder(content: dict[str, Any]) -> None:
+    """Other category ids for the same names, in another order."""
+    for record in [*content["categories"], *content["annotations"]]:
+        key = "category_id" if "category_id" in record else "id"
+        record[key] = 10 - record[key]
+
+
+def test_labels_follow_the_ids_of_train_and_other_splits_follow_by_name(
+    make_tiny_coco: Callable[..., Path],
+    edit_coco: Callable[..., None],
+    make_datamodule: Callable[..., RFDETRDataModule],
+) -> None:
+    dataset = make_tiny_coco(name="renumbered")
+    before = make_datamodule(dataset_dir=dataset).index("valid").labels
+    edit_coco(dataset / "valid" / "_annotations.coco.json", reorder)
+    alone, both = make_datamodule(dataset_dir=dataset), make_datamodule(dataset_dir=dataset)
+    alone.setup("validate")
+    assert alone.class_names == ["red", "green", "blue"]
+    assert (2 - alone.index("valid").labels).tolist() == before.tolist()
+    both.setup("validate")
+    both.setup("fit")
+    assert both.class_names == ["blue", "green", "red"]
+    assert both.index("valid").category_ids.tolist() == [9, 8, 7]
+    assert both.index("valid").labels.tolist() == before.tolist()
+
+
+def test_evaluation_follows_the_order_of_the_weights(
+    make_run: Callable[..., Any], make_tiny_coco: Callable[..., Path], edit_coco: Callable[..., None], tmp_path: Path
+) -> None:
+    """Weights that know the data's classes in another order get the figures that they have in that order."""
+    run = make_run(epochs=2, lr=3e-3, use_ema=False).fit()
+    run.module.class_names = ["blue", "green", "red"]
+    expected = run.trainer.validate(run.module, run.datamodule)[0]
+    run.trainer.save_checkpoint(tmp_path / "known.ckpt", weights_only=True)
+    dataset = make_tiny_coco(name="renumbered")
+    edit_coco(dataset / "valid" / "_annotations.coco.json", reorder)
+    again = make_run(output="again", dataset_dir=dataset, model={"pretrain_weights": str(tmp_path / "known.ckpt")})
+    assert again.module.class_names == ["blue", "green", "red"]
+    assert again.trainer.validate(again.module, again.datamodule)[0] == expected
+    assert again.datamodule.class_names == ["blue", "green", "red"]
+    again.module.class_names = ["blue", "green", "rot"]
+    with pytest.raises(ValueError, match=r"the data has the classes .* the weights to evaluate know .*'rot'"):
+        again.trainer.validate(again.module, again.datamodule)
+
+
+def test_what_is_odd_about_classes_is_told_once(make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(epochs=1)
+    run.datamodule.setup("fit")
+    run.fit()
+    run.trainer.test(run.module, run.datamodule)
+    assert caplog.text.count("x class-") == len({line for line in caplog.text.splitlines() if "x class-" in line}) > 0
+
+
 def test_a_dataset_without_a_test_split_is_tested_on_valid(
     make_tiny_coco: Callable[..., Path], make_datamodule: Callable[..., RFDETRDataModule]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,8 @@ def _checkpoint(name: str) -> dict[str, str]:
 
 
 def _show_dataset(folder: Path) -> None:
+    import numpy as np
+
     from rfdetr.data.layout import find_splits, load_index
 
     layout = find_splits(folder, "roboflow")
@@ -82,9 +85,12 @@ def _show_dataset(folder: Path) -> None:
     table.add_column("boxes of class")
     for split in indexes:
         table.add_column(split, justify="right")
-    names = next(iter(indexes.values())).class_names
-    for label, name in enumerate(names):
-        table.add_row(name, *(str(int((index.labels == label).sum())) for index in indexes.values()))
+    counts = [  # by name: splits may list other classes, or the same in another order
+        dict(zip(index.class_names, np.bincount(index.labels, minlength=len(index.class_names)), strict=True))
+        for index in indexes.values()
+    ]
+    for name in dict.fromkeys(chain.from_iterable(counts)):
+        table.add_row(name, *(str(count.get(name, "not listed")) for count in counts))
     table.add_section()
     table.add_row("images", *(str(len(index)) for index in indexes.values()))
     Console().print(table)

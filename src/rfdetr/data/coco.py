@@ -1,7 +1,8 @@
-"""COCO annotation files. Labels are the category names in sorted order, whatever ids and order the file has.
+"""COCO annotation files. Labels count the classes from 0 in ascending order of their category ids.
 
-Sorted names make train and valid agree even where their ids differ; the file's ids stay in `category_ids`. A category
-that no box uses and that other categories name as their supercategory (exports put a root there) is no class.
+So `content["categories"]` in ascending order, indexed by a predicted class id, is the category of the object; the
+file's own ids stay in `category_ids`. A category that no box uses and that other categories name as their supercategory
+(exports put a root with id 0 there) is no class and has no label.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def read_coco(path: Path, image_root: Path, findings: Findings | None = None, ma
         findings.add("ids-odd", path, "", odd + numbered)
     for name, identity in parents.items():
         findings.add("category-parent", path, f"category id {identity}", f"{name!r} is the parent of others")
-    class_names = tuple(sorted(ids_by_name))
+    class_names = tuple(sorted(ids_by_name, key=ids_by_name.__getitem__))
     category_ids = np.array([ids_by_name[name] for name in class_names], np.int64)
     image_of_box, has_image = _positions(table["image"], images.codes)
     labels, has_class = _positions(category_of_box, category_ids)

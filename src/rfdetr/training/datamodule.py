@@ -17,7 +17,7 @@ from rfdetr.config.arguments import check_kind
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.layout import DatasetLayout, find_splits, load_index
+from rfdetr.data.layout import SPLITS, DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.split_rules import check_classes, check_for_model
 from rfdetr.data.transforms import EvaluationView, TrainingView
@@ -50,8 +50,22 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes by label, from the first split that was set up; None before."""
-        return list(next(iter(self._indexes.values())).class_names) if self._indexes else None
+        """Names of the classes by label; None before a split was set up.
+
+        They stand in ascending order of the category ids (COCO), or as in data.yaml (YOLO), of the first split set up,
+        train before valid before test. Other splits follow by name. So do the splits that a trainer validates or tests
+        weights with whose file has the same classes in another order: they follow the weights.
+        """
+        if not self._indexes:
+            return None
+        names = list(self._first_index.class_names)
+        evaluating = self.trainer is not None and self.trainer.state.fn in ("validate", "test")
+        trained = getattr(self.trainer.lightning_module, "class_names", None) if evaluating and self.trainer else None
+        if trained is None or trained[: len(names)] == names:
+            return names
+        if sorted(trained) != sorted(names):
+            raise ValueError(f"the data has the classes {names}, but the weights to evaluate know {trained}")
+        return list(trained)
 
     @property
     def has_test(self) -> bool:
@@ -66,8 +80,12 @@ class RFDETRDataModule(pl.LightningDataModule):
         return self._layout
 
     def index(self, split: str) -> DatasetIndex:
-        """The index of "train", "valid" or "test"; every split must have the classes of the first one read."""
-        return self._read(split, None)
+        """The index of "train", "valid" or "test", its labels in the order of `class_names`.
+
+        Every split must have the same classes.
+        """
+        self._read(split, None)
+        return self._indexes[split].with_classes(tuple(self.class_names or ()), "the other splits")
 
     def facts(self) -> dict[str, Any]:
         """What files of weights tell of the data: the annotations' own category ids, and each split's `facts`."""
@@ -83,33 +101,40 @@ class RFDETRDataModule(pl.LightningDataModule):
                 "dataloaders=datamodule.val_dataloader()), test_dataloader() or a loader of your own"
             )
         splits = {"fit": ("train", "valid"), "validate": ("valid",), "test": (self._test_split,)}
+        new = [split for split in splits.get(stage or "fit", ()) if split not in self._indexes]
         findings = Findings(SHOWN)
         try:
-            for split in splits.get(stage or "fit", ()):
+            for split in new:
                 self._read(split, findings)
-            if "train" in self._indexes:
-                check_classes(self._indexes, findings)
+            if "train" in new:  # Lightning sets up again what is set up
+                check_classes({split: self.index(split) for split in self._indexes}, findings)
             findings.stop_on_errors(self.train_config.dataset_dir)
         except DatasetError:
             self._indexes.clear()
             raise
         findings.log(logger, self.train_config.dataset_dir)
 
-    def _read(self, split: str, findings: Findings | None) -> DatasetIndex:
-        """The index of a split; a new one's faults are raised, or left in `findings`."""
-        if split not in self._indexes:
-            config = self.model_config
-            index = load_index(self.layout, split, self.class_names, findings, masks=config.segmentation_head)
-            self._indexes[split] = index
-            if findings is not None:
-                check_for_model(
-                    index,
-                    findings,
-                    resolution=config.resolution,
-                    patch_size=config.patch_size,
-                    num_queries=config.num_queries,
-                )
-        return self._indexes[split]
+    @property
+    def _first_index(self) -> DatasetIndex:
+        return next(self._indexes[split] for split in SPLITS if split in self._indexes)
+
+    def _read(self, split: str, findings: Findings | None) -> None:
+        """Indexes a split that is not yet, in its own order of classes; faults are raised, or left in `findings`."""
+        if split in self._indexes:
+            return
+        config = self.model_config
+        index = load_index(self.layout, split, None, findings, masks=config.segmentation_head)
+        if self._indexes:
+            index.with_classes(self._first_index.class_names, "the other splits")
+        self._indexes[split] = index
+        if findings is not None:
+            check_for_model(
+                index,
+                findings,
+                resolution=config.resolution,
+                patch_size=config.patch_size,
+                num_queries=config.num_queries,
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         view = TrainingView(self.model_config.resolution, self.train_config.color_jitter)

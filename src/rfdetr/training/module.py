@@ -93,7 +93,9 @@ class RFDETRModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.model = build_detector(model_config, drop_path=train_config.drop_path)
-            load_pretrained(self.model, model_config)
+            loaded = load_pretrained(self.model, model_config)
+        if loaded and loaded.class_names and len(loaded.class_names) == model_config.num_classes:
+            self.class_names = loaded.class_names
         self.register_state_dict_post_hook(hide_wrapper)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(add_wrapper)  # type: ignore[no-untyped-call]
         self.choose_trained()
