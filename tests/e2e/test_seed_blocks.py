@@ -213,6 +213,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tiny_coco: C
     (place / "path" / "to").mkdir(parents=True)
     (place / "path" / "to" / "dataset").symlink_to(make_tiny_coco({"train": 2, "valid": 2}))
     monkeypatch.chdir(place)
+    monkeypatch.setattr(rfdetr.training.RFDETRDataModule, "least_updates", 1)
     return place
 
 

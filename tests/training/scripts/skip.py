@@ -15,6 +15,7 @@ from rfdetr.training.processes import whole_weights
 
 if __name__ == "__main__":
     plots.plot_metrics = plots.plot_history = lambda *_: None
+    RFDETRDataModule.least_updates = 1
     settings = json.loads(sys.argv[1])
     config = TrainConfig(**settings["train"])
     model_config = RFDETRMiniConfig(**settings["model"])
