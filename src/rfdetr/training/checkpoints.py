@@ -15,7 +15,13 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from rfdetr.weights.checksums import advice, sidecar
 from rfdetr.weights.names import from_published
-from rfdetr.weights.reading import CheckpointError, load_content, read_checkpoint, refuse_damaged
+from rfdetr.weights.reading import (
+    CheckpointError,
+    load_content,
+    read_checkpoint,
+    refuse_damaged,
+    refuse_not_finite,
+)
 from rfdetr.weights.writing import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -52,6 +58,8 @@ class AtomicCheckpointIO(CheckpointIO):
             content = load_content(path, mapped=False)
         if not isinstance(content, dict) or not {"state_dict", "model"} & content.keys():
             raise CheckpointError(f"{path} is no checkpoint of a training run: it has no 'state_dict'{advice(path)}")
+        if isinstance(state := content.get("state_dict"), dict):
+            refuse_not_finite(path, state)
         return legacy_checkpoint(path) if is_published(content) else content
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
