@@ -24,6 +24,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
 from rfdetr.weights.adapt import load_weights
 from rfdetr.weights.identify import config_from_checkpoint
+from rfdetr.weights.labels import ClassNames, given_names
 from rfdetr.weights.names import to_published
 from rfdetr.weights.pretrained import resolve_weights
 from rfdetr.weights.reading import Checkpoint, read_checkpoint
@@ -45,11 +46,12 @@ class RFDETR:
     Keywords are the fields of the variant's configuration, checked there: an unknown name is refused with the nearest
     known one. `pretrain_weights` is a published name (downloaded once), a checkpoint of this variant, or None for
     random weights. A checkpoint's classes, names and resolution are restored; what is given here wins over the file.
+    `class_names` are the names by class id, or by the file's logits, counted from 0 or 1: {1: "cat", 2: "dog"}.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
         # The one place, with train(), where options travel as **settings: they go straight into a strict configuration.
         if isinstance(settings.get("pretrain_weights"), os.PathLike):
             settings["pretrain_weights"] = _path_text(settings["pretrain_weights"])
@@ -58,19 +60,26 @@ class RFDETR:
             weights = settings["pretrain_weights"]
         else:
             weights = self.config_class(**settings).pretrain_weights
-        self._build(settings, None if weights is None else read_checkpoint(resolve_weights(weights)))
+        first, names = given_names(class_names)
+        self._build(settings, None if weights is None else read_checkpoint(resolve_weights(weights), first), names)
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], **settings: Any) -> RFDETR:
-        """The detector of a file (or of a published name), as its own variant's class; `settings` win over the file."""
+    def from_checkpoint(
+        cls, path: str | os.PathLike[str], *, class_names: ClassNames | None = None, **settings: Any
+    ) -> RFDETR:
+        """The detector of a file (or of a published name), as its own variant's class.
+
+        `settings` and `class_names`, both as the constructor takes them, win over the file.
+        """
+        first, names = given_names(class_names)
         name = path if isinstance(path, str) else _path_text(check_path("the checkpoint", path))
-        checkpoint = read_checkpoint(resolve_weights(name))
+        checkpoint = read_checkpoint(resolve_weights(name), first)
         face = _face_of(type(config_from_checkpoint(checkpoint)[0]))
         detector = face.__new__(face)
-        detector._build({**settings, "pretrain_weights": name}, checkpoint)
+        detector._build({**settings, "pretrain_weights": name}, checkpoint, names)
         return detector
 
-    def _build(self, settings: dict[str, Any], checkpoint: Checkpoint | None) -> None:
+    def _build(self, settings: dict[str, Any], checkpoint: Checkpoint | None, given: list[str] | None) -> None:
         names = None
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
@@ -80,14 +89,18 @@ class RFDETR:
             settings = {**known, **settings}
             names = names if settings["num_classes"] == restored.num_classes else None
         self.model_config = self.config_class(**settings)
+        if given is not None and len(given) != self.model_config.num_classes:
+            raise InputError(
+                f"class_names has {len(given)} names, but the model has num_classes={self.model_config.num_classes}: "
+                f"name each class, or pass num_classes={len(given)}"
+            )
         network = build_detector(self.model_config)
         if checkpoint is not None:
             report = load_weights(network, checkpoint.model, self.model_config, source=str(checkpoint.path))
-            for line in report.lines():
-                logger.info("%s: %s", checkpoint.path.name, line)
+            report.log(logger, checkpoint.path.name)
         self._random_tensors = {*to_published(network.state_dict())} if checkpoint is None else {*report.fresh}
         self._changes = [] if checkpoint is None else report.changes()  # to the file's weights, for the training plan
-        self._use(network, names)
+        self._use(network, given or names)
 
     def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
         if found is not self.config_class and not adds_masks_to(found, self.config_class):
@@ -111,7 +124,12 @@ class RFDETR:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of their ids; numbers where neither file nor data gave names."""
+        """Names of the classes in the order of the ids that `predict` gives; numbers where nothing gave names.
+
+        Of a model trained here, `class_names[class_id]` is the object's class. The ids count the classes from 0 in
+        ascending order of the category ids of train's COCO file, or as data.yaml has them (YOLO). A checkpoint keeps
+        the order it was trained with. The published COCO models have COCO's category ids, 1 to 90 with gaps.
+        """
         return list(self.model.labels.values())
 
     @lines_shown()
@@ -239,6 +257,9 @@ class RFDETR:
 
         An image that cannot be read is an error that says which ("image 3 of 7: ..."). With `on_error="skip"` it is
         logged as a warning, and its place in the list has no objects and the reason in `metadata["error"]`.
+
+        `class_id` counts from 0 in ascending order of the training data's category ids (COCO), or as data.yaml has them
+        (YOLO), as `class_names` says; `data["class_name"]` has the names.
         """
         found = self.model.predict(images, threshold, batch_size, on_error)
         if not found:

@@ -122,6 +122,14 @@ def test_a_legacy_file_goes_on_at_its_epoch_with_its_average(make_run: Callable[
     assert [record["epoch"] for record in read_log(run)] == [2]
 
 
+def test_weights_that_are_not_finite_are_not_gone_on_from(make_run: Callable[..., Any], tmp_path: Path) -> None:
+    content = torch.load(make_run(epochs=1).fit().output / "last.ckpt", weights_only=True)
+    content["state_dict"]["model.class_head.bias"][0] = float("nan")
+    torch.save(content, tmp_path / "broken.ckpt")
+    with pytest.raises(CheckpointError, match=r"broken\.ckpt holds NaN .* in 1 of .*: model\.class_head\.bias"):
+        make_run(output="again").fit(ckpt_path=tmp_path / "broken.ckpt")
+
+
 def test_a_file_of_weights_alone_starts_at_the_first_epoch(make_run: Callable[..., Any], tmp_path: Path) -> None:
     torch.save({"model": to_published(make_run().module.model.state_dict())}, tmp_path / "weights.pth")
     content = legacy_checkpoint(tmp_path / "weights.pth")

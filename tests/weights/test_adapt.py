@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -57,17 +58,22 @@ def test_class_heads_take_the_rows_there_are(tiny: Any, num_classes: int) -> Non
         assert len(loaded[name]) == num_classes + 1
         for row in range(num_classes + 1):
             torch.testing.assert_close(loaded[name][row], file[name][row % 5], rtol=0, atol=0)
-        assert report.adapted[name] == f"class head 5 -> {num_classes + 1} logits"
+        assert report.adapted[name] == f"class head 5 -> {num_classes + 1} logits, to be trained"
     assert len(report.adapted) == 8
 
 
-def test_a_segmentation_head_that_the_file_has_nothing_of_stays_as_it_is(tiny: Any) -> None:
+def test_a_segmentation_head_that_the_file_has_nothing_of_stays_as_it_is_and_is_warned_of(
+    tiny: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     file = _file(tiny)
     before = to_published(tiny.detector(tiny.config(segmentation_head=True)).state_dict())
     loaded, report = _load(tiny, file, segmentation_head=True)
     head = {name for name in loaded if name.startswith("segmentation_head.")}
     assert set(report.fresh) == head and head.isdisjoint(file)
-    assert report.lines()[-1].startswith(f"left the {len(head)} tensors of the segmentation head random")
+    report.log(logging.getLogger("rfdetr"), "a.pth")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"a.pth: {len(head)} tensors stay random, as the file is of a model without")
+    assert all(name in warning for name in report.fresh[:3])
     torch.testing.assert_close(loaded, {**before, **file}, rtol=0, atol=0)
 
 
@@ -197,5 +203,5 @@ def test_a_published_file_fits_its_variant(layouts: dict[str, Any], weightless: 
     config = RFDETRSmallConfig(num_classes=7)
     detector = build_detector(config)
     report = load_weights(detector, weightless(layouts["RFDETRSmallConfig"]), config)
-    assert report.lines()[1] == "adapted 28 tensors: class head 91 -> 8 logits (28)"
+    assert report.lines()[1] == "adapted 28 tensors: class head 91 -> 8 logits, to be trained (28)"
     assert not any(parameter.any() for parameter in detector.parameters())

@@ -216,3 +216,16 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "missing.pth")
     with pytest.raises(CheckpointError, match="is a directory"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])
+def test_weights_that_are_not_finite_are_refused_by_name(bad: float, name: str, tmp_path: Path) -> None:
+    broken = {**MODEL, "backbone.0.y": torch.tensor([1.0, bad]), "backbone.0.z": torch.tensor([bad]).bfloat16()}
+    path = tmp_path / name
+    if path.suffix == ".safetensors":
+        save_file(broken, path)
+    else:
+        _write(path, {"model" if path.suffix == ".pth" else "state_dict": broken})
+    with pytest.raises(CheckpointError, match=rf"{name} holds NaN or infinity in 2 of 4 tensors: backbone\.0\.y, .*z;"):
+        read_checkpoint(path)

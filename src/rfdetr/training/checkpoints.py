@@ -17,14 +17,17 @@ from torch import Tensor
 
 from rfdetr.training.optim import group_name
 from rfdetr.weights.checksums import advice
+from rfdetr.weights.labels import classes_from_zero
 from rfdetr.weights.names import from_published, our_name
 from rfdetr.weights.reading import (
     Checkpoint,
     CheckpointError,
     checkpoint_of,
+    counted_from_zero,
     load_content,
     read_checkpoint,
     refuse_damaged,
+    refuse_not_finite,
 )
 from rfdetr.weights.writing import atomic_write, record_digests
 
@@ -64,6 +67,8 @@ class AtomicCheckpointIO(CheckpointIO):
             content = load_content(path, mapped=False)
         if not isinstance(content, dict) or not {"state_dict", "model"} & content.keys():
             raise CheckpointError(f"{path} is no checkpoint of a training run: it has no 'state_dict'{advice(path)}")
+        if isinstance(tensors := content.get("state_dict", content.get("model")), dict):
+            refuse_not_finite(path, tensors)
         return {_VERSION: lightning_version, **content}
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -146,7 +151,7 @@ def convert_content(checkpoint: dict[str, Any], source: Path) -> None:
     """Brings what was read from a file into the form of a Lightning checkpoint of ours, in place."""
     state = checkpoint.get("state_dict")
     if state is None or any(str(name).startswith(PUBLISHED_PREFIX) for name in state):
-        converted = _converted(checkpoint_of(source, checkpoint))
+        converted = _converted(counted_from_zero(checkpoint_of(source, checkpoint)))
         checkpoint.clear()
         checkpoint.update(converted)
 
@@ -216,7 +221,10 @@ def _moments(file: Checkpoint) -> tuple[Moments, str]:
         if not shapes or any(len(several) > 1 for several in rates.values()):
             return {}, "shapes or learning rates in it are not those of the published order of parameters"
         steps = {name: torch.as_tensor(entry["step"]).float().reshape(1) for name, entry in found.items()}
-        moments = {kind: from_published({name: entry[kind] for name, entry in found.items()}) for kind in kinds}
+        raw = {kind: {name: entry[kind] for name, entry in found.items()} for kind in kinds}
+        if file.first_class:  # its weights are counted from 0 already
+            raw = {kind: classes_from_zero(tensors) for kind, tensors in raw.items()}
+        moments = {kind: from_published(tensors) for kind, tensors in raw.items()}
         counts = {name: step.flatten()[0].clone() for name, step in from_published(steps).items()}
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         return {}, f"what the file has of it is no state of AdamW ({type(error).__name__}: {error})"

@@ -21,6 +21,7 @@ from rfdetr.data.layout import SPLITS, DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.split_rules import check_classes, check_for_model
 from rfdetr.data.transforms import EvaluationView, TrainingView
+from rfdetr.errors import InputError
 from rfdetr.training.optim import multi_scale_sizes
 from rfdetr.training.processes import is_sharded
 from rfdetr.training.steps import draw_size
@@ -64,7 +65,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         if trained is None or trained[: len(names)] == names:
             return names
         if sorted(trained) != sorted(names):
-            raise ValueError(f"the data has the classes {names}, but the weights to evaluate know {trained}")
+            raise InputError(f"the data has the classes {names}, but the weights to evaluate know {trained}")
         return list(trained)
 
     @property

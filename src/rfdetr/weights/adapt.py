@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,10 @@ from rfdetr.weights.identify import (
     nearest_variant,
     read_architecture,
 )
+from rfdetr.weights.labels import CLASS_HEADS
 from rfdetr.weights.names import from_published, to_published
 from rfdetr.weights.reading import IGNORED_TENSORS, CheckpointError
 
-_CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)")
 _GROUP = re.compile(r"transformer\.enc_\w+\.(\d+)\.")
 _MASKS = "segmentation_head."
 _OPTIONAL = (*IGNORED_TENSORS, "mask_token")  # published, but no part of the computation
@@ -51,15 +52,26 @@ class LoadReport:
         return [*done, f"segmentation head left random ({len(self.fresh)})"] if self.fresh else done
 
     def lines(self) -> tuple[str, ...]:
-        """One line each for what was loaded, adapted, left and, where there is such a thing, what stays random."""
-        head = f"left the {len(self.fresh)} tensors of the segmentation head random: the file is of a model without one"
+        """One line each for what was loaded, adapted and left."""
         changes = ", ".join(f"{what} ({count})" for what, count in Counter(self.adapted.values()).items())
         return (
             f"loaded {len(self.loaded)} tensors as they are",
             f"adapted {len(self.adapted)} tensors" + (f": {changes}" if changes else ""),
             f"left {len(self.left)} tensors of the file unused" + (f": {_listing(self.left, 3)}" if self.left else ""),
-            *([head] if self.fresh else []),
         )
+
+    def log(self, logger: logging.Logger, file: str) -> None:
+        """A line each for what was loaded, adapted and left; a warning of what is random, as no file has trained it.
+
+        Other classes than the file's are no warning: who asks for them is about to train them.
+        """
+        for line in self.lines():
+            logger.info("%s: %s", file, line)
+        if self.fresh:
+            logger.warning(
+                "%s: %d tensors stay random, as the file is of a model without a segmentation head: %s; train before "
+                "you trust a mask", file, len(self.fresh), _listing(self.fresh, 3),
+            )  # fmt: skip
 
 
 def load_weights(
@@ -143,9 +155,9 @@ def _fit(name: str, have: Tensor, want: Tensor, queries: _QueryLayout) -> tuple[
         return rows, f"queries {file_groups} x {file_queries} -> {groups} x {kept}"
     if have.shape == want.shape:
         return have, ""
-    if _CLASS_HEADS.fullmatch(name) and have.shape[1:] == want.shape[1:]:
+    if CLASS_HEADS.fullmatch(name) and have.shape[1:] == want.shape[1:]:
         rows = have[torch.arange(len(want)) % len(have)]
-        return rows, f"class head {len(have)} -> {len(want)} logits"
+        return rows, f"class head {len(have)} -> {len(want)} logits, to be trained"
     if name == POSITIONS and have.shape[2] == want.shape[2]:
         old, new = (round((tensor.shape[1] - 1) ** 0.5) for tensor in (have, want))
         return resample_positions(have, new), f"position grid {old} x {old} -> {new} x {new}"

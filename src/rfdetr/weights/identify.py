@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rfdetr.config import ENCODERS, VARIANTS, ConfigError, ModelConfig
+from rfdetr.weights.labels import names_by_logit
 from rfdetr.weights.reading import Checkpoint, CheckpointError
 
 ENCODER = "backbone.0.encoder.encoder."
@@ -72,12 +73,8 @@ def class_names(checkpoint: Checkpoint) -> list[str] | None:
 
     COCO's published models number with gaps and so have no such list.
     """
-    names = checkpoint.args.get("class_names")
-    if isinstance(names, Mapping) and all(str(label).isdecimal() for label in names):
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list) or len(names) != len(checkpoint.model[CLASS_HEAD]) - 1:
-        return None
-    return [str(name) for name in names]
+    names = names_by_logit(checkpoint.args)
+    return list(names.values()) if names and len(names) == len(checkpoint.model[CLASS_HEAD]) - 1 else None
 
 
 def read_architecture(state: Mapping[str, Tensor], source: str = "the checkpoint") -> dict[str, Any]:

@@ -64,6 +64,5 @@ def load_pretrained(detector: Detector, model_config: ModelConfig) -> Checkpoint
     path = resolve_weights(model_config.pretrain_weights)
     checkpoint = read_checkpoint(path)
     report = load_weights(detector, checkpoint.model, model_config, source=str(path))
-    for line in report.lines():
-        logger.info("%s: %s", path.name, line)
+    report.log(logger, path.name)
     return CheckpointMeta(path, checkpoint.args, class_names(checkpoint), report)

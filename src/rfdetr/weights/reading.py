@@ -1,19 +1,21 @@
 """Reading checkpoints safely: `.pth`, `.pt`, Lightning's `.ckpt` and `.safetensors`, none of which may run code.
 
-Differences of packing end here: tensors come out under published names, arguments as plain values.
+Differences of packing end here: tensors come out under published names, class logits counted from 0, arguments as
+plain values.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import re
 import struct
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -24,7 +26,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rfdetr.errors import InputError
 from rfdetr.weights.checksums import CHECKSUMS_FILE, advice, is_damaged
+from rfdetr.weights.labels import classes_from_zero, first_class, names_by_logit
 from rfdetr.weights.names import to_published
+
+logger = logging.getLogger(__name__)
 
 IGNORED_TENSORS = {"_kp_active_mask"}
 _WRAPPERS = ("module.", "model.", "_orig_mod.")  # data parallel, a Lightning module, torch.compile
@@ -61,10 +66,16 @@ class Checkpoint:
     """What the writer said of the model, unchecked; empty where the file says nothing."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Everything else: epoch, optimizer, notes."""
+    first_class: int = 0
+    """1 if the file counted its class logits from 1; those of `model` and `extra["ema_model"]` count from 0 now."""
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a checkpoint of any of the known kinds; raises `CheckpointError` for what is none of them."""
+def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None) -> Checkpoint:
+    """Reads a checkpoint of any of the known kinds.
+
+    `first_class` (0 or 1) is the logit of the file's first class; None: what `labels.first_class` finds. Raises
+    `CheckpointError` for a file that is no checkpoint, and for weights that are not finite.
+    """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -77,7 +88,40 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     checkpoint = checkpoint_of(path, load_content(path)) if is_torch else _read_safetensors(path)
     if not checkpoint.model:
         raise CheckpointError(f"{path} holds no tensors")
-    return checkpoint
+    refuse_not_finite(path, checkpoint.model)
+    return counted_from_zero(checkpoint, first_class)
+
+
+def refuse_not_finite(path: Path, tensors: Mapping[Any, Any]) -> None:
+    """Raises `CheckpointError` where a tensor holds NaN or infinity, naming the first ten such tensors."""
+    floating = {str(name): x for name, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    bad = [name for name, tensor in floating.items() if not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise CheckpointError(
+            f"{path} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: {', '.join(bad[:10])}{more}; "
+            "nothing can be computed with them: use a checkpoint from before the training failed"
+        )
+
+
+def counted_from_zero(checkpoint: Checkpoint, first: int | None = None) -> Checkpoint:
+    """The checkpoint with the logit of its first class at 0; a guess, or that there is none, is told."""
+    if first is None:
+        first, sure = first_class(checkpoint.model, checkpoint.args, checkpoint.extra)
+        if not sure:
+            names = list((names_by_logit(checkpoint.args) or {}).values())
+            why = "as its class heads show" if first else "though its class heads do not show it"
+            logger.warning(
+                "%s does not say which logit is its first class, %r: it is taken to be logit %d, %s (files of the "
+                "published package before version 1.6 count from 1). If names are one class off, pass class_names=%r "
+                "to RFDETR.from_checkpoint",
+                checkpoint.path, names[0], first, why, dict(enumerate(names, 1 - first)),
+            )  # fmt: skip
+    if not first:
+        return checkpoint
+    average = checkpoint.extra.get("ema_model")
+    extra = {**checkpoint.extra, "ema_model": classes_from_zero(average)} if average else checkpoint.extra
+    return replace(checkpoint, model=classes_from_zero(checkpoint.model), extra=extra, first_class=1)
 
 
 def refuse_damaged(path: Path) -> None:
