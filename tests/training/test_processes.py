@@ -145,7 +145,7 @@ def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
     run_script: Callable[..., Finished],
 ) -> None:
     """Started by Lightning this time (`devices=2`); rank 1 fails in its second epoch, while rank 0 waits for it."""
-    pair = run_script([sys.executable], {"devices": 2}, {"fail_on_rank_1_at": 3}, seed=None)
+    pair = run_script([sys.executable], {"devices": 2}, {"fail_on_rank_1_at": 5}, seed=None)
     assert pair.done.returncode != 0
     assert "rank 1 has lost its disk" in pair.done.stderr
     first, second = pair.ranks
