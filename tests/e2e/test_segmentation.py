@@ -116,7 +116,7 @@ def test_the_bundled_weights_fill_the_whole_model(caplog: pytest.LogCaptureFixtu
 def test_weights_of_a_detector_start_a_segmentation_model(caplog: pytest.LogCaptureFixture, coco: Path) -> None:
     caplog.set_level(logging.INFO)
     model = RFDETRSegMini(pretrain_weights=DETECTOR)
-    assert "tensors of the segmentation head random: the file is of a model without one" in caplog.text
+    assert "tensors stay random, as the file is of a model without a segmentation head" in caplog.text
     assert model.model_config.segmentation_head and not RFDETRMini().model_config.segmentation_head
     detector = to_published(RFDETRMini().model.model.state_dict())
     segmenter = to_published(model.model.model.state_dict())
@@ -141,7 +141,7 @@ def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_pat
 
 
 def test_settings_of_masks_are_no_settings_of_a_detector(coco: Path) -> None:
-    with pytest.raises(ValueError, match="TrainConfig has no field 'mask_ce_loss_coef'"):
+    with pytest.raises(ValueError, match="mask_ce_loss_coef belongs to the training of a segmentation model"):
         RFDETRMini(**TINY).train(dataset_dir=coco, mask_ce_loss_coef=1.0)
     with pytest.raises(ValueError, match="did you mean 'mask_ce_loss_coef'"):
         RFDETRSegMini(**TINY).train(dataset_dir=coco, mask_ce_los_coef=1.0)

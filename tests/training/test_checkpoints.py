@@ -143,4 +143,4 @@ def test_best_weights_can_be_tested_by_name_and_by_path(make_run: Callable[..., 
     other = make_run(seed=99)
     path = run.output / "checkpoint_best_total.pth"
     by_path = other.trainer.test(other.module, other.datamodule, ckpt_path=path, verbose=False)
-    assert by_name == by_path
+    assert by_path[0].items() <= by_name[0].items()  # which has test/ema_* too: that run has an average

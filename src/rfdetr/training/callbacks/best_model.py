@@ -109,6 +109,7 @@ class BestModelCallback(Checkpoint):
         remove_adapters(pl_module.detector)
         load_whole_weights(trainer, pl_module, best)
         self._report(trainer, pl_module)
+        pl_module.evaluation_loss.reset()  # what a later trainer.validate() adds is a mean of its own
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         if not self._ended and trainer.global_step > 0:  # resumed with nothing left to train: Lightning skips its end
