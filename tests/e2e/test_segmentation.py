@@ -107,7 +107,7 @@ def test_the_three_objects_train_masks_with_either_configuration(config_class: t
 def test_the_bundled_weights_fill_the_whole_model(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model = RFDETRSegMini()
-    assert "random" not in caplog.text and "adapted 0 tensors" in caplog.text
+    assert "random" not in caplog.text and "adapted" not in caplog.text
     assert len(model.class_names) == len(RFDETRMini().class_names)
     head = model.model.model.segmentation_head.state_dict()
     assert all(weight.float().std() > 0 for name, weight in head.items() if name.endswith("weight"))

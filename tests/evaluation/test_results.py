@@ -46,3 +46,10 @@ def test_table_has_a_row_per_class_and_the_means(sets):
     assert next(line for line in lines if "class 4" in line).count(" - ") == 5
     assert f"{100 * metrics.overall['F1']:.1f}" in next(line for line in lines if " all " in line)
     assert any(f"confidence {metrics.overall['best_threshold']:.3f}" in line for line in lines)
+
+
+def test_metrics_show_themselves_in_a_line(sets):
+    metrics = sets.evaluated(sets.random_set(1)).compute()
+    shown = repr(metrics)
+    assert shown.startswith(f"Metrics(mAP_50_95 {metrics.overall['mAP_50_95']:.4f}, ")
+    assert f"16 images, {metrics.num_boxes} objects" in shown and "\n" not in shown and len(shown) < 160

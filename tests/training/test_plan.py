@@ -42,6 +42,7 @@ def test_the_plan_of_a_resumed_run_names_its_checkpoint(make_run: Callable[..., 
     plan = dict(training_plan(run.module, run.datamodule, run.trainer, resumed=run.output / "last.ckpt"))
     assert plan["goes on from"] == str(run.output / "last.ckpt")
     assert "weights" not in plan
+    assert plan["seed"] == "the checkpoint's"
 
 
 def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> None:
@@ -59,3 +60,13 @@ def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> Non
 
 def test_a_run_that_kept_nothing_has_no_summary(make_run: Callable[..., Any]) -> None:
     assert run_summary(make_run(trainer={"fast_dev_run": 1}).fit().trainer) == []
+
+
+def test_the_summary_counts_damaged_images(make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(epochs=3, run_test=False)
+    path = run.datamodule.layout.splits["train"].images / "3.png"
+    path = path if path.exists() else next(path.parent.glob("*3.*"))
+    path.write_bytes(path.read_bytes()[:200])
+    summary = dict(run_summary(run.fit().trainer))
+    assert summary["damaged images"] == "1 of train could not be decoded; `rfdetr check` names them"
+    assert caplog.text.count("replaced by") == 1

@@ -236,14 +236,14 @@ def state_of(folder: Path) -> dict[str, Any]:
     ],
 )
 def test_a_finished_run_is_left_alone_and_says_so(
-    make_run: Callable[..., Any], recwarn: pytest.WarningsRecorder, settings: dict[str, Any], said: str
+    make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture, settings: dict[str, Any], said: str
 ) -> None:
     settings = {"epochs": 4, "early_stopping_patience": 1, **settings}
     first = make_run(**settings).fit()
     before = state_of(first.output)
     again = make_run(**settings).fit(ckpt_path="last")
     assert state_of(first.output) == before
-    told = [str(warning.message) for warning in recwarn if "nothing is left" in str(warning.message)]
+    told = [message for message in caplog.messages if "nothing is left" in message]
     assert len(told) == 1 and said in told[0] and "\n" not in told[0] and "last.ckpt" in told[0]
     assert torch.equal(again.module.model.class_head.weight, first.module.model.class_head.weight)
 

@@ -78,6 +78,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.seed = seed
         self.evaluation = evaluation
         self.forgiving = forgiving
+        self._told: set[int] = set()  # images whose fault this process has logged
 
     def __len__(self) -> int:
         return len(self.index)
@@ -118,13 +119,17 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             if not self.forgiving:
                 raise
             if self.evaluation:
-                logger.warning("%s; evaluated as a gray image", error)
+                if i not in self._told:
+                    self._told.add(i)
+                    logger.warning("%s; evaluated as a gray image", error)
                 return i, np.full((*self.index.sizes[i], 3), 128, np.uint8), False
             for step in range(1, min(len(self.index), _TRIES)):
                 other = (i + step) % len(self.index)
                 with contextlib.suppress(ImageError, OSError):
                     pixels = decode_image(self.index.path(other))
-                    logger.warning("%s; replaced by %s", error, self.index.path(other))
+                    if i not in self._told:  # once a process, not once an epoch
+                        self._told.add(i)
+                        logger.warning("%s; replaced by %s", error, self.index.path(other))
                     return other, pixels, False
             raise
 

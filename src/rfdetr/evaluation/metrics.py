@@ -33,7 +33,7 @@ class ClassMetrics(TypedDict):
     boxes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Metrics:
     """Result of `CocoEvaluator.compute`.
 
@@ -55,6 +55,13 @@ class Metrics:
     """Every detection and object of the split, and which overlap at IoU 0.5."""
     masks: Metrics | None = None
     """The same figures of masks, for a segmentation model."""
+
+    def __repr__(self) -> str:
+        """One line of figures: the arrays are for code."""
+        named = ("mAP_50_95", "mAP_50", "F1", "precision", "recall")
+        parts = [f"{name} {self.overall[name]:.4f}" for name in named if not math.isnan(self.overall[name])]
+        masks = "" if self.masks is None else f", masks {self.masks!r}"
+        return f"Metrics({', '.join(parts)}; {self.num_images} images, {self.num_boxes} objects{masks})"
 
     def confusion(self, threshold: float | None = None) -> Array:
         """`matching.confusion_matrix` (K + 1, K + 1) at a confidence, by default the best one of these images."""

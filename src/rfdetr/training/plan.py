@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from rfdetr.config import variant_name
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.adapters import adapted, trained_parameters
-from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback
+from rfdetr.training.callbacks import BestModelCallback, FaultsCallback, RFDETREMACallback
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.steps import count_steps, effective_batch
@@ -54,7 +54,7 @@ def training_plan(
         *_repetition(datamodule),
         ("device", f"{trainer.strategy.root_device}, precision {trainer.precision}"),
         ("averaged weights", "yes" if _find(trainer, RFDETREMACallback) else "no"),
-        ("seed", str(module.seed)),
+        ("seed", str(module.seed) if resumed is None else "the checkpoint's"),
         ("output", f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, metrics.csv, log.txt, plots"),
     ]
 
@@ -91,9 +91,16 @@ def run_summary(trainer: pl.Trainer) -> Rows:
         figures = [(name, metrics.overall[key]) for name, key in named]
         if metrics.masks is not None:
             figures = [*((f"mask {name}", metrics.masks.overall[key]) for name, key in named[:2]), *figures]
-        rows.append((split, ", ".join(f"{name} {value:.4f}" for name, value in figures if not math.isnan(value))))
+        text = ", ".join(f"{name} {value:.4f}" for name, value in figures if not math.isnan(value))
+        threshold = metrics.overall["best_threshold"]
+        chosen = "" if math.isnan(threshold) else f" at confidence {threshold:.3f}, its own best"
+        rows.append((split, text + chosen))
     if weakest := _weakest_classes(best.results):
         rows.append(weakest)
+    faults = _find(trainer, FaultsCallback)
+    if faults and (damaged := {split: len(images) for split, images in faults.undecodable.items() if images}):
+        counts = " and ".join(f"{count} of {split}" for split, count in damaged.items())
+        rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))
     rows.append(("epochs", str(trainer.current_epoch)))
     return [*rows, ("best weights", str(best.total_path)), ("all files", f"{Path(best.output_dir)}/")]
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.plugins.io import CheckpointIO
-from pytorch_lightning.utilities import rank_zero_warn
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.arguments import check_kind
@@ -43,6 +42,8 @@ from rfdetr.training.processes import is_sharded, process_settings
 from rfdetr.training.progress import with_progress_bar
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import load_content, read_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any) -> pl.Trainer:
@@ -146,10 +147,12 @@ class _Trainer(pl.Trainer):
             folder = Path(self.default_root_dir)
             ckpt_path = checkpoint_to_resume(ckpt_path, folder)
             if ckpt_path and isinstance(model, RFDETRModule) and (reason := nothing_left(ckpt_path, self)):
-                rank_zero_warn(reason)
-                remove_adapters(model.model)
+                if self.is_global_zero:
+                    with lines_shown():
+                        logger.warning("%s", reason)
+                remove_adapters(model.detector)
                 best = read_checkpoint(folder / "checkpoint_best_total.pth")
-                model.model.load_state_dict(from_published(best.model))
+                model.detector.load_state_dict(from_published(best.model))
                 return
         try:
             super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})

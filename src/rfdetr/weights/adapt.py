@@ -52,12 +52,12 @@ class LoadReport:
         return [*done, f"segmentation head left random ({len(self.fresh)})"] if self.fresh else done
 
     def lines(self) -> tuple[str, ...]:
-        """One line each for what was loaded, adapted and left."""
+        """One line each for what was loaded, adapted and left, if anything was."""
         changes = ", ".join(f"{what} ({count})" for what, count in Counter(self.adapted.values()).items())
         return (
             f"loaded {len(self.loaded)} tensors as they are",
-            f"adapted {len(self.adapted)} tensors" + (f": {changes}" if changes else ""),
-            f"left {len(self.left)} tensors of the file unused" + (f": {_listing(self.left, 3)}" if self.left else ""),
+            *([f"adapted {len(self.adapted)} tensors: {changes}"] if changes else []),
+            *([f"left {len(self.left)} tensors of the file unused: {_listing(self.left, 3)}"] if self.left else []),
         )
 
     def log(self, logger: logging.Logger, file: str) -> None:

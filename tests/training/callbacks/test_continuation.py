@@ -97,11 +97,12 @@ def test_a_signal_ends_a_run_with_workers_at_once_and_in_one_line(
         assert process.stdout and "READY\n" in iter(process.stdout.readline, "")  # after what is told of the data
         started = time.monotonic()
         send(process.pid, number)
-        _, told = process.communicate(timeout=60)
+        told, errors = process.communicate(timeout=60)
     assert time.monotonic() - started < 15  # 2 on an idle machine; workers that wait to be told take 30 more
     assert process.returncode == 128 + number
     after = told[told.index(number.name) :].splitlines()
     assert len(after) == 1 and "resume=" in after[0]
+    assert "Traceback" not in errors and number.name not in errors
     assert (config.output_dir / "last.ckpt").exists()
     assert not list(config.output_dir.glob(".*"))
 

@@ -82,7 +82,10 @@ class RunFilesCallback(Callback):
             "rfdetr_version": __version__,
             "variant": variant_name(pl_module.model_config),
             "model": pl_module.model_config.model_dump(mode="json"),
-            "train": {**pl_module.train_config.model_dump(mode="json"), "seed": pl_module.seed},
+            "train": {
+                **pl_module.train_config.model_dump(mode="json", exclude={"resume", "overwrite"}),
+                "seed": pl_module.seed,
+            },
             "class_names": pl_module.class_names,
         }
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
