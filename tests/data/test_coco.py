@@ -346,3 +346,12 @@ def test_every_box_is_inside_its_image_or_counted_as_skipped(
 def inside(x: float, y: float, w: float, h: float) -> bool:
     left, top, right, bottom = np.clip(np.array([x, y, x + w, y + h]), 0, [100, 80, 100, 80]).astype(np.float32)
     return bool(right > left and bottom > top)  # as single precision sees it
+
+
+def test_classes_of_long_ids_are_in_ascending_order_and_text_comes_last(tmp_path: Path) -> None:
+    ids = {"blue": 2**70, "text": "b2f0", "green": 2**70 - 1, "red": 5}
+    categories = [{"id": identity, "name": name} for name, identity in ids.items()]
+    annotations = [box(i, 0, identity, [5 * i, 5, 9, 9]) for i, identity in enumerate(ids.values())]
+    index = index_of(write(tmp_path / "split", categories, annotations))
+    assert index.class_names == ("red", "green", "blue", "text")
+    assert [index.class_names[label] for label in index.labels] == list(ids)

@@ -530,3 +530,28 @@ def test_very_large_images_and_label_files_are_told(clean: Path, monkeypatch: py
     counts = check(clean, processes=1).findings.counts
     assert 0 < large < len(sizes)
     assert (counts["image-large"], counts["labels-large"]) == (large, 3)
+
+
+def test_a_copy_leaves_out_images_that_share_an_id(damaged: Path, tmp_path: Path) -> None:
+    """Whose boxes are whose is not known; a record of a missing file is no link to nowhere."""
+    with edited(damaged) as content:
+        shared = content["images"][3]
+        content["images"] += [{**shared, "file_name": "gone.jpg"}] * 2
+        boxes = sum(entry["image_id"] == shared["id"] for entry in content["annotations"])
+        total = len(content["annotations"])
+    changes, shares = fix(look(damaged), tmp_path / "fixed")
+    assert sum(change.rule in {"image-id-repeated", "image-missing"} for change in changes) == 3
+    train = next(share for share in shares if share.split == "train")
+    assert (train.images - train.images_kept, train.boxes_kept) == (3, total - boxes)
+    assert all(path.exists() for path in (tmp_path / "fixed").rglob("*"))
+    assert not rules_of(look(tmp_path / "fixed"), "error")
+
+
+def test_a_copy_leaves_out_images_whose_labels_are_no_text(tiny_yolo: Path, tmp_path: Path) -> None:
+    label = tiny_yolo / "train" / "labels" / "1.txt"
+    label.write_bytes(label.read_text().encode("utf-16"))
+    changes, shares = fix(look(tiny_yolo), tmp_path / "fixed")
+    assert [change.record for change in changes if "no UTF-8" in change.change] == ["train/images/1.png"]
+    train = next(share for share in shares if share.split == "train")
+    assert train.images_kept == train.images - 1 and train.boxes_kept < train.boxes
+    assert not rules_of(look(tmp_path / "fixed"), "error")

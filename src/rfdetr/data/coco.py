@@ -285,7 +285,11 @@ def _categories(
     numbers = np.array([ids.code(category["id"]) for category in entries], np.int64)
     if not are_exact(numbers):
         place, known = _positions(codes, numbers)
-        numbers, codes = np.arange(len(entries)), np.where(known, place, _NO_ID)
+        numeric = sorted((key, i) for i, key in enumerate(keys) if isinstance(key, int))
+        order = [i for _, i in numeric] + [i for i, key in enumerate(keys) if isinstance(key, str)]
+        rank = np.empty(len(keys), np.int64)
+        rank[order] = np.arange(len(keys))
+        numbers, codes = rank, np.where(known, rank[place], _NO_ID)
     return [{**category, "id": number} for category, number in zip(entries, numbers.tolist(), strict=True)], codes
 
 

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rfdetr.data.doctor import Report
 from rfdetr.data.findings import Finding
+from rfdetr.data.ids import id_key
 from rfdetr.data.index import SplitRecords, leaves
 from rfdetr.data.layout import CocoSplit
 from rfdetr.data.outline_rules import outline_faults
@@ -210,9 +211,15 @@ def _fix_coco(
     of_image = found[source, True]
     names = dict(zip(records.image_places.tolist(), records.names, strict=True))
     changes, images, left_out = [], [], set()
+    # Whose boxes are whose is not known of images with one id: all of them are left out.
+    ids = Counter(id_key(entry.get("id")) for entry in content["images"] if isinstance(entry, dict))
     for at, entry in enumerate(content["images"]):
         if drop := _first(of_image[at], _DROPPED_IMAGES):
             changes.append(Change(source, drop.record, drop.rule, "image left out, with its boxes"))
+            left_out.add(at)
+        elif ids[id_key(entry["id"])] > 1:
+            record = f"{entry['file_name']} (image id {entry['id']})"
+            changes.append(Change(source, record, "image-id-repeated", "image left out, with its boxes"))
             left_out.add(at)
         else:
             name = _linked(place.images, names.get(at, entry["file_name"]), out / place.images.relative_to(root), at)
@@ -273,7 +280,13 @@ def _fix_yolo(records: SplitRecords, found: Places, split: str, out: Path) -> tu
     images = boxes = boxes_kept = 0
     (out / split / "labels").mkdir(parents=True)
     for i, (name, file) in enumerate(zip(records.names, records.label_files or (), strict=True)):
-        text = file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if file.is_file() else None
+        content = file.read_bytes() if file.is_file() else None
+        try:
+            text = None if content is None else content.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            boxes += len((content or b"").splitlines())
+            changes.append(Change(str(file), name, "label-line", "image left out: its label file is no UTF-8 text"))
+            continue
         boxes += sum(bool(line.strip()) for line in text or ())
         own = [finding for finding in of_image[i] if finding.record.startswith(f"{name} ")]  # other splits count anew
         if drop := _first(own, _DROPPED_IMAGES):

@@ -137,7 +137,7 @@ def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Te
     of every fourth row. Each operation rounds each value by itself, so the result does not depend on threads.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
-    luma = torch.tensor(_LUMA)
+    luma = torch.tensor(_LUMA, dtype=torch.float32)
     mean_gray = (image[:, ::4].double().mean((1, 2)) @ luma.double()).item()
     colors = image.float()
     weights = brightness * contrast * (1 - saturation) * luma

@@ -96,6 +96,11 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
     if isinstance(loader, ResumableLoader) and "images" in state:
         shift = len(loader) - loader.batches_after(state["images"]) - batches["ready"]
         batches.update({name: count + shift for name, count in batches.items()})
+        if batches["ready"] and batches["ready"] >= len(loader):
+            logger.warning(
+                "%s: its epoch has no image left with this batch size; it ends there, and the next epoch is evaluated",
+                source,
+            )
         if state["batch"] != loader.images_per_batch:
             logger.warning(
                 "%s: its batches had %d images, those of this run have %d; the epoch goes on after its first %d images",

@@ -156,11 +156,16 @@ class _Trainer(pl.Trainer):
                 return
         try:
             super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})
-        except SystemExit as stop:
+        except (Exception, SystemExit) as error:
+            stop: BaseException | None = error
+            while stop is not None and not isinstance(stop, SystemExit):
+                stop = stop.__context__  # Lightning's clean-up may fail when a signal ends the run in its midst
+            if stop is None:
+                raise
             if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == 128 + signal.SIGINT:
                 interrupt = KeyboardInterrupt() if hasattr(sys, "ps1") else Interrupted(128 + signal.SIGINT)
                 raise interrupt from None
-            raise
+            raise stop from None
         finally:
             for callback in self.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunFilesCallback):

@@ -172,3 +172,12 @@ def test_of_a_segmentation_model_the_masks_decide(make_run: Callable[..., Any], 
     again = RFDETR.from_checkpoint(run.output / "checkpoint_best_total.pth", amp=False)
     metrics = again.evaluate(dataset, split="valid", num_workers=0)
     assert as_record(metrics) == written and written["masks"]["boxes"] == written["boxes"] > 0
+
+
+def test_best_weights_outlive_a_lost_checksums_file(make_scripted: Callable[..., Any]) -> None:
+    first = make_scripted([(0.9, 0.8)], epochs=1, run_test=False).fit()
+    (first.output / "checksums.json").unlink()
+    before = (first.output / "checkpoint_best_regular.pth").read_bytes()
+    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2, run_test=False).fit(ckpt_path=first.output / "last.ckpt")
+    assert best_of(resumed).best["regular"] == {"score": pytest.approx(0.9), "epoch": 0}
+    assert (first.output / "checkpoint_best_regular.pth").read_bytes() == before

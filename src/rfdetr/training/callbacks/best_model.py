@@ -27,7 +27,7 @@ from rfdetr.training.callbacks.evaluation import (
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import load_whole_weights, whole_weights
-from rfdetr.weights.checksums import recorded_digests
+from rfdetr.weights.checksums import digest_of, recorded_digests
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import read_checkpoint
 from rfdetr.weights.writing import link_checkpoint, save_checkpoint, save_safetensors
@@ -125,12 +125,16 @@ class BestModelCallback(Checkpoint):
         return {"best": self.best, "files": {kind: recorded_digests(self._path(kind)) for kind in self.best}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Where the winner's file is not there (another folder), or holds a later one, there is a new contest.
-        files = state_dict.get("files", {})
+        """Takes over the best scores whose files are there as they were; for others the contest begins anew.
+
+        A file's own digest decides, so that a lost or damaged checksums.json loses no best weights.
+        """
         for kind, entry in state_dict["best"].items():
-            path = self._path(kind)
-            if path.exists() and files.get(kind) in (None, recorded_digests(path)):
+            path, noted = self._path(kind), state_dict.get("files", {}).get(kind)
+            if path.exists() and (not noted or digest_of(path) in noted):
                 self.best[kind] = entry
+            elif path.exists():
+                logger.warning("%s is not as the checkpoint knows it: the next best weights replace it", path)
 
     def _path(self, kind: str) -> Path:
         return self.output_dir / f"checkpoint_best_{kind}.pth"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 import signal
 import threading
 import time
@@ -99,8 +100,11 @@ class ContinuationCallback(Callback):
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         self._save_epoch(trainer)
 
+        process = os.getpid()
+
         def leave(signum: int, _frame: Any) -> None:
-            self._leave(trainer, signum)
+            if os.getpid() == process:  # not a loader worker that has just been forked
+                self._leave(trainer, signum)
 
         for number, (before, _) in self._handlers.items():  # what is left has no steps to wait for
             requeues = signal.Signals(number).name == "SIGUSR1"
