@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
+from rfdetr.config.arguments import check_path
 from rfdetr.console import show_rows
 
 PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "supervision", "pytorch-lightning", "hotcoco", "scipy")
@@ -28,8 +29,8 @@ def info(target: Annotated[str | None, Parameter(name=["--target"])] = None, /) 
     """
     if target is None:
         show_rows("Environment", _environment().items())
-    elif Path(target).expanduser().is_dir():
-        _show_dataset(Path(target).expanduser())
+    elif (path := check_path("the target", target)).is_dir():
+        _show_dataset(path)
     else:
         show_rows(target, _checkpoint(target).items())
 

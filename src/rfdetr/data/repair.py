@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from rfdetr.config.arguments import check_path
 from rfdetr.data.doctor import Report
 from rfdetr.data.findings import Finding
 from rfdetr.data.ids import id_key
@@ -133,7 +134,7 @@ def fix(report: Report, out: str | os.PathLike[str], *, force: bool = False) -> 
     Images are symbolic links to the originals (copies where the system has no links). A copy without one of the splits,
     or without most of its images or boxes, is a `ValueError`, and nothing is written, unless it is wanted by `force`.
     """
-    folder = Path(out).expanduser()
+    folder = check_path("the folder of the copy", out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: not an empty folder; nothing is overwritten, choose another one")
     if report.layout is None or not report.records:
