@@ -17,8 +17,9 @@ import rfdetr
 from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, RFDETRMiniConfig
-from rfdetr.detector import FACES, class_labels
+from rfdetr.detector import FACES
 from rfdetr.models.build import build_detector
+from rfdetr.weights.labels import class_labels
 from rfdetr.weights.writing import save_checkpoint
 
 SMALL = {"pretrain_weights": None, "resolution": 96, "num_select": 40}

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from rfdetr import config as configs
-from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
 from rfdetr.config.arguments import check_count, check_kind, check_path
-from rfdetr.console import lines_shown, show_rows, with_progress
+from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, is_single
@@ -24,7 +23,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
 from rfdetr.weights.adapt import load_weights
 from rfdetr.weights.identify import config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, given_names
+from rfdetr.weights.labels import ClassNames, class_labels, given_names
 from rfdetr.weights.names import to_published
 from rfdetr.weights.pretrained import resolve_weights
 from rfdetr.weights.reading import Checkpoint, read_checkpoint
@@ -207,12 +206,9 @@ class RFDETR:
         optimised network is measured.
         """
         with _needs_extra("evaluation"):
-            from rfdetr.evaluation.coco import CocoEvaluator
+            from rfdetr.evaluation.run import evaluate_split
             from rfdetr.training.precision import resolve_precision
-        from rfdetr.data.dataset import DetectionDataset
         from rfdetr.data.layout import SPLITS, find_splits, load_index
-        from rfdetr.data.loaders import EpochSampler, build_loader
-        from rfdetr.data.transforms import EvaluationView
 
         check_kind("split", split, str)
         check_count("batch_size", batch_size)
@@ -222,18 +218,16 @@ class RFDETR:
         has_masks = self.model_config.segmentation_head
         index = load_index(find_splits(check_path("dataset_dir", dataset_dir), dataset_file), split, masks=has_masks)
         labels_in_data = self._labels_in_data(index.class_names)
-        dataset = DetectionDataset(index, EvaluationView(self.model_config.resolution), evaluation=True)
-        sampler = EpochSampler(len(dataset), shuffle=False)
-        loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=min(num_workers, len(dataset)))
-        evaluator = CocoEvaluator(index.class_names, max_dets, has_masks)
-        precision = resolve_precision(self.model_config.amp, self.model.device.type)
-        for images, targets in with_progress(loader, "Evaluating", len(loader)):
-            sizes = torch.stack([target["orig_size"] for target in targets])
-            found = self.model.detect(images.tensors, sizes, autocast=_AUTOCAST.get(precision))
-            for detection in found:
-                detection["labels"] = labels_in_data[detection["labels"].cpu()]
-            evaluator.update(found, targets)
-        return evaluator.compute()
+        autocast = _AUTOCAST.get(resolve_precision(self.model_config.amp, self.model.device.type))
+
+        def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+            found = self.model.detect(pixels, sizes, autocast=autocast)
+            return [{**detection, "labels": labels_in_data[detection["labels"].cpu()]} for detection in found]
+
+        resolution = self.model_config.resolution
+        return evaluate_split(
+            detect, index, resolution=resolution, batch_size=batch_size, num_workers=num_workers, max_dets=max_dets
+        )
 
     def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
         """Label in the data of each logit; a logit that names no class of the data gets the first label past them."""
@@ -379,15 +373,6 @@ FACES: dict[str, type[RFDETR]] = {
     for name, config in VARIANTS.items()
 }
 """The class of each variant, by short name."""
-
-
-def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
-    """Name of each logit: the given ones, COCO's for the published files (which have no list), else numbers."""
-    if class_names is not None:
-        return dict(enumerate(class_names))
-    if num_classes == max(COCO_CLASSES):
-        return dict(COCO_CLASSES)
-    return {label: str(label) for label in range(num_classes)}
 
 
 def _face_of(config_class: type[ModelConfig]) -> type[RFDETR]:

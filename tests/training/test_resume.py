@@ -80,6 +80,38 @@ def test_another_batch_size_neither_repeats_nor_skips_an_image(
     assert sorted(whole.images) == list(range(1, 17))
 
 
+def test_images_are_loaded_in_the_size_of_their_update_with_another_accumulation(
+    make_run: Callable[..., Any], sixteen: Path
+) -> None:
+    """Two updates of two batches, then updates of three: the first of these has the two left of its window."""
+    settings = {"dataset_dir": sixteen, "batch_size": 2, "multi_scale": True, "output": "parts"}
+    run_epoch(make_run, 5, grad_accum_steps=2, **settings)
+    run = make_run(epochs=1, grad_accum_steps=3, **settings)
+    resize = run.module.on_train_batch_start
+    loaded: dict[int, list[tuple[int, int]]] = {}
+
+    def watched(batch: Any, batch_idx: int) -> None:
+        before = batch[0].tensors.shape[-1]
+        resize(batch, batch_idx)
+        loaded.setdefault(run.trainer.global_step, []).append((before, batch[0].tensors.shape[-1]))
+
+    run.module.on_train_batch_start = watched
+    run.fit(ckpt_path="last")
+    assert [len(sizes) for sizes in loaded.values()] == [2, 2]
+    assert len({size for sizes in loaded.values() for size in sizes}) == 2
+    assert all(before == after for sizes in loaded.values() for before, after in sizes)
+
+
+@pytest.mark.usefixtures("with_repetition")
+def test_an_epoch_that_becomes_shorter_is_still_judged(make_run: Callable[..., Any]) -> None:
+    """Six images are repeated to 40 an epoch in updates of 8, and to 10 in updates of 2."""
+    run_epoch(make_run, 9, output="parts", batch_size=4, grad_accum_steps=2)
+    run = make_run(output="parts", epochs=2, batch_size=2, grad_accum_steps=1, run_test=False).fit(ckpt_path="last")
+    records = [json.loads(line) for line in (run.output / "log.txt").read_text().splitlines()]
+    assert [(record["epoch"], "val/mAP_50_95" in record) for record in records] == [(0, True), (1, True)]
+    assert run.trainer.global_step == 4 + 5
+
+
 def test_the_first_update_of_another_batch_size_is_a_mean_over_its_own_batches() -> None:
     from rfdetr.training.steps import share_of_window
 

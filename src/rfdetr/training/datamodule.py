@@ -179,12 +179,17 @@ class RFDETRDataModule(pl.LightningDataModule):
     def _step_sizes(self) -> Iterator[int]:
         """The size of each training image to come: all of an optimizer step have the one that the module draws for it.
 
-        An iteration starts with a step of its own, for checkpoints are saved between steps.
+        Checkpoints are saved between steps, so an iteration starts with a step of its own. Where a run goes on with
+        another batch size, that step may be shorter: Lightning counts its windows from the beginning of the epoch.
         """
         model, expanded = self.model_config, self.train_config.expanded_scales
         sizes = multi_scale_sizes(model.resolution, model.patch_size, model.num_windows, expanded)
-        for step in itertools.count(self.trainer.global_step if self.trainer else 0):
-            yield from itertools.repeat(draw_size(sizes, self._seed, step), self._images_a_step)
+        trainer = self.trainer
+        epoch, batch = getattr(trainer and trainer.lightning_module, "resumed_at", (0, 0))
+        taken = batch * self._batch_size % self._images_a_step if trainer and epoch == trainer.current_epoch else 0
+        for step in itertools.count(trainer.global_step if trainer else 0):
+            yield from itertools.repeat(draw_size(sizes, self._seed, step), self._images_a_step - taken)
+            taken = 0
 
     @property
     def images_an_epoch(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytorch_lightning import Trainer
 
@@ -16,6 +16,8 @@ from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint, CheckpointError
 
 logger = logging.getLogger(__name__)
+
+Point = Literal["epoch", "batch", "validation"]
 
 
 def check_shared(checkpoint: dict[str, Any], source: Path, module: Any, names: list[str] | None) -> None:
@@ -96,11 +98,10 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
     if isinstance(loader, ResumableLoader) and "images" in state:
         shift = len(loader) - loader.batches_after(state["images"]) - batches["ready"]
         batches.update({name: count + shift for name, count in batches.items()})
-        if batches["ready"] and batches["ready"] >= len(loader):
-            logger.warning(
-                "%s: its epoch has no image left with this batch size; it ends there, and the next epoch is evaluated",
-                source,
-            )
+        epoch = fit_loop["epoch_progress"]["current"]["processed"] + 1
+        evaluates = epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        if shift and batches["ready"] == len(loader) and evaluates:
+            settle(fit_loop, "validation")  # an epoch that has become shorter has all its images, and is to be judged
         if state["batch"] != loader.images_per_batch:
             logger.warning(
                 "%s: its batches had %d images, those of this run have %d; the epoch goes on after its first %d images",
@@ -120,3 +121,30 @@ def _counters(trainer: Trainer, epochs: int, per_epoch: int) -> dict[str, Any]:
     )
     counters["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
     return counters
+
+
+def settle(fit_loop: dict[str, Any], point: Point) -> None:
+    """Makes the counters of Lightning's loops say: all before this point is over, and nothing after it has begun."""
+    batches = fit_loop["epoch_loop.batch_progress"]
+    if point == "validation":  # the form in which Lightning does a validation pass again
+        batches["is_last_batch"] = False
+        validation = fit_loop["epoch_loop.val_loop.batch_progress"]
+        validation["current"] = dict.fromkeys(validation["current"], 0)
+        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        return
+    batches["is_last_batch"] = False
+    _end(batches)
+    for state in fit_loop["state_dict"].get("combined_loader", []):
+        if "images" in state:
+            state["images"] -= state["batch"]  # the one in hand, which no step has seen
+    if point == "epoch":
+        fit_loop["state_dict"].pop("combined_loader", None)
+        _end(fit_loop["epoch_progress"])
+        optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+        for progress in (batches, fit_loop["epoch_loop.scheduler_progress"], *optimizer.values()):
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+
+
+def _end(progress: dict[str, Any]) -> None:
+    for part in ("total", "current"):
+        progress[part] = dict.fromkeys(progress[part], progress[part]["completed"])

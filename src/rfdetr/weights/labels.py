@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config.arguments import short
 from rfdetr.errors import InputError
 
@@ -29,6 +30,15 @@ def names_by_logit(args: Mapping[str, Any]) -> dict[int, str] | None:
     if isinstance(names, Mapping) and all(str(logit).isdecimal() for logit in names):
         return {int(logit): str(names[logit]) for logit in sorted(names, key=int)}
     return dict(enumerate(map(str, names))) if isinstance(names, list) else None
+
+
+def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
+    """Name of each logit: the given ones, COCO's for the published files (which have no list), else numbers."""
+    if class_names is not None:
+        return dict(enumerate(class_names))
+    if num_classes == max(COCO_CLASSES):
+        return dict(COCO_CLASSES)
+    return {label: str(label) for label in range(num_classes)}
 
 
 def given_names(class_names: ClassNames | None) -> tuple[int | None, list[str] | None]:

@@ -10,16 +10,16 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback
 
 from rfdetr.training.callbacks.evaluation import in_training
+from rfdetr.training.resume import Point, settle
 
 logger = logging.getLogger(__name__)
 
-Point = Literal["epoch", "batch", "validation"]
 
 LAST = "last.ckpt"
 SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__]
@@ -179,30 +179,3 @@ class ContinuationCallback(Callback):
             self._told = True
             again = "; once more to leave at once" if self._signal == signal.SIGINT else ""
             logger.warning("%s: leaving after this step%s", signal.Signals(self._signal).name, again)
-
-
-def settle(fit_loop: dict[str, Any], point: Point) -> None:
-    """Makes the counters of Lightning's loops say: all before this point is over, and nothing after it has begun."""
-    batches = fit_loop["epoch_loop.batch_progress"]
-    if point == "validation":  # the form in which Lightning does a validation pass again
-        batches["is_last_batch"] = False
-        validation = fit_loop["epoch_loop.val_loop.batch_progress"]
-        validation["current"] = dict.fromkeys(validation["current"], 0)
-        validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        return
-    batches["is_last_batch"] = False
-    _end(batches)
-    for state in fit_loop["state_dict"].get("combined_loader", []):
-        if "images" in state:
-            state["images"] -= state["batch"]  # the one in hand, which no step has seen
-    if point == "epoch":
-        fit_loop["state_dict"].pop("combined_loader", None)
-        _end(fit_loop["epoch_progress"])
-        optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-        for progress in (batches, fit_loop["epoch_loop.scheduler_progress"], *optimizer.values()):
-            progress["current"] = dict.fromkeys(progress["current"], 0)
-
-
-def _end(progress: dict[str, Any]) -> None:
-    for part in ("total", "current"):
-        progress[part] = dict.fromkeys(progress[part], progress[part]["completed"])

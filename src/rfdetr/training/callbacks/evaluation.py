@@ -57,9 +57,9 @@ class COCOEvalCallback(Callback):
         self._finish(trainer, pl_module)
 
     def _start(self, trainer: Trainer, module: RFDETRModule, live: str, averaged: str) -> None:
-        prefixes = [live] if averaged_model(trainer) is None else [live, averaged]
-        self._evaluators = {prefix: build_evaluator(module, self.max_dets) for prefix in prefixes}
         average = averaged_model(trainer)
+        prefixes = [live] if average is None else [live, averaged]
+        self._evaluators = {prefix: build_evaluator(module, self.max_dets) for prefix in prefixes}
         if average is not None:
             average.to(module.device)  # after fit, Lightning has taken the module alone off the device
 
