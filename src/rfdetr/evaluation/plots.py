@@ -135,7 +135,9 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-9))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if axes.lines:
-            axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.17), ncols=2 if len(axes.lines) == 4 else 3, borderpad=0, columnspacing=1.2)
+            columns = 2 if len(axes.lines) == 4 else 3
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.17)}
+            axes.legend(**place, ncols=columns, borderpad=0, columnspacing=1.2)
         else:
             axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color="#888888")
     return figure
