@@ -1,8 +1,10 @@
-"""What the benchmark scripts share: the same work under one or two interpreters in alternation, one JSON line.
+"""What the benchmark scripts share: the same work under one or two interpreters in alternation, one
+JSON line.
 
-A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls `main(work)`. Every
-round is a fresh process, so nothing of one round warms the next; `--python OTHER` alternates with another one (with
-another revision, or another implementation of the same public interface) and prints the ratio of the medians.
+A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls
+`main(work)`. Every round is a fresh process, so nothing of one round warms the next; `--python
+OTHER` alternates with another one (with another revision, or another implementation of the same
+public interface) and prints the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -42,8 +44,11 @@ def median_seconds(function: Callable[[], Any], repeats: int, warmup: int = 1) -
     return statistics.median(times)
 
 
-def write_dataset(folder: Path, *, images: int, size: tuple[int, int], objects: int = 12, classes: int = 3) -> None:
-    """A COCO folder of smooth, noisy pictures of (width, height): about as many bytes a pixel as photographs.
+def write_dataset(
+    folder: Path, *, images: int, size: tuple[int, int], objects: int = 12, classes: int = 3
+) -> None:
+    """A COCO folder of smooth, noisy pictures of (width, height): about as many bytes a pixel as
+    photographs.
 
     Each object is outlined by an ellipse of 32 corners.
     """
@@ -51,33 +56,55 @@ def write_dataset(folder: Path, *, images: int, size: tuple[int, int], objects: 
     ellipse = (np.stack((np.cos(angle), np.sin(angle)), axis=1) + 1) / 2
     width, height = size
     rng = np.random.default_rng(0)
-    categories = [{"id": 1 + k, "name": f"class{k}", "supercategory": "none"} for k in range(classes)]
+    categories = [
+        {"id": 1 + k, "name": f"class{k}", "supercategory": "none"} for k in range(classes)
+    ]
     for split, count in (("train", images), ("valid", 1)):
         (folder / split).mkdir(parents=True)
         records, annotations = [], []
         for i in range(count):
             coarse = Image.fromarray(rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8))
             pixels = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
-            noisy = (pixels + rng.integers(-6, 7, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
+            noisy = (
+                (pixels + rng.integers(-6, 7, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
+            )
             Image.fromarray(noisy).save(folder / split / f"{i}.jpg", quality=85)
             records.append({"id": i, "file_name": f"{i}.jpg", "width": width, "height": height})
             for k in range(objects):
                 corner, extent = rng.uniform(0, 0.7, 2) * size, rng.uniform(0.05, 0.3, 2) * size
                 box = [round(float(value), 2) for value in (*corner, *extent)]
                 outline = (ellipse * extent + corner).ravel().round(2).tolist()
-                row = {"id": objects * i + k, "image_id": i, "category_id": 1 + k % classes, "bbox": box}
-                annotations.append({**row, "area": box[2] * box[3], "iscrowd": 0, "segmentation": [outline]})
-        content = {"info": {}, "licenses": [], "images": records, "annotations": annotations, "categories": categories}
+                row = {
+                    "id": objects * i + k,
+                    "image_id": i,
+                    "category_id": 1 + k % classes,
+                    "bbox": box,
+                }
+                annotations.append(
+                    {**row, "area": box[2] * box[3], "iscrowd": 0, "segmentation": [outline]}
+                )
+        content = {
+            "info": {},
+            "licenses": [],
+            "images": records,
+            "annotations": annotations,
+            "categories": categories,
+        }
         (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
 
 
 def main(
-    work: Callable[[argparse.Namespace], dict[str, float]], add_arguments: Callable[[Any], None] | None = None
+    work: Callable[[argparse.Namespace], dict[str, float]],
+    add_arguments: Callable[[Any], None] | None = None,
 ) -> None:
-    """Command line of a benchmark script: measure here and, with --python, elsewhere too; print one JSON line."""
+    """Command line of a benchmark script: measure here and, with --python, elsewhere too; print one
+    JSON line.
+    """
     script = Path(sys.argv[0]).resolve()
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    parser.add_argument("--python", help="another interpreter to run the same work under, in alternation")
+    parser.add_argument(
+        "--python", help="another interpreter to run the same work under, in alternation"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes per interpreter")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     if add_arguments is not None:
@@ -96,7 +123,9 @@ def main(
         result[name] = _medians(figures)
     if args.python:
         shared = result["ours"].keys() & result["other"].keys()
-        result["ratio"] = {key: round(result["ours"][key] / result["other"][key], 3) for key in sorted(shared)}
+        result["ratio"] = {
+            key: round(result["ours"][key] / result["other"][key], 3) for key in sorted(shared)
+        }
     print(json.dumps(result))
 
 
@@ -106,10 +135,14 @@ def _run_child(python: str, script: Path, arguments: list[str]) -> dict[str, flo
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        raise SystemExit(
+            f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}"
+        )
     figures: dict[str, float] = json.loads(lines[-1][len(MARK) :])
     return figures
 
 
 def _medians(figures: list[dict[str, float]]) -> dict[str, float]:
-    return {key: float(f"{statistics.median(row[key] for row in figures):.5g}") for key in figures[0]}
+    return {
+        key: float(f"{statistics.median(row[key] for row in figures):.5g}") for key in figures[0]
+    }

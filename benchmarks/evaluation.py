@@ -1,4 +1,6 @@
-"""Seconds and peak memory of evaluating 5,000 images, 80 classes and 500,000 detections; the reference by --engine."""
+"""Seconds and peak memory of evaluating 5,000 images, 80 classes and 500,000 detections; the
+reference by --engine.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,30 @@ import _common
 Batch = list[dict[str, Any]]
 
 
-def make_images(images: int, classes: int, detections: int, objects: int = 7) -> tuple[Batch, Batch]:
-    """Detections and targets per image as arrays; every object is found, shifted by a few pixels, among noise."""
+def make_images(
+    images: int, classes: int, detections: int, objects: int = 7
+) -> tuple[Batch, Batch]:
+    """Detections and targets per image as arrays; every object is found, shifted by a few pixels,
+    among noise.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
     found, truth = [], []
     for image_id in range(images):
         corner, size = rng.uniform(0, 400, (detections, 2)), rng.uniform(5, 200, (detections, 2))
-        boxes, labels = np.concatenate([corner, corner + size], axis=1), rng.integers(0, classes, detections)
+        boxes, labels = (
+            np.concatenate([corner, corner + size], axis=1),
+            rng.integers(0, classes, detections),
+        )
         shift = rng.normal(0, 4, (objects, 4))
-        truth.append({"image_id": image_id, "labels": labels[:objects], "boxes_xyxy": boxes[:objects] + shift})
+        truth.append(
+            {
+                "image_id": image_id,
+                "labels": labels[:objects],
+                "boxes_xyxy": boxes[:objects] + shift,
+            }
+        )
         scores = np.sort(rng.random(detections))[::-1].astype(np.float32)
         found.append({"scores": scores, "labels": labels, "boxes": boxes.astype(np.float32)})
     return found, truth
@@ -34,11 +49,17 @@ def evaluate_ours(found: Batch, truth: Batch, classes: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from rfdetr.evaluation.coco import CocoEvaluator
+    from rfdetr.evaluation.evaluator import CocoEvaluator
 
-    detections = [{key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in row.items()} for row in found]
+    detections = [
+        {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in row.items()}
+        for row in found
+    ]
     size = torch.tensor([480, 640])
-    targets = [{key: torch.as_tensor(value) for key, value in row.items()} | {"orig_size": size} for row in truth]
+    targets = [
+        {key: torch.as_tensor(value) for key, value in row.items()} | {"orig_size": size}
+        for row in truth
+    ]
     before = _common.peak_memory_gb()
     start = time.perf_counter()
     evaluator = CocoEvaluator([f"class{k}" for k in range(classes)], max_dets=100)
@@ -61,13 +82,21 @@ def evaluate_pycocotools(found: Batch, truth: Batch, classes: int) -> dict[str, 
     results: list[dict[str, Any]] = []
     for seen, wanted in zip(found, truth, strict=True):
         shared = {"image_id": wanted["image_id"], "iscrowd": 0}
-        for label, (x1, y1, x2, y2) in zip(wanted["labels"].tolist(), wanted["boxes_xyxy"].tolist(), strict=True):
-            note = {"category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+        for label, (x1, y1, x2, y2) in zip(
+            wanted["labels"].tolist(), wanted["boxes_xyxy"].tolist(), strict=True
+        ):
+            note = {
+                "category_id": label,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+            }
             notes.append(shared | note | {"id": len(notes) + 1})
         rows = zip(*(seen[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
         for label, score, (x1, y1, x2, y2) in rows:
             box = [x1, y1, x2 - x1, y2 - y1]
-            results.append({"image_id": wanted["image_id"], "category_id": label, "bbox": box, "score": score})
+            results.append(
+                {"image_id": wanted["image_id"], "category_id": label, "bbox": box, "score": score}
+            )
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         categories = [{"id": k, "name": f"class{k}"} for k in range(classes)]
@@ -79,7 +108,11 @@ def evaluate_pycocotools(found: Batch, truth: Batch, classes: int) -> dict[str, 
         evaluation.accumulate()
         evaluation.summarize()
     seconds = time.perf_counter() - start
-    return {"evaluate_s": seconds, "peak_before_gb": before, "mAP_50_95": float(evaluation.stats[0])}
+    return {
+        "evaluate_s": seconds,
+        "peak_before_gb": before,
+        "mAP_50_95": float(evaluation.stats[0]),
+    }
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
@@ -87,7 +120,10 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     found, truth = make_images(args.images, args.classes, args.detections)
     engine = evaluate_ours if args.engine == "ours" else evaluate_pycocotools
     figures = engine(found, truth, args.classes)
-    return figures | {"peak_gb": _common.peak_memory_gb(), "boxes": float(args.images * args.detections)}
+    return figures | {
+        "peak_gb": _common.peak_memory_gb(),
+        "boxes": float(args.images * args.detections),
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

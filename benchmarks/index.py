@@ -1,4 +1,5 @@
-"""Seconds and peak memory of indexing a COCO split of 100,000 images with 1,000,000 boxes, every image header read.
+"""Seconds and peak memory of indexing a COCO split of 100,000 images with 1,000,000 boxes, every
+image header read.
 
 With --corners 20, every box has an outline of so many corners, read as a segmentation model's.
 """
@@ -34,7 +35,9 @@ def make_split(folder: Path, images: int, boxes: int, corners: int) -> Path:
     with (train / "_annotations.coco.json").open("w") as out:
         records = (json.dumps(_image(i)) for i in range(images))
         categories = [{"id": i, "name": f"class{i}", "supercategory": "none"} for i in range(80)]
-        out.write(f'{{"categories": {json.dumps(categories)}, "images": [{",".join(records)}], "annotations": [')
+        out.write(
+            f'{{"categories": {json.dumps(categories)}, "images": [{",".join(records)}], "annotations": ['
+        )
         for i in range(boxes):
             out.write("," * (i > 0) + json.dumps(_annotation(i, i % images, corners, rng)))
         out.write("]}")
@@ -49,7 +52,14 @@ def _annotation(i: int, image: int, corners: int, rng: random.Random) -> dict[st
     x, y, w, h = rng.uniform(0, 500), rng.uniform(0, 400), rng.uniform(5, 140), rng.uniform(5, 80)
     box = [round(value, 2) for value in (x, y, w, h)]
     category = rng.randrange(80)
-    record = {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": w * h, "iscrowd": 0}
+    record = {
+        "id": i,
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "area": w * h,
+        "iscrowd": 0,
+    }
     if corners:
         angles = [2 * math.pi * k / corners for k in range(corners)]
         ring = [(x + w * (1 + math.cos(a)) / 2, y + h * (1 + math.sin(a)) / 2) for a in angles]
@@ -58,7 +68,9 @@ def _annotation(i: int, image: int, corners: int, rng: random.Random) -> dict[st
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Write the split, then index it; the peak before is reported too, as it bounds what the index added."""
+    """Write the split, then index it; the peak before is reported too, as it bounds what the index
+    added.
+    """
     with tempfile.TemporaryDirectory() as folder:
         make_split(Path(folder), args.images, args.boxes, args.corners)
         from rfdetr.data.layout import find_splits, load_index
@@ -80,7 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Size of the split."""
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--boxes", type=int, default=1_000_000)
-    parser.add_argument("--corners", type=int, default=0, help="of each box's outline; 0: no outlines")
+    parser.add_argument(
+        "--corners", type=int, default=0, help="of each box's outline; 0: no outlines"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Images a second of the training loader for RFDETRNano, no workers, one thread: 640x480 and 1920x1080 JPEG files."""
+"""Images a second of the training loader for RFDETRNano, no workers, one thread: 640x480 and
+1920x1080 JPEG files.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def images_per_second(folder: Path, epochs: int) -> float:
     from rfdetr.config import RFDETRNanoConfig, TrainConfig
     from rfdetr.training import RFDETRDataModule
 
-    train_config = TrainConfig(dataset_dir=str(folder), output_dir=str(folder / "out"), batch_size=4, num_workers=0)
+    train_config = TrainConfig(
+        dataset_dir=str(folder), output_dir=str(folder / "out"), batch_size=4, num_workers=0
+    )
     datamodule: Any = RFDETRDataModule(RFDETRNanoConfig(num_classes=1), train_config)
     datamodule.setup("fit")
     loader = datamodule.train_dataloader()

@@ -1,6 +1,8 @@
-"""Latency of `predict` on one 640x480 image, as a user calls it: RFDETRNano or RFDETRSegNano with random weights.
+"""Latency of `predict` on one 640x480 image, as a user calls it: RFDETRNano or RFDETRSegNano with
+random weights.
 
-They find nothing; with --threshold 0 everything is found, and every query's mask built at the image's size.
+They find nothing; with --threshold 0 everything is found, and every query's mask built at the
+image's size.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     if args.optimize != "none":
         model.optimize_for_inference(dtype=getattr(torch, args.optimize), compile=False)
-    seconds = _common.median_seconds(lambda: model.predict(image, threshold=args.threshold), args.repeats, warmup=3)
+    seconds = _common.median_seconds(
+        lambda: model.predict(image, threshold=args.threshold), args.repeats, warmup=3
+    )
     return {"predict_ms": seconds * 1e3, "peak_memory_gb": _common.peak_memory_gb()}
 
 

@@ -1,4 +1,6 @@
-"""Every benchmark in turn and the README's table; `--python OTHER` adds another interpreter and the ratios."""
+"""Every benchmark in turn and the README's table; `--python OTHER` adds another interpreter and the
+ratios.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ RUNS = {
     "predict, segmentation": ["predict.py", "--variant", "seg-nano"],
     "predict, segmentation, 100 masks": ["predict.py", "--variant", "seg-nano", "--threshold", "0"],
     "training step, segmentation": ["train_step.py", "--variant", "seg-nano"],
-    "training step, segmentation, 50 objects": ["train_step.py", "--variant", "seg-nano", "--objects", "50"],
+    "training step, segmentation, 50 objects": [
+        "train_step.py",
+        "--variant",
+        "seg-nano",
+        "--objects",
+        "50",
+    ],
     "loader": ["loader.py"],
     "evaluation": ["evaluation.py"],
     "index of 100,000 images": ["index.py"],
@@ -45,7 +53,9 @@ def main() -> None:
         result = json.loads(line)
         for key, value in result["ours"].items():
             other, ratio = (result.get(part, {}).get(key, "") for part in ("other", "ratio"))
-            rows.append(f"| {name} | {key} | {value:g} | {other if other == '' else format(other, 'g')} | {ratio} |")
+            rows.append(
+                f"| {name} | {key} | {value:g} | {other if other == '' else format(other, 'g')} | {ratio} |"
+            )
     print("\n| benchmark | figure | this project | other | ratio |\n|---|---|---|---|---|")
     print("\n".join(rows))
 

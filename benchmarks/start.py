@@ -1,4 +1,6 @@
-"""Seconds to `import rfdetr`, and from process start to the first prediction of an RFDETRNano with random weights."""
+"""Seconds to `import rfdetr`, and from process start to the first prediction of an RFDETRNano with
+random weights.
+"""
 
 from __future__ import annotations
 

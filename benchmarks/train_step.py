@@ -1,8 +1,10 @@
-"""Seconds of one training step (forward, assignment, losses, backward, clipping, optimizer) and peak memory.
+"""Seconds of one training step (forward, assignment, losses, backward, clipping, optimizer) and
+peak memory.
 
-RFDETRNano (or, with --variant seg-nano, RFDETRSegNano) with random weights, batch 4, 12 objects an image, at its
-resolution, no multi-scale, through the public `RFDETRModule` / `RFDETRDataModule` / `build_trainer`; loading of images
-and EMA stand apart. How memory grows with objects: --objects 0, 50, 100.
+RFDETRNano (or, with --variant seg-nano, RFDETRSegNano) with random weights, batch 4, 12 objects an
+image, at its resolution, no multi-scale, through the public `RFDETRModule` / `RFDETRDataModule` /
+`build_trainer`; loading of images and EMA stand apart. How memory grows with objects: --objects 0,
+50, 100.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from typing import Any
 
 import _common
 
-PRECISIONS = {"default": {}, "bfloat16": {"precision": "bf16-mixed"}, "float32": {"precision": "32-true"}}
+PRECISIONS = {
+    "default": {},
+    "bfloat16": {"precision": "bf16-mixed"},
+    "float32": {"precision": "32-true"},
+}
 
 
 def add_arguments(parser: Any) -> None:
@@ -56,8 +62,12 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         images = args.batch_size * (args.steps + 2)
         _common.write_dataset(Path(folder), images=images, size=(640, 480), objects=args.objects)
-        model_config = getattr(config, f"{_common.VARIANTS[args.variant]}Config")(num_classes=3, pretrain_weights=None)
-        config_class = config.SegmentationTrainConfig if model_config.segmentation_head else config.TrainConfig
+        model_config = getattr(config, f"{_common.VARIANTS[args.variant]}Config")(
+            num_classes=3, pretrain_weights=None
+        )
+        config_class = (
+            config.SegmentationTrainConfig if model_config.segmentation_head else config.TrainConfig
+        )
         train_config = config_class(
             dataset_dir=folder,
             output_dir=f"{folder}/output",
@@ -92,10 +102,14 @@ def work(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _is_peer() -> bool:
-    """Whether this interpreter has the published package, whose progress_bar is a name instead of a switch."""
+    """Whether this interpreter has the published package, whose progress_bar is a name instead of a
+    switch.
+    """
     import importlib.metadata
 
-    return "rfdetr" in {(distribution.name or "").lower() for distribution in importlib.metadata.distributions()}
+    return "rfdetr" in {
+        (distribution.name or "").lower() for distribution in importlib.metadata.distributions()
+    }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The main job in a few minutes, offline: generate a data set, fine-tune RFDETRMini on it, evaluate, draw.
+"""The main job in a few minutes, offline: generate a data set, fine-tune RFDETRMini on it,
+evaluate, draw.
 
     python scripts/demo.py                    # boxes
     python scripts/demo.py --task segment     # RFDETRSegMini: boxes and masks
 
-The bundled weights have never seen the classes of the set. All that happens is what `RFDETRMini().train(...)` does with
-any folder of labelled images; the set itself can be had by `rfdetr.data.synthetic.generate("folder", plain=True)`.
+The bundled weights have never seen the classes of the set. All that happens is what
+`RFDETRMini().train(...)` does with any folder of labelled images; the set itself can be had by
+`rfdetr.synthetic.generate.generate("folder", plain=True)`.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from rich.console import Console
 from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.data.synthetic import generate
+from rfdetr.evaluation.drawing import draw, import_supervision, side_by_side
 from rfdetr.evaluation.metrics import MASKS
-from rfdetr.evaluation.pictures import draw, import_supervision, side_by_side
 from rfdetr.evaluation.results import metrics_table
-from rfdetr.geometry.masks import rle_dict
+from rfdetr.geometry.rle import rle_dict
+from rfdetr.synthetic.generate import generate
 
-TASKS: dict[str, tuple[type[RFDETR], int]] = {"detect": (RFDETRMini, 24), "segment": (RFDETRSegMini, 20)}
+TASKS: dict[str, tuple[type[RFDETR], int]] = {
+    "detect": (RFDETRMini, 24),
+    "segment": (RFDETRSegMini, 20),
+}
 """Model and epochs: masks take longer."""
 
 
@@ -38,7 +43,9 @@ def main() -> None:
     console = Console()
     started = time.monotonic()
     data = generate(options.out / "data", plain=not options.hard)
-    console.print(f"[bold]{data}[/]: images, boxes and outlines made in {time.monotonic() - started:.0f} s")
+    console.print(
+        f"[bold]{data}[/]: images, boxes and outlines made in {time.monotonic() - started:.0f} s"
+    )
 
     masks = options.task == "segment"
     run = first_free(options.out / ("run-segment" if masks else "run"))
@@ -66,16 +73,26 @@ def main() -> None:
     index = load_index(find_splits(data), "test", masks=masks)
     pictures = draw_pictures(model, index, run / "pictures", options.pictures)
 
-    curve = ", ".join(f"{epoch}: {value:.3f}" for epoch, value in validation_curve(run, MASKS if masks else ""))
-    console.print(f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}")
+    curve = ", ".join(
+        f"{epoch}: {value:.3f}" for epoch, value in validation_curve(run, MASKS if masks else "")
+    )
+    console.print(
+        f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}"
+    )
     console.print(metrics_table(metrics, "Test images, never used in training"))
-    console.print(f"truth beside predictions: [bold]{pictures}[/]   in all {time.monotonic() - started:.0f} s")
+    console.print(
+        f"truth beside predictions: [bold]{pictures}[/]   in all {time.monotonic() - started:.0f} s"
+    )
 
 
 def validation_curve(run: Path, kind: str) -> list[tuple[int, float]]:
-    """(epoch from 1, mAP 50:95 of the averaged weights) of each evaluation, of boxes or of another kind."""
+    """(epoch from 1, mAP 50:95 of the averaged weights) of each evaluation, of boxes or of another
+    kind.
+    """
     key = f"val/ema_{kind}mAP_50_95"
-    lines = [json.loads(line) for line in (run / "log.txt").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (run / "log.txt").read_text(encoding="utf-8").splitlines()
+    ]
     return [(line["epoch"] + 1, line[key]) for line in lines if key in line]
 
 
@@ -86,7 +103,9 @@ def draw_pictures(model: RFDETR, index: DatasetIndex, folder: Path, count: int) 
     for image, prediction in enumerate(model.predict_stream(sources, threshold=0.4)):
         rows = index.rows(image)
         outlined = full_masks(index, image) if index.outlines else None
-        truth = import_supervision().Detections(xyxy=index.boxes[rows], class_id=index.labels[rows], mask=outlined)
+        truth = import_supervision().Detections(
+            xyxy=index.boxes[rows], class_id=index.labels[rows], mask=outlined
+        )
         halves = [
             draw(prediction.image, found, [index.class_names[label] for label in found.class_id])
             for found in (truth, prediction.detections)
@@ -96,7 +115,9 @@ def draw_pictures(model: RFDETR, index: DatasetIndex, folder: Path, count: int) 
 
 
 def full_masks(index: DatasetIndex, image: int) -> np.ndarray:
-    """The outlines of an image's objects as masks (n, height, width); empty for an object without one."""
+    """The outlines of an image's objects as masks (n, height, width); empty for an object without
+    one.
+    """
     import hotcoco.mask
 
     height, width = index.sizes[image].tolist()
@@ -109,22 +130,34 @@ def full_masks(index: DatasetIndex, image: int) -> np.ndarray:
 
 def first_free(path: Path) -> Path:
     """The path, or the first of path-2, path-3, ... that does not exist."""
-    numbered = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
+    numbered = itertools.chain(
+        [path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    )
     return next(candidate for candidate in numbered if not candidate.exists())
 
 
 def parse_options() -> argparse.Namespace:
     """The command line; everything has a default."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", choices=TASKS, default="detect", help="boxes alone, or masks too")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the data and the runs")
     parser.add_argument(
-        "--epochs", type=int, help=", ".join(f"{epochs} to {task}" for task, (_, epochs) in TASKS.items())
+        "--out", type=Path, default=Path("demo"), help="folder for the data and the runs"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        help=", ".join(f"{epochs} to {task}" for task, (_, epochs) in TASKS.items()),
     )
     parser.add_argument("--eval-every", type=int, default=4, help="epochs")
     parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--hard", action="store_true", help="strong textures, clutter, noise, smaller objects")
-    parser.add_argument("--from-random-weights", action="store_true", help="to see what the pre-training is worth")
+    parser.add_argument(
+        "--hard", action="store_true", help="strong textures, clutter, noise, smaller objects"
+    )
+    parser.add_argument(
+        "--from-random-weights", action="store_true", help="to see what the pre-training is worth"
+    )
     return parser.parse_args()
 
 

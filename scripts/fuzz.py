@@ -1,8 +1,10 @@
-"""Fuzz the readers, guided by coverage: whatever a file holds, the answer is a valid result or our own error.
+"""Fuzz the readers, guided by coverage: whatever a file holds, the answer is a valid result or our
+own error.
 
-python scripts/fuzz.py [READER ...] [--seconds 600] [--findings FOLDER]; needs `pip install atheris`, which has wheels
-for Linux. Each reader gets its share of the time in a process of its own. Inputs that crash, hang or give another error
-are kept under FOLDER, one for each place they fail at, and listed at the end. The property tests use the same readers.
+python scripts/fuzz.py [READER ...] [--seconds 600] [--findings FOLDER]; needs `pip install
+atheris`, which has wheels for Linux. Each reader gets its share of the time in a process of its
+own. Inputs that crash, hang or give another error are kept under FOLDER, one for each place they
+fail at, and listed at the end. The property tests use the same readers.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ READERS: dict[str, Callable[[bytes, Path], object]] = {}
 
 
 def reader(call: Callable[[bytes, Path], object]) -> Callable[[bytes, Path], object]:
-    """Registers a function that reads bytes with the help of a folder; any error but ours leaves it."""
+    """Registers a function that reads bytes with the help of a folder; any error but ours leaves
+    it.
+    """
     READERS[call.__name__] = call
     return call
 
@@ -85,7 +89,9 @@ def checkpoint(data: bytes, folder: Path) -> Any:
     from rfdetr.weights.identify import config_from_checkpoint
     from rfdetr.weights.reading import CheckpointError, read_checkpoint
 
-    path = folder / ("weights.pth", "weights.safetensors", "weights.ckpt")[data[0] % 3 if data else 0]
+    path = (
+        folder / ("weights.pth", "weights.safetensors", "weights.ckpt")[data[0] % 3 if data else 0]
+    )
     path.write_bytes(data[1:])
     try:
         return config_from_checkpoint(read_checkpoint(path))
@@ -115,7 +121,9 @@ def image(data: bytes, folder: Path) -> Any:
 
 
 def _indexes(folder: Path, layout: Any = None) -> Any:
-    """The split's index, checked, or None where the dataset was refused; outlines are read and checked as well."""
+    """The split's index, checked, or None where the dataset was refused; outlines are read and
+    checked as well.
+    """
     from rfdetr.data.index import DatasetError
     from rfdetr.data.layout import find_splits
 
@@ -139,7 +147,9 @@ def _index(layout: Any, masks: bool) -> Any:
     except DatasetError as error:
         assert str(layout.dataset_dir) in str(error), "an error must name the file"
         return None
-    assert len(index) == len(index.offsets) - 1 > 0 and index.offsets[-1] == len(index.boxes) == len(index.labels)
+    assert len(index) == len(index.offsets) - 1 > 0 and index.offsets[-1] == len(
+        index.boxes
+    ) == len(index.labels)
     limits = np.repeat(index.sizes[:, [1, 0, 1, 0]], np.diff(index.offsets), axis=0)
     assert (index.boxes >= 0).all() and (index.boxes <= limits).all()  # false for NaN
     assert (index.boxes[:, 2:] > index.boxes[:, :2]).all()
@@ -163,25 +173,58 @@ def make_folder(place: Path) -> Path:
 def seeds(name: str) -> list[bytes]:
     """Good files of each kind, to start from."""
     if name == "coco":
-        return [json.dumps(coco_content()).encode(), b'{"images": [], "annotations": [], "categories": []}']
+        return [
+            json.dumps(coco_content()).encode(),
+            b'{"images": [], "annotations": [], "categories": []}',
+        ]
     if name == "labels":
         return [b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.5 0.1 0.5 0.5\n", b"2 1 1 1 1"]
     if name == "data_yaml":
-        return [b"path: .\ntrain: train/images\nval: train/images\nnc: 2\nnames: [a, b]\n", b"names: {0: a, 1: b}\n"]
+        return [
+            b"path: .\ntrain: train/images\nval: train/images\nnc: 2\nnames: [a, b]\n",
+            b"names: {0: a, 1: b}\n",
+        ]
     if name == "config":
-        return [b"epochs: 5\nlr: 1.0e-4\nresolution: 96\nmodel: mini\n", b"train: {seed: 1}\nmodel: {amp: no}\n"]
-    return [_weights(kind) for kind in range(3)] if name == "checkpoint" else list(pictures().values())
+        return [
+            b"epochs: 5\nlr: 1.0e-4\nresolution: 96\nmodel: mini\n",
+            b"train: {seed: 1}\nmodel: {amp: no}\n",
+        ]
+    return (
+        [_weights(kind) for kind in range(3)] if name == "checkpoint" else list(pictures().values())
+    )
 
 
 def coco_content() -> dict[str, list[dict[str, Any]]]:
     """A good annotation file."""
     width, height = SIZE
-    images = [{"id": i, "file_name": f, "width": width, "height": height} for i, f in enumerate(("0.png", "1.jpg"))]
-    categories = [{"id": i, "name": name, "supercategory": "animal"} for i, name in enumerate(CLASSES)]
-    polygon, rle = [[1, 1, 9, 1, 9, 9]], {"size": [height, width], "counts": [31, 9, height * width - 40]}
+    images = [
+        {"id": i, "file_name": f, "width": width, "height": height}
+        for i, f in enumerate(("0.png", "1.jpg"))
+    ]
+    categories = [
+        {"id": i, "name": name, "supercategory": "animal"} for i, name in enumerate(CLASSES)
+    ]
+    polygon, rle = (
+        [[1, 1, 9, 1, 9, 9]],
+        {"size": [height, width], "counts": [31, 9, height * width - 40]},
+    )
     boxes = [
-        {"id": 1, "image_id": 0, "category_id": 0, "bbox": [1, 1, 8, 8], "area": 64, "segmentation": polygon},
-        {"id": 2, "image_id": 1, "category_id": 2, "bbox": [1, 1, 1, 9.5], "iscrowd": 1, "segmentation": rle},
+        {
+            "id": 1,
+            "image_id": 0,
+            "category_id": 0,
+            "bbox": [1, 1, 8, 8],
+            "area": 64,
+            "segmentation": polygon,
+        },
+        {
+            "id": 2,
+            "image_id": 1,
+            "category_id": 2,
+            "bbox": [1, 1, 1, 9.5],
+            "iscrowd": 1,
+            "segmentation": rle,
+        },
     ]
     return {"images": images, "annotations": boxes, "categories": categories}
 
@@ -203,7 +246,9 @@ def pictures() -> dict[str, bytes]:
         *(k for k in ("WEBP", "AVIF") if features.check(k.lower())),
     ):
         out = io.BytesIO()
-        Image.new("RGB", (9, 7), (9, 99, 199)).save(out, kind, **({"exif": exif} if kind == "JPEG" else {}))
+        Image.new("RGB", (9, 7), (9, 99, 199)).save(
+            out, kind, **({"exif": exif} if kind == "JPEG" else {})
+        )
         encoded[kind] = out.getvalue()
     return encoded
 
@@ -254,16 +299,30 @@ def fuzz(name: str, seconds: int, findings: Path) -> None:
                 (findings / f"{name}-{place_of_failure}").write_bytes(data)
                 print(f"FOUND {what}: {str(error)[:200]}", flush=True)
 
-    limits = [f"-max_total_time={seconds}", f"-timeout={HANG_SECONDS}", "-rss_limit_mb=6000", "-max_len=4096"]
-    options = [*limits, "-print_final_stats=1", "-verbosity=0", f"-artifact_prefix={findings}/{name}-"]
+    limits = [
+        f"-max_total_time={seconds}",
+        f"-timeout={HANG_SECONDS}",
+        "-rss_limit_mb=6000",
+        "-max_len=4096",
+    ]
+    options = [
+        *limits,
+        "-print_final_stats=1",
+        "-verbosity=0",
+        f"-artifact_prefix={findings}/{name}-",
+    ]
     atheris.Setup([sys.argv[0], *options, str(corpus)], run)
     atheris.Fuzz()
 
 
 def main() -> int:
     """Every reader in turn; the result is how many have findings."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("readers", nargs="*", metavar="READER", help=f"of {', '.join(READERS)}; all by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "readers", nargs="*", metavar="READER", help=f"of {', '.join(READERS)}; all by default"
+    )
     parser.add_argument("--seconds", type=int, default=600, help="in all")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -277,14 +336,30 @@ def main() -> int:
         fuzz(names[0], seconds, options.findings)
     failed = 0
     for name in names:
-        command = [sys.executable, __file__, name, "--child", f"--seconds={seconds}", f"--findings={options.findings}"]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        command = [
+            sys.executable,
+            __file__,
+            name,
+            "--child",
+            f"--seconds={seconds}",
+            f"--findings={options.findings}",
+        ]
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
         runs = re.search(r"number_of_executed_units: (\d+)", result.stdout)
         found = re.findall(r"^(?:FOUND|==\d+== ERROR:).*", result.stdout, re.MULTILINE)
         failed += bool(found or result.returncode)
         count = runs[1] if runs else "no"
-        print(f"{name}: {count} executions in {seconds} s, exit {result.returncode}, {len(found)} findings")
-        print(*(f"  {line}" for line in found), "" if runs else result.stdout[-2000:], sep="\n", flush=True)
+        print(
+            f"{name}: {count} executions in {seconds} s, exit {result.returncode}, {len(found)} findings"
+        )
+        print(
+            *(f"  {line}" for line in found),
+            "" if runs else result.stdout[-2000:],
+            sep="\n",
+            flush=True,
+        )
     return failed
 
 

@@ -3,9 +3,10 @@
     python scripts/pretrain_mini.py --minutes 120
     python scripts/pretrain_mini.py --minutes 45 --masks --lr 5e-4   # RFDETRSegMini, from those
 
-Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each share a step: they
-average their gradients once, where one process of two threads would meet at every operation. The learning rate follows
-the clock, so that the run ends when it should on any machine. SIGTERM ends it early with a file; `--state` resumes.
+Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each
+share a step: they average their gradients once, where one process of two threads would meet at
+every operation. The learning rate follows the clock, so that the run ends when it should on any
+machine. SIGTERM ends it early with a file; `--state` resumes.
 """
 
 from __future__ import annotations
@@ -33,23 +34,37 @@ from torch.utils.data import DataLoader, Dataset
 
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, RFDETRSegMiniConfig
 from rfdetr.data.images import normalize
-from rfdetr.data.synthetic import PRETRAIN_CLASSES
-from rfdetr.data.synthetic_scenes import render_scene
-from rfdetr.evaluation.coco import CocoEvaluator
+from rfdetr.evaluation.evaluator import CocoEvaluator
+from rfdetr.files import atomic_write
 from rfdetr.geometry.boxes import xyxy_to_cxcywh
-from rfdetr.geometry.masks import encode_bitmaps, pack_rles
+from rfdetr.geometry.rle import encode_bitmaps, pack_rles
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.encoder import Encoder
 from rfdetr.models.postprocess import postprocess, postprocess_outputs
-from rfdetr.weights.pretrained import load_pretrained
-from rfdetr.weights.writing import atomic_write, save_safetensors
+from rfdetr.synthetic.generate import PRETRAIN_CLASSES
+from rfdetr.synthetic.scenes import render_scene
+from rfdetr.weights.load import load_pretrained
+from rfdetr.weights.writing import save_safetensors
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights"
 HELD_OUT_SEED = 1_000_003
 LOG = logging.getLogger("pretrain_mini")
 
-FIRST_KINDS = ("disc", "square", "triangle", "star-5", "ring", "plus", "arrow", "gear", "spiral", "drop", "8", "A")
+FIRST_KINDS = (
+    "disc",
+    "square",
+    "triangle",
+    "star-5",
+    "ring",
+    "plus",
+    "arrow",
+    "gear",
+    "spiral",
+    "drop",
+    "8",
+    "A",
+)
 MORE_KINDS = (
     "bar", "hexagon", "flower-4", "bolt", "mushroom", "umbrella", "ladder", "cloud", "hammer", "bone", "pin", "shield",
     "cup", "wineglass", "chevron", "half-disc", "bitten-disc", "star-4", "sun", "frame", "comb", "wave", "magnifier",
@@ -63,7 +78,9 @@ class Level(NamedTuple):
     until: float
     """Share of the run's time at which the next level begins."""
     detects: bool
-    """Train the whole detector; else encoder and projector alone, by the dense head: four times as many scenes."""
+    """Train the whole detector; else encoder and projector alone, by the dense head: four times as
+    many scenes.
+    """
     plain: float
     """Share of easy scenes."""
     kinds: tuple[str, ...]
@@ -78,7 +95,9 @@ LEVELS = (
     Level(0.75, True, 0.7, PRETRAIN_CLASSES, (160, 192, 224)),
     Level(1.00, True, 0.5, PRETRAIN_CLASSES, (192, 224, 256, 288)),
 )
-"""From easy to hard: given all classes and textures at once, an untrained transformer learns boxes but no classes."""
+"""From easy to hard: given all classes and textures at once, an untrained transformer learns boxes
+but no classes.
+"""
 
 MASK_LEVELS = (Level(1.00, True, 0.6, PRETRAIN_CLASSES, (192, 224, 256)),)
 """A detector that has learned goes on, with a mask head."""
@@ -89,12 +108,18 @@ Batch = tuple[Tensor, list[dict[str, Tensor]], Tensor]
 class SceneBatches(Dataset[Batch]):
     """Batch (index, level) of an endless set, a function of (seed, index, level).
 
-    Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B, S / stride,
-    S / stride), len(PRETRAIN_CLASSES) where none does. With `masks`, targets have the visible pixels of each object.
+    Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B,
+    S / stride, S / stride), len(PRETRAIN_CLASSES) where none does. With `masks`, targets have the
+    visible pixels of each object.
     """
 
     def __init__(
-        self, seed: int, batch_size: int, levels: tuple[Level, ...], config: ModelConfig, size: int | None = None
+        self,
+        seed: int,
+        batch_size: int,
+        levels: tuple[Level, ...],
+        config: ModelConfig,
+        size: int | None = None,
     ) -> None:
         self.seed, self.batch_size, self.levels, self.size = seed, batch_size, levels, size
         self.stride, self.masks = config.patch_size // 2, config.segmentation_head
@@ -107,7 +132,9 @@ class SceneBatches(Dataset[Batch]):
             rng = np.random.default_rng((self.seed, index, i))
             plain = bool(rng.random() < level.plain)
             scene = render_scene(rng, level.kinds, (size, size), plain=plain)
-            labels = np.array([PRETRAIN_CLASSES.index(level.kinds[i]) for i in scene.labels], dtype=np.int64)
+            labels = np.array(
+                [PRETRAIN_CLASSES.index(level.kinds[i]) for i in scene.labels], dtype=np.int64
+            )
             images.append(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))
             boxes_xyxy = torch.from_numpy(scene.boxes_xyxy)
             owner = scene.owner[self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
@@ -121,23 +148,33 @@ class SceneBatches(Dataset[Batch]):
                 }
             )
             if self.masks:
-                targets[-1]["masks"] = torch.from_numpy(scene.owner == np.arange(len(labels))[:, None, None])
+                targets[-1]["masks"] = torch.from_numpy(
+                    scene.owner == np.arange(len(labels))[:, None, None]
+                )
         return torch.stack(images), targets, torch.stack(shown)
 
 
 @torch.no_grad()
 def mimic_trained(encoder: Encoder) -> None:
-    """Initial weights of the form that trained transformers have: learns about a fifth faster from raw pixels.
+    """Initial weights of the form that trained transformers have: learns about a fifth faster from
+    raw pixels.
 
-    Queries meet like keys, Q K^T ~ 0.7 (Z + I), and attention takes away what it sees, V O ~ 0.4 (Z - I), Z random
-    (Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023, section 4). MLPs: 1 / sqrt(inputs).
+    Queries meet like keys, Q K^T ~ 0.7 (Z + I), and attention takes away what it sees, V O ~ 0.4 (Z
+    - I), Z random (Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", 2023,
+    section 4). MLPs: 1 / sqrt(inputs).
     """
     for block in encoder.blocks:
         width, head = block.out.in_features, block.out.in_features // block.heads
-        noise, identity = torch.randn(block.heads + 1, width, width) / math.sqrt(width), torch.eye(width)
+        noise, identity = (
+            torch.randn(block.heads + 1, width, width) / math.sqrt(width),
+            torch.eye(width),
+        )
         left, values, right = torch.linalg.svd(0.7 * (noise[1:] + identity))
         root = values[:, None, :head].sqrt()
-        queries, keys = (left[:, :, :head] * root).mT, (right.mT[:, :, :head] * root).mT  # heads head width
+        queries, keys = (
+            (left[:, :, :head] * root).mT,
+            (right.mT[:, :, :head] * root).mT,
+        )  # heads head width
         out, values, value = torch.linalg.svd(0.4 * (noise[0] - identity))
         rows = queries.flatten(0, 1), keys.flatten(0, 1), values.sqrt()[:, None] * value
         block.qkv.weight.copy_(torch.cat(rows))
@@ -147,10 +184,11 @@ def mimic_trained(encoder: Encoder) -> None:
 
 
 class DenseHead(nn.Module):
-    """Classes of what shows in each quarter of each patch, from the projected features: in pre-training alone.
+    """Classes of what shows in each quarter of each patch, from the projected features: in
+    pre-training alone.
 
-    From random weights the detection loss teaches boxes long before classes; this one teaches features that tell
-    classes apart at every place at once.
+    From random weights the detection loss teaches boxes long before classes; this one teaches
+    features that tell classes apart at every place at once.
     """
 
     def __init__(self, projector: nn.Module, width: int) -> None:
@@ -173,7 +211,9 @@ class DenseHead(nn.Module):
 
 
 class Pretraining:
-    """All that changes while training, one in each process; everything but the scenes is the same in all."""
+    """All that changes while training, one in each process; everything but the scenes is the same
+    in all.
+    """
 
     def __init__(self, options: argparse.Namespace, rank: int) -> None:
         torch.manual_seed(options.seed)
@@ -188,11 +228,15 @@ class Pretraining:
         load_pretrained(self.detector, self.config)
         self.average = build_detector(self.config).to(self.device)
         self.average.load_state_dict(self.detector.state_dict())
-        self.criterion = Criterion(group_detr=self.config.group_detr, cls_loss_coef=options.cls_loss_coef)
+        self.criterion = Criterion(
+            group_detr=self.config.group_detr, cls_loss_coef=options.cls_loss_coef
+        )
         self.dense_head = DenseHead(self.detector.projector, self.config.hidden_dim).to(self.device)
         trained = nn.ModuleList([self.detector, self.dense_head])
         self.parameters = [p for p in trained.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(_groups(self.parameters), lr=options.lr, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.parameters), lr=options.lr, betas=(0.9, 0.99), fused=True
+        )
         self.step, self.images, self.seconds = 0, 0, 0.0
         self.history = list[dict[str, float]]()
         self.level, self.dense_loss, self.stop = 0, math.nan, False
@@ -218,10 +262,14 @@ class Pretraining:
         }  # fmt: skip
         atomic_write(self.options.state, lambda stream: torch.save(state, stream))
 
-    def train_step(self, images: Tensor, targets: list[dict[str, Tensor]], shown: Tensor) -> tuple[float, bool]:
+    def train_step(
+        self, images: Tensor, targets: list[dict[str, Tensor]], shown: Tensor
+    ) -> tuple[float, bool]:
         """One update from all processes' batches: the loss, and whether the run is over."""
         images = normalize(images.to(self.device, non_blocking=True))
-        targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
+        targets = [
+            {name: value.to(self.device) for name, value in target.items()} for target in targets
+        ]
         with torch.autocast(self.device.type, torch.bfloat16):
             if self.levels[self.level].detects:
                 outputs = self.detector(images)
@@ -237,7 +285,9 @@ class Pretraining:
         self.level = sum(progress >= level.until for level in self.levels[:-1])
         warm_up = min((self.step + 1) / self.options.warm_up, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * warm_up * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+            group["lr"] = (
+                self.options.lr * warm_up * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+            )
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -245,7 +295,9 @@ class Pretraining:
         self.images += len(images) * self.options.processes
         with torch.no_grad():
             keep = self.options.ema * (1 - math.exp(-self.step / 500))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.detector.parameters()), 1 - keep)
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.detector.parameters()), 1 - keep
+            )
         self.dense_loss = float(dense_loss.detach())
         return mean_loss, stop > 0 or progress >= 1
 
@@ -257,12 +309,16 @@ class Pretraining:
             flat = torch.cat([*(g.view(-1) for g in gradients), said]) / dist.get_world_size()
             dist.all_reduce(flat)
             *parts, said = flat.split([*(g.numel() for g in gradients), len(said)])  # type: ignore[no-untyped-call]
-            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+            torch._foreach_copy_(
+                gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+            )
         mean_loss, mean_seconds, mean_stop = said.tolist()
         return mean_loss, mean_seconds, mean_stop
 
     def evaluate(self) -> dict[str, float]:
-        """The averaged weights on scenes of the present level that are never trained on, at the nominal resolution."""
+        """The averaged weights on scenes of the present level that are never trained on, at the
+        nominal resolution.
+        """
         evaluator = CocoEvaluator(PRETRAIN_CLASSES, masks=self.options.masks)
         any_class = CocoEvaluator(["object"])
         self.average.eval()
@@ -277,10 +333,14 @@ class Pretraining:
                 target.update(pack_rles(encode_bitmaps(target["masks"])))
             evaluator.update(postprocess_outputs(outputs, sizes, self.config.num_select), targets)
             objectness = postprocess(scores, boxes, sizes, self.config.num_select)
-            any_class.update(objectness, [{**target, "labels": target["labels"] * 0} for target in targets])
+            any_class.update(
+                objectness, [{**target, "labels": target["labels"] * 0} for target in targets]
+            )
         metrics, whatever = evaluator.compute(), any_class.compute().overall
         overall = metrics.overall
-        figures = {name: overall[name] for name in ("mAP_50_95", "mAP_50", "mAP_small", "mAP_large")}
+        figures = {
+            name: overall[name] for name in ("mAP_50_95", "mAP_50", "mAP_small", "mAP_large")
+        }
         figures["any_class_mAP_50_95"] = whatever["mAP_50_95"]
         if metrics.masks:
             figures["segm_mAP_50_95"] = metrics.masks.overall["mAP_50_95"]
@@ -294,7 +354,7 @@ class Pretraining:
             if name not in ("state", "output", "log_every")
         }
         notes = {
-            "made_by": "scripts/pretrain_mini.py on rfdetr.data.synthetic scenes",
+            "made_by": "scripts/pretrain_mini.py on rfdetr.synthetic.generate scenes",
             "steps": self.step,
             "images": self.images,
             "levels": [level._asdict() for level in self.levels],
@@ -311,12 +371,16 @@ class Pretraining:
             dtype=torch.bfloat16,
             notes=notes,
         )
-        LOG.info("wrote %s (%.2f MB)", self.options.output, self.options.output.stat().st_size / 1e6)
+        LOG.info(
+            "wrote %s (%.2f MB)", self.options.output, self.options.output.stat().st_size / 1e6
+        )
 
     def report(self) -> None:
         """Evaluates, keeps the figures, saves the state."""
         figures = self.evaluate()
-        self.history.append({"step": self.step, "seconds": round(self.seconds), "level": self.level, **figures})
+        self.history.append(
+            {"step": self.step, "seconds": round(self.seconds), "level": self.level, **figures}
+        )
         LOG.info("held out: %s", json.dumps(self.history[-1]))
         if self.options.state:
             self.save_state()
@@ -325,7 +389,10 @@ class Pretraining:
         """Trains until the time is up or a signal asks to stop."""
         options, losses = self.options, list[float]()
         loader = iter(self._loader())
-        clock, next_report = time.monotonic() - self.seconds, self.seconds + 60 * options.report_minutes
+        clock, next_report = (
+            time.monotonic() - self.seconds,
+            self.seconds + 60 * options.report_minutes,
+        )
         over = False
         while not over:
             loss, over = self.train_step(*next(loader))
@@ -333,9 +400,17 @@ class Pretraining:
             losses.append(loss)
             if self.rank == 0 and self.step % options.log_every == 0:
                 mean_loss = float(np.mean(losses))
-                LOG.info("step %d  loss %.3f  dense %.3f  %.0f s", self.step, mean_loss, self.dense_loss, self.seconds)
+                LOG.info(
+                    "step %d  loss %.3f  dense %.3f  %.0f s",
+                    self.step,
+                    mean_loss,
+                    self.dense_loss,
+                    self.seconds,
+                )
                 losses.clear()
-            if self.rank == 0 and ((self.seconds >= next_report and self.levels[self.level].detects) or over):
+            if self.rank == 0 and (
+                (self.seconds >= next_report and self.levels[self.level].detects) or over
+            ):
                 self.report()
                 next_report = self.seconds + 60 * options.report_minutes
         if self.rank == 0:
@@ -375,7 +450,9 @@ def _process(rank: int, options: argparse.Namespace, meeting_point: str) -> None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.processes > 1:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=options.processes)
+        dist.init_process_group(
+            "gloo", f"file://{meeting_point}", rank=rank, world_size=options.processes
+        )
     training = Pretraining(options, rank)
     if rank == 0:
         LOG.info("%.3f M parameters", sum(p.numel() for p in training.detector.parameters()) / 1e6)
@@ -392,15 +469,25 @@ def _process(rank: int, options: argparse.Namespace, meeting_point: str) -> None
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=120, help="time to train, all runs of a state together")
-    parser.add_argument("--masks", action="store_true", help="RFDETRSegMini, from the weights of RFDETRMini")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=120, help="time to train, all runs of a state together"
+    )
+    parser.add_argument(
+        "--masks", action="store_true", help="RFDETRSegMini, from the weights of RFDETRMini"
+    )
     parser.add_argument("--output", type=Path, help="file to write; the package's own unless given")
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
     parser.add_argument("--seed", type=int, default=0)
     gpu = torch.cuda.is_available()
-    parser.add_argument("--processes", type=int, default=1 if gpu else os.cpu_count() or 1, help="that share a step")
-    parser.add_argument("--workers", type=int, default=12 if gpu else 0, help="that render, for each process")
+    parser.add_argument(
+        "--processes", type=int, default=1 if gpu else os.cpu_count() or 1, help="that share a step"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=12 if gpu else 0, help="that render, for each process"
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="scenes per process and step")
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--warm-up", type=int, default=150, help="steps")
@@ -421,7 +508,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
         arguments = (options, f"{folder}/meeting")
-        others = [context.Process(target=_process, args=(rank, *arguments)) for rank in range(1, options.processes)]
+        others = [
+            context.Process(target=_process, args=(rank, *arguments))
+            for rank in range(1, options.processes)
+        ]
         for other in others:
             other.start()
         _process(0, *arguments)

@@ -1,4 +1,6 @@
-"""Data for the tests: the blood-cell set where it is at hand, and small generated sets in both layouts."""
+"""Data for the tests: the blood-cell set where it is at hand, and small generated sets in both
+layouts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ from hypothesis import settings
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
-COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}  # class names, in label order
+COLOURS = {
+    "blue": (40, 60, 220),
+    "green": (40, 200, 60),
+    "red": (220, 50, 40),
+}  # class names, in label order
 FIRST_SEED = {"train": 0, "valid": 400, "test": 800}  # so that splits share no picture
 
 
@@ -44,7 +50,9 @@ def bccd_yolo() -> Path:
     return _shared_data("bccd-yolo")
 
 
-def draw_scene(seed: int, width: int = 64, height: int = 48) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
+def draw_scene(
+    seed: int, width: int = 64, height: int = 48
+) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
     """A gray picture with 0 to 3 coloured rectangles, and (label, [x, y, w, h]) of each."""
     rng = np.random.default_rng(seed)
     picture = rng.integers(90, 130, (height, width, 3), np.uint8)
@@ -59,10 +67,14 @@ def draw_scene(seed: int, width: int = 64, height: int = 48) -> tuple[np.ndarray
 
 
 def write_tiny_coco(root: Path, counts: dict[str, int] | None = None) -> Path:
-    """A COCO export with a root category; image 0 of each split is empty, files are JPEG and PNG in turn."""
+    """A COCO export with a root category; image 0 of each split is empty, files are JPEG and PNG in
+    turn.
+    """
     counts = counts or {"train": 6, "valid": 4, "test": 3}
     categories = [{"id": 0, "name": "colours", "supercategory": "none"}]
-    categories += [{"id": i, "name": name, "supercategory": "colours"} for i, name in enumerate(COLOURS, 1)]
+    categories += [
+        {"id": i, "name": name, "supercategory": "colours"} for i, name in enumerate(COLOURS, 1)
+    ]
     for split, count in counts.items():
         (root / split).mkdir(parents=True)
         images: list[dict[str, Any]] = []
@@ -71,10 +83,24 @@ def write_tiny_coco(root: Path, counts: dict[str, int] | None = None) -> Path:
             picture, objects = draw_scene(FIRST_SEED[split] + i)
             name = f"{i}.{('jpg', 'png')[i % 2]}"
             Image.fromarray(picture).save(root / split / name, quality=95)
-            images.append({"id": i + 1, "file_name": name, "width": picture.shape[1], "height": picture.shape[0]})
+            images.append(
+                {
+                    "id": i + 1,
+                    "file_name": name,
+                    "width": picture.shape[1],
+                    "height": picture.shape[0],
+                }
+            )
             for label, box in objects:
-                record = {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label + 1, "bbox": box}
-                annotations.append({**record, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []})
+                record = {
+                    "id": len(annotations) + 1,
+                    "image_id": i + 1,
+                    "category_id": label + 1,
+                    "bbox": box,
+                }
+                annotations.append(
+                    {**record, "area": box[2] * box[3], "iscrowd": 0, "segmentation": []}
+                )
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / split / "_annotations.coco.json").write_text(json.dumps(content))
     return root
@@ -126,13 +152,17 @@ def write_coco() -> Callable[..., Path]:
 
 @pytest.fixture
 def make_tiny_coco(tmp_path: Path) -> Callable[..., Path]:
-    """Like `tiny_coco`, with a choice of splits and their sizes: `make_tiny_coco({"train": 20, "valid": 4})`."""
+    """Like `tiny_coco`, with a choice of splits and their sizes: `make_tiny_coco({"train": 20,
+    "valid": 4})`.
+    """
     return lambda counts=None, name="made-coco": write_tiny_coco(tmp_path / name, counts)
 
 
 @pytest.fixture
 def edit_coco() -> Callable[..., None]:
-    """`edit_coco(path, change)` rewrites an annotation file after `change(content)` altered it in place."""
+    """`edit_coco(path, change)` rewrites an annotation file after `change(content)` altered it in
+    place.
+    """
 
     def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         content = json.loads(path.read_text())

@@ -1,4 +1,6 @@
-"""What every public entry point answers to what cannot be: one error of ours that names what was found and expected."""
+"""What every public entry point answers to what cannot be: one error of ours that names what was
+found and expected.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,13 @@ from rfdetr.data.images import MAX_PIXELS, ImageError, check_size
 from rfdetr.data.index import DatasetError
 from rfdetr.models.build import build_detector
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
-from rfdetr.training.folder import OutputFolderError
+from rfdetr.training.run_folder import OutputFolderError
 from rfdetr.weights.reading import CheckpointError
 from rfdetr.weights.writing import save_checkpoint
 
-HUGE_JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(30)  # its header promises 65535 x 65535
+HUGE_JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(
+    30
+)  # its header promises 65535 x 65535
 IMAGE = np.zeros((40, 50, 3), np.uint8)
 OURS = (str(Path(rfdetr.__file__).parent), str(Path(__file__)), "pydantic", "lightning")
 
@@ -44,7 +48,12 @@ class World:
     port: int  # nobody listens there
 
     def train(self, **settings: Any) -> None:
-        usual = {"dataset_dir": self.data, "output_dir": self.folder / "out", "epochs": 1, "num_workers": 0}
+        usual = {
+            "dataset_dir": self.data,
+            "output_dir": self.folder / "out",
+            "epochs": 1,
+            "num_workers": 0,
+        }
         self.detector.train(**{**usual, **settings})
 
     def run(self, **settings: Any) -> TrainConfig:
@@ -58,7 +67,9 @@ MODEL = RFDETRMiniConfig(pretrain_weights=None, resolution=64, num_classes=3, nu
 
 
 @pytest.fixture
-def world(shared_tiny_coco: Path, tmp_path: Path, checkpoint: Path, detector: RFDETR, unheard_port: int) -> World:
+def world(
+    shared_tiny_coco: Path, tmp_path: Path, checkpoint: Path, detector: RFDETR, unheard_port: int
+) -> World:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "huge.jpg").write_bytes(HUGE_JPEG)
@@ -67,7 +78,9 @@ def world(shared_tiny_coco: Path, tmp_path: Path, checkpoint: Path, detector: RF
     (tmp_path / "nothing").mkdir()
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     (tmp_path / "broken.yaml").write_text("epochs: [1")
-    (tmp_path / "code.yaml").write_text(f"epochs: !!python/object/apply:os.mkdir ['{tmp_path / 'attacked'}']")
+    (tmp_path / "code.yaml").write_text(
+        f"epochs: !!python/object/apply:os.mkdir ['{tmp_path / 'attacked'}']"
+    )
     (tmp_path / "date.yaml").write_text("epochs: 2001-99-99")
     (tmp_path / "typo.yaml").write_text("epoch: 3")
     (tmp_path / "model.yaml").write_text("model: [1]")
@@ -106,43 +119,123 @@ PREDICT: list[Case] = [
     (lambda w: w.detector.predict(""), ValueError, "the image's path is empty"),
     (lambda w: w.detector.predict("a\0b.jpg"), ValueError, "null character"),
     (lambda w: w.detector.predict("a" * 5000), ImageError, "name too long"),
-    (lambda w: w.detector.predict("no/such.jpg"), FileNotFoundError, "no/such.jpg: no such image file or folder"),
-    (lambda w: w.detector.predict(w.folder / "text.jpg"), ImageError, "text.jpg: cannot be decoded as an image"),
-    (lambda w: w.detector.predict(w.folder / "empty.jpg"), ImageError, "empty.jpg: cannot be decoded .* it is empty"),
+    (
+        lambda w: w.detector.predict("no/such.jpg"),
+        FileNotFoundError,
+        "no/such.jpg: no such image file or folder",
+    ),
+    (
+        lambda w: w.detector.predict(w.folder / "text.jpg"),
+        ImageError,
+        "text.jpg: cannot be decoded as an image",
+    ),
+    (
+        lambda w: w.detector.predict(w.folder / "empty.jpg"),
+        ImageError,
+        "empty.jpg: cannot be decoded .* it is empty",
+    ),
     (lambda w: w.detector.predict(w.folder / "huge.jpg"), ImageError, "huge.jpg: .*65535 x 65535"),
-    (lambda w: w.detector.predict(w.folder / "nothing"), ValueError, "nothing: no image files there"),
+    (
+        lambda w: w.detector.predict(w.folder / "nothing"),
+        ValueError,
+        "nothing: no image files there",
+    ),
     (lambda w: w.detector.predict(f"{w.folder}/*.bmp"), ValueError, "no image files there"),
     (lambda w: w.detector.predict("/dev/null"), ImageError, "/dev/null: not a file"),
-    (lambda w: w.detector.predict(f"http://127.0.0.1:{w.port}/a.jpg"), ValueError, "could not be downloaded.*refused"),
-    (lambda w: w.detector.predict(f"http://127.0.0.1:{w.port}/ä b.jpg"), ValueError, "could not be downloaded"),
-    (lambda w: w.detector.predict("http://[::1/a.jpg"), ValueError, "could not be downloaded: Invalid IPv6"),
+    (
+        lambda w: w.detector.predict(f"http://127.0.0.1:{w.port}/a.jpg"),
+        ValueError,
+        "could not be downloaded.*refused",
+    ),
+    (
+        lambda w: w.detector.predict(f"http://127.0.0.1:{w.port}/ä b.jpg"),
+        ValueError,
+        "could not be downloaded",
+    ),
+    (
+        lambda w: w.detector.predict("http://[::1/a.jpg"),
+        ValueError,
+        "could not be downloaded: Invalid IPv6",
+    ),
     (lambda w: w.detector.predict("http://a b/c.jpg"), ValueError, "could not be downloaded"),
-    (lambda w: w.detector.predict("ftp://host/a.jpg"), ValueError, "expected an http:// or https:// address"),
-    (lambda w: w.detector.predict(np.zeros((0, 9, 3), np.uint8)), ValueError, r"shape \(0, 9, 3\): expected \(height"),
-    (lambda w: w.detector.predict(np.zeros((9, 9, 2), np.uint8)), ValueError, r"shape \(9, 9, 2\): expected"),
+    (
+        lambda w: w.detector.predict("ftp://host/a.jpg"),
+        ValueError,
+        "expected an http:// or https:// address",
+    ),
+    (
+        lambda w: w.detector.predict(np.zeros((0, 9, 3), np.uint8)),
+        ValueError,
+        r"shape \(0, 9, 3\): expected \(height",
+    ),
+    (
+        lambda w: w.detector.predict(np.zeros((9, 9, 2), np.uint8)),
+        ValueError,
+        r"shape \(9, 9, 2\): expected",
+    ),
     (lambda w: w.detector.predict(np.zeros((2, 9, 9, 3), np.uint8)), ValueError, "expected"),
-    (lambda w: w.detector.predict(np.zeros((9, 9, 3), np.int64)), ValueError, "int64: expected uint8, or floats"),
+    (
+        lambda w: w.detector.predict(np.zeros((9, 9, 3), np.int64)),
+        ValueError,
+        "int64: expected uint8, or floats",
+    ),
     (lambda w: w.detector.predict(np.full((9, 9, 3), np.nan)), ValueError, "NaN or infinite"),
-    (lambda w: w.detector.predict(np.full((9, 9, 3), 255.0)), ValueError, r"from 255 to 255: expected floats in \[0"),
+    (
+        lambda w: w.detector.predict(np.full((9, 9, 3), 255.0)),
+        ValueError,
+        r"from 255 to 255: expected floats in \[0",
+    ),
     (lambda w: w.detector.predict(np.full((9, 9, 3), "a")), ValueError, "expected uint8"),
     (
         lambda w: w.detector.predict(np.broadcast_to(np.zeros(3, np.uint8), (20_000, 20_000, 3))),
         ValueError,
         "is 20000 x 20000: expected 1 to",
     ),
-    (lambda w: w.detector.predict(torch.zeros(2, 3, 9, 9)), ValueError, r"a batch goes in as list\(batch\)"),
-    (lambda w: w.detector.predict(torch.zeros(9, 9, 3)), ValueError, "expected .1, 3 or 4, height, width"),
+    (
+        lambda w: w.detector.predict(torch.zeros(2, 3, 9, 9)),
+        ValueError,
+        r"a batch goes in as list\(batch\)",
+    ),
+    (
+        lambda w: w.detector.predict(torch.zeros(9, 9, 3)),
+        ValueError,
+        "expected .1, 3 or 4, height, width",
+    ),
     (lambda w: w.detector.predict(torch.full((3, 9, 9), torch.nan)), ValueError, "NaN or infinite"),
-    (lambda w: w.detector.predict(torch.zeros(3, 9, 9).to_sparse()), TypeError, "expected a dense tensor"),
-    (lambda w: w.detector.predict(torch.zeros(3, 9, 9, device="meta")), TypeError, "dense tensor with data"),
+    (
+        lambda w: w.detector.predict(torch.zeros(3, 9, 9).to_sparse()),
+        TypeError,
+        "expected a dense tensor",
+    ),
+    (
+        lambda w: w.detector.predict(torch.zeros(3, 9, 9, device="meta")),
+        TypeError,
+        "dense tensor with data",
+    ),
     (lambda w: w.detector.predict(Image.new("RGB", (0, 9))), ImageError, "0 x 9: expected"),
-    (lambda w: w.detector.predict(IMAGE, threshold=-0.1), ValueError, "threshold is -0.1: expected a number from 0 to"),
+    (
+        lambda w: w.detector.predict(IMAGE, threshold=-0.1),
+        ValueError,
+        "threshold is -0.1: expected a number from 0 to",
+    ),
     (lambda w: w.detector.predict(IMAGE, threshold=1.1), ValueError, "threshold is 1.1"),
     (lambda w: w.detector.predict(IMAGE, threshold=np.nan), ValueError, "threshold is nan"),
-    (lambda w: w.detector.predict(IMAGE, threshold="0.5"), TypeError, r"threshold is '0.5' \(str\): expected a number"),
+    (
+        lambda w: w.detector.predict(IMAGE, threshold="0.5"),
+        TypeError,
+        r"threshold is '0.5' \(str\): expected a number",
+    ),
     (lambda w: w.detector.predict(IMAGE, threshold=None), TypeError, "threshold is None"),
-    (lambda w: w.detector.predict(IMAGE, batch_size=0), ValueError, "batch_size is 0: expected 1 or more"),
-    (lambda w: w.detector.predict(IMAGE, batch_size=1.5), TypeError, "batch_size is 1.5 .*expected a whole number"),
+    (
+        lambda w: w.detector.predict(IMAGE, batch_size=0),
+        ValueError,
+        "batch_size is 0: expected 1 or more",
+    ),
+    (
+        lambda w: w.detector.predict(IMAGE, batch_size=1.5),
+        TypeError,
+        "batch_size is 1.5 .*expected a whole number",
+    ),
     (lambda w: w.detector.predict(IMAGE, batch_size=True), TypeError, "batch_size is True"),
     (lambda w: w.detector.predict_stream(IMAGE, threshold=-1), ValueError, "threshold is -1"),
     (lambda w: w.detector.predict(IMAGE, treshold=1), TypeError, "treshold"),
@@ -160,26 +253,62 @@ CONSTRUCTORS: list[Case] = [
     ),
     (lambda w: RFDETRMini(resolution="wide"), ValidationError, "resolution.*valid integer"),
     (lambda w: RFDETRMini(resolution=100), ValidationError, "the nearest that fit are 96 and 128"),
-    (lambda w: RFDETRMini(resolution=-64), ValidationError, "resolution.*greater than or equal to 1"),
+    (
+        lambda w: RFDETRMini(resolution=-64),
+        ValidationError,
+        "resolution.*greater than or equal to 1",
+    ),
     (lambda w: RFDETRMini(resolution=2**40), ValidationError, "resolution.*less than"),
     (lambda w: RFDETRMini(resolution=9600), ValidationError, "9600 is more than 8192"),
     (lambda w: RFDETRMini(num_classes=0), ValidationError, "num_classes"),
     (lambda w: RFDETRMini(num_classes=10**12), ValidationError, "num_classes.*less than"),
-    (lambda w: RFDETRMini(num_queries=5000), CheckpointError, "100 queries .*num_queries=5000; set num_queries"),
+    (
+        lambda w: RFDETRMini(num_queries=5000),
+        CheckpointError,
+        "100 queries .*num_queries=5000; set num_queries",
+    ),
     (lambda w: RFDETRMini(encoder="resnet"), ValidationError, "encoder.*dinov2_windowed_small"),
-    (lambda w: RFDETRMini(device="gpu"), ValueError, "device 'gpu' cannot be used here; there is cpu"),
+    (
+        lambda w: RFDETRMini(device="gpu"),
+        ValueError,
+        "device 'gpu' cannot be used here; there is cpu",
+    ),
     (lambda w: RFDETRMini(device="cuda:99"), ValueError, "device 'cuda:99' cannot be used here"),
     (lambda w: RFDETRMini(device="meta"), ValueError, "device 'meta' cannot be used here"),
     (lambda w: RFDETRMini(device=0), ValidationError, "device.*valid string"),
-    (lambda w: RFDETRMini(pretrain_weights="no.pth"), FileNotFoundError, "there is no weights file .*no.pth"),
-    (lambda w: RFDETRMini(pretrain_weights="rf-detr-nanoo.pth"), FileNotFoundError, "did you mean 'rf-detr-nano.pth'"),
-    (lambda w: RFDETRMini(pretrain_weights=w.folder), CheckpointError, "is a directory, not a checkpoint file"),
-    (lambda w: RFDETRMini(pretrain_weights=w.folder / "empty.pth"), CheckpointError, "empty.pth is empty"),
-    (lambda w: RFDETRMini(pretrain_weights=w.folder / "text.pth"), CheckpointError, "text.pth cannot be read"),
+    (
+        lambda w: RFDETRMini(pretrain_weights="no.pth"),
+        FileNotFoundError,
+        "there is no weights file .*no.pth",
+    ),
+    (
+        lambda w: RFDETRMini(pretrain_weights="rf-detr-nanoo.pth"),
+        FileNotFoundError,
+        "did you mean 'rf-detr-nano.pth'",
+    ),
+    (
+        lambda w: RFDETRMini(pretrain_weights=w.folder),
+        CheckpointError,
+        "is a directory, not a checkpoint file",
+    ),
+    (
+        lambda w: RFDETRMini(pretrain_weights=w.folder / "empty.pth"),
+        CheckpointError,
+        "empty.pth is empty",
+    ),
+    (
+        lambda w: RFDETRMini(pretrain_weights=w.folder / "text.pth"),
+        CheckpointError,
+        "text.pth cannot be read",
+    ),
     (lambda w: RFDETRMini(pretrain_weights=3), TypeError, r"is 3 \(int\): expected a path"),
     (lambda w: RFDETRMini(pretrain_weights=""), ValueError, "is empty: expected a path"),
     (lambda w: RFDETRMini(pretrain_weights="a\0b"), ValueError, "null character"),
-    (lambda w: RFDETRNano(pretrain_weights=w.checkpoint), ValueError, "holds an RFDETRMini, not an RFDETRNano: use"),
+    (
+        lambda w: RFDETRNano(pretrain_weights=w.checkpoint),
+        ValueError,
+        "holds an RFDETRMini, not an RFDETRNano: use",
+    ),
     (lambda w: RFDETRMini("small.pth"), TypeError, "positional"),
     (lambda w: RFDETR.from_checkpoint(None), TypeError, "the checkpoint is None .*expected a path"),
     (lambda w: RFDETR.from_checkpoint(b"a.pth"), TypeError, "expected a path"),
@@ -187,22 +316,50 @@ CONSTRUCTORS: list[Case] = [
     (lambda w: RFDETR.from_checkpoint("~nobody/no.pth"), FileNotFoundError, "no.pth"),
     (lambda w: RFDETR.from_checkpoint(w.folder), CheckpointError, "is a directory"),
     (lambda w: RFDETR.from_checkpoint(w.folder / "text.jpg"), CheckpointError, "cannot be read"),
-    (lambda w: RFDETR.from_checkpoint(w.checkpoint, resolutoin=3), ValidationError, "did you mean 'resolution'"),
-    (lambda w: RFDETR.from_checkpoint(w.checkpoint, resolution=3), ValidationError, "resolution 3 is not a multiple"),
+    (
+        lambda w: RFDETR.from_checkpoint(w.checkpoint, resolutoin=3),
+        ValidationError,
+        "did you mean 'resolution'",
+    ),
+    (
+        lambda w: RFDETR.from_checkpoint(w.checkpoint, resolution=3),
+        ValidationError,
+        "resolution 3 is not a multiple",
+    ),
 ]
 
 EVALUATE: list[Case] = [
     (lambda w: w.detector.evaluate(None), TypeError, "dataset_dir is None .*expected a path"),
     (lambda w: w.detector.evaluate(w.folder / "gone"), DatasetError, "gone: no such folder"),
     (lambda w: w.detector.evaluate(w.checkpoint), DatasetError, "small.pth: no such folder"),
-    (lambda w: w.detector.evaluate(w.folder / "nothing"), DatasetError, "no dataset found: looked for .*found nothing"),
-    (lambda w: w.detector.evaluate(w.data, "holdout"), DatasetError, "no 'holdout' split.*found train, valid, test"),
+    (
+        lambda w: w.detector.evaluate(w.folder / "nothing"),
+        DatasetError,
+        "no dataset found: looked for .*found nothing",
+    ),
+    (
+        lambda w: w.detector.evaluate(w.data, "holdout"),
+        DatasetError,
+        "no 'holdout' split.*found train, valid, test",
+    ),
     (lambda w: w.detector.evaluate(w.data, 3), TypeError, r"split is 3 \(int\): expected str"),
-    (lambda w: w.detector.evaluate(w.data, batch_size=0), ValueError, "batch_size is 0: expected 1 or more"),
+    (
+        lambda w: w.detector.evaluate(w.data, batch_size=0),
+        ValueError,
+        "batch_size is 0: expected 1 or more",
+    ),
     (lambda w: w.detector.evaluate(w.data, batch_size="4"), TypeError, "batch_size is '4'"),
-    (lambda w: w.detector.evaluate(w.data, num_workers=-1), ValueError, "num_workers is -1: expected 0 or more"),
+    (
+        lambda w: w.detector.evaluate(w.data, num_workers=-1),
+        ValueError,
+        "num_workers is -1: expected 0 or more",
+    ),
     (lambda w: w.detector.evaluate(w.data, max_dets=0), ValueError, "max_dets is 0"),
-    (lambda w: w.detector.evaluate(w.data, dataset_file="voc"), DatasetError, "'voc'; expected one of roboflow, coco"),
+    (
+        lambda w: w.detector.evaluate(w.data, dataset_file="voc"),
+        DatasetError,
+        "'voc'; expected one of roboflow, coco",
+    ),
     (
         lambda w: RFDETRMini(pretrain_weights=w.checkpoint, num_classes=5).evaluate(w.data),
         ValueError,
@@ -217,9 +374,17 @@ TRAIN: list[Case] = [
     (lambda w: w.train(dataset_dir=w.folder / "gone"), DatasetError, "gone: no such folder"),
     (lambda w: w.train(dataset_dir=w.checkpoint), DatasetError, "no such folder"),
     (lambda w: w.train(dataset_dir=w.folder / "nothing"), DatasetError, "no dataset found"),
-    (lambda w: w.train(dataset_file="voc"), ValidationError, "dataset_file.*'roboflow', 'coco' or 'yolo'"),
+    (
+        lambda w: w.train(dataset_file="voc"),
+        ValidationError,
+        "dataset_file.*'roboflow', 'coco' or 'yolo'",
+    ),
     (lambda w: w.train(epoch=3), ValidationError, "did you mean 'epochs'"),
-    (lambda w: w.train(resolution=512), ValueError, r"^resolution belongs to the model: RFDETRMini\(resolution=512\)$"),
+    (
+        lambda w: w.train(resolution=512),
+        ValueError,
+        r"^resolution belongs to the model: RFDETRMini\(resolution=512\)$",
+    ),
     (lambda w: w.train(epochs=0), ValidationError, "epochs.*greater than or equal to 1"),
     (lambda w: w.train(epochs=10**30), ValidationError, "epochs.*less than"),
     (lambda w: w.train(epochs="ten"), ValidationError, "epochs.*valid integer"),
@@ -233,18 +398,42 @@ TRAIN: list[Case] = [
     (lambda w: w.train(resume="gone.ckpt"), FileNotFoundError, "gone.ckpt"),
     (lambda w: w.train(resume=w.folder), CheckpointError, "is a directory"),
     (lambda w: w.train(resume=w.folder / "text.pth"), CheckpointError, "text.pth"),
-    (lambda w: w.train(resume=_written(w, "text.ckpt", b"no checkpoint")), CheckpointError, "text.ckpt"),
+    (
+        lambda w: w.train(resume=_written(w, "text.ckpt", b"no checkpoint")),
+        CheckpointError,
+        "text.ckpt",
+    ),
     (lambda w: w.train(resume=_written(w, "empty.ckpt", b"")), CheckpointError, "empty.ckpt"),
     (lambda w: w.train(resume=_saved(w, "list.ckpt", [1])), CheckpointError, "list.ckpt"),
     (lambda w: w.train(resume=_saved(w, "other.ckpt", {"a": 1})), CheckpointError, "other.ckpt"),
-    (lambda w: w.train(output_dir=w.checkpoint), OutputFolderError, "small.pth cannot be written to"),
-    (lambda w: w.train(output_dir=w.checkpoint / "x"), OutputFolderError, "small.pth/x cannot be written to"),
+    (
+        lambda w: w.train(output_dir=w.checkpoint),
+        OutputFolderError,
+        "small.pth cannot be written to",
+    ),
+    (
+        lambda w: w.train(output_dir=w.checkpoint / "x"),
+        OutputFolderError,
+        "small.pth/x cannot be written to",
+    ),
 ]
 
 OBJECTS: list[Case] = [
-    (lambda w: build_trainer(None, MODEL), TypeError, "train_config is None .*expected TrainConfig"),
-    (lambda w: build_trainer({"epochs": 1}, MODEL), TypeError, "train_config is .*dict.*expected TrainConfig"),
-    (lambda w: build_trainer(MODEL, w.run()), TypeError, "train_config is RFDETRMiniConfig.*expected TrainConfig"),
+    (
+        lambda w: build_trainer(None, MODEL),
+        TypeError,
+        "train_config is None .*expected TrainConfig",
+    ),
+    (
+        lambda w: build_trainer({"epochs": 1}, MODEL),
+        TypeError,
+        "train_config is .*dict.*expected TrainConfig",
+    ),
+    (
+        lambda w: build_trainer(MODEL, w.run()),
+        TypeError,
+        "train_config is RFDETRMiniConfig.*expected TrainConfig",
+    ),
     (lambda w: build_trainer(w.run(), {}), TypeError, "model_config is .*expected ModelConfig"),
     (lambda w: w.trainer(epochs=3), TypeError, "unexpected keyword argument 'epochs'"),
     (lambda w: w.trainer(callbacks=[3]), TypeError, r"callbacks is 3 \(int\): expected Callback"),
@@ -254,12 +443,28 @@ OBJECTS: list[Case] = [
     (lambda w: w.trainer(precision="8"), ValueError, "Precision '8' is invalid. Allowed"),
     (lambda w: w.trainer(max_epochs=-5), ValueError, "max_epochs.*You passed in -5"),
     (lambda w: w.trainer(limit_train_batches=-1), ValueError, "-1 for limit_train_batches"),
-    (lambda w: RFDETRModule(None, w.run()), TypeError, "model_config is None .*expected ModelConfig"),
+    (
+        lambda w: RFDETRModule(None, w.run()),
+        TypeError,
+        "model_config is None .*expected ModelConfig",
+    ),
     (lambda w: RFDETRModule(w.run(), MODEL), TypeError, "model_config is .*expected ModelConfig"),
-    (lambda w: RFDETRDataModule(w.run(), MODEL), TypeError, "model_config is .*expected ModelConfig"),
-    (lambda w: RFDETRDataModule(MODEL, w.run()).index("holdout"), DatasetError, "no 'holdout' split"),
+    (
+        lambda w: RFDETRDataModule(w.run(), MODEL),
+        TypeError,
+        "model_config is .*expected ModelConfig",
+    ),
+    (
+        lambda w: RFDETRDataModule(MODEL, w.run()).index("holdout"),
+        DatasetError,
+        "no 'holdout' split",
+    ),
     (lambda w: TrainConfig("data"), TypeError, "positional"),
-    (lambda w: _fit(w, num_classes=2), ValueError, "num_classes=2, but the data has 3 classes .blue, green, red"),
+    (
+        lambda w: _fit(w, num_classes=2),
+        ValueError,
+        "num_classes=2, but the data has 3 classes .blue, green, red",
+    ),
     (lambda w: _fit(w, ckpt_path="gone.ckpt"), FileNotFoundError, "gone.ckpt"),
     (lambda w: _fit(w, ckpt_path=str(w.folder)), CheckpointError, "is a directory"),
     (lambda w: _fit(w, ckpt_path=str(w.folder / "text.pth")), CheckpointError, "text.pth"),
@@ -279,7 +484,9 @@ def _saved(world: World, name: str, content: Any) -> Path:
 def _fit(world: World, ckpt_path: str | None = None, **changes: Any) -> None:
     model: ModelConfig = RFDETRMiniConfig(**{**MODEL.model_dump(), **changes})
     run = world.run(num_workers=0)
-    build_trainer(run, model).fit(RFDETRModule(model, run), RFDETRDataModule(model, run), ckpt_path=ckpt_path)
+    build_trainer(run, model).fit(
+        RFDETRModule(model, run), RFDETRDataModule(model, run), ckpt_path=ckpt_path
+    )
 
 
 def _ids(prefix: str, cases: list[Case]) -> list[Any]:
@@ -317,7 +524,10 @@ COMMANDS: list[tuple[str, str]] = [
     ("predict {checkpoint} {folder}/nothing", "no image files there"),
     ("predict {checkpoint} {folder}/*.bmp", "no image files there"),
     ("predict {checkpoint} http://127.0.0.1:{port}/a.jpg", "could not be downloaded"),
-    ("predict {checkpoint} {data}/test --threshold=-1", "threshold is -1.0: expected a number from 0 to 1"),
+    (
+        "predict {checkpoint} {data}/test --threshold=-1",
+        "threshold is -1.0: expected a number from 0 to 1",
+    ),
     ("predict {checkpoint} {data}/test --threshold=high", "high"),
     ("predict {checkpoint} {data}/test --batch-size=0", "batch_size is 0"),
     ("predict {checkpoint} {data}/test --device=gpu", "device 'gpu' cannot be used here"),
@@ -327,7 +537,10 @@ COMMANDS: list[tuple[str, str]] = [
     ("evaluate {checkpoint} {folder}/gone", "gone: no such folder"),
     ("evaluate {checkpoint} {data} --split=holdout", "no 'holdout' split"),
     ("evaluate {checkpoint} {data} --batch-size=0", "batch_size is 0"),
-    ("evaluate {checkpoint} {data} --batch-size=99999999999999999999", "expected 1,000,000 or less"),
+    (
+        "evaluate {checkpoint} {data} --batch-size=99999999999999999999",
+        "expected 1,000,000 or less",
+    ),
     ("evaluate {checkpoint} {data} --dataset-file=voc", "voc"),
     ("train", "which folder"),
     ("train {folder}/gone --model=mini", "gone: no such folder"),
@@ -337,7 +550,10 @@ COMMANDS: list[tuple[str, str]] = [
     ("train {data} --epochs=0", "epochs: Input should be greater than or equal to 1; found 0"),
     ("train {data} --model=mini --resolution=100", "resolution 100 is not a multiple"),
     ("train {data} --pretrain-weights={folder}/no.pth", "no.pth"),
-    ("train {data} --model=mini --pretrain-weights=none --accelerator=abacus", "accelerator='abacus'"),
+    (
+        "train {data} --model=mini --pretrain-weights=none --accelerator=abacus",
+        "accelerator='abacus'",
+    ),
     ("train {data} --model=mini --pretrain-weights=none --accelerator=tpu", "'accelerator': 'tpu'"),
     ("train {data} --config={folder}/gone.yaml", "gone.yaml"),
     ("train {data} --config={folder}", "cannot be read"),
@@ -345,7 +561,10 @@ COMMANDS: list[tuple[str, str]] = [
     ("train {data} --config={folder}/broken.yaml", "broken.yaml: cannot be read as YAML"),
     ("train {data} --config={folder}/code.yaml", "code.yaml: cannot be read as YAML"),
     ("train {data} --config={folder}/date.yaml", "date.yaml: cannot be read as YAML"),
-    ("train {data} --config={folder}/typo.yaml", "typo.yaml: no setting 'epoch'; did you mean 'epochs'?"),
+    (
+        "train {data} --config={folder}/typo.yaml",
+        "typo.yaml: no setting 'epoch'; did you mean 'epochs'?",
+    ),
     ("train {data} --config={folder}/model.yaml", "no model [1]"),
     ("train {data} --model=mini --pretrain-weights=none --resume={folder}/gone.ckpt", "gone.ckpt"),
     ("train {data} --model=mini --pretrain-weights=none --output-dir={checkpoint}", "small.pth"),
@@ -357,10 +576,19 @@ COMMANDS: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("command", "words"), COMMANDS)
 def test_the_command_line_answers_in_one_line_with_code_2(
-    world: World, command: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    world: World,
+    command: str,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(world.folder)
-    places = {"folder": world.folder, "data": world.data, "checkpoint": world.checkpoint, "port": world.port}
+    places = {
+        "folder": world.folder,
+        "data": world.data,
+        "checkpoint": world.checkpoint,
+        "port": world.port,
+    }
     assert main(command.format(**places).split()) == 2
     out, err = capsys.readouterr()
     assert words in err and err.startswith("rfdetr: ") and err.count("\n") == 1 and not out

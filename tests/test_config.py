@@ -1,4 +1,6 @@
-"""The option surface: every field is written out here, so that a new one is a decision and not an accident."""
+"""The option surface: every field is written out here, so that a new one is a decision and not an
+accident.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ TRAIN_FIELDS = """
     mlflow project run progress_bar
 """
 SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
-MOST_FIELDS = 80  # ten above the budget: what masks, loggers, adapters and exact resume each need said
+MOST_FIELDS = (
+    80  # ten above the budget: what masks, loggers, adapters and exact resume each need said
+)
 
 
 def _train(**settings: Any) -> TrainConfig:
@@ -57,8 +61,14 @@ def test_an_empty_folder_is_not_the_working_directory(name: str) -> None:
 def test_the_options_are_these_and_within_the_budget() -> None:
     assert list(ModelConfig.model_fields) == MODEL_FIELDS.split()
     assert list(TrainConfig.model_fields) == TRAIN_FIELDS.split()
-    assert list(SegmentationTrainConfig.model_fields) == TRAIN_FIELDS.split() + SEGMENTATION_FIELDS.split()
-    assert len({*MODEL_FIELDS.split(), *TRAIN_FIELDS.split(), *SEGMENTATION_FIELDS.split()}) <= MOST_FIELDS
+    assert (
+        list(SegmentationTrainConfig.model_fields)
+        == TRAIN_FIELDS.split() + SEGMENTATION_FIELDS.split()
+    )
+    assert (
+        len({*MODEL_FIELDS.split(), *TRAIN_FIELDS.split(), *SEGMENTATION_FIELDS.split()})
+        <= MOST_FIELDS
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -69,20 +79,32 @@ def test_a_variant_adds_no_field_and_knows_its_name(variant: str) -> None:
 
 
 def test_one_variant_is_another_with_a_segmentation_head() -> None:
-    pairs = [(one, other) for one in VARIANTS for other in VARIANTS if adds_masks_to(VARIANTS[one], VARIANTS[other])]
+    pairs = [
+        (one, other)
+        for one in VARIANTS
+        for other in VARIANTS
+        if adds_masks_to(VARIANTS[one], VARIANTS[other])
+    ]
     assert pairs == [("mini", "seg-mini")]
 
 
 def test_every_published_variant_is_as_published() -> None:
     layouts = json.loads((Path(__file__).parent / "golden" / "layouts.json").read_text())
-    published = {name: layout["config"] for name, layout in layouts.items() if "Keypoint" not in name}
-    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {"RFDETRMiniConfig", "RFDETRSegMiniConfig"}
+    published = {
+        name: layout["config"] for name, layout in layouts.items() if "Keypoint" not in name
+    }
+    assert {cls.__name__ for cls in VARIANTS.values()} - published.keys() == {
+        "RFDETRMiniConfig",
+        "RFDETRSegMiniConfig",
+    }
     for name, values in published.items():
         config = getattr(configs, name)()
         ours = config.model_dump() | {"positional_encoding_size": config.position_grid}
         shared = ours.keys() & values.keys() - {"pretrain_weights"}
         assert len(shared) > 15
-        assert {field: ours[field] for field in shared} == {field: values[field] for field in shared}, name
+        assert {field: ours[field] for field in shared} == {
+            field: values[field] for field in shared
+        }, name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -107,12 +129,17 @@ def test_variants_keep_the_ranges_of_their_fields(variant: str, field: str) -> N
         ({"projector_scale": []}, ["projector_scale []"]),
         ({"projector_scale": ["P4", "P4"]}, ["projector_scale ['P4', 'P4']"]),
         ({"projector_scale": ["P6"]}, ["projector_scale", "P3"]),
-        ({"num_select": 300, "num_queries": 3, "num_classes": 9}, ["num_select 300", "num_queries 3", "= 30"]),
+        (
+            {"num_select": 300, "num_queries": 3, "num_classes": 9},
+            ["num_select 300", "num_queries 3", "= 30"],
+        ),
         ({"encoder": "dinov3"}, ["encoder", "dinov2_windowed_small"]),
         ({"num_classes": 0}, ["num_classes"]),
     ],
 )
-def test_models_that_cannot_be_are_refused_with_the_values_named(settings: dict[str, Any], values: list[str]) -> None:
+def test_models_that_cannot_be_are_refused_with_the_values_named(
+    settings: dict[str, Any], values: list[str]
+) -> None:
     with pytest.raises(ValueError) as caught:
         RFDETRNanoConfig(**settings)
     for value in values:
@@ -134,10 +161,15 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(settings: dict[
         ({"batch_size": "many"}, ["batch_size"]),
         ({"lr_scheduler": "linear"}, ["lr_scheduler", "cosine"]),
         ({"epochs": 5, "warmup_epochs": 5}, ["warmup_epochs 5", "epochs 5"]),
-        ({"early_stopping_use_ema": True, "use_ema": False}, ["early_stopping_use_ema True", "use_ema False"]),
+        (
+            {"early_stopping_use_ema": True, "use_ema": False},
+            ["early_stopping_use_ema True", "use_ema False"],
+        ),
     ],
 )
-def test_runs_that_cannot_be_are_refused_with_the_values_named(settings: dict[str, Any], values: list[str]) -> None:
+def test_runs_that_cannot_be_are_refused_with_the_values_named(
+    settings: dict[str, Any], values: list[str]
+) -> None:
     with pytest.raises(ValueError) as caught:
         _train(**settings)
     for value in values:
@@ -146,7 +178,12 @@ def test_runs_that_cannot_be_are_refused_with_the_values_named(settings: dict[st
 
 @pytest.mark.parametrize(
     ("typo", "meant"),
-    [("epoch", "epochs"), ("learning_rate", None), ("lr_enc", "lr_encoder"), ("batchsize", "batch_size")],
+    [
+        ("epoch", "epochs"),
+        ("learning_rate", None),
+        ("lr_enc", "lr_encoder"),
+        ("batchsize", "batch_size"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(typo: str, meant: str | None) -> None:
     answer = f"did you mean '{meant}'" if meant else "known names: dataset_dir, "
@@ -157,24 +194,34 @@ def test_an_unknown_name_is_answered_with_the_nearest(typo: str, meant: str | No
 
 
 def test_an_unknown_name_of_a_model_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="RFDETRNanoConfig has no field 'num_class'; did you mean 'num_classes'"):
+    with pytest.raises(
+        ValueError, match="RFDETRNanoConfig has no field 'num_class'; did you mean 'num_classes'"
+    ):
         RFDETRNanoConfig(num_class=3)
 
 
 def test_a_field_of_another_configuration_is_sent_there() -> None:
-    with pytest.raises(ValueError, match=re.escape("resolution belongs to the model: ModelConfig(resolution=512)")):
+    with pytest.raises(
+        ValueError, match=re.escape("resolution belongs to the model: ModelConfig(resolution=512)")
+    ):
         _train(resolution=512)
-    with pytest.raises(ValueError, match=re.escape("epochs belongs to train(epochs=5) or TrainConfig(epochs=5)")):
+    with pytest.raises(
+        ValueError, match=re.escape("epochs belongs to train(epochs=5) or TrainConfig(epochs=5)")
+    ):
         RFDETRNanoConfig(epochs=5)
     for build in (_train, RFDETRNanoConfig):
-        with pytest.raises(ValueError, match="mask_ce_loss_coef belongs to the training of a segmentation model"):
+        with pytest.raises(
+            ValueError, match="mask_ce_loss_coef belongs to the training of a segmentation model"
+        ):
             build(mask_ce_loss_coef=1.0)
 
 
 def test_an_error_is_a_line_for_each_wrong_field_and_names_no_pydantic() -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(epochs=0, batch_size="many", resolution=512, epoch=3)
-    assert isinstance(caught.value, ValueError) and isinstance(caught.value, pydantic.ValidationError)
+    assert isinstance(caught.value, ValueError) and isinstance(
+        caught.value, pydantic.ValidationError
+    )
     assert str(caught.value).splitlines() == [
         "dataset_dir: Field required",
         "epochs: Input should be greater than or equal to 1; found 0 (int)",
@@ -185,7 +232,10 @@ def test_an_error_is_a_line_for_each_wrong_field_and_names_no_pydantic() -> None
     ]
     with pytest.raises(ConfigError) as caught:
         RFDETRNanoConfig(projector_scale=["P4", "P6"])
-    assert str(caught.value) == "projector_scale.1: Input should be 'P3', 'P4' or 'P5'; found 'P6' (str)"
+    assert (
+        str(caught.value)
+        == "projector_scale.1: Input should be 'P3', 'P4' or 'P5'; found 'P6' (str)"
+    )
     with pytest.raises(ConfigError) as caught:
         _train().lr = -1
     assert str(caught.value) == "lr: Input should be greater than 0; found -1 (int)"

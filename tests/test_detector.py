@@ -1,4 +1,6 @@
-"""The public face: construction, checkpoints, training, evaluation and prediction on small real data."""
+"""The public face: construction, checkpoints, training, evaluation and prediction on small real
+data.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_every_variant_has_its_class() -> None:
     assert list(FACES) == list(VARIANTS)
     for name, face in FACES.items():
         assert face.config_class is VARIANTS[name]
-        assert f"{face.__name__}Config" == VARIANTS[name].__name__ and face.__name__ in rfdetr.__all__
+        assert (
+            f"{face.__name__}Config" == VARIANTS[name].__name__ and face.__name__ in rfdetr.__all__
+        )
 
 
 def test_a_typo_is_answered_with_the_nearest_name_before_anything_is_loaded() -> None:
@@ -58,7 +62,9 @@ def test_a_file_restores_classes_resolution_and_names(checkpoint: Path) -> None:
         assert (config.resolution, config.num_classes, config.dec_layers) == (96, 3, 1)
 
 
-def test_a_fresh_process_predicts_the_same_from_the_file_alone(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_fresh_process_predicts_the_same_from_the_file_alone(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
     here = RFDETRMini(pretrain_weights=checkpoint).predict(tmp_path / "image.png", threshold=0.0)
     program = (
@@ -79,7 +85,9 @@ def test_what_is_given_wins_over_the_file(checkpoint: Path) -> None:
 
 
 def test_a_file_of_another_variant_is_refused_with_the_right_one(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"small\.pth holds an RFDETRMini, not an RFDETRNano: use RFDETRMini\("):
+    with pytest.raises(
+        ValueError, match=r"small\.pth holds an RFDETRMini, not an RFDETRNano: use RFDETRMini\("
+    ):
         RFDETRNano(pretrain_weights=checkpoint)
 
 
@@ -134,10 +142,21 @@ def test_training_ends_with_the_best_weights_and_evaluate_repeats_its_figures(
     data, out = make_tiny_coco({"train": 24, "valid": 4, "test": 3}), tmp_path / "out"
     model = RFDETRMini(**SMALL)
     model.train(
-        dataset_dir=data, output_dir=out, epochs=7, batch_size=4, grad_accum_steps=1, lr=1e-3, num_workers=0, seed=1
+        dataset_dir=data,
+        output_dir=out,
+        epochs=7,
+        batch_size=4,
+        grad_accum_steps=1,
+        lr=1e-3,
+        num_workers=0,
+        seed=1,
     )
     printed = capsys.readouterr().out
-    assert "3: blue, green, red" in printed and "24 train, 4 valid, 3 test" in printed and "best mAP" in printed
+    assert (
+        "3: blue, green, red" in printed
+        and "24 train, 4 valid, 3 test" in printed
+        and "best mAP" in printed
+    )
     assert model.class_names == ["blue", "green", "red"] and model.model_config.num_classes == 3
 
     splits = json.loads((out / "results.json").read_text())["splits"]
@@ -152,17 +171,28 @@ def test_training_ends_with_the_best_weights_and_evaluate_repeats_its_figures(
         assert torch.equal(tensor, model.model.model.state_dict()[name]), name
 
 
-def test_training_starts_from_the_present_weights(checkpoint: Path, tiny_coco: Path, tmp_path: Path) -> None:
+def test_training_starts_from_the_present_weights(
+    checkpoint: Path, tiny_coco: Path, tmp_path: Path
+) -> None:
     model = RFDETRMini(pretrain_weights=checkpoint)
     before = model.model.model.encoder.position_embeddings.clone()
-    model.train(dataset_dir=tiny_coco, output_dir=tmp_path / "out", epochs=1, lr=1e-9, lr_encoder=0, num_workers=0)
+    model.train(
+        dataset_dir=tiny_coco,
+        output_dir=tmp_path / "out",
+        epochs=1,
+        lr=1e-9,
+        lr_encoder=0,
+        num_workers=0,
+    )
     after = RFDETR.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
     assert torch.allclose(after.model.model.encoder.position_embeddings, before, atol=1e-6)
     assert after.class_names == ["blue", "green", "red"]  # three others than the file's
 
 
 def test_evaluation_matches_classes_by_name(checkpoint: Path, tiny_coco: Path) -> None:
-    with pytest.raises(ValueError, match=r"classes the model does not know: \['blue', 'green', 'red'\]"):
+    with pytest.raises(
+        ValueError, match=r"classes the model does not know: \['blue', 'green', 'red'\]"
+    ):
         RFDETRMini(pretrain_weights=checkpoint).evaluate(tiny_coco, num_workers=0)
     renamed = RFDETRMini(pretrain_weights=checkpoint)
     renamed.model.labels = {0: "red", 1: "spare", 2: "blue", 3: "green"}

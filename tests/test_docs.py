@@ -34,13 +34,19 @@ def test_no_statement_is_without_a_test() -> None:
     assert [row for row in ROWS if not NAMED.search(row)] == []
 
 
-def test_the_loss_term_of_the_guide_trains(make_tiny_coco: Callable[..., Path], tmp_path: Path) -> None:
-    block = re.search(r"<!-- test: a loss term -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+def test_the_loss_term_of_the_guide_trains(
+    make_tiny_coco: Callable[..., Path], tmp_path: Path
+) -> None:
+    block = re.search(
+        r"<!-- test: a loss term -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL
+    )
     assert block
     assert len(block[1].strip().splitlines()) <= 10
     names: dict[str, Any] = {}
     exec(compile(block[1], str(PAGE), "exec"), names)
-    (own,) = (value for value in names.values() if isinstance(value, type) and value is not RFDETRModule)
+    (own,) = (
+        value for value in names.values() if isinstance(value, type) and value is not RFDETRModule
+    )
 
     model = RFDETRMiniConfig(
         resolution=64, hidden_dim=32, sa_nheads=4, ca_nheads=4, dim_feedforward=64, dec_layers=1, num_queries=10,
@@ -52,7 +58,15 @@ def test_the_loss_term_of_the_guide_trains(make_tiny_coco: Callable[..., Path], 
     )  # fmt: skip
     trainer = build_trainer(train, model)
     trainer.fit(own(model, train), RFDETRDataModule(model, train))
-    terms = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/loss")}
+    terms = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("train/loss")
+    }
     assert terms["train/loss_area"] > 0
-    parts = [value for name, value in terms.items() if name != "train/loss" and not name.endswith("_step")]
+    parts = [
+        value
+        for name, value in terms.items()
+        if name != "train/loss" and not name.endswith("_step")
+    ]
     assert terms["train/loss"] == pytest.approx(sum(parts), rel=1e-4)

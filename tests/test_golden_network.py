@@ -1,6 +1,7 @@
 """Reference numbers of the network at every depth they give, in evaluation and in training mode.
 
-`RFDETR_GOLDEN_DIR` names another directory of cases; float32 against float32, so 1e-4 relative is rounding.
+`RFDETR_GOLDEN_DIR` names another directory of cases; float32 against float32, so 1e-4 relative is
+rounding.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class Case(NamedTuple):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        return {k.split(".", 1)[1]: v for k, v in self.tensors.items() if k.startswith(("weights.", "buffers."))}
+        return {
+            k.split(".", 1)[1]: v
+            for k, v in self.tensors.items()
+            if k.startswith(("weights.", "buffers."))
+        }
 
     def layers(self, mode: str) -> list[str]:
         """Key prefixes of the decoder's layers, first to last."""
@@ -78,8 +83,12 @@ def test_weights_keep_their_published_names_and_values(case: Case) -> None:
 def test_encoder_and_projector_maps(case: Case) -> None:
     maps = case.detector.eval().encode(case.tensors["images"])
     levels = case.detector.project(maps)
-    assert {f"encoder.{i}" for i in range(len(maps))} == {k for k in case.tensors if k.startswith("encoder.")}
-    assert {f"projector.{i}" for i in range(len(levels))} == {k for k in case.tensors if k.startswith("projector.")}
+    assert {f"encoder.{i}" for i in range(len(maps))} == {
+        k for k in case.tensors if k.startswith("encoder.")
+    }
+    assert {f"projector.{i}" for i in range(len(levels))} == {
+        k for k in case.tensors if k.startswith("projector.")
+    }
     for index, feature_map in enumerate(maps):
         close(feature_map, case, f"encoder.{index}")
     for index, level in enumerate(levels):
@@ -107,10 +116,18 @@ def test_masks(case: Case, mode: str) -> None:
             close(masks.mask_logits(index), case, f"{layer}.pred_masks")
         else:
             name = f"{layer}.pred_masks"
-            close(case.detector.segmentation_head.spatial_proj(masks.spatial[index]), case, f"{name}.spatial_features")
-            parts = [case.tensors[f"{name}.{part}"] for part in ("query_features", "spatial_features", "bias")]
+            close(
+                case.detector.segmentation_head.spatial_proj(masks.spatial[index]),
+                case,
+                f"{name}.spatial_features",
+            )
+            parts = [
+                case.tensors[f"{name}.{part}"]
+                for part in ("query_features", "spatial_features", "bias")
+            ]
             product = torch.einsum("bqc,bchw->bqhw", *parts[:2]) + parts[2]
-            # Two ways to one product: how their sums are rounded depends on the processor (with AMX or without).
+            # Two ways to one product: how their sums are rounded depends on the processor (with AMX
+            # or without).
             assert_close(masks.mask_logits(index), product, rtol=1e-5, atol=1e-5)
 
 

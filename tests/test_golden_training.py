@@ -1,6 +1,8 @@
-"""Reference numbers of training: assignment, every loss, gradient norms, parameter groups, one AdamW step.
+"""Reference numbers of training: assignment, every loss, gradient norms, parameter groups, one
+AdamW step.
 
-`RFDETR_GOLDEN_DIR` names another directory of cases; float32 against float32, so 1e-4 relative is rounding.
+`RFDETR_GOLDEN_DIR` names another directory of cases; float32 against float32, so 1e-4 relative is
+rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from rfdetr.training.optim import parameter_groups
 from rfdetr.weights.names import from_published, to_published
 
 GOLDEN = Path(os.environ.get("RFDETR_GOLDEN_DIR", Path(__file__).parent / "golden"))
-CASES = [path.stem for path in sorted(GOLDEN.glob("*.json")) if "losses" in json.loads(path.read_text())]
+CASES = [
+    path.stem for path in sorted(GOLDEN.glob("*.json")) if "losses" in json.loads(path.read_text())
+]
 LOGGING_EXTRAS = ("class_error", "cardinality_error")
 RTOL, ATOL = 1e-4, 1e-5
 
@@ -38,15 +42,22 @@ class Case(NamedTuple):
     config: ModelConfig
 
     def untrained(self) -> set[str]:
-        """What is in no group of ours: the mask token is not used, blocks after the last output are not run."""
-        blocks = {name: re.search(r"^backbone.*\.layer\.(\d+)\.", name) for name in self.facts["param_groups"]}
+        """What is in no group of ours: the mask token is not used, blocks after the last output are
+        not run.
+        """
+        blocks = {
+            name: re.search(r"^backbone.*\.layer\.(\d+)\.", name)
+            for name in self.facts["param_groups"]
+        }
         last = self.config.out_feature_indexes[-1]
         not_run = {name for name, found in blocks.items() if found and int(found[1]) >= last}
         return {"backbone.0.encoder.encoder.embeddings.mask_token", *not_run}
 
     def targets(self) -> list[dict[str, Tensor]]:
         part = ("labels", "boxes")
-        return [{k: self.tensors[f"target.{b}.{k}"] for k in part} for b in range(self.facts["batch"])]
+        return [
+            {k: self.tensors[f"target.{b}.{k}"] for k in part} for b in range(self.facts["batch"])
+        ]
 
     def outputs(self) -> DetectorOutput:
         layers = [*(f"train.aux{i}" for i in range(self.config.dec_layers - 1)), "train"]
@@ -62,8 +73,12 @@ class Case(NamedTuple):
 
     def detector(self) -> Detector:
         dims = self.facts["encoder_dims"]
-        detector = build_detector(self.config, EncoderDims(dims["width"], dims["layers"], dims["heads"]))
-        published = {k[8:]: v for k, v in self.tensors.items() if k.startswith(("weights.", "buffers."))}
+        detector = build_detector(
+            self.config, EncoderDims(dims["width"], dims["layers"], dims["heads"])
+        )
+        published = {
+            k[8:]: v for k, v in self.tensors.items() if k.startswith(("weights.", "buffers."))
+        }
         detector.load_state_dict(from_published(published))
         return detector.train()
 
@@ -92,8 +107,13 @@ def test_assignment_of_the_last_layer(case: Case) -> None:
     first = 0
     for image, target in enumerate(targets):
         mine = found.image == image
-        pairs = set(zip(found.candidate[mine].tolist(), (found.target[mine] - first).tolist(), strict=True))
-        queries, of_target = case.tensors[f"match.{image}.query"], case.tensors[f"match.{image}.target"]
+        pairs = set(
+            zip(found.candidate[mine].tolist(), (found.target[mine] - first).tolist(), strict=True)
+        )
+        queries, of_target = (
+            case.tensors[f"match.{image}.query"],
+            case.tensors[f"match.{image}.target"],
+        )
         assert pairs == set(zip(queries.tolist(), of_target.tolist(), strict=True))
         first += len(target["labels"])
 
@@ -101,7 +121,11 @@ def test_assignment_of_the_last_layer(case: Case) -> None:
 def test_every_loss_and_the_total(case: Case) -> None:
     losses = case.criterion()(case.outputs(), case.targets())
     weights = case.facts["weight_dict"]
-    expected = {k: v * weights[k] for k, v in case.facts["losses"].items() if not k.startswith(LOGGING_EXTRAS)}
+    expected = {
+        k: v * weights[k]
+        for k, v in case.facts["losses"].items()
+        if not k.startswith(LOGGING_EXTRAS)
+    }
     assert_close({k: v.item() for k, v in losses.items()}, expected, rtol=RTOL, atol=ATOL)
     assert_close(sum(losses.values()).item(), case.facts["total_loss"], rtol=RTOL, atol=ATOL)
 
@@ -113,19 +137,36 @@ def test_gradient_norms_and_one_step_of_adamw(case: Case) -> None:
     norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), 0.1)
     assert_close(norm.item(), case.facts["grad_norm"], rtol=RTOL, atol=ATOL)
 
-    gradients = to_published({k: v.grad for k, v in detector.named_parameters() if v.grad is not None})
-    expected = {k.split(".", 1)[1]: v for k, v in case.tensors.items() if k.startswith("grad_norm_clipped.")}
+    gradients = to_published(
+        {k: v.grad for k, v in detector.named_parameters() if v.grad is not None}
+    )
+    expected = {
+        k.split(".", 1)[1]: v for k, v in case.tensors.items() if k.startswith("grad_norm_clipped.")
+    }
     for name, value in expected.items():
-        assert_close(gradients[name].norm(), value.reshape(()), rtol=RTOL, atol=ATOL, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(
+            gradients[name].norm(),
+            value.reshape(()),
+            rtol=RTOL,
+            atol=ATOL,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
     torch.optim.AdamW(case.groups(detector), lr=1e-3, weight_decay=1e-4).step()
     state = to_published(detector.state_dict())
     for name, value in case.tensors.items():
         if name.startswith("after_step."):
             published = name.removeprefix("after_step.")
-            # The step is lr * g / (|g| + 1e-8): a g near 1e-8 turns rounding into visible steps, though never over lr.
-            settled = gradients[published].abs() > 1e-7 if published in gradients else torch.ones_like(value).bool()
-            assert_close(state[published], value, rtol=RTOL, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+            # The step is lr * g / (|g| + 1e-8): a g near 1e-8 turns rounding into visible steps,
+            # though never over lr.
+            settled = (
+                gradients[published].abs() > 1e-7
+                if published in gradients
+                else torch.ones_like(value).bool()
+            )
+            assert_close(
+                state[published], value, rtol=RTOL, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+            )
             mine = torch.where(settled, state[published], value)
             assert_close(mine, value, rtol=RTOL, atol=ATOL, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -135,13 +176,20 @@ def test_rates_and_decays_of_every_parameter(case: Case) -> None:
     names = {parameter: name for name, parameter in detector.named_parameters()}
     found: dict[str, dict[str, float]] = {}
     for key in ("lr", "weight_decay"):
-        filled = {names[p]: torch.full_like(p, group[key]) for group in case.groups(detector) for p in group["params"]}
+        filled = {
+            names[p]: torch.full_like(p, group[key])
+            for group in case.groups(detector)
+            for p in group["params"]
+        }
         for name in case.facts["param_groups"].keys() - case.untrained():
             lowest, highest = to_published(filled)[name].aminmax()
             assert lowest == highest
             found.setdefault(name, {})[key] = highest.item()
     expected = {
-        name: {"lr": group["lr"], "weight_decay": 1e-4 if group["weight_decay"] == "default" else group["weight_decay"]}
+        name: {
+            "lr": group["lr"],
+            "weight_decay": 1e-4 if group["weight_decay"] == "default" else group["weight_decay"],
+        }
         for name, group in case.facts["param_groups"].items()
         if name not in case.untrained()
     }

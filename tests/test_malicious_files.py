@@ -1,4 +1,6 @@
-"""No file that a path leads to can run code: a pickle or YAML that would make a folder makes none, and is refused."""
+"""No file that a path leads to can run code: a pickle or YAML that would make a folder makes none,
+and is refused.
+"""
 
 from __future__ import annotations
 
@@ -50,16 +52,22 @@ def _fit(path: Path, data: Path) -> None:
 
 def _train(path: Path, data: Path) -> None:
     settings = {"resolution": 64, "num_select": 20, "pretrain_weights": None, "num_classes": 3}
-    RFDETRMini(**settings).train(dataset_dir=data, output_dir=path.parent / "out", resume=str(path), num_workers=0)
+    RFDETRMini(**settings).train(
+        dataset_dir=data, output_dir=path.parent / "out", resume=str(path), num_workers=0
+    )
 
 
 PLACES: dict[str, Callable[[Path, Path], object]] = {
     "pretrain_weights": lambda path, data: RFDETRMini(pretrain_weights=path),
     "from_checkpoint": lambda path, data: RFDETR.from_checkpoint(path),
-    "module": lambda path, data: RFDETRModule(RFDETRMiniConfig(pretrain_weights=path), TrainConfig(dataset_dir=data)),
+    "module": lambda path, data: RFDETRModule(
+        RFDETRMiniConfig(pretrain_weights=path), TrainConfig(dataset_dir=data)
+    ),
     "resume": _train,
     "ckpt_path": _fit,
-    "convert_legacy_checkpoint": lambda path, data: convert_legacy_checkpoint(path, path.with_name("new.ckpt")),
+    "convert_legacy_checkpoint": lambda path, data: convert_legacy_checkpoint(
+        path, path.with_name("new.ckpt")
+    ),
 }
 
 
@@ -72,7 +80,9 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "save"), FILES, ids=["pth", "old-pth", "ckpt", "pickle", "safetensors"])
+@pytest.mark.parametrize(
+    ("name", "save"), FILES, ids=["pth", "old-pth", "ckpt", "pickle", "safetensors"]
+)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_no_pickle_is_run_wherever_a_path_is_taken(
@@ -94,11 +104,15 @@ def test_load_from_checkpoint_runs_none_either(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "epoch": Attack(tmp_path / "attacked")}, tmp_path / "evil.ckpt")
     run = TrainConfig(dataset_dir=tmp_path)
     with pytest.raises(CheckpointError, match="objects that could run code"):
-        RFDETRModule.load_from_checkpoint(tmp_path / "evil.ckpt", model_config=MODEL, train_config=run)
+        RFDETRModule.load_from_checkpoint(
+            tmp_path / "evil.ckpt", model_config=MODEL, train_config=run
+        )
     assert not (tmp_path / "attacked").exists()
 
 
-@pytest.mark.parametrize("verb", ["info {file}", "predict {file} {data}/test", "evaluate {file} {data}"])
+@pytest.mark.parametrize(
+    "verb", ["info {file}", "predict {file} {data}/test", "evaluate {file} {data}"]
+)
 def test_the_command_line_runs_none(
     verb: str, shared_tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +130,9 @@ YAML_ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", YAML_ATTACKS)
-def test_no_yaml_runs_code(attack: str, tiny_yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_yaml_runs_code(
+    attack: str, tiny_yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "attacked"
     (tmp_path / "run.yaml").write_text(f"epochs: {attack.format(target)}\n")
     assert main(["train", str(tiny_yolo), f"--config={tmp_path / 'run.yaml'}"]) == 2
@@ -130,7 +146,10 @@ def test_no_yaml_runs_code(attack: str, tiny_yolo: Path, tmp_path: Path, capsys:
 def test_nested_yaml_aliases_fill_no_memory(
     tiny_yolo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    layers = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    layers = [
+        "a0: &a0 [x, x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)),
+    ]
     for last in ("names: *a11", "train: *a11", "path: *a11"):
         (tiny_yolo / "data.yaml").write_text("\n".join([*layers, last]))
         with pytest.raises(DatasetError, match=r"data\.yaml.*expected"):

@@ -1,6 +1,8 @@
-"""Over ten thousand generated files and settings: each gives a valid result or our own error, and no other.
+"""Over ten thousand generated files and settings: each gives a valid result or our own error, and
+no other.
 
-The readers and what must hold of their results are those of scripts/fuzz.py, which goes on where this stops.
+The readers and what must hold of their results are those of scripts/fuzz.py, which goes on where
+this stops.
 """
 
 from __future__ import annotations
@@ -20,16 +22,28 @@ from pydantic import BaseModel, ValidationError
 from rfdetr.config import VARIANTS, SegmentationTrainConfig
 from rfdetr.weights.writing import checkpoint_args
 
-_spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "scripts" / "fuzz.py")
+_spec = importlib.util.spec_from_file_location(
+    "fuzz", Path(__file__).parents[1] / "scripts" / "fuzz.py"
+)
 assert _spec and _spec.loader
 fuzz = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fuzz)
 
-CASES = {"coco": 1500, "labels": 2000, "data_yaml": 1000, "config": 800, "fields": 3000, "image": 1500, "bytes": 1000}
+CASES = {
+    "coco": 1500,
+    "labels": 2000,
+    "data_yaml": 1000,
+    "config": 800,
+    "fields": 3000,
+    "image": 1500,
+    "bytes": 1000,
+}
 
 
 def cases(name: str) -> Any:
-    return settings(max_examples=CASES[name], suppress_health_check=list(HealthCheck), database=None)
+    return settings(
+        max_examples=CASES[name], suppress_health_check=list(HealthCheck), database=None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +61,12 @@ ODD = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 70),
-    st.sampled_from([2**31, 2**63 - 1, 2**63, 10**400, -1e308, 1e300, math.inf, math.nan, -0.0, 0.5]),
-    st.sampled_from(["", "a", "1", "\0", "\ud800", "../..", "x" * 300, [], {}, [[]], [1, 2, 3], {"image_id": 1}]),
+    st.sampled_from(
+        [2**31, 2**63 - 1, 2**63, 10**400, -1e308, 1e300, math.inf, math.nan, -0.0, 0.5]
+    ),
+    st.sampled_from(
+        ["", "a", "1", "\0", "\ud800", "../..", "x" * 300, [], {}, [[]], [1, 2, 3], {"image_id": 1}]
+    ),
 )
 
 
@@ -65,13 +83,22 @@ RECORD = {
 }
 OUTLINE = st.one_of(
     st.lists(st.lists(NUMBERS, max_size=8), max_size=2),
-    st.fixed_dictionaries({"size": mostly(st.just([30, 40])), "counts": st.lists(st.integers(-1, 1200), max_size=3)}),
+    st.fixed_dictionaries(
+        {"size": mostly(st.just([30, 40])), "counts": st.lists(st.integers(-1, 1200), max_size=3)}
+    ),
     st.fixed_dictionaries({"size": st.just([30, 40]), "counts": st.text("01DPo`_ñ", max_size=6)}),
 )
-EXTRA = {"area": mostly(NUMBERS), "iscrowd": mostly(st.integers(0, 1)), "segmentation": mostly(OUTLINE)}
+EXTRA = {
+    "area": mostly(NUMBERS),
+    "iscrowd": mostly(st.integers(0, 1)),
+    "segmentation": mostly(OUTLINE),
+}
 IMAGES = st.lists(
     st.fixed_dictionaries(
-        {"id": mostly(st.sampled_from([0, 1, "a", 2**70])), "file_name": mostly(st.sampled_from(["0.png", "1.jpg"]))}
+        {
+            "id": mostly(st.sampled_from([0, 1, "a", 2**70])),
+            "file_name": mostly(st.sampled_from(["0.png", "1.jpg"])),
+        }
     ),
     min_size=1,
     max_size=2,
@@ -101,10 +128,26 @@ GOOD_LINE = st.tuples(st.integers(0, 2).map(str), st.one_of(GOOD, CORNERS)).map(
 )
 BAD_LINE = st.one_of(
     st.sampled_from(
-        ["3 .5 .5 .1 .1", "-1 .5 .5 .1 .1", "0.5 .5 .5 .1 .1", "nan .5 .5 .1 .1", "0", "0 .5 .5 .1", "0 nan 0 0 0"]
+        [
+            "3 .5 .5 .1 .1",
+            "-1 .5 .5 .1 .1",
+            "0.5 .5 .5 .1 .1",
+            "nan .5 .5 .1 .1",
+            "0",
+            "0 .5 .5 .1",
+            "0 nan 0 0 0",
+        ]
     ),
     st.sampled_from(
-        ["0 .5 .5 .1 .1 .2", "0 320 200 10 10", "0 inf 0 0 0", "0 1e400 0 0 0", "0,0.5,0.5,0.1,0.1", "{}", "\0"]
+        [
+            "0 .5 .5 .1 .1 .2",
+            "0 320 200 10 10",
+            "0 inf 0 0 0",
+            "0 1e400 0 0 0",
+            "0,0.5,0.5,0.1,0.1",
+            "{}",
+            "\0",
+        ]
     ),
     st.tuples(st.text(st.characters(categories=["L", "P", "S"]), min_size=1, max_size=9), GOOD).map(
         lambda line: " ".join([f"x{line[0]}", *line[1]])
@@ -113,7 +156,11 @@ BAD_LINE = st.one_of(
 
 
 @cases("labels")
-@given(st.lists(GOOD_LINE, max_size=3), st.lists(BAD_LINE, max_size=1), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
+@given(
+    st.lists(GOOD_LINE, max_size=3),
+    st.lists(BAD_LINE, max_size=1),
+    st.sampled_from(["\n", "\r\n", "\n\n", " \n"]),
+)
 def test_label_lines_are_refused_exactly_where_one_is_faulty(
     folder: Path, good: list[str], bad: list[str], end: str
 ) -> None:
@@ -129,7 +176,17 @@ def test_label_lines_are_refused_exactly_where_one_is_faulty(
         st.sampled_from(["names", "train", "Val", "test", "nc", "path", "kpt_shape"]),
         st.one_of(
             st.sampled_from(
-                ["train/images", "../train/images", ".", "[a, b]", "{0: a}", "2", "&x [*x]", "no", "!!python/name:os"]
+                [
+                    "train/images",
+                    "../train/images",
+                    ".",
+                    "[a, b]",
+                    "{0: a}",
+                    "2",
+                    "&x [*x]",
+                    "no",
+                    "!!python/name:os",
+                ]
             ),
             st.text(st.characters(exclude_characters="/"), max_size=8),
             ODD.map(repr),
@@ -145,7 +202,11 @@ def test_data_yaml(folder: Path, content: dict[str, str]) -> None:
 
 @cases("config")
 @given(
-    st.dictionaries(st.sampled_from(["epochs", "lr", "seed", "amp", "model", "resume", "x", "train"]), ODD, max_size=3)
+    st.dictionaries(
+        st.sampled_from(["epochs", "lr", "seed", "amp", "model", "resume", "x", "train"]),
+        ODD,
+        max_size=3,
+    )
 )
 def test_files_of_settings(folder: Path, content: dict[str, Any]) -> None:
     fuzz.config(json.dumps(content).encode(), folder)  # JSON is YAML, nearly
@@ -156,7 +217,10 @@ NAMED = {
     cls: st.dictionaries(
         st.sampled_from(sorted(cls.model_fields)),
         st.one_of(
-            ODD, st.integers(1, 600), st.floats(0, 1), st.sampled_from(["P4", "cosine", "1", [1], [3, 6], ["P4"]])
+            ODD,
+            st.integers(1, 600),
+            st.floats(0, 1),
+            st.sampled_from(["P4", "cosine", "1", [1], [3, 6], ["P4"]]),
         ),
         max_size=4,
     )
@@ -169,7 +233,9 @@ NAMED = {
 def test_configurations(drawn: tuple[type[BaseModel], dict[str, Any]]) -> None:
     cls, values = drawn
     try:
-        config = cls(**({"dataset_dir": "data", **values} if cls is SegmentationTrainConfig else values))
+        config = cls(
+            **({"dataset_dir": "data", **values} if cls is SegmentationTrainConfig else values)
+        )
     except ValidationError as error:
         assert error.error_count() and values
         return
@@ -177,10 +243,17 @@ def test_configurations(drawn: tuple[type[BaseModel], dict[str, Any]]) -> None:
     for name, value in config:
         assert not isinstance(value, float) or math.isfinite(value), name
         whole = cls.model_fields[name].annotation
-        assert not isinstance(value, int) or whole is bool or bool in get_args(whole) or 0 <= value < 2**32, name
+        assert (
+            not isinstance(value, int)
+            or whole is bool
+            or bool in get_args(whole)
+            or 0 <= value < 2**32
+        ), name
     if cls is not SegmentationTrainConfig:
         assert config.resolution % (config.patch_size * config.num_windows) == 0  # type: ignore[attr-defined]
-        assert json.loads(json.dumps(checkpoint_args(config, None)))["resolution"] == config.resolution  # type: ignore
+        assert (
+            json.loads(json.dumps(checkpoint_args(config, None)))["resolution"] == config.resolution
+        )  # type: ignore
 
 
 EDITS = st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=3)
@@ -197,11 +270,15 @@ def edited(data: bytes, edits: list[tuple[int, bytes]], within: int) -> bytes:
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
 @cases("image")
 @given(st.sampled_from(sorted(fuzz.pictures().items())), EDITS, st.sampled_from([12, 40, 4000]))
-def test_image_headers(folder: Path, picture: tuple[str, bytes], edits: list[tuple[int, bytes]], within: int) -> None:
+def test_image_headers(
+    folder: Path, picture: tuple[str, bytes], edits: list[tuple[int, bytes]], within: int
+) -> None:
     fuzz.image(edited(picture[1], edits, within), folder)
 
 
-READERS = {name: fuzz.seeds(name) for name in ("coco", "labels", "data_yaml", "config", "checkpoint")}
+READERS = {
+    name: fuzz.seeds(name) for name in ("coco", "labels", "data_yaml", "config", "checkpoint")
+}
 
 
 @cases("bytes")
@@ -210,7 +287,9 @@ READERS = {name: fuzz.seeds(name) for name in ("coco", "labels", "data_yaml", "c
     st.one_of(EDITS, EDITS, st.binary(max_size=64)),
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damaged_bytes(folder: Path, seed: tuple[str, bytes], edits: list[tuple[int, bytes]] | bytes) -> None:
+def test_damaged_bytes(
+    folder: Path, seed: tuple[str, bytes], edits: list[tuple[int, bytes]] | bytes
+) -> None:
     name, data = seed
     (folder / "data.yaml").unlink(missing_ok=True)
     (folder / "train" / "_annotations.coco.json").unlink(missing_ok=True)

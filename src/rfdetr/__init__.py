@@ -1,7 +1,7 @@
 """RF-DETR fine-tuning: labelled images in, a trained detector and its proof out.
 
-The public names load on first use, so `import rfdetr` costs nothing. Configuration classes live in `rfdetr.config`,
-the training objects in `rfdetr.training`.
+The public names load on first use, so `import rfdetr` costs nothing. Configuration classes live in
+`rfdetr.config`, the training objects in `rfdetr.training`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The little that the library itself says on the console: rows of (name, value), progress where somebody watches."""
+"""The little that the library itself says on the console: rows of (name, value), progress where
+somebody watches.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ T = TypeVar("T")
 
 
 def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Prints the title and the rows with their values aligned; a long value is one line, so that it can be copied."""
+    """Prints the title and the rows with their values aligned; a long value is one line, so that it
+    can be copied.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -31,7 +35,11 @@ def with_progress(items: Iterable[T], title: str, total: int) -> Iterable[T]:
     from rich.progress import track
 
     console = Console(stderr=True)
-    return track(items, title, total, console=console, transient=True) if console.is_terminal else items
+    return (
+        track(items, title, total, console=console, transient=True)
+        if console.is_terminal
+        else items
+    )
 
 
 class LineHandler(logging.StreamHandler[Any]):
@@ -45,9 +53,11 @@ class LineHandler(logging.StreamHandler[Any]):
 
 @contextlib.contextmanager
 def lines_shown() -> Iterator[None]:
-    """Prints what the package logs while the block runs, warnings too, unless the program has set up `logging` itself.
+    """Prints what the package logs while the block runs, warnings too, unless the program has set
+    up `logging` itself.
 
-    A program that never heard of `logging` so sees each epoch; one that did sees each line once, where it wants it.
+    A program that never heard of `logging` so sees each epoch; one that did sees each line once,
+    where it wants it.
     """
     package = logging.getLogger("rfdetr")
     if package.hasHandlers():

@@ -1,4 +1,6 @@
-"""`RFDETR`: the public face. Train on a folder of labelled images, evaluate, predict; one class per variant."""
+"""`RFDETR`: the public face. Train on a folder of labelled images, evaluate, predict; one class per
+variant.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 
 from rfdetr import config as configs
+from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
-from rfdetr.config.arguments import check_count, check_kind, check_path
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
@@ -24,8 +26,8 @@ from rfdetr.models.detector import Detector, detector_in
 from rfdetr.weights.adapt import load_weights
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names
+from rfdetr.weights.load import resolve_weights
 from rfdetr.weights.names import to_published
-from rfdetr.weights.pretrained import resolve_weights
 from rfdetr.weights.reading import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -42,25 +44,33 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 class RFDETR:
     """A detector of your own design; the variants below are the published ones.
 
-    Keywords are the fields of the variant's configuration, checked there: an unknown name is refused with the nearest
-    known one. `pretrain_weights` is a published name (downloaded once), a checkpoint of this variant, or None for
-    random weights. A checkpoint's classes, names and resolution are restored; what is given here wins over the file.
-    `class_names` are the names by class id, or by the file's logits, counted from 0 or 1: {1: "cat", 2: "dog"}.
+    Keywords are the fields of the variant's configuration, checked there: an unknown name is
+    refused with the nearest known one. `pretrain_weights` is a published name (downloaded once), a
+    checkpoint of this variant, or None for random weights. A checkpoint's classes, names and
+    resolution are restored; what is given here wins over the file. `class_names` are the names by
+    class id, or by the file's logits, counted from 0 or 1: {1: "cat", 2: "dog"}.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
 
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
-        # The one place, with train(), where options travel as **settings: they go straight into a strict configuration.
+        # The one place, with train(), where options travel as **settings: they go straight into a
+        # strict configuration.
         if isinstance(settings.get("pretrain_weights"), os.PathLike):
             settings["pretrain_weights"] = _path_text(settings["pretrain_weights"])
         if "pretrain_weights" in settings:
-            self.config_class.refuse_unknown(settings)  # before a file is read; what fits may depend on the file
+            self.config_class.refuse_unknown(
+                settings
+            )  # before a file is read; what fits may depend on the file
             weights = settings["pretrain_weights"]
         else:
             weights = self.config_class(**settings).pretrain_weights
         first, names = given_names(class_names)
-        self._build(settings, None if weights is None else read_checkpoint(resolve_weights(weights), first), names)
+        self._build(
+            settings,
+            None if weights is None else read_checkpoint(resolve_weights(weights), first),
+            names,
+        )
 
     @classmethod
     def from_checkpoint(
@@ -78,13 +88,17 @@ class RFDETR:
         detector._build({**settings, "pretrain_weights": name}, checkpoint, names)
         return detector
 
-    def _build(self, settings: dict[str, Any], checkpoint: Checkpoint | None, given: list[str] | None) -> None:
+    def _build(
+        self, settings: dict[str, Any], checkpoint: Checkpoint | None, given: list[str] | None
+    ) -> None:
         names = None
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
             self._check_variant(checkpoint.path, type(restored))
             known = restored.model_dump(exclude={"pretrain_weights"})
-            known["segmentation_head"] |= self.config_class.model_fields["segmentation_head"].default
+            known["segmentation_head"] |= self.config_class.model_fields[
+                "segmentation_head"
+            ].default
             settings = {**known, **settings}
             names = names if settings["num_classes"] == restored.num_classes else None
         self.model_config = self.config_class(**settings)
@@ -95,10 +109,16 @@ class RFDETR:
             )
         network = build_detector(self.model_config)
         if checkpoint is not None:
-            report = load_weights(network, checkpoint.model, self.model_config, source=str(checkpoint.path))
+            report = load_weights(
+                network, checkpoint.model, self.model_config, source=str(checkpoint.path)
+            )
             report.log(logger, checkpoint.path.name)
-        self._random_tensors = {*to_published(network.state_dict())} if checkpoint is None else {*report.fresh}
-        self._changes = [] if checkpoint is None else report.changes()  # to the file's weights, for the training plan
+        self._random_tensors = (
+            {*to_published(network.state_dict())} if checkpoint is None else {*report.fresh}
+        )
+        self._changes = (
+            [] if checkpoint is None else report.changes()
+        )  # to the file's weights, for the training plan
         self._use(network, given or names)
 
     def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
@@ -123,35 +143,41 @@ class RFDETR:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of the ids that `predict` gives; numbers where nothing gave names.
+        """Names of the classes in the order of the ids that `predict` gives; numbers where nothing
+        gave names.
 
-        Of a model trained here, `class_names[class_id]` is the object's class. The ids count the classes from 0 in
-        ascending order of the category ids of train's COCO file, or as data.yaml has them (YOLO). A checkpoint keeps
-        the order it was trained with. The published COCO models have COCO's category ids, 1 to 90 with gaps.
+        Of a model trained here, `class_names[class_id]` is the object's class. The ids count the
+        classes from 0 in ascending order of the category ids of train's COCO file, or as data.yaml
+        has them (YOLO). A checkpoint keeps the order it was trained with. The published COCO models
+        have COCO's category ids, 1 to 90 with gaps.
         """
         return list(self.model.labels.values())
 
     @lines_shown()
     def train(self, **settings: Any) -> None:
-        """Fine-tunes on the labelled images of `dataset_dir`; keywords are the fields of `TrainConfig`.
+        """Fine-tunes on the labelled images of `dataset_dir`; keywords are the fields of
+        `TrainConfig`.
 
         (For a segmentation model of `SegmentationTrainConfig`, and the images need outlines.)
-        Starts from the present weights, takes classes and their names from the data, and ends with the best weights of
-        the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan before, a line per epoch and a summary
-        after. (The lines are log records: where the program has set up `logging`, they go there.)
-        Without `output_dir`, a run goes to output, or to the first of output-2, output-3, ... without a run in it, and
-        `resume="last"` goes on in the one with the newest last.ckpt. Under torchrun all its processes train together.
+        Starts from the present weights, takes classes and their names from the data, and ends with
+        the best weights of the run: those in `output_dir`/checkpoint_best_total.pth. Prints a plan
+        before, a line per epoch and a summary after. (The lines are log records: where the program
+        has set up `logging`, they go there.) Without `output_dir`, a run goes to output, or to the
+        first of output-2, output-3, ... without a run in it, and `resume="last"` goes on in the one
+        with the newest last.ckpt. Under torchrun all its processes train together.
         """
         with _needs_extra("training"):
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
             from rfdetr.training.batch_size import resolve_batch_size
             from rfdetr.training.checkpoints import checkpoint_to_resume
-            from rfdetr.training.folder import default_folder, refuse_to_overwrite
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
+            from rfdetr.training.run_folder import default_folder, refuse_to_overwrite
             from rfdetr.training.trainer import nothing_left
 
-        config_class = SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
+        config_class = (
+            SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
+        )
         config_class.refuse_unknown(settings, type(self).__name__)
         train_config = config_class(**settings)
         if "output_dir" not in train_config.model_fields_set and not train_config.overwrite:
@@ -163,7 +189,9 @@ class RFDETR:
         datamodule.setup("fit")
         names = datamodule.class_names or []
         model_config = _changed(self.model_config, num_classes=len(names))
-        module = RFDETRModule(_changed(model_config, pretrain_weights=None, backbone_lora=False), train_config)
+        module = RFDETRModule(
+            _changed(model_config, pretrain_weights=None, backbone_lora=False), train_config
+        )
         weights = to_published(detector_in(self.model.model).state_dict())
         changes = list(self._changes)
         if learned := {name: weights[name] for name in weights if name not in self._random_tensors}:
@@ -173,7 +201,9 @@ class RFDETR:
         module.choose_trained()
         trainer = build_trainer(train_config, model_config, **launched_settings())
 
-        ended = resumed is not None and bool(nothing_left(resumed, trainer))  # fit says why, and touches no file
+        ended = resumed is not None and bool(
+            nothing_left(resumed, trainer)
+        )  # fit says why, and touches no file
         shown = trainer.is_global_zero and not ended
         if not ended:
             if trainer.world_size > 1:
@@ -188,7 +218,9 @@ class RFDETR:
         self._random_tensors, self._changes = set(), []
         self._use(module.detector, names)
         if shown and (summary := run_summary(trainer)):
-            show_rows("Training finished", [*summary, ("time", _minutes(time.monotonic() - started))])
+            show_rows(
+                "Training finished", [*summary, ("time", _minutes(time.monotonic() - started))]
+            )
 
     def evaluate(
         self,
@@ -200,10 +232,11 @@ class RFDETR:
         num_workers: int = 2,
         max_dets: int = 500,
     ) -> Metrics:
-        """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of training.
+        """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
+        training.
 
-        Classes are matched by name, and the model must know all of the data's. After `optimize_for_inference`, the
-        optimised network is measured.
+        Classes are matched by name, and the model must know all of the data's. After
+        `optimize_for_inference`, the optimised network is measured.
         """
         with _needs_extra("evaluation"):
             from rfdetr.evaluation.run import evaluate_split
@@ -216,44 +249,67 @@ class RFDETR:
         check_count("max_dets", max_dets)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
         has_masks = self.model_config.segmentation_head
-        index = load_index(find_splits(check_path("dataset_dir", dataset_dir), dataset_file), split, masks=has_masks)
+        index = load_index(
+            find_splits(check_path("dataset_dir", dataset_dir), dataset_file),
+            split,
+            masks=has_masks,
+        )
         labels_in_data = self._labels_in_data(index.class_names)
         autocast = _AUTOCAST.get(resolve_precision(self.model_config.amp, self.model.device.type))
 
         def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
             found = self.model.detect(pixels, sizes, autocast=autocast)
-            return [{**detection, "labels": labels_in_data[detection["labels"].cpu()]} for detection in found]
+            return [
+                {**detection, "labels": labels_in_data[detection["labels"].cpu()]}
+                for detection in found
+            ]
 
         resolution = self.model_config.resolution
         return evaluate_split(
-            detect, index, resolution=resolution, batch_size=batch_size, num_workers=num_workers, max_dets=max_dets
+            detect,
+            index,
+            resolution=resolution,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            max_dets=max_dets,
         )
 
     def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
-        """Label in the data of each logit; a logit that names no class of the data gets the first label past them."""
+        """Label in the data of each logit; a logit that names no class of the data gets the first
+        label past them.
+        """
         ids = {name: label for label, name in self.model.labels.items()}
         if self._known_names is None and len(names) == self.model_config.num_classes:
             ids = {name: label for label, name in enumerate(names)}  # nothing said otherwise
         if unknown := [name for name in names if name not in ids]:
-            raise InputError(f"the data has classes the model does not know: {unknown}; it knows {self.class_names}")
+            raise InputError(
+                f"the data has classes the model does not know: {unknown}; it knows {self.class_names}"
+            )
         table = torch.full((self.model_config.num_classes + 1,), len(names))
         table[[ids[name] for name in names]] = torch.arange(len(names))
         return table
 
     def predict(
-        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4, on_error: OnError = "raise"
+        self,
+        images: ImageSources,
+        threshold: float = 0.5,
+        batch_size: int = 4,
+        on_error: OnError = "raise",
     ) -> Detections | list[Detections]:
-        """Objects found with at least `threshold` confidence, boxes in pixels; a list for several images.
+        """Objects found with at least `threshold` confidence, boxes in pixels; a list for several
+        images.
 
-        `images`: a path, an http(s) address, a PIL image, a NumPy array (height, width, 3) of RGB uint8 (or gray, or
-        RGBA), a torch tensor (3, height, width) in [0, 1] or uint8; or several: a folder, a pattern, an iterable of
-        these. An image stored rotated (EXIF) is turned upright first, PIL images too; boxes are in the upright image.
+        `images`: a path, an http(s) address, a PIL image, a NumPy array (height, width, 3) of RGB
+        uint8 (or gray, or RGBA), a torch tensor (3, height, width) in [0, 1] or uint8; or several:
+        a folder, a pattern, an iterable of these. An image stored rotated (EXIF) is turned upright
+        first, PIL images too; boxes are in the upright image.
 
-        An image that cannot be read is an error that says which ("image 3 of 7: ..."). With `on_error="skip"` it is
-        logged as a warning, and its place in the list has no objects and the reason in `metadata["error"]`.
+        An image that cannot be read is an error that says which ("image 3 of 7: ..."). With
+        `on_error="skip"` it is logged as a warning, and its place in the list has no objects and
+        the reason in `metadata["error"]`.
 
-        `class_id` counts from 0 in ascending order of the training data's category ids (COCO), or as data.yaml has them
-        (YOLO), as `class_names` says; `data["class_name"]` has the names.
+        `class_id` counts from 0 in ascending order of the training data's category ids (COCO), or
+        as data.yaml has them (YOLO), as `class_names` says; `data["class_name"]` has the names.
         """
         found = self.model.predict(images, threshold, batch_size, on_error)
         if not found:
@@ -261,16 +317,25 @@ class RFDETR:
         return found[0] if is_single(images) else found
 
     def predict_stream(
-        self, images: ImageSources, threshold: float = 0.5, batch_size: int = 4, on_error: OnError = "raise"
+        self,
+        images: ImageSources,
+        threshold: float = 0.5,
+        batch_size: int = 4,
+        on_error: OnError = "raise",
     ) -> Iterator[Prediction]:
-        """`predict` for any number of images in constant memory: (source, image, detections, error) one by one."""
+        """`predict` for any number of images in constant memory: (source, image, detections, error)
+        one by one.
+        """
         return self.model.stream(images, threshold, batch_size, on_error)
 
-    def optimize_for_inference(self, dtype: str | torch.dtype = "bfloat16", compile: bool = False) -> None:
-        """Predict from now on with a private copy of the network, its weights as `dtype`; `compile` runs torch.compile.
+    def optimize_for_inference(
+        self, dtype: str | torch.dtype = "bfloat16", compile: bool = False
+    ) -> None:
+        """Predict from now on with a private copy of the network, its weights as `dtype`; `compile`
+        runs torch.compile.
 
-        With bfloat16, confidences move by some thousandths. `optimize_for_inference("float32")` undoes it, and so does
-        `train`.
+        With bfloat16, confidences move by some thousandths. `optimize_for_inference("float32")`
+        undoes it, and so does `train`.
         """
         wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if wanted is None or wanted not in _DTYPES.values():
@@ -397,4 +462,6 @@ def _needs_extra(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingPackageError(f"{what} needs {error.name}: pip install 'rfdetr-finetune[train]'") from error
+        raise MissingPackageError(
+            f"{what} needs {error.name}: pip install 'rfdetr-finetune[train]'"
+        ) from error

@@ -26,10 +26,15 @@ def break_one(content: dict[str, Any]) -> None:
     content["annotations"][1]["bbox"][2] = 0
 
 
-def test_a_clean_set_is_said_to_be_clean(balanced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clean_set_is_said_to_be_clean(
+    balanced: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["check", str(balanced), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["errors"], report["warnings"]) == (0, 0) and report["images"] == {"train": 8, "valid": 16}
+    assert (report["errors"], report["warnings"]) == (0, 0) and report["images"] == {
+        "train": 8,
+        "valid": 16,
+    }
 
 
 def test_a_name_that_is_not_utf8_and_a_file_outside_are_named(
@@ -37,7 +42,10 @@ def test_a_name_that_is_not_utf8_and_a_file_outside_are_named(
 ) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     (balanced / "train" / "0.jpg").rename(balanced.parent / name)
-    edit_coco(balanced / "train" / "_annotations.coco.json", lambda c: c["images"][0].update(file_name=f"../../{name}"))
+    edit_coco(
+        balanced / "train" / "_annotations.coco.json",
+        lambda c: c["images"][0].update(file_name=f"../../{name}"),
+    )
     assert main(["check", str(balanced)]) == 1
     out = capsys.readouterr().out
     assert "error" in out and "path-outside" in out and "caf\\udce9.jpg is not in" in out
@@ -49,7 +57,10 @@ def test_errors_are_shown_by_rule_with_examples_and_exit_with_1(
     edit_coco(balanced / "train" / "_annotations.coco.json", break_one)
     assert main(["check", str(balanced)]) == 1
     out, err = capsys.readouterr()
-    assert "annotation-unknown-category" in out and "annotation id 1: image_id 2, category_id 99" in out
+    assert (
+        "annotation-unknown-category" in out
+        and "annotation id 1: image_id 2, category_id 99" in out
+    )
     assert "1 error in the dataset" in err and err.count("\n") == 1
 
 
@@ -66,7 +77,8 @@ def test_the_corrected_copy_is_written_and_clean(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--model", "nan"], "did you mean 'nano'"), (["--processes", "many"], "processes")]
+    ("arguments", "message"),
+    [(["--model", "nan"], "did you mean 'nano'"), (["--processes", "many"], "processes")],
 )
 def test_wrong_options_exit_with_2(
     tiny_coco: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -24,14 +24,22 @@ from rfdetr.errors import MissingPackageError, RunError
 from rfdetr.models.build import build_detector
 from rfdetr.weights.writing import save_checkpoint
 
-FAST = ["--resolution=96", "--pretrain-weights=none", "--num-select=40", "--num-workers=0", "--no-progress-bar"]
+FAST = [
+    "--resolution=96",
+    "--pretrain-weights=none",
+    "--num-select=40",
+    "--num-workers=0",
+    "--no-progress-bar",
+]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     config = RFDETRMiniConfig(pretrain_weights=None, resolution=96, num_classes=3, num_select=40)
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "mini.pth", build_detector(config).state_dict(), config, ["blue", "green", "red"])
+    save_checkpoint(
+        tmp_path / "mini.pth", build_detector(config).state_dict(), config, ["blue", "green", "red"]
+    )
     return tmp_path / "mini.pth"
 
 
@@ -63,7 +71,9 @@ def test_wrong_usage_is_one_line_and_code_2(
     assert code == 2 and message in err and err.count("\n") == 1 and not out
 
 
-def test_files_that_cannot_be_used_are_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_cannot_be_used_are_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.pth").write_bytes(b"no checkpoint")
     for arguments in (
         ["info", tmp_path / "absent.pth"],
@@ -99,7 +109,16 @@ def test_failures_while_working_are_one_line_and_code_1(
     assert code == 1 and err.startswith("rfdetr: ") and err.count("\n") == 1
 
 
-BUGS = [ValueError, TypeError, RuntimeError, KeyError, ImportError, AttributeError, ZeroDivisionError, RecursionError]
+BUGS = [
+    ValueError,
+    TypeError,
+    RuntimeError,
+    KeyError,
+    ImportError,
+    AttributeError,
+    ZeroDivisionError,
+    RecursionError,
+]
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -113,11 +132,19 @@ def test_a_bug_is_told_with_its_traceback_and_code_1(
     code, out, err = run(capsys, "info")
     first, *_, error, last = err.splitlines()
     assert code == 1 and not out
-    assert first == "Traceback (most recent call last):" and "in fail" in err and error.startswith(f"{bug.__name__}: ")
-    assert last.startswith("rfdetr: this is a bug") and last.endswith("please report this with the lines above")
+    assert (
+        first == "Traceback (most recent call last):"
+        and "in fail" in err
+        and error.startswith(f"{bug.__name__}: ")
+    )
+    assert last.startswith("rfdetr: this is a bug") and last.endswith(
+        "please report this with the lines above"
+    )
 
 
-def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt() -> str:
         raise KeyboardInterrupt
 
@@ -127,7 +154,12 @@ def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
 
 def test_help_lists_training_before_architecture(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys, "train", "--help")[1]
-    assert out.index("--model ") < out.index("--epochs ") < out.index("--progress-bar") < out.index("--encoder ")
+    assert (
+        out.index("--model ")
+        < out.index("--epochs ")
+        < out.index("--progress-bar")
+        < out.index("--encoder ")
+    )
 
 
 def test_every_field_is_an_option_with_its_note(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,14 +167,23 @@ def test_every_field_is_an_option_with_its_note(capsys: pytest.CaptureFixture[st
     words = out.split()
     for name in [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]:
         assert f"--{name.replace('_', '-')}" in words, name
-    assert code == 0 and len(field_notes(SegmentationTrainConfig)) == len(SegmentationTrainConfig.model_fields)
+    assert code == 0 and len(field_notes(SegmentationTrainConfig)) == len(
+        SegmentationTrainConfig.model_fields
+    )
     assert len(field_notes(ModelConfig)) == len(ModelConfig.model_fields)
 
 
-def test_key_value_is_an_option_unless_it_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_value_is_an_option_unless_it_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=1.jpg").touch()
-    assert dashed(["epochs=5", "a=1.jpg", "--lr=1", "x"]) == ["--epochs=5", "a=1.jpg", "--lr=1", "x"]
+    assert dashed(["epochs=5", "a=1.jpg", "--lr=1", "x"]) == [
+        "--epochs=5",
+        "a=1.jpg",
+        "--lr=1",
+        "x",
+    ]
 
 
 def test_settings_are_split_and_typos_answered() -> None:
@@ -154,15 +195,33 @@ def test_settings_are_split_and_typos_answered() -> None:
 def test_train_takes_options_over_the_file_over_defaults(
     tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "run.yaml").write_text("model: mini\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5e-4\n")
+    (tmp_path / "run.yaml").write_text(
+        "model: mini\nepochs: 5\nbatch_size: 3\ngrad_accum_steps: 1\nlr: 5e-4\n"
+    )
     out = tmp_path / "out"
-    arguments = ["train", tiny_coco, "--config", tmp_path / "run.yaml", "epochs=1", f"output_dir={out}", *FAST]
+    arguments = [
+        "train",
+        tiny_coco,
+        "--config",
+        tmp_path / "run.yaml",
+        "epochs=1",
+        f"output_dir={out}",
+        *FAST,
+    ]
     code, printed, err = run(capsys, *arguments)
     assert code == 0, err
     written = yaml.safe_load((out / "config.yaml").read_text())
     train = written["train"]
-    assert (train["epochs"], train["batch_size"], train["lr"], train["lr_encoder"]) == (1, 3, 5e-4, 1.5e-4)
-    assert written["model"]["resolution"] == 96 and written["model"]["encoder"] == "dinov2_windowed_mini"
+    assert (train["epochs"], train["batch_size"], train["lr"], train["lr_encoder"]) == (
+        1,
+        3,
+        5e-4,
+        1.5e-4,
+    )
+    assert (
+        written["model"]["resolution"] == 96
+        and written["model"]["encoder"] == "dinov2_windowed_mini"
+    )
     assert "Training plan" in printed and "Training finished" in printed
     again = read_config_file(out / "config.yaml")  # what a run leaves can start the next one
     assert again.pop("model") == "mini" and split_settings(again) == (written["model"], train)
@@ -178,7 +237,9 @@ def test_info_counts_the_boxes_of_each_split_by_name(
     for split in ("train", "valid"):
         content = json.loads((tiny_coco / split / "_annotations.coco.json").read_text())
         names = {category["id"]: category["name"] for category in content["categories"]}
-        rows[split] = Counter(names[annotation["category_id"]] for annotation in content["annotations"])
+        rows[split] = Counter(
+            names[annotation["category_id"]] for annotation in content["annotations"]
+        )
 
     def change(content: dict[str, Any]) -> None:
         content["categories"] = [{"id": -1, "name": "aa"}, *content["categories"][:3]]
@@ -186,7 +247,11 @@ def test_info_counts_the_boxes_of_each_split_by_name(
 
     edit_coco(tiny_coco / "valid" / "_annotations.coco.json", change)
     code, out, _ = run(capsys, "info", tiny_coco)
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    lines = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in out.splitlines()
+        if line.startswith("│")
+    ]
     cells = {name: counts for name, *counts in lines}
     train, valid = rows["train"], rows["valid"]
     assert code == 0 and valid["blue"] > 0
@@ -195,7 +260,9 @@ def test_info_counts_the_boxes_of_each_split_by_name(
     assert cells["aa"][:2] == ["not listed", "0"]
 
 
-def test_evaluate_prints_a_table_or_json(checkpoint: Path, tiny_coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_a_table_or_json(
+    checkpoint: Path, tiny_coco: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = run(capsys, "evaluate", checkpoint, tiny_coco, "--split", "valid", "--json")
     record = json.loads(out)
     assert code == 0 and record["split"] == "valid" and 0 <= record["overall"]["mAP_50_95"] <= 1
@@ -210,7 +277,12 @@ def test_predict_writes_pictures_and_json_and_overwrites_nothing(
     code, _, err = run(capsys, "predict", checkpoint, *sources, "--out", out, "--threshold", "0.01")
     assert code == 0, err
     record = json.loads((out / "predictions.json").read_text())
-    assert [image["picture"] for image in record["images"]] == ["0.jpg", "1.jpg", "2.jpg", "0-2.jpg"]
+    assert [image["picture"] for image in record["images"]] == [
+        "0.jpg",
+        "1.jpg",
+        "2.jpg",
+        "0-2.jpg",
+    ]
     first = record["images"][0]
     assert (first["width"], first["height"]) == (64, 48) and first["source"].endswith("0.jpg")
     assert first["detections"][0]["class_name"] in ("blue", "green", "red")
@@ -234,7 +306,9 @@ def test_predict_records_what_it_cannot_read_and_writes_the_rest(
     assert ["error" in record for record in records] == [False, True, False]
     assert "image 2 of 3" in records[1]["error"] and "detections" not in records[1]
     assert sorted(path.name for path in out.iterdir()) == ["0.jpg", "2.jpg", "predictions.json"]
-    code, _, err = run(capsys, "predict", checkpoint, photos / "1.png", "--out", tmp_path / "nothing")
+    code, _, err = run(
+        capsys, "predict", checkpoint, photos / "1.png", "--out", tmp_path / "nothing"
+    )
     assert code == 2 and "1.png" in err and not (tmp_path / "nothing").exists()
 
 
@@ -244,11 +318,16 @@ def test_predict_chooses_a_free_folder(
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert main(["predict", str(checkpoint), str(tiny_coco / "test"), "--no-pictures"]) == 0
-    assert sorted(path.name for path in tmp_path.glob("predictions*")) == ["predictions", "predictions-2"]
+    assert sorted(path.name for path in tmp_path.glob("predictions*")) == [
+        "predictions",
+        "predictions-2",
+    ]
     assert [path.name for path in (tmp_path / "predictions-2").iterdir()] == ["predictions.json"]
 
 
-def test_info_shows_environment_and_dataset(tiny_yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_environment_and_dataset(
+    tiny_yolo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = run(capsys, "info")
     assert code == 0 and torch.__version__ in out
     code, out, _ = run(capsys, "info", tiny_yolo)
@@ -256,5 +335,7 @@ def test_info_shows_environment_and_dataset(tiny_yolo: Path, capsys: pytest.Capt
 
 
 def test_the_module_is_the_command() -> None:
-    result = subprocess.run([sys.executable, "-m", "rfdetr", "trian"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-m", "rfdetr", "trian"], capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 2 and "train" in result.stderr

@@ -26,7 +26,9 @@ from rfdetr.data.images import (
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(
-    Image.fromarray(RNG.integers(0, 256, (6, 8, 3), np.uint8)).resize((64, 48), Image.Resampling.BICUBIC)
+    Image.fromarray(RNG.integers(0, 256, (6, 8, 3), np.uint8)).resize(
+        (64, 48), Image.Resampling.BICUBIC
+    )
 )
 
 
@@ -48,7 +50,9 @@ def test_png_modes_keep_their_colours_and_drop_alpha(mode: str) -> None:
     image = Image.fromarray(SMOOTH).convert(mode)
     if mode in ("RGBA", "LA"):
         image.putalpha(7)
-    np.testing.assert_array_equal(decode_image(encode(image, "PNG")), np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(
+        decode_image(encode(image, "PNG")), np.asarray(image.convert("RGB"))
+    )
 
 
 def test_a_palette_with_transparency_keeps_its_colours(recwarn: pytest.WarningsRecorder) -> None:
@@ -74,7 +78,9 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
         (RAMP.astype(np.float32), "TIFF"),
     ],
 )
-def test_deep_gray_comes_out_as_its_8_bit_picture(tmp_path: Path, values: np.ndarray, kind: str) -> None:
+def test_deep_gray_comes_out_as_its_8_bit_picture(
+    tmp_path: Path, values: np.ndarray, kind: str
+) -> None:
     path = tmp_path / "deep"
     path.write_bytes(encode(Image.fromarray(values), kind))
     decoded = decode_image(path)
@@ -91,8 +97,12 @@ def test_deep_gray_without_a_number_or_a_value_is_black() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_tiff_in_which_zero_is_white_is_not_a_negative(dtype: type) -> None:
     black_is_zero = Image.fromarray(RAMP.astype(dtype) * (257 if dtype is np.uint16 else 1))
-    white_is_zero = Image.fromarray(~np.asarray(black_is_zero)) if dtype is np.uint16 else black_is_zero
-    data = encode(white_is_zero, "TIFF", tiffinfo={0x0106: 0})  # Pillow inverts 8 bits itself when it writes
+    white_is_zero = (
+        Image.fromarray(~np.asarray(black_is_zero)) if dtype is np.uint16 else black_is_zero
+    )
+    data = encode(
+        white_is_zero, "TIFF", tiffinfo={0x0106: 0}
+    )  # Pillow inverts 8 bits itself when it writes
     np.testing.assert_array_equal(decode_image(data)[..., 0], RAMP)
 
 
@@ -100,12 +110,16 @@ def test_scaling_of_deep_gray_is_told_once(caplog: pytest.LogCaptureFixture) -> 
     _tell_deep.cache_clear()
     for _ in range(3):
         decode_image(encode(Image.fromarray(RAMP.astype(np.uint16)), "PNG"))
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "16 or 32 bits" in caplog.text
+    assert [record.levelname for record in caplog.records] == [
+        "WARNING"
+    ] and "16 or 32 bits" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_as_pillow_does(tmp_path: Path, kind: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_as_pillow_does(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"image.{kind}"
@@ -128,7 +142,9 @@ def test_an_exif_block_that_promises_entries_it_lacks_costs_no_time() -> None:
     block = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(12)
     blocks = (b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block) * 3000
     started = time.process_time()
-    assert decode_image(b"\xff\xd8" + blocks + encode(Image.fromarray(SMOOTH), "JPEG")[2:]).shape == (48, 64, 3)
+    assert decode_image(
+        b"\xff\xd8" + blocks + encode(Image.fromarray(SMOOTH), "JPEG")[2:]
+    ).shape == (48, 64, 3)
     assert time.process_time() - started < 5
 
 
@@ -144,15 +160,21 @@ def test_damage_inside_any_format_is_an_error_that_names_it(kind: str) -> None:
 
 
 def test_sizes_nobody_can_decode_are_refused_by_the_header(tmp_path: Path) -> None:
-    (tmp_path / "huge.jpg").write_bytes(b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03" + bytes(30))
+    (tmp_path / "huge.jpg").write_bytes(
+        b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03" + bytes(30)
+    )
     for read in (decode_image, read_header):
-        with pytest.raises(ImageError, match=r"huge\.jpg: .*65535 x 65535: expected 1 to 178,956,970 pixels"):
+        with pytest.raises(
+            ImageError, match=r"huge\.jpg: .*65535 x 65535: expected 1 to 178,956,970 pixels"
+        ):
             read(tmp_path / "huge.jpg")
 
 
 def test_postscript_is_no_picture(tmp_path: Path) -> None:
     """Pillow would hand it to an interpreter."""
-    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    (tmp_path / "a.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    )
     for read in (decode_image, read_header):
         with pytest.raises(ImageError, match="no known image format"):
             read(tmp_path / "a.jpg")
@@ -191,7 +213,9 @@ def test_what_is_no_image_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 def test_resize_is_pillows_antialiased_bilinear_within_a_gray_level() -> None:
     image = RNG.integers(0, 256, (90, 130, 3), np.uint8)
-    expected = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    expected = np.asarray(
+        Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)
+    ).transpose(2, 0, 1)
     resized = resize_square(image, 32)
     assert resized.dtype == torch.uint8 and resized.shape == (3, 32, 32)
     assert np.abs(resized.numpy().astype(int) - expected).max() <= 1
@@ -220,7 +244,9 @@ def test_a_progressive_jpeg_cut_between_two_scans_is_not_whole() -> None:
     assert np.abs(decode_image(data[:-2]).astype(int) - decode_image(data)).max() <= 1
     for scan in (1, 2, -1):
         with pytest.raises(ImageError, match="truncated"):
-            decode_image(b"\xff\xda".join(data.split(b"\xff\xda")[: scan + 1 if scan > 0 else scan]))
+            decode_image(
+                b"\xff\xda".join(data.split(b"\xff\xda")[: scan + 1 if scan > 0 else scan])
+            )
 
 
 @pytest.mark.parametrize("missing", [3, 10, 100])

@@ -62,9 +62,13 @@ def test_the_subsets_of_cvat(tiny_coco: Path) -> None:
     with pytest.raises(DatasetError, match="pass dataset_file='coco'"):
         find_splits(tiny_coco)
     (tiny_coco / "annotations" / "instances_Validation.json").unlink()
-    (tiny_coco / "annotations" / "instances_Train.json").rename(tiny_coco / "annotations" / "instances_default.json")
+    (tiny_coco / "annotations" / "instances_Train.json").rename(
+        tiny_coco / "annotations" / "instances_default.json"
+    )
     for dataset_file in ("coco", "roboflow"):
-        with pytest.raises(DatasetError, match=r"holds instances_default.json, of no split: divide the images"):
+        with pytest.raises(
+            DatasetError, match=r"holds instances_default.json, of no split: divide the images"
+        ):
             find_splits(tiny_coco, dataset_file)
 
 
@@ -73,14 +77,19 @@ def test_folders_of_splits_may_have_capitals(tiny_coco: Path) -> None:
     assert load_index(find_splits(tiny_coco), "valid").path(0) == tiny_coco / "Valid" / "0.jpg"
 
 
-def test_a_missing_split_and_a_missing_dataset_say_what_was_looked_for_and_found(tiny_coco: Path) -> None:
+def test_a_missing_split_and_a_missing_dataset_say_what_was_looked_for_and_found(
+    tiny_coco: Path,
+) -> None:
     shutil.rmtree(tiny_coco / "test")
-    with pytest.raises(DatasetError, match=r"no 'test' split .*looked for test; found train, valid"):
+    with pytest.raises(
+        DatasetError, match=r"no 'test' split .*looked for test; found train, valid"
+    ):
         load_index(find_splits(tiny_coco), "test")
     with pytest.raises(DatasetError, match=r"looked for data.yaml; found train/, valid/"):
         find_splits(tiny_coco, "yolo")
     with pytest.raises(
-        DatasetError, match=r"looked for train/_annotations.coco.json .* or data.yaml .*; found nothing"
+        DatasetError,
+        match=r"looked for train/_annotations.coco.json .* or data.yaml .*; found nothing",
     ):
         (tiny_coco / "empty").mkdir()
         find_splits(tiny_coco / "empty")
@@ -88,14 +97,22 @@ def test_a_missing_split_and_a_missing_dataset_say_what_was_looked_for_and_found
         find_splits(tiny_coco / "absent")
 
 
-def test_splits_that_disagree_on_classes_show_the_difference(tiny_coco: Path, edit_coco: Edit) -> None:
+def test_splits_that_disagree_on_classes_show_the_difference(
+    tiny_coco: Path, edit_coco: Edit
+) -> None:
     train = load_index(find_splits(tiny_coco), "train")
-    edit_coco(tiny_coco / "valid" / NAME, lambda content: content["categories"][3].update(name="crimson"))
-    with pytest.raises(DatasetError, match=r"valid.*only in .*train split: \['red'\]; only here: \['crimson'\]"):
+    edit_coco(
+        tiny_coco / "valid" / NAME, lambda content: content["categories"][3].update(name="crimson")
+    )
+    with pytest.raises(
+        DatasetError, match=r"valid.*only in .*train split: \['red'\]; only here: \['crimson'\]"
+    ):
         load_index(find_splits(tiny_coco), "valid", train.class_names)
 
 
-def test_ids_may_differ_between_splits_and_labels_follow_the_given_names(tiny_coco: Path, edit_coco: Edit) -> None:
+def test_ids_may_differ_between_splits_and_labels_follow_the_given_names(
+    tiny_coco: Path, edit_coco: Edit
+) -> None:
     def renumber(content: dict[str, Any]) -> None:
         for record in content["categories"]:
             record["id"] += 50
@@ -111,7 +128,9 @@ def test_ids_may_differ_between_splits_and_labels_follow_the_given_names(tiny_co
 
 
 def test_a_parent_that_only_train_uses_is_no_disagreement(tiny_coco: Path, edit_coco: Edit) -> None:
-    edit_coco(tiny_coco / "train" / NAME, lambda content: content["annotations"][0].update(category_id=0))
+    edit_coco(
+        tiny_coco / "train" / NAME, lambda content: content["annotations"][0].update(category_id=0)
+    )
     layout = find_splits(tiny_coco)
     train = load_index(layout, "train")
     assert train.class_names == ("colours", "blue", "green", "red")
@@ -123,4 +142,6 @@ def test_the_tiny_sets_hold_the_same_boxes(tiny_coco: Path, tiny_yolo: Path) -> 
     coco, yolo = (load_index(find_splits(root), "train") for root in (tiny_coco, tiny_yolo))
     assert coco.class_names == yolo.class_names
     assert coco.boxes == pytest.approx(yolo.boxes, abs=1e-4)
-    assert json.loads((tiny_coco / "train" / NAME).read_text())["categories"][0]["name"] == "colours"
+    assert (
+        json.loads((tiny_coco / "train" / NAME).read_text())["categories"][0]["name"] == "colours"
+    )

@@ -27,7 +27,9 @@ def training_set(root: Path, seed: int = 7) -> DetectionDataset:
 
 
 def evaluation_set(root: Path) -> DetectionDataset:
-    return DetectionDataset(load_index(find_splits(root), "valid"), EvaluationView(32), evaluation=True)
+    return DetectionDataset(
+        load_index(find_splits(root), "valid"), EvaluationView(32), evaluation=True
+    )
 
 
 def batches(dataset: DetectionDataset, epoch: int, workers: int) -> list[Any]:
@@ -72,8 +74,13 @@ def test_an_image_without_objects_has_empty_targets_of_the_right_shape(tiny_coco
 def test_crowd_boxes_are_in_evaluation_targets_only(tiny_coco: Path, edit_coco: Edit) -> None:
     for split in ("train", "valid"):
         path = tiny_coco / split / "_annotations.coco.json"
-        edit_coco(path, lambda content: [record.update(iscrowd=1) for record in content["annotations"]])
-    assert all(len(target["labels"]) == 0 for _, target in map(training_set(tiny_coco).__getitem__, range(6)))
+        edit_coco(
+            path, lambda content: [record.update(iscrowd=1) for record in content["annotations"]]
+        )
+    assert all(
+        len(target["labels"]) == 0
+        for _, target in map(training_set(tiny_coco).__getitem__, range(6))
+    )
     _, target = evaluation_set(tiny_coco)[3]
     assert target["iscrowd"].tolist() == [True] * len(target["labels"]) != []
 
@@ -83,13 +90,16 @@ def test_samples_depend_on_seed_epoch_and_image_alone(tiny_coco: Path) -> None:
     forward = [dataset[1, i][0] for i in range(6)]
     assert all(torch.equal(dataset[1, i][0], forward[i]) for i in reversed(range(6)))
     assert not all(torch.equal(dataset[2, i][0], forward[i]) for i in range(6))
-    assert not all(torch.equal(training_set(tiny_coco, seed=8)[1, i][0], forward[i]) for i in range(6))
+    assert not all(
+        torch.equal(training_set(tiny_coco, seed=8)[1, i][0], forward[i]) for i in range(6)
+    )
     assert torch.equal(dataset[0, 5][0], dataset[5][0])
 
 
 def test_generator_keys_of_different_purposes_do_not_meet() -> None:
     draws = {
-        key: keyed_generator(*key).random() for key in [(0,), (0, 0), (0, 0, 0), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]
+        key: keyed_generator(*key).random()
+        for key in [(0,), (0, 0), (0, 0, 0), (0, 1), (1, 0), (0, 0, 1), (0, 1, 0)]
     }
     assert len(set(draws.values())) == len(draws)
 
@@ -113,7 +123,9 @@ def test_spawned_workers_get_the_same_data(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         image, target = pool.apply(dataset.__getitem__, ((2, 1),))
-    assert torch.equal(image, dataset[2, 1][0]) and torch.equal(target["boxes"], dataset[2, 1][1]["boxes"])
+    assert torch.equal(image, dataset[2, 1][0]) and torch.equal(
+        target["boxes"], dataset[2, 1][1]["boxes"]
+    )
 
 
 def test_targets_travel_as_bytes(tiny_coco: Path) -> None:
@@ -121,13 +133,19 @@ def test_targets_travel_as_bytes(tiny_coco: Path) -> None:
     sent = pickle.dumps(target)
     assert b"_reconstruct" in sent and b"torch._utils" not in sent
     restored = pickle.loads(sent)
-    assert type(restored) is type(target) and all(torch.equal(restored[key], target[key]) for key in target)
+    assert type(restored) is type(target) and all(
+        torch.equal(restored[key], target[key]) for key in target
+    )
 
 
 def test_collate_joins_without_padding(tiny_coco: Path) -> None:
     dataset = evaluation_set(tiny_coco)
     images, targets = collate([dataset[0], dataset[1]])
-    assert images.tensors.shape == (2, 3, 32, 32) and images.tensors.dtype == torch.uint8 and images.mask is None
+    assert (
+        images.tensors.shape == (2, 3, 32, 32)
+        and images.tensors.dtype == torch.uint8
+        and images.mask is None
+    )
     assert [target["image_id"].item() for target in targets] == [1, 2]
 
 
@@ -144,23 +162,33 @@ def test_orders_differ_by_epoch_and_hold_every_image_once() -> None:
 def test_ranks_share_an_epoch(length: int, world_size: int) -> None:
     for shuffle, even in ((True, False), (False, False), (False, True)):
         samplers = [
-            EpochSampler(length, shuffle=shuffle, seed=3, rank=rank, world_size=world_size, even=even)
+            EpochSampler(
+                length, shuffle=shuffle, seed=3, rank=rank, world_size=world_size, even=even
+            )
             for rank in range(world_size)
         ]
         shares = [[i for _, i in sampler] for sampler in samplers]
         assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
         together = [i for share in shares for i in share]
         assert set(together) == set(range(length))
-        if shuffle or even or length < world_size:  # a rank without images would be missed where all must meet
+        if (
+            shuffle or even or length < world_size
+        ):  # a rank without images would be missed where all must meet
             assert len({len(share) for share in shares}) == 1
         else:
             assert len(together) == length
 
 
-@pytest.mark.parametrize(("length", "at_least", "world_size"), [(6, 20, 1), (7, 40, 2), (5, 9, 4), (9, 5, 2)])
+@pytest.mark.parametrize(
+    ("length", "at_least", "world_size"), [(6, 20, 1), (7, 40, 2), (5, 9, 4), (9, 5, 2)]
+)
 def test_a_small_set_is_repeated_in_new_orders(length: int, at_least: int, world_size: int) -> None:
     shares = [
-        list(EpochSampler(length, shuffle=True, seed=3, rank=rank, world_size=world_size, at_least=at_least))
+        list(
+            EpochSampler(
+                length, shuffle=True, seed=3, rank=rank, world_size=world_size, at_least=at_least
+            )
+        )
         for rank in range(world_size)
     ]
     total = max(length, at_least)
@@ -202,7 +230,9 @@ def test_a_view_of_another_size_is_one_resize_of_the_same_window(tiny_coco: Path
     for i in range(6):
         image, target = dataset[0, i, 96]
         window = draw_window(48, 64, keyed_generator(7, 0, i))
-        pixels = decode_image(dataset.index.path(i))[window.top : window.bottom, window.left : window.right]
+        pixels = decode_image(dataset.index.path(i))[
+            window.top : window.bottom, window.left : window.right
+        ]
         expected = resize_square(pixels, 96)
         assert torch.equal(image, expected.flip(-1) if window.flipped else expected)
         assert torch.equal(target["boxes"], dataset[0, i][1]["boxes"])
@@ -218,26 +248,37 @@ def test_an_image_damaged_after_indexing_stops_the_loader_by_name(tiny_coco: Pat
 def handed_out(
     dataset: DetectionDataset, size: int, ranks: int, start: int, batches: int | None
 ) -> tuple[list[int], int]:
-    """Images that all ranks take, in the epoch's order, and the count that their state tells afterwards."""
+    """Images that all ranks take, in the epoch's order, and the count that their state tells
+    afterwards.
+    """
     shares, states = [], set()
     for rank in range(ranks):
         sampler = EpochSampler(len(dataset), shuffle=True, seed=7, rank=rank, world_size=ranks)
         loader = build_loader(dataset, sampler, batch_size=size)
         loader.load_state_dict({"images": start, "batch": 0})
         left = loader.batches_after(start)
-        taken = [[int(target["image_id"]) for target in targets] for _, targets in itertools.islice(loader, batches)]
+        taken = [
+            [int(target["image_id"]) for target in targets]
+            for _, targets in itertools.islice(loader, batches)
+        ]
         assert len(taken) == (left if batches is None else min(batches, left))
         shares.append([image for batch in taken for image in batch])
         states.add(loader.state_dict()["images"])
     (state,) = states
-    return [image for images in itertools.zip_longest(*shares) for image in images if image is not None], state
+    return [
+        image for images in itertools.zip_longest(*shares) for image in images if image is not None
+    ], state
 
 
-@pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 1)), ((1, 2), (4, 1)), ((2, 1), (1, 2)), ((1, 2), (1, 3))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, 1), (3, 1)), ((1, 2), (4, 1)), ((2, 1), (1, 2)), ((1, 2), (1, 3))]
+)
 def test_an_epoch_goes_on_with_other_batches_and_processes(
     tiny_coco: Path, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
-    """Sizes are (images of a batch, ranks); the first images come again where ranks would take fewer."""
+    """Sizes are (images of a batch, ranks); the first images come again where ranks would take
+    fewer.
+    """
     dataset = training_set(tiny_coco)
     whole, _ = handed_out(dataset, 1, 1, 0, None)
     first, state = handed_out(dataset, *before, 0, 1)

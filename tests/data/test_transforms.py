@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfdetr.data.images import resize_square
-from rfdetr.data.transforms import EvaluationView, TrainingView, draw_window, jitter_color, move_boxes
-from rfdetr.geometry.masks import Outline, Window
+from rfdetr.data.transforms import (
+    EvaluationView,
+    TrainingView,
+    draw_window,
+    jitter_color,
+    move_boxes,
+)
+from rfdetr.geometry.polygons import Crop, Segmentation
 
 sides = st.integers(1, 3000)
 
@@ -22,33 +28,37 @@ def boxes_of(*rows: list[float]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("box", "window", "expected"),
     [
-        ([10, 20, 30, 60], Window(0, 0, 100, 200), [0.2, 0.2, 0.2, 0.2]),
-        ([10, 20, 30, 60], Window(0, 0, 100, 200, flipped=True), [0.8, 0.2, 0.2, 0.2]),
-        ([10, 20, 30, 60], Window(20, 40, 120, 140), [0.05, 0.1, 0.1, 0.2]),
-        ([0, 0, 100, 100], Window(25, 25, 75, 75, flipped=True), [0.5, 0.5, 1, 1]),
-        ([10, 10, 10.5, 10.5], Window(0, 0, 100, 100), [0.1025, 0.1025, 0.005, 0.005]),
+        ([10, 20, 30, 60], Crop(0, 0, 100, 200), [0.2, 0.2, 0.2, 0.2]),
+        ([10, 20, 30, 60], Crop(0, 0, 100, 200, flipped=True), [0.8, 0.2, 0.2, 0.2]),
+        ([10, 20, 30, 60], Crop(20, 40, 120, 140), [0.05, 0.1, 0.1, 0.2]),
+        ([0, 0, 100, 100], Crop(25, 25, 75, 75, flipped=True), [0.5, 0.5, 1, 1]),
+        ([10, 10, 10.5, 10.5], Crop(0, 0, 100, 100), [0.1025, 0.1025, 0.005, 0.005]),
     ],
 )
-def test_boxes_move_with_the_window(box: list[float], window: Window, expected: list[float]) -> None:
+def test_boxes_move_with_the_window(box: list[float], window: Crop, expected: list[float]) -> None:
     moved, kept = move_boxes(boxes_of(box), window)
     assert kept.tolist() == [True] and moved.dtype == np.float32
     np.testing.assert_allclose(moved[0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("box", [[0, 0, 10, 10], [5, 30, 20.5, 40], [30, 50, 40, 60], [200, 30, 300, 40]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 10, 10], [5, 30, 20.5, 40], [30, 50, 40, 60], [200, 30, 300, 40]]
+)
 def test_boxes_that_do_not_show_a_pixel_are_dropped(box: list[float]) -> None:
-    moved, kept = move_boxes(boxes_of(box), Window(20, 20, 50, 50))
+    moved, kept = move_boxes(boxes_of(box), Crop(20, 20, 50, 50))
     assert moved.shape == (0, 4) and kept.tolist() == [False]
 
 
 def test_no_boxes_keep_their_shape() -> None:
-    moved, kept = move_boxes(boxes_of(), Window(0, 0, 5, 5, flipped=True))
+    moved, kept = move_boxes(boxes_of(), Crop(0, 0, 5, 5, flipped=True))
     assert moved.shape == (0, 4) and kept.shape == (0,)
 
 
 @settings(max_examples=100, deadline=None)
 @given(sides, sides, st.integers(0, 2**32))
-def test_windows_lie_in_the_image_and_have_the_published_size(height: int, width: int, seed: int) -> None:
+def test_windows_lie_in_the_image_and_have_the_published_size(
+    height: int, width: int, seed: int
+) -> None:
     window = draw_window(height, width, np.random.default_rng(seed))
     assert 0 <= window.left < window.right <= width and 0 <= window.top < window.bottom <= height
     if (window.bottom - window.top, window.right - window.left) != (height, width):
@@ -93,7 +103,9 @@ def test_jitter_is_brightness_contrast_and_saturation() -> None:
     luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.double).view(3, 1, 1)
     gray = (x * luma).sum(0)
     mean = gray[::4].mean()
-    expected = brightness * (contrast * (saturation * x + (1 - saturation) * gray) + (1 - contrast) * mean)
+    expected = brightness * (
+        contrast * (saturation * x + (1 - saturation) * gray) + (1 - contrast) * mean
+    )
     jittered = jitter_color(image, 0.2, np.random.default_rng(3))
     assert jittered.dtype == torch.uint8
     assert (jittered.double() - expected).abs().max() <= 0.501
@@ -103,45 +115,54 @@ def test_without_jitter_colours_stay() -> None:
     image = np.full((40, 40, 3), (10, 200, 90), np.uint8)
     plain = TrainingView(16)(image, boxes_of(), np.random.default_rng(1)).image
     assert (plain == torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1)).all()
-    assert not torch.equal(TrainingView(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image, plain)
+    assert not torch.equal(
+        TrainingView(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image, plain
+    )
 
 
-def corner_piece() -> Outline:
+def corner_piece() -> Segmentation:
     """An L whose box is 60 x 60: a bar of 10 pixels down its left side and one along its bottom."""
     points = [[20, 20], [30, 20], [30, 70], [80, 70], [80, 80], [20, 80]]
-    return Outline((np.array(points, np.float32),), b"", 100, 100)
+    return Segmentation((np.array(points, np.float32),), b"", 100, 100)
 
 
 @pytest.mark.parametrize(
     ("window", "expected"),
     [
-        (Window(0, 0, 100, 100), [20, 20, 80, 80]),
-        (Window(0, 0, 100, 60), [20, 20, 30, 60]),  # of the lower bar nothing shows
-        (Window(50, 0, 100, 100), [50, 70, 80, 80]),
-        (Window(25, 30, 60, 75), [25, 30, 60, 75]),
-        (Window(40, 30, 90, 60), None),  # inside the box, but none of the object
-        (Window(29, 0, 90, 60), [29, 20, 30, 60]),  # one pixel
-        (Window(40, 0, 90, 71), [40, 70, 80, 71]),
+        (Crop(0, 0, 100, 100), [20, 20, 80, 80]),
+        (Crop(0, 0, 100, 60), [20, 20, 30, 60]),  # of the lower bar nothing shows
+        (Crop(50, 0, 100, 100), [50, 70, 80, 80]),
+        (Crop(25, 30, 60, 75), [25, 30, 60, 75]),
+        (Crop(40, 30, 90, 60), None),  # inside the box, but none of the object
+        (Crop(29, 0, 90, 60), [29, 20, 30, 60]),  # one pixel
+        (Crop(40, 0, 90, 71), [40, 70, 80, 71]),
     ],
 )
-def test_a_cropped_box_follows_what_shows_of_the_outline(window: Window, expected: list[float] | None) -> None:
+def test_a_cropped_box_follows_what_shows_of_the_outline(
+    window: Crop, expected: list[float] | None
+) -> None:
     moved, kept = move_boxes(boxes_of([20, 20, 80, 80]), window, [corner_piece()])
     assert kept.tolist() == [expected is not None]
     if expected is not None:
         side = np.array([window.right - window.left, window.bottom - window.top] * 2)
         centre, half = moved[:, :2], moved[:, 2:] / 2
-        corners = np.concatenate((centre - half, centre + half), axis=1) * side + [*window[:2], *window[:2]]
+        corners = np.concatenate((centre - half, centre + half), axis=1) * side + [
+            *window[:2],
+            *window[:2],
+        ]
         np.testing.assert_allclose(corners, [expected], atol=1e-4)
 
 
 def test_remains_of_less_than_a_pixel_go_but_a_tiny_whole_object_stays() -> None:
-    sliver = Outline((np.array([[0, 0], [20.5, 0], [20.5, 40], [0, 40]], np.float32),), b"", 50, 50)
-    tiny = Outline((np.array([[30, 30], [30.5, 30], [30.5, 30.5]], np.float32),), b"", 50, 50)
+    sliver = Segmentation(
+        (np.array([[0, 0], [20.5, 0], [20.5, 40], [0, 40]], np.float32),), b"", 50, 50
+    )
+    tiny = Segmentation((np.array([[30, 30], [30.5, 30], [30.5, 30.5]], np.float32),), b"", 50, 50)
     boxes = boxes_of([0, 0, 20.5, 40], [30, 30, 30.5, 30.5])
-    assert move_boxes(boxes, Window(20, 0, 50, 50), [sliver, tiny])[1].tolist() == [False, True]
+    assert move_boxes(boxes, Crop(20, 0, 50, 50), [sliver, tiny])[1].tolist() == [False, True]
 
 
 def test_objects_without_an_outline_are_cropped_by_their_box() -> None:
     boxes = boxes_of([20, 20, 80, 80], [20, 20, 80, 80])
-    moved, kept = move_boxes(boxes, Window(0, 0, 100, 60), [None, corner_piece()])
+    moved, kept = move_boxes(boxes, Crop(0, 0, 100, 60), [None, corner_piece()])
     assert kept.all() and moved[0, 2] == pytest.approx(0.6) and moved[1, 2] == pytest.approx(0.1)

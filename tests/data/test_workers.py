@@ -1,4 +1,6 @@
-"""Loader workers of scripts without a main guard, of notebooks and of threads: each in a process of its own."""
+"""Loader workers of scripts without a main guard, of notebooks and of threads: each in a process of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_training_with_workers_needs_no_special_form(
     (tmp_path / "train.py").write_text(text)
     command = [sys.executable, *([str(tmp_path / "train.py")] if as_file else ["-c", text])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     assert (output / "checkpoint_best_total.pth").is_file()
     if log.exists():

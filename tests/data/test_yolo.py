@@ -45,7 +45,11 @@ def test_images_without_a_label_file_have_no_objects(tiny_yolo: Path) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    ["names: [blue, green, 'red']", "names:\n  0: blue\n  2: red\n  1: green", "names:\n- blue\n- green\n- red\nnc: 3"],
+    [
+        "names: [blue, green, 'red']",
+        "names:\n  0: blue\n  2: red\n  1: green",
+        "names:\n- blue\n- green\n- red\nnc: 3",
+    ],
 )
 def test_names_are_a_list_or_a_map(tiny_yolo: Path, names: str) -> None:
     root = rewrite(tiny_yolo, f"train: train/images\nval: valid/images\n{names}\n")
@@ -93,7 +97,9 @@ def test_images_and_labels_as_the_outer_folders(tiny_yolo: Path) -> None:
         for split in ("train", "valid"):
             (tiny_yolo / kind).mkdir(exist_ok=True)
             (tiny_yolo / split / kind).rename(tiny_yolo / kind / split)
-    root = rewrite(tiny_yolo, "path: .\ntrain: images/train\nval: images/valid\nnames: [blue, green, red]\n")
+    root = rewrite(
+        tiny_yolo, "path: .\ntrain: images/train\nval: images/valid\nnames: [blue, green, red]\n"
+    )
     assert len(index_of(root).boxes) > 0
 
 
@@ -102,7 +108,8 @@ def test_a_missing_test_split_is_none_and_a_missing_train_folder_an_error(tiny_y
     assert list(read_data_yaml(tiny_yolo / "data.yaml").places) == ["train", "valid"]
     shutil.rmtree(tiny_yolo / "train")
     with pytest.raises(
-        DatasetError, match=r"data.yaml: train: '../train/images' does not exist; looked for .*/train/images"
+        DatasetError,
+        match=r"data.yaml: train: '../train/images' does not exist; looked for .*/train/images",
     ):
         read_data_yaml(tiny_yolo / "data.yaml")
 
@@ -151,7 +158,9 @@ def test_label_lines_become_boxes(tiny_yolo: Path, line: str, expected: list[flo
         ("0 0.5 nan 0.5 0.5", "expected numbers relative to the image"),
     ],
 )
-def test_faults_of_a_label_file_name_it_and_the_line(tiny_yolo: Path, line: str, message: str) -> None:
+def test_faults_of_a_label_file_name_it_and_the_line(
+    tiny_yolo: Path, line: str, message: str
+) -> None:
     (tiny_yolo / "train" / "labels" / "0.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(DatasetError, match=f"labels/0.txt: line 2: .*{message}"):
         index_of(tiny_yolo)
@@ -161,7 +170,8 @@ BOX = "0 0.5 0.5 0.5 0.25"
 
 
 @pytest.mark.parametrize(
-    ("shape", "points"), [("[3, 2]", 3 * " .3 .4"), ("[4, 3]", 4 * " .3 .4 2"), ("[17, 3]", 17 * " .1 .2 0")]
+    ("shape", "points"),
+    [("[3, 2]", 3 * " .3 .4"), ("[4, 3]", 4 * " .3 .4 2"), ("[17, 3]", 17 * " .1 .2 0")],
 )
 def test_lines_with_key_points_give_their_boxes(tiny_yolo: Path, shape: str, points: str) -> None:
     for label in tiny_yolo.rglob("labels/*.txt"):
@@ -172,13 +182,17 @@ def test_lines_with_key_points_give_their_boxes(tiny_yolo: Path, shape: str, poi
     np.testing.assert_allclose(index.boxes, [[16, 18, 48, 30]] * 4, atol=1e-4)
     for wrong in (BOX, BOX + points + " .5"):
         (tiny_yolo / "train" / "labels" / "1.txt").write_text(f"{BOX}{points}\n{wrong}\n")
-        with pytest.raises(DatasetError, match=r"1.txt: line 2: \d+ numbers .* expected \d+ .*key points"):
+        with pytest.raises(
+            DatasetError, match=r"1.txt: line 2: \d+ numbers .* expected \d+ .*key points"
+        ):
             index_of(tiny_yolo)
 
 
 @pytest.mark.parametrize("shape", ["17", "[17, 4]", "[a, 2]", "[17]"])
 def test_a_wrong_kpt_shape_is_named(tiny_yolo: Path, shape: str) -> None:
-    with pytest.raises(DatasetError, match=r"data.yaml: kpt_shape is .*; expected \[points, 2 or 3\]"):
+    with pytest.raises(
+        DatasetError, match=r"data.yaml: kpt_shape is .*; expected \[points, 2 or 3\]"
+    ):
         read_data_yaml(rewrite(tiny_yolo, f"names: [a, b, c]\nkpt_shape: {shape}\n") / "data.yaml")
 
 
@@ -193,7 +207,9 @@ def test_links_to_folders_are_followed_but_not_in_circles(tiny_yolo: Path, tmp_p
     assert index.path(1) == tiny_yolo / "train" / "images" / "part" / "1.png"
 
 
-@pytest.mark.parametrize("name", ["._1.png", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/1.png"])
+@pytest.mark.parametrize(
+    "name", ["._1.png", ".ipynb_checkpoints/1-checkpoint.png", "__MACOSX/1.png"]
+)
 def test_what_systems_leave_behind_is_no_data(tiny_yolo: Path, name: str) -> None:
     left = tiny_yolo / "train" / "images" / name
     left.parent.mkdir(exist_ok=True)
@@ -205,10 +221,14 @@ def test_what_systems_leave_behind_is_no_data(tiny_yolo: Path, name: str) -> Non
 def test_images_by_all_their_suffixes(tiny_yolo: Path, suffix: str) -> None:
     picture = tiny_yolo / "train" / "images" / "1.png"
     with Image.open(picture) as image:
-        image.convert("L").save(picture.with_suffix(suffix), "PPM" if suffix in (".ppm", ".pgm") else "JPEG")
+        image.convert("L").save(
+            picture.with_suffix(suffix), "PPM" if suffix in (".ppm", ".pgm") else "JPEG"
+        )
     picture.unlink()
     index = index_of(tiny_yolo, findings=(findings := Findings()))
-    assert len(index) == 6 and index.path(1).suffix == suffix and "image-format" not in findings.counts
+    assert (
+        len(index) == 6 and index.path(1).suffix == suffix and "image-format" not in findings.counts
+    )
 
 
 def test_labelled_files_of_other_formats_are_told_by_count_and_suffix(
@@ -219,7 +239,10 @@ def test_labelled_files_of_other_formats_are_told_by_count_and_suffix(
         (images / name).rename(images / new)
     (images / "4.json").write_text("{}")  # what a tool keeps beside an image
     assert len(index_of(tiny_yolo)) == 3
-    assert "image-format" in caplog.text and f"2 .heic, 1 .psd; the first is {images / '1.heic'}" in caplog.text
+    assert (
+        "image-format" in caplog.text
+        and f"2 .heic, 1 .psd; the first is {images / '1.heic'}" in caplog.text
+    )
 
 
 def test_two_images_with_one_label_file_are_an_error(tiny_yolo: Path) -> None:
@@ -227,13 +250,19 @@ def test_two_images_with_one_label_file_are_an_error(tiny_yolo: Path) -> None:
     Image.new("RGB", (64, 48)).save(images / "0.jpg")  # 0 has no label file
     assert len(index_of(tiny_yolo)) == 7
     Image.new("RGB", (64, 48)).save(images / "1.jpg")
-    with pytest.raises(DatasetError, match=rf"labels/1.txt: it is that of {images}/1.jpg and of {images}/1.png"):
+    with pytest.raises(
+        DatasetError, match=rf"labels/1.txt: it is that of {images}/1.jpg and of {images}/1.png"
+    ):
         index_of(tiny_yolo)
 
 
 @pytest.mark.parametrize(("lost", "told"), [(1, False), (2, True)])
-def test_a_split_of_which_most_images_have_no_label_file_is_told(tiny_yolo: Path, lost: int, told: bool) -> None:
-    for label in sorted((tiny_yolo / "train" / "labels").iterdir())[:lost]:  # images 0 and 4 have none
+def test_a_split_of_which_most_images_have_no_label_file_is_told(
+    tiny_yolo: Path, lost: int, told: bool
+) -> None:
+    for label in sorted((tiny_yolo / "train" / "labels").iterdir())[
+        :lost
+    ]:  # images 0 and 4 have none
         label.unlink()
     index_of(tiny_yolo, findings=(findings := Findings()))
     found = [finding.found for finding in findings.kept() if finding.rule == "labels-few"]
@@ -253,7 +282,9 @@ def test_names_that_are_not_utf8_or_written_with_backslashes(tiny_yolo: Path) ->
         os.rename(place + b"/1" + suffix.encode(), place + b"/caf\xe9" + suffix.encode())
     walked = index_of(tiny_yolo)
     (tiny_yolo / "list.txt").write_bytes(b".\\train\\images\\2.png\ntrain/images/caf\xe9.png\n")
-    listed = index_of(rewrite(tiny_yolo, "train: list.txt\nval: .\\valid\\images\nnames: [blue, green, red]\n"))
+    listed = index_of(
+        rewrite(tiny_yolo, "train: list.txt\nval: .\\valid\\images\nnames: [blue, green, red]\n")
+    )
     assert (len(walked), len(walked.boxes)) == (6, 7)
     assert [os.fsencode(listed.path(i).name) for i in range(2)] == [b"2.png", b"caf\xe9.png"]
     assert len(listed.boxes) == 3 and listed.fingerprint()

@@ -1,4 +1,6 @@
-"""The main job through the short face: pictures in, a detector that has learned out, and going on from there."""
+"""The main job through the short face: pictures in, a detector that has learned out, and going on
+from there.
+"""
 
 from __future__ import annotations
 
@@ -37,20 +39,28 @@ def test_a_detector_learns_and_goes_on_learning(
     best = RFDETR.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
     for split in ("valid", "test"):
         again = best.evaluate(dataset, split=split, batch_size=4, num_workers=0)
-        figures = {name: value for name, value in again.overall.items() if value == value}  # nan is null in the file
+        figures = {
+            name: value for name, value in again.overall.items() if value == value
+        }  # nan is null in the file
         written = results["splits"][split]["overall"]
         assert figures == pytest.approx({name: written[name] for name in figures})
 
     capsys.readouterr()
     RFDETRMini(**TINY).train(epochs=12, resume="last", **{**settings, "eval_interval": 12})
     assert [record["epoch"] for record in read_log(tmp_path / "out")] == list(range(12))
-    assert "last.ckpt" in capsys.readouterr().out.partition("trained")[0]  # the plan names where it goes on
+    assert (
+        "last.ckpt" in capsys.readouterr().out.partition("trained")[0]
+    )  # the plan names where it goes on
 
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())}
+    times = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())
+    }
     caplog.clear()
     RFDETRMini(**TINY).train(epochs=12, resume="last", **settings)
     assert re.search("nothing is left to train of .*last.ckpt.*raise epochs to go on", caplog.text)
-    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())}
+    assert times == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())
+    }
     assert "Training" not in capsys.readouterr().out
 
 

@@ -1,7 +1,8 @@
 """The code of the custom-training page, word for word, on a data set of a few pictures.
 
-Only what surrounds the blocks is the test's: `path/to/dataset` is the tiny set, runs are cut to a few epochs, and most
-blocks use a Medium of test size; one test runs the real one from a file in the published layout.
+Only what surrounds the blocks is the test's: `path/to/dataset` is the tiny set, runs are cut to a
+few epochs, and most blocks use a Medium of test size; one test runs the real one from a file in the
+published layout.
 """
 
 from __future__ import annotations
@@ -207,7 +208,9 @@ class Recorder(Logger):
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tiny_coco: Callable[..., Path]) -> Path:
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tiny_coco: Callable[..., Path]
+) -> Path:
     """An empty working directory with `path/to/dataset` in it."""
     place = tmp_path / "workplace"
     (place / "path" / "to").mkdir(parents=True)
@@ -219,10 +222,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tiny_coco: C
 
 @pytest.fixture
 def run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """`run(blocks, namespace, epochs=n)` with the small Medium and no more than n epochs, in the namespace's names."""
+    """`run(blocks, namespace, epochs=n)` with the small Medium and no more than n epochs, in the
+    namespace's names.
+    """
     monkeypatch.setattr(rfdetr.config, "RFDETRMediumConfig", SmallMedium)
 
-    def execute(blocks: list[str], namespace: dict[str, Any] | None = None, epochs: int = 1) -> dict[str, Any]:
+    def execute(
+        blocks: list[str], namespace: dict[str, Any] | None = None, epochs: int = 1
+    ) -> dict[str, Any]:
         def short(*args: Any, **kwargs: Any) -> pl.Trainer:
             return build_trainer(*args, **{"max_epochs": epochs, **kwargs})
 
@@ -237,7 +244,9 @@ def run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
 
 @pytest.fixture
 def published_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file in the Medium's published layout, in the place and under the name of the published one."""
+    """A file in the Medium's published layout, in the place and under the name of the published
+    one.
+    """
     shapes = json.loads(LAYOUTS.read_text())["RFDETRMediumConfig"]["state_dict"]
     generator = torch.Generator().manual_seed(0)
     model = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes.items()}
@@ -246,7 +255,9 @@ def published_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = download.cache_dir() / "rf-detr-medium.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
-    file = PUBLISHED[path.name]._replace(md5=hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest())
+    file = PUBLISHED[path.name]._replace(
+        md5=hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    )
     monkeypatch.setitem(PUBLISHED, path.name, file)
     return path
 
@@ -260,18 +271,26 @@ def test_the_medium_model_from_its_published_file(
         exec(compile(block, "<custom training page>", "exec"), names)
     assert capsys.readouterr().out == "['blue', 'green', 'red']\n"
     trainer = names["trainer"]
-    assert (trainer.fast_dev_run, trainer.accumulate_grad_batches, trainer.log_every_n_steps) == (2, 8, 10)
+    assert (trainer.fast_dev_run, trainer.accumulate_grad_batches, trainer.log_every_n_steps) == (
+        2,
+        8,
+        10,
+    )
     loaded = to_published(names["module"].model.state_dict())["query_feat.weight"]
     assert torch.equal(loaded, torch.load(published_medium)["model"]["query_feat.weight"])
 
     before = names["module"].model.class_head.bias.detach().clone()
-    trainer.fit(names["module"], names["datamodule"], ckpt_path=names["train_config"].resume or None)
+    trainer.fit(
+        names["module"], names["datamodule"], ckpt_path=names["train_config"].resume or None
+    )
     assert trainer.global_step == 1
     assert not torch.equal(names["module"].model.class_head.bias, before)
     assert not (workplace / "output").exists()
 
 
-def test_a_full_run_is_resumed_validated_and_used(run: Callable[..., dict[str, Any]], workplace: Path) -> None:
+def test_a_full_run_is_resumed_validated_and_used(
+    run: Callable[..., dict[str, Any]], workplace: Path
+) -> None:
     names = run([FULL_RUN])
     legacy = {"model": to_published(names["module"].model.state_dict()), "epoch": 1}
     torch.save(legacy, workplace / "output" / "checkpoint.pth")
@@ -281,7 +300,9 @@ def test_a_full_run_is_resumed_validated_and_used(run: Callable[..., dict[str, A
     assert [json.loads(record)["epoch"] for record in records] == [0, 1, 2]
 
     names = run([VALIDATE], names)
-    assert {"val/mAP_50_95", "val/mAP_50", "val/F1", "val/AP/red"} <= set(names["trainer"].callback_metrics)
+    assert {"val/mAP_50_95", "val/mAP_50", "val/F1", "val/AP/red"} <= set(
+        names["trainer"].callback_metrics
+    )
     names = run([PREDICT], names)
     assert [len(batch) for batch in names["predictions"]] == [2]
     assert set(names["predictions"][0][0]) == {"scores", "labels", "boxes"}
@@ -290,16 +311,26 @@ def test_a_full_run_is_resumed_validated_and_used(run: Callable[..., dict[str, A
 def test_the_page_is_one_notebook(
     run: Callable[..., dict[str, Any]], workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every block of Python in the page's order, in one session; a run's files are where the page says."""
+    """Every block of Python in the page's order, in one session; a run's files are where the page
+    says.
+    """
     monkeypatch.setattr("pytorch_lightning.loggers.NeptuneLogger", Recorder, raising=False)
     output = workplace / "output"
-    names = run([MODULE, WHAT_TRAIN_DOES, MODULE, DATAMODULE, CLASS_NAMES, TRAINER, OVERRIDES, FULL_RUN])
+    names = run(
+        [MODULE, WHAT_TRAIN_DOES, MODULE, DATAMODULE, CLASS_NAMES, TRAINER, OVERRIDES, FULL_RUN]
+    )
     assert names["trainer"].current_epoch == 1
     for path in (output / "checkpoint.pth", workplace / "old_checkpoint.pth"):
         torch.save({"model": to_published(names["module"].model.state_dict()), "epoch": 0}, path)
-    names = run([RESUME, CONVERT, VALIDATE, PREDICT, DDP, REPLACE_CALLBACKS, EXTEND_CALLBACKS, LOGGER], names)
+    names = run(
+        [RESUME, CONVERT, VALIDATE, PREDICT, DDP, REPLACE_CALLBACKS, EXTEND_CALLBACKS, LOGGER],
+        names,
+    )
     assert names["trainer"].current_epoch == 1
-    runs = [output, *(output / f"run-{number}" for number in (1, 2, 3))]  # four new runs in one session
+    runs = [
+        output,
+        *(output / f"run-{number}" for number in (1, 2, 3)),
+    ]  # four new runs in one session
     for folder in runs:
         assert (folder / "checkpoint_best_total.pth").exists() and (folder / "last.ckpt").exists()
     assert not (output / "run-4").exists()
@@ -338,4 +369,8 @@ def test_a_logger_of_ones_own_gets_every_key(
 def test_a_strategy_is_an_argument_of_the_trainer(run: Callable[..., dict[str, Any]]) -> None:
     names = run([MODULE, DDP])
     assert isinstance(names["trainer"].strategy, DDPStrategy)
-    assert [callback for callback in names["trainer"].callbacks if isinstance(callback, RFDETREMACallback)]
+    assert [
+        callback
+        for callback in names["trainer"].callbacks
+        if isinstance(callback, RFDETREMACallback)
+    ]

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from rfdetr.evaluation.coco import CocoEvaluator
+from rfdetr.evaluation.evaluator import CocoEvaluator
 
 
 @dataclass
@@ -27,9 +27,11 @@ class DetectionSet:
 
 
 def random_set(seed: int, images: int = 16, classes: int = 5, ties: bool = False) -> DetectionSet:
-    """Jittered copies of the objects among noise, some of a wrong class; crowds; the last class has no object.
+    """Jittered copies of the objects among noise, some of a wrong class; crowds; the last class has
+    no object.
 
-    Image 0 is empty, image 1 has no detections, image 2 no objects. `ties` rounds scores and boxes to force equals.
+    Image 0 is empty, image 1 has no detections, image 2 no objects. `ties` rounds scores and boxes
+    to force equals.
     """
     rng = np.random.default_rng(seed)
     made = DetectionSet([f"class {label}" for label in range(classes)])
@@ -37,13 +39,23 @@ def random_set(seed: int, images: int = 16, classes: int = 5, ties: bool = False
         objects = 0 if index in (0, 2) else int(rng.integers(1, 12))
         truth, labels = random_boxes(rng, objects), rng.integers(0, classes - 1, objects)
         copies = np.repeat(np.arange(objects), rng.integers(0, 4, objects))
-        found = np.concatenate([truth[copies] + rng.normal(0, 6, (copies.size, 4)), random_boxes(rng, 8)])
+        found = np.concatenate(
+            [truth[copies] + rng.normal(0, 6, (copies.size, 4)), random_boxes(rng, 8)]
+        )
         found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
-        guessed = np.concatenate([labels[copies], rng.integers(0, classes + 1, 8)])  # label `classes` names no class
-        guessed = np.where(rng.random(guessed.size) < 0.2, rng.integers(0, classes, guessed.size), guessed)
+        guessed = np.concatenate(
+            [labels[copies], rng.integers(0, classes + 1, 8)]
+        )  # label `classes` names no class
+        guessed = np.where(
+            rng.random(guessed.size) < 0.2, rng.integers(0, classes, guessed.size), guessed
+        )
         scores = rng.random(guessed.size)
         if ties:
-            truth, found, scores = truth.round(-1), found.round(-1) + np.array([0, 0, 10, 10]), scores.round(1)
+            truth, found, scores = (
+                truth.round(-1),
+                found.round(-1) + np.array([0, 0, 10, 10]),
+                scores.round(1),
+            )
         shown = slice(0, 0) if index in (0, 1) else slice(None)
         made.detections.append(detection(scores[shown], guessed[shown], found[shown]))
         made.targets.append(target(index + 7, labels, truth, rng.random(objects) < 0.15))
@@ -65,7 +77,9 @@ def detection(scores: object, labels: object, boxes: object) -> dict[str, Tensor
     }
 
 
-def target(image_id: int, labels: object, boxes_xyxy: object, crowd: object = None) -> dict[str, Tensor]:
+def target(
+    image_id: int, labels: object, boxes_xyxy: object, crowd: object = None
+) -> dict[str, Tensor]:
     boxes = torch.as_tensor(np.asarray(boxes_xyxy), dtype=torch.float64).reshape(-1, 4)
     labels = torch.as_tensor(np.asarray(labels), dtype=torch.int64).reshape(-1)
     return {
@@ -73,8 +87,11 @@ def target(image_id: int, labels: object, boxes_xyxy: object, crowd: object = No
         "orig_size": torch.tensor([480, 640]),
         "labels": labels,
         "boxes_xyxy": boxes,
-        "area": (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * 0.7,  # as of a segment: smaller than the box
-        "iscrowd": torch.zeros(len(labels), dtype=torch.bool) if crowd is None else torch.as_tensor(np.asarray(crowd)),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+        * 0.7,  # as of a segment: smaller than the box
+        "iscrowd": torch.zeros(len(labels), dtype=torch.bool)
+        if crowd is None
+        else torch.as_tensor(np.asarray(crowd)),
     }
 
 
@@ -93,12 +110,19 @@ def pycocotools_eval(made: DetectionSet, max_dets: int) -> COCOeval:
                 box, label = [x1, y1, x2 - x1, y2 - y1], int(wanted["labels"][k])
                 note = {"image_id": image_id, "category_id": label, "bbox": box}
                 note |= {"area": float(wanted["area"][k]), "iscrowd": int(wanted["iscrowd"][k])}
-                truth.dataset["annotations"].append(note | {"id": len(truth.dataset["annotations"]) + 1})
+                truth.dataset["annotations"].append(
+                    note | {"id": len(truth.dataset["annotations"]) + 1}
+                )
             for label, score, (x1, y1, x2, y2) in zip(
-                seen["labels"].tolist(), seen["scores"].tolist(), seen["boxes"].tolist(), strict=True
+                seen["labels"].tolist(),
+                seen["scores"].tolist(),
+                seen["boxes"].tolist(),
+                strict=True,
             ):
                 box = [x1, y1, x2 - x1, y2 - y1]
-                found.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
+                found.append(
+                    {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
+                )
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(found) if found else COCO(), "bbox")
         evaluation.params.imgIds = [int(t["image_id"]) for t in made.targets]
@@ -108,7 +132,9 @@ def pycocotools_eval(made: DetectionSet, max_dets: int) -> COCOeval:
     return evaluation
 
 
-@pytest.fixture(params=[(0, False), (1, False), (2, True), (3, True)], ids=["a", "b", "ties-a", "ties-b"])
+@pytest.fixture(
+    params=[(0, False), (1, False), (2, True), (3, True)], ids=["a", "b", "ties-a", "ties-b"]
+)
 def made(request: pytest.FixtureRequest) -> DetectionSet:
     seed, ties = request.param
     return random_set(seed, ties=ties)

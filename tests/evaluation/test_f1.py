@@ -1,4 +1,6 @@
-"""F1 sweep and confusion matrix against the obvious slow way: one detection, one object, one threshold at a time."""
+"""F1 sweep and confusion matrix against the obvious slow way: one detection, one object, one
+threshold at a time.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def table_of(evaluator) -> MatchTable:
 def test_sweep_equals_the_slow_way(made, sets):
     metrics = sets.evaluated(made).compute()
     sweep, threshold = metrics.sweep, metrics.overall["best_threshold"]
-    np.testing.assert_allclose([metrics.overall["F1"], *sweep.class_f1], slow_best(made), atol=1e-12)
+    np.testing.assert_allclose(
+        [metrics.overall["F1"], *sweep.class_f1], slow_best(made), atol=1e-12
+    )
     for row in metrics.per_class[:-1]:
         at_own = list(slow_rates(made, row["best_threshold"]))[metrics.per_class.index(row)]
         assert at_own[0] == pytest.approx(row["best_F1"], abs=1e-12)
@@ -78,7 +82,9 @@ def test_sweep_equals_the_slow_way(made, sets):
     np.testing.assert_allclose(sweep.at_best, at_best, atol=1e-12)
     for k in (0, 200, 333, 900, 1000):
         curves = [curve[:, k] for curve in sweep.curves]
-        np.testing.assert_allclose(curves, np.array(list(slow_rates(made, CONFIDENCES[k]))).T, atol=1e-12)
+        np.testing.assert_allclose(
+            curves, np.array(list(slow_rates(made, CONFIDENCES[k]))).T, atol=1e-12
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,12 +96,16 @@ def test_small_random_sweeps_equal_the_slow_way(sets, seed, images, classes, tie
     if np.isnan(sweep.at_best.f1).all():
         assert not any((~target["iscrowd"]).any() for target in made.targets)
     else:
-        np.testing.assert_allclose([np.nanmean(sweep.at_best.f1), *sweep.class_f1], slow_best(made), atol=1e-12)
+        np.testing.assert_allclose(
+            [np.nanmean(sweep.at_best.f1), *sweep.class_f1], slow_best(made), atol=1e-12
+        )
 
 
 def test_no_score_lies_on_the_threshold(made, sets):
     metrics = sets.evaluated(made).compute()
-    assert not any((found["scores"] == metrics.overall["best_threshold"]).any() for found in made.detections)
+    assert not any(
+        (found["scores"] == metrics.overall["best_threshold"]).any() for found in made.detections
+    )
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0])
@@ -145,7 +155,9 @@ def test_of_equally_near_objects_the_later_is_taken_as_in_pycocotools(sets):
     made.targets = [sets.target(1, [0, 0], [[0, 0, 10, 10], [0, 4, 10, 14]])]
     made.detections = [sets.detection([0.9, 0.6], [0, 0], [[0, 2, 10, 12], [0, 0, 10, 10]])]
     metrics = sets.evaluated(made).compute()
-    assert sets.pycocotools_eval(made, 500).eval["precision"][0, :, 0, 0, -1].mean() == pytest.approx(1.0)
+    assert sets.pycocotools_eval(made, 500).eval["precision"][
+        0, :, 0, 0, -1
+    ].mean() == pytest.approx(1.0)
     assert (metrics.overall["mAP_50"], metrics.overall["F1"]) == (pytest.approx(1.0), 1.0)
 
 

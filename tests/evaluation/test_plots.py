@@ -1,4 +1,6 @@
-"""Figures: what they draw, that they are written, and that they leave matplotlib's global state alone."""
+"""Figures: what they draw, that they are written, and that they leave matplotlib's global state
+alone.
+"""
 
 from __future__ import annotations
 
@@ -42,29 +44,42 @@ def test_every_number_of_classes_is_drawn(sets, tmp_path, classes):
 
 
 def test_nothing_found_and_nothing_there_are_drawn(sets, tmp_path):
-    made = sets.DetectionSet(["a", "b"], [sets.detection([], [], [])], [sets.target(1, [0], [[0, 0, 9, 9]])])
+    made = sets.DetectionSet(
+        ["a", "b"], [sets.detection([], [], [])], [sets.target(1, [0], [[0, 0, 9, 9]])]
+    )
     plot_metrics(sets.evaluated(made).compute(), tmp_path / "nothing found", "valid")
-    plot_metrics(sets.evaluated(sets.DetectionSet(["a", "b"])).compute(), tmp_path / "nothing there", "test")
+    plot_metrics(
+        sets.evaluated(sets.DetectionSet(["a", "b"])).compute(), tmp_path / "nothing there", "test"
+    )
     assert len(list(tmp_path.glob("*/*.png"))) == 2 * len(FILES)
 
 
 def test_best_threshold_is_marked_on_the_mean_curve(sets):
     metrics = many_classes(sets, 4)
     threshold = Threshold(metrics.overall["best_threshold"], "valid")
-    lines = {line.get_label(): line for line in f1_figure(metrics, "valid", threshold).axes[0].lines}
+    lines = {
+        line.get_label(): line for line in f1_figure(metrics, "valid", threshold).axes[0].lines
+    }
     mark = next(line for label, line in lines.items() if label.startswith("threshold"))
     assert mark.get_xdata()[1] == metrics.overall["best_threshold"]
     assert mark.get_ydata()[1] == metrics.overall["F1"]
     mean = next(line for label, line in lines.items() if label.startswith("all classes"))
-    assert mean.get_ydata().max() == pytest.approx(metrics.overall["F1"], abs=0.02)  # the curve has 1,001 points
+    assert mean.get_ydata().max() == pytest.approx(
+        metrics.overall["F1"], abs=0.02
+    )  # the curve has 1,001 points
 
 
 def test_plots_of_the_test_split_show_the_threshold_chosen_on_valid(sets):
-    valid, test = (sets.evaluated(sets.random_set(seed, images=20, classes=3)).compute() for seed in (1, 2))
+    valid, test = (
+        sets.evaluated(sets.random_set(seed, images=20, classes=3)).compute() for seed in (1, 2)
+    )
     best = valid.overall["best_threshold"]
     assert best != test.overall["best_threshold"]
     figure = confusion_figure(test, "test", Threshold(best, "valid"), normalized=False).axes[0]
-    assert f"Confusion on test, counts\nconfidence ≥ {best:.3f} (best F1 on valid)" in figure.get_title()
+    assert (
+        f"Confusion on test, counts\nconfidence ≥ {best:.3f} (best F1 on valid)"
+        in figure.get_title()
+    )
     assert np.array_equal(figure.images[0].get_array(), test.confusion(best))
     assert not np.array_equal(test.confusion(best), test.confusion())
     curves = f1_figure(test, "test", Threshold(best, "valid")).axes[0]
@@ -90,7 +105,10 @@ def test_history_joins_epochs_without_evaluation(tmp_path):
     ]
     loss, precision, f1, rate = history_figure(history).axes
     assert list(loss.lines[0].get_xdata()) == [1, 2, 3, 4]
-    assert [list(map(float, data)) for data in precision.lines[0].get_data()] == [[2, 4], [0.1, 0.3]]
+    assert [list(map(float, data)) for data in precision.lines[0].get_data()] == [
+        [2, 4],
+        [0.1, 0.3],
+    ]
     assert [len(axes.lines) for axes in (loss, precision, f1, rate)] == [1, 1, 0, 1]
     assert f1.texts[0].get_text() == "not logged"
     plot_history(history, tmp_path / "metrics.png")
@@ -99,7 +117,13 @@ def test_history_joins_epochs_without_evaluation(tmp_path):
 
 
 def test_one_epoch_is_legible():
-    record = {"epoch": 0, "train/loss": 3.0, "train/lr": 1e-4, "val/mAP_50_95": 0.125, "val/F1": 0.5}
+    record = {
+        "epoch": 0,
+        "train/loss": 3.0,
+        "train/lr": 1e-4,
+        "val/mAP_50_95": 0.125,
+        "val/F1": 0.5,
+    }
     panels = history_figure([record]).axes
     assert {axes.get_xlim() for axes in panels} == {(0.5, 1.5)}
     labels = [line.get_label() for axes in panels for line in axes.lines]

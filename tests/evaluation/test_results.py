@@ -11,22 +11,35 @@ from rfdetr.evaluation.results import metrics_table, write_results
 
 def test_results_hold_every_figure_by_split(sets, tmp_path):
     metrics = sets.evaluated(sets.random_set(1)).compute()
-    write_results(tmp_path / "results.json", {"valid": metrics, "test": metrics}, weights="best.pth")
+    write_results(
+        tmp_path / "results.json", {"valid": metrics, "test": metrics}, weights="best.pth"
+    )
     content = json.loads((tmp_path / "results.json").read_text())
-    assert (content["schema_version"], content["weights"], content["iou_type"]) == (1, "best.pth", "bbox")
+    assert (content["schema_version"], content["weights"], content["iou_type"]) == (
+        1,
+        "best.pth",
+        "bbox",
+    )
     assert list(content["splits"]) == ["valid", "test"]
     test = content["splits"]["test"]
     assert (test["images"], test["boxes"], test["max_dets"]) == (16, metrics.num_boxes, 500)
     assert test["overall"] == metrics.overall
     assert test["per_class"][:4] == metrics.per_class[:4]
     absent = test["per_class"][4]
-    assert (absent["name"], absent["boxes"], absent["AP"], absent["F1"]) == ("class 4", 0, None, None)
+    assert (absent["name"], absent["boxes"], absent["AP"], absent["F1"]) == (
+        "class 4",
+        0,
+        None,
+        None,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_results_are_json_in_any_language_and_without_nan(sets, tmp_path):
     made = sets.DetectionSet(["Thrombozyt größer"])
-    write_results(tmp_path / "results.json", {"test": sets.evaluated(made).compute()}, weights="random")
+    write_results(
+        tmp_path / "results.json", {"test": sets.evaluated(made).compute()}, weights="random"
+    )
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
     assert "NaN" not in text
     assert "größer" in text
@@ -52,4 +65,8 @@ def test_metrics_show_themselves_in_a_line(sets):
     metrics = sets.evaluated(sets.random_set(1)).compute()
     shown = repr(metrics)
     assert shown.startswith(f"Metrics(mAP_50_95 {metrics.overall['mAP_50_95']:.4f}, ")
-    assert f"16 images, {metrics.num_boxes} objects" in shown and "\n" not in shown and len(shown) < 160
+    assert (
+        f"16 images, {metrics.num_boxes} objects" in shown
+        and "\n" not in shown
+        and len(shown) < 160
+    )

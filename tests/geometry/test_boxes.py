@@ -48,7 +48,9 @@ def test_the_centre_comes_first_and_width_before_height() -> None:
     ],
     ids=["same", "overlapping", "apart", "inside", "a point inside", "two points"],
 )
-def test_iou_and_giou_by_hand(a_xyxy: list[int], b_xyxy: list[int], iou: float, giou: float) -> None:
+def test_iou_and_giou_by_hand(
+    a_xyxy: list[int], b_xyxy: list[int], iou: float, giou: float
+) -> None:
     a, b = torch.tensor(a_xyxy).float(), torch.tensor(b_xyxy).float()
     assert_close(elementwise_iou(a, b)[0], torch.tensor(iou))
     assert_close(elementwise_giou(a, b), torch.tensor(giou))
@@ -75,7 +77,10 @@ def test_giou_lies_between_minus_one_and_iou(boxes: Tensor) -> None:
 
 
 def test_a_box_the_wrong_way_round_has_no_area() -> None:
-    assert box_area(torch.tensor([[3.0, 3.0, 1.0, 5.0], [1.0, 1.0, 3.0, 2.0]])).tolist() == [0.0, 2.0]
+    assert box_area(torch.tensor([[3.0, 3.0, 1.0, 5.0], [1.0, 1.0, 3.0, 2.0]])).tolist() == [
+        0.0,
+        2.0,
+    ]
 
 
 def test_iou_has_finite_gradients_for_boxes_without_area() -> None:
@@ -97,5 +102,7 @@ def test_deltas_move_in_units_of_the_reference_and_scale_by_exp() -> None:
 
 
 def test_deltas_are_applied_in_float32() -> None:
-    moved = apply_box_deltas(torch.zeros(4, dtype=torch.bfloat16), torch.tensor([0.5001, 0.5, 0.1, 0.1]))
+    moved = apply_box_deltas(
+        torch.zeros(4, dtype=torch.bfloat16), torch.tensor([0.5001, 0.5, 0.1, 0.1])
+    )
     assert moved.dtype == torch.float32 and moved[0] == torch.tensor(0.5001)

@@ -1,4 +1,4 @@
-"""Outlines against obvious references: pycocotools, and pixels looked at one by one."""
+"""Segmentations against obvious references: pycocotools, and pixels looked at one by one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_api
 
-from rfdetr.geometry.masks import (
-    Outline,
-    Window,
-    compress,
-    encode_bitmaps,
-    rle_of_box,
-    run_lengths,
-    runs_of_bitmap,
-)
+from rfdetr.geometry.polygons import Crop, Segmentation
+from rfdetr.geometry.rle import compress, encode_bitmaps, rle_of_box, run_lengths, runs_of_bitmap
 
 HEIGHT, WIDTH = 40, 60
-WHOLE = Window(0, 0, WIDTH, HEIGHT)
+WHOLE = Crop(0, 0, WIDTH, HEIGHT)
 
 
 def blobs(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
@@ -29,7 +22,9 @@ def blobs(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     bitmap = np.zeros((height, width), bool)
     for _ in range(4):
-        inside = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) < rng.uniform(2, height / 2)
+        inside = np.hypot(x - rng.uniform(0, width), y - rng.uniform(0, height)) < rng.uniform(
+            2, height / 2
+        )
         bitmap = bitmap & ~inside if rng.random() < 0.3 else bitmap | inside
     return bitmap
 
@@ -40,28 +35,32 @@ def star(seed: int) -> np.ndarray:
     angle = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 12))))
     radius = rng.uniform(4, 25, len(angle))
     centre = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
-    return (centre + np.stack((np.cos(angle), np.sin(angle)), 1) * radius[:, None]).astype(np.float32)
+    return (centre + np.stack((np.cos(angle), np.sin(angle)), 1) * radius[:, None]).astype(
+        np.float32
+    )
 
 
-def of_bitmap(bitmap: np.ndarray) -> Outline:
-    return Outline((), compress(runs_of_bitmap(bitmap)), *bitmap.shape)
+def of_bitmap(bitmap: np.ndarray) -> Segmentation:
+    return Segmentation((), compress(runs_of_bitmap(bitmap)), *bitmap.shape)
 
 
-def of_polygons(*polygons: np.ndarray) -> Outline:
-    return Outline(tuple(polygons), b"", HEIGHT, WIDTH)
+def of_polygons(*polygons: np.ndarray) -> Segmentation:
+    return Segmentation(tuple(polygons), b"", HEIGHT, WIDTH)
 
 
-def random_window(seed: int) -> Window:
+def random_window(seed: int) -> Crop:
     rng = np.random.default_rng(seed)
     left, right = np.sort(rng.choice(WIDTH + 1, 2, replace=False)).tolist()
     top, bottom = np.sort(rng.choice(HEIGHT + 1, 2, replace=False)).tolist()
-    return Window(left, top, right, bottom, bool(rng.random() < 0.5))
+    return Crop(left, top, right, bottom, bool(rng.random() < 0.5))
 
 
 def covers(polygon: np.ndarray, x: float, y: float) -> bool:
     """Whether a point is inside, one edge after the other."""
     inside = False
-    for (x0, y0), (x1, y1) in zip(polygon.tolist(), np.roll(polygon, -1, axis=0).tolist(), strict=True):
+    for (x0, y0), (x1, y1) in zip(
+        polygon.tolist(), np.roll(polygon, -1, axis=0).tolist(), strict=True
+    ):
         if (y0 <= y) != (y1 <= y) and x0 + (y - y0) / (y1 - y0) * (x1 - x0) > x:
             inside = not inside
     return inside
@@ -81,7 +80,9 @@ def test_run_lengths_are_those_of_pycocotools(seed: int, height: int, width: int
     assert run_lengths(expected).tolist() == runs_of_bitmap(bitmap)
 
 
-@pytest.mark.parametrize("lengths", [[5], [0, 5], [0, 1, 2**40, 3, 1], [100, 40, 3, 1, 90000, 2, 4]])
+@pytest.mark.parametrize(
+    "lengths", [[5], [0, 5], [0, 1, 2**40, 3, 1], [100, 40, 3, 1, 90000, 2, 4]]
+)
 def test_lengths_of_any_size_come_back(lengths: list[int]) -> None:
     assert run_lengths(compress(lengths)).tolist() == lengths
 
@@ -93,14 +94,20 @@ def test_what_is_no_run_length_string_is_refused(damaged: bytes) -> None:
 
 
 def test_a_batch_of_bitmaps_is_encoded_as_each_of_them() -> None:
-    bitmaps = np.stack([blobs(0), np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool), blobs(1)])
-    expected = [mask_api.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"] for bitmap in bitmaps]
+    bitmaps = np.stack(
+        [blobs(0), np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool), blobs(1)]
+    )
+    expected = [
+        mask_api.encode(np.asfortranarray(bitmap, dtype=np.uint8))["counts"] for bitmap in bitmaps
+    ]
     assert encode_bitmaps(torch.from_numpy(bitmaps)) == expected
     assert encode_bitmaps(torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool)) == []
 
 
 def test_run_lengths_of_a_box() -> None:
-    box = mask_api.decode({"size": [HEIGHT, WIDTH], "counts": rle_of_box(np.array([10.0, 5, 20, 8]), HEIGHT, WIDTH)})
+    box = mask_api.decode(
+        {"size": [HEIGHT, WIDTH], "counts": rle_of_box(np.array([10.0, 5, 20, 8]), HEIGHT, WIDTH)}
+    )
     assert box[5:13, 10:30].all() and box.sum() == 160
 
 
@@ -108,7 +115,9 @@ def test_run_lengths_of_a_box() -> None:
 @given(st.integers(0, 2**32))
 def test_polygons_over_the_whole_image_are_those_of_pycocotools(seed: int) -> None:
     polygons = [star(seed), star(seed + 1)]
-    parts = mask_api.frPyObjects([polygon.ravel().astype(float).tolist() for polygon in polygons], HEIGHT, WIDTH)
+    parts = mask_api.frPyObjects(
+        [polygon.ravel().astype(float).tolist() for polygon in polygons], HEIGHT, WIDTH
+    )
     assert of_polygons(*polygons).to_rle() == mask_api.merge(parts)["counts"]
 
 
@@ -118,7 +127,9 @@ def test_a_polygons_bitmap_has_the_pixels_whose_centres_it_covers(seed: int) -> 
     """Save for those at less than a pixel from its border, where COCO's rule may round either way."""
     polygon, window, size = star(seed), random_window(seed), 24
     bitmap = of_polygons(polygon).bitmap(window, size)
-    scale = np.array((window.right - window.left, window.bottom - window.top)) / size  # image pixels to one of ours
+    scale = (
+        np.array((window.right - window.left, window.bottom - window.top)) / size
+    )  # image pixels to one of ours
     ours = (polygon - window[:2]) / scale
     if window.flipped:
         ours = ours * (-1, 1) + (size, 0)
@@ -130,8 +141,10 @@ def test_a_polygons_bitmap_has_the_pixels_whose_centres_it_covers(seed: int) -> 
 
 
 def test_several_polygons_cover_what_any_of_them_covers() -> None:
-    left, right = (np.array([[x, 10], [x + 30, 10], [x + 30, 30], [x, 30]], np.float32) for x in (5, 20))
-    bitmap = of_polygons(left, right).bitmap(Window(0, 0, 60, 60), 60)
+    left, right = (
+        np.array([[x, 10], [x + 30, 10], [x + 30, 30], [x, 30]], np.float32) for x in (5, 20)
+    )
+    bitmap = of_polygons(left, right).bitmap(Crop(0, 0, 60, 60), 60)
     assert bitmap[10:30, 5:50].all() and bitmap.sum() == 20 * 45
 
 
@@ -178,16 +191,31 @@ def test_bounds_of_a_polygon_are_those_of_the_points_it_covers_in_the_window(see
 
 def test_bounds_around_a_window_that_the_polygon_surrounds() -> None:
     polygon = np.array([[0, 0], [60, 0], [60, 40], [0, 40]], np.float32)
-    assert of_polygons(polygon).bounds(Window(10, 10, 20, 30)).tolist() == [10, 10, 20, 30]
+    assert of_polygons(polygon).bounds(Crop(10, 10, 20, 30)).tolist() == [10, 10, 20, 30]
 
 
 def test_bounds_of_a_polygon_that_winds_around_the_window() -> None:
-    """A horseshoe whose one end alone enters the window: its corners and the far side are not bounds."""
+    """A horseshoe whose one end alone enters the window: its corners and the far side are not
+    bounds.
+    """
     horseshoe = np.array(
-        [[5, 18], [14, 18], [14, 22], [9, 22], [9, 36], [51, 36], [51, 4], [5, 4], [5, 0], [55, 0], [55, 40], [5, 40]],
+        [
+            [5, 18],
+            [14, 18],
+            [14, 22],
+            [9, 22],
+            [9, 36],
+            [51, 36],
+            [51, 4],
+            [5, 4],
+            [5, 0],
+            [55, 0],
+            [55, 40],
+            [5, 40],
+        ],
         np.float32,
     )
-    np.testing.assert_allclose(of_polygons(horseshoe).bounds(Window(10, 8, 50, 32)), [10, 18, 14, 22])
+    np.testing.assert_allclose(of_polygons(horseshoe).bounds(Crop(10, 8, 50, 32)), [10, 18, 14, 22])
 
 
 def test_nothing_visible_has_no_bounds_and_an_empty_bitmap() -> None:
@@ -195,6 +223,6 @@ def test_nothing_visible_has_no_bounds_and_an_empty_bitmap() -> None:
     bitmap = np.zeros((HEIGHT, WIDTH), bool)
     bitmap[:9, :9] = True
     for outline in (of_polygons(corner), of_bitmap(bitmap)):
-        assert outline.bounds(Window(20, 20, 40, 40)) is None
-        assert not outline.bitmap(Window(20, 20, 40, 40), 8).any()
+        assert outline.bounds(Crop(20, 20, 40, 40)) is None
+        assert not outline.bitmap(Crop(20, 20, 40, 40), 8).any()
         assert outline.bounds(WHOLE) is not None

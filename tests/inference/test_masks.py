@@ -1,4 +1,6 @@
-"""Masks of predictions: of what is reported only, the same in both forms, and as validation would make them."""
+"""Masks of predictions: of what is reported only, the same in both forms, and as validation would
+make them.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pycocotools import mask as mask_api
 
 from rfdetr.cli.predict import _record
 from rfdetr.config import RFDETRSegMiniConfig
-from rfdetr.evaluation.pictures import draw
+from rfdetr.evaluation.drawing import draw
 from rfdetr.inference import masks as masks_module
 from rfdetr.inference.masks import DENSE_PIXELS, build_masks
 from rfdetr.inference.predictor import Prediction, Predictor
@@ -25,19 +27,25 @@ def predictor() -> Predictor:
     config = RFDETRSegMiniConfig(pretrain_weights=None, resolution=64, num_classes=2, num_select=20)
     torch.manual_seed(0)
     model = build_detector(config)
-    return Predictor(model, resolution=64, num_select=20, labels={0: "cat", 1: "dog"}, device=torch.device("cpu"))
+    return Predictor(
+        model, resolution=64, num_select=20, labels={0: "cat", 1: "dog"}, device=torch.device("cpu")
+    )
 
 
 def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: Predictor) -> None:
     (found,) = predictor.predict([IMAGE], threshold=0.0)
     (raw,) = predictor.detect(predictor.preprocess([IMAGE]), torch.tensor([IMAGE.shape[:2]]))
     named = torch.isin(raw["labels"], torch.tensor([0, 1]))
-    expected = F.interpolate(raw["mask_logits"][named][None], IMAGE.shape[:2], mode="bilinear")[0] > 0
+    expected = (
+        F.interpolate(raw["mask_logits"][named][None], IMAGE.shape[:2], mode="bilinear")[0] > 0
+    )
     assert isinstance(found.mask, np.ndarray) and found.mask.dtype == np.bool_
     np.testing.assert_array_equal(found.mask, expected.numpy())
 
 
-def test_masks_below_the_threshold_are_never_built(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_below_the_threshold_are_never_built(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = []
 
     def count(mask_logits: torch.Tensor, size: tuple[int, int]) -> object:
@@ -82,7 +90,9 @@ def test_the_command_writes_masks_as_coco_run_lengths_and_draws_them(predictor: 
     written = _record(prediction)["detections"]
     assert len(written) == len(found) > 0
     for entry, mask in zip(written, found.mask, strict=True):
-        assert entry["mask_rle"]["size"] == [50, 80] and isinstance(entry["mask_rle"]["counts"], str)
+        assert entry["mask_rle"]["size"] == [50, 80] and isinstance(
+            entry["mask_rle"]["counts"], str
+        )
         np.testing.assert_array_equal(mask_api.decode(entry["mask_rle"]), mask)
     inside = np.asarray(found.mask).any(0)
     changed = (np.asarray(draw(IMAGE, found, len(found) * [""])) != IMAGE).any(2)

@@ -14,7 +14,9 @@ from rfdetr.inference.packing import PackedLinear, can_pack, pack_linears
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this processor or build has no bfloat16 products")
+pytestmark = pytest.mark.skipif(
+    not can_pack(), reason="this processor or build has no bfloat16 products"
+)
 
 
 @torch.inference_mode()
@@ -23,14 +25,20 @@ def test_a_packed_layer_is_the_layer_and_its_activation() -> None:
     x = torch.randn(2, 7, 24, dtype=torch.bfloat16)
     plain = F.linear(x.float(), linear.weight.float(), linear.bias.float())
     torch.testing.assert_close(PackedLinear(linear)(x).float(), plain, rtol=0.01, atol=0.01)
-    torch.testing.assert_close(PackedLinear(linear, "gelu")(x).float(), F.gelu(plain), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(
+        PackedLinear(linear, "gelu")(x).float(), F.gelu(plain), rtol=0.01, atol=0.01
+    )
 
 
 @torch.inference_mode()
 def test_a_packed_network_is_as_near_to_float32_as_the_plain_one() -> None:
     torch.manual_seed(0)
-    exact = build_detector(RFDETRMiniConfig(pretrain_weights=None, resolution=96, num_classes=3)).eval()
-    exact.query_content.copy_(exact.query_content[0].clone())  # so that it does not matter which query gets which cell
+    exact = build_detector(
+        RFDETRMiniConfig(pretrain_weights=None, resolution=96, num_classes=3)
+    ).eval()
+    exact.query_content.copy_(
+        exact.query_content[0].clone()
+    )  # so that it does not matter which query gets which cell
     plain = copy.deepcopy(exact).bfloat16()
     packed = copy.deepcopy(plain)
     pack_linears(packed)

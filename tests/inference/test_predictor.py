@@ -31,11 +31,19 @@ IMAGES = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
 
 
 def build(labels: dict[int, str], **changes: object) -> Predictor:
-    settings = {"pretrain_weights": None, "resolution": SIDE, "num_classes": 3, "num_select": 30, **changes}
+    settings = {
+        "pretrain_weights": None,
+        "resolution": SIDE,
+        "num_classes": 3,
+        "num_select": 30,
+        **changes,
+    }
     config = RFDETRMiniConfig(**settings)
     torch.manual_seed(0)
     model = build_detector(config)
-    return Predictor(model, resolution=SIDE, num_select=config.num_select, labels=labels, device=CPU)
+    return Predictor(
+        model, resolution=SIDE, num_select=config.num_select, labels=labels, device=CPU
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,11 @@ def test_predict_and_validation_see_the_same_tensors(predictor: Predictor, tiny_
 def test_boxes_are_inside_the_image_and_best_first(predictor: Predictor) -> None:
     for image, found in zip(IMAGES, predictor.predict(IMAGES, threshold=0.0), strict=True):
         height, width = image.shape[:2]
-        assert found.xyxy.dtype == np.float32 and found.confidence is not None and found.class_id is not None
+        assert (
+            found.xyxy.dtype == np.float32
+            and found.confidence is not None
+            and found.class_id is not None
+        )
         assert (found.xyxy >= 0).all() and (found.xyxy <= [width, height, width, height]).all()
         assert (np.diff(found.confidence) <= 0).all()
         names = [predictor.labels[label] for label in found.class_id.tolist()]
@@ -76,7 +88,11 @@ def test_the_threshold_is_the_lowest_confidence_reported(predictor: Predictor) -
     limit = float(everything.confidence[4])
     assert len(predictor.predict(IMAGES[:1], threshold=limit)[0]) == 5
     nothing = predictor.predict(IMAGES[:1], threshold=1.0)[0]
-    assert len(nothing) == 0 and nothing.xyxy.shape == (0, 4) and nothing.data["class_name"].shape == (0,)
+    assert (
+        len(nothing) == 0
+        and nothing.xyxy.shape == (0, 4)
+        and nothing.data["class_name"].shape == (0,)
+    )
 
 
 def test_logits_without_a_name_are_never_reported() -> None:
@@ -84,18 +100,28 @@ def test_logits_without_a_name_are_never_reported() -> None:
     assert len(found) > 0 and set(found.data["class_name"].tolist()) == {"dog"}
 
 
-@pytest.mark.parametrize(("threshold", "batch_size", "match"), [(-0.1, 4, "thr"), (1.5, 4, "thr"), (0.5, 0, "batch")])
-def test_impossible_arguments_are_refused(predictor: Predictor, threshold: float, batch_size: int, match: str) -> None:
+@pytest.mark.parametrize(
+    ("threshold", "batch_size", "match"), [(-0.1, 4, "thr"), (1.5, 4, "thr"), (0.5, 0, "batch")]
+)
+def test_impossible_arguments_are_refused(
+    predictor: Predictor, threshold: float, batch_size: int, match: str
+) -> None:
     with pytest.raises(ValueError, match=match):
         predictor.predict(IMAGES, threshold, batch_size)
 
 
 def test_a_segmentation_network_gives_masks() -> None:
     found = build({0: "cat"}, segmentation_head=True).predict(IMAGES[:1], threshold=0.0)[0]
-    assert found.mask is not None and found.mask.shape == (len(found), 50, 80) and found.mask.dtype == bool
+    assert (
+        found.mask is not None
+        and found.mask.shape == (len(found), 50, 80)
+        and found.mask.dtype == bool
+    )
 
 
-def test_a_stream_names_its_sources_and_reads_no_more_than_it_needs(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_stream_names_its_sources_and_reads_no_more_than_it_needs(
+    predictor: Predictor, tmp_path: Path
+) -> None:
     handed_out: list[Path] = []
 
     def files() -> Iterator[Path]:
@@ -141,7 +167,9 @@ def test_in_batches() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_optimised_network_is_a_copy_that_predicts_alike(dtype: torch.dtype) -> None:
     predictor = build({0: "cat", 1: "dog", 2: "owl"})
-    with torch.no_grad():  # random weights rank cells almost alike; equal queries make it no matter which gets which
+    with (
+        torch.no_grad()
+    ):  # random weights rank cells almost alike; equal queries make it no matter which gets which
         predictor.model.query_content.copy_(predictor.model.query_content[0].clone())
     exact = predictor.predict(IMAGES, threshold=0.0)
     predictor.optimize(dtype, compiled=False)
@@ -157,7 +185,16 @@ def bad_items(folder: Path) -> list[Any]:
     (folder / "damaged.jpg").write_bytes(b"no picture")
     (folder / "empty").mkdir()
     array, tensor = IMAGES[0].astype(np.uint16), torch.full((3, 4, 4), float("nan"))
-    return [folder / "damaged.jpg", folder / "absent.jpg", folder / "empty", array, tensor, {"image": 1}, 7, None]
+    return [
+        folder / "damaged.jpg",
+        folder / "absent.jpg",
+        folder / "empty",
+        array,
+        tensor,
+        {"image": 1},
+        7,
+        None,
+    ]
 
 
 @pytest.mark.parametrize("kind", range(8))
@@ -172,7 +209,11 @@ def test_an_error_names_the_place_in_the_list_and_a_skipped_image_keeps_it(
         predictor.predict(image for image in images)
     found = predictor.predict(images, threshold=0.0, batch_size=2, on_error="skip")
     whole = predictor.predict([*IMAGES[:3]], threshold=0.0, batch_size=2)
-    assert len(found) == 4 and len(found[2]) == 0 and found[2].metadata["error"].startswith("image 3 of 4: ")
+    assert (
+        len(found) == 4
+        and len(found[2]) == 0
+        and found[2].metadata["error"].startswith("image 3 of 4: ")
+    )
     for got, want in zip([found[0], found[1], found[3]], whole, strict=True):
         assert np.array_equal(got.xyxy, want.xyxy) and "error" not in got.metadata
     assert "image 3 of 4: " in caplog.text and "skipped" in caplog.text

@@ -1,4 +1,6 @@
-"""Image sources: every accepted form gives the same upright RGB array, everything else one clear error."""
+"""Image sources: every accepted form gives the same upright RGB array, everything else one clear
+error.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,12 @@ def test_folders_and_patterns_with_brackets(tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "._a.png"):
         Image.fromarray(RGB).save(place / name)
     expected = [place / "a.png", place / "b.png"]
-    assert list_files(place) == list_files(place / "*.png") == list_files(tmp_path / "**" / "*.png") == expected
+    assert (
+        list_files(place)
+        == list_files(place / "*.png")
+        == list_files(tmp_path / "**" / "*.png")
+        == expected
+    )
     assert list_files(place / "[a].png") == expected[:1]
 
 
@@ -105,7 +112,10 @@ def test_folders_and_patterns_are_their_images_in_order(folder: Path) -> None:
     assert [path.name for path in list_files(folder)] == ["a.png", "b.png", "c.PNG"]
     assert [path.name for path in list_files(f"{folder}/[ab].*")] == ["a.png", "b.png"]
     assert [path.name for path in list_files(f"{folder}/**/d.png")] == ["d.png"]
-    assert [Path(str(path)).name for path in expand([folder / "deeper", folder / "a.png"])] == ["d.png", "a.png"]
+    assert [Path(str(path)).name for path in expand([folder / "deeper", folder / "a.png"])] == [
+        "d.png",
+        "a.png",
+    ]
 
 
 def test_a_file_with_a_pattern_like_name_is_a_file(tmp_path: Path) -> None:
@@ -114,7 +124,9 @@ def test_a_file_with_a_pattern_like_name_is_a_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(tmp_path / "shot[1].png"), RGB)
 
 
-@pytest.mark.parametrize(("pattern", "match"), [("", "no image files"), ("/*.bmp", r"\*\.bmp.*no image files")])
+@pytest.mark.parametrize(
+    ("pattern", "match"), [("", "no image files"), ("/*.bmp", r"\*\.bmp.*no image files")]
+)
 def test_nothing_found_is_an_error(tmp_path: Path, pattern: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         list(expand(f"{tmp_path}{pattern}"))

@@ -24,7 +24,9 @@ IMAGES = [RNG.integers(0, 256, (40 + 3 * i, 70 - i, 3), dtype=np.uint8) for i in
 @pytest.fixture(scope="module")
 def detector() -> RFDETR:
     torch.manual_seed(0)
-    return RFDETRMini(pretrain_weights=None, resolution=64, num_classes=3, num_select=20, device="cpu")
+    return RFDETRMini(
+        pretrain_weights=None, resolution=64, num_classes=3, num_select=20, device="cpu"
+    )
 
 
 def at_once(call: Callable[[int], Any], count: int) -> list[Any]:
@@ -46,13 +48,19 @@ def figures(found: Any) -> tuple[list[Any], ...]:
 
 def test_threads_find_what_one_after_the_other_finds(detector: RFDETR) -> None:
     alone = [figures(detector.predict(image, threshold=0.0)) for image in IMAGES]
-    together = at_once(lambda i: figures(detector.predict(IMAGES[i % len(IMAGES)], threshold=0.0)), 4 * len(IMAGES))
+    together = at_once(
+        lambda i: figures(detector.predict(IMAGES[i % len(IMAGES)], threshold=0.0)), 4 * len(IMAGES)
+    )
     assert together == 4 * alone
 
 
 def test_streams_side_by_side_keep_their_order(detector: RFDETR) -> None:
     alone = [figures(found) for found in detector.predict(IMAGES, threshold=0.0, batch_size=5)]
-    stream = lambda _: [figures(one.detections) for one in detector.predict_stream(IMAGES, 0.0, batch_size=5)]  # noqa: E731
+
+    def stream(_: object) -> list[object]:
+        found = detector.predict_stream(IMAGES, 0.0, batch_size=5)
+        return [figures(one.detections) for one in found]
+
     assert at_once(stream, THREADS) == [alone] * THREADS
 
 
@@ -89,7 +97,9 @@ threads = [threading.Thread(target=run) for _ in range(6)]
 assert len(found) == 6 and all(one == found[0] for one in found), found
 assert not [entry for entry in warnings.filters if entry not in before and "OpenCV" in str(entry[1])]
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200
+    )
     assert result.returncode == 0, result.stderr
 
 

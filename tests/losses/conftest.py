@@ -15,7 +15,10 @@ Targets = list[dict[str, Tensor]]
 
 
 def random_boxes(*shape: int) -> Tensor:
-    centre, size = torch.rand(*shape, 2, dtype=torch.float64), torch.rand(*shape, 2, dtype=torch.float64)
+    centre, size = (
+        torch.rand(*shape, 2, dtype=torch.float64),
+        torch.rand(*shape, 2, dtype=torch.float64),
+    )
     return torch.cat((centre, 0.05 + 0.4 * size), dim=-1)
 
 
@@ -30,10 +33,17 @@ def make_targets() -> Callable[..., Targets]:
 
 @pytest.fixture
 def make_outputs() -> Callable[..., DetectorOutput]:
-    """Leaf tensors of `layers` decoder layers and the encoder stage; `proposals` per group, `queries` unless given."""
+    """Leaf tensors of `layers` decoder layers and the encoder stage; `proposals` per group,
+    `queries` unless given.
+    """
 
     def make(
-        images: int, groups: int = 1, queries: int = 6, proposals: int | None = None, layers: int = 2, logits: int = 5
+        images: int,
+        groups: int = 1,
+        queries: int = 6,
+        proposals: int | None = None,
+        layers: int = 2,
+        logits: int = 5,
     ) -> DetectorOutput:
         rows, cells = groups * queries, groups * (proposals or queries)
         tensors = (
@@ -50,9 +60,13 @@ def make_outputs() -> Callable[..., DetectorOutput]:
 
 @pytest.fixture
 def with_masks() -> Callable[..., tuple[DetectorOutput, Targets]]:
-    """The outputs with leaf tensors for masks of 8 x 6 cells, the targets with masks of 32 x 24, none missing."""
+    """The outputs with leaf tensors for masks of 8 x 6 cells, the targets with masks of 32 x 24,
+    none missing.
+    """
 
-    def add(outputs: DetectorOutput, targets: Targets, channels: int = 3) -> tuple[DetectorOutput, Targets]:
+    def add(
+        outputs: DetectorOutput, targets: Targets, channels: int = 3
+    ) -> tuple[DetectorOutput, Targets]:
         images, kind = outputs.boxes.shape[1], {"dtype": outputs.boxes.dtype, "requires_grad": True}
         rows = [boxes.shape[1] for boxes in (*outputs.boxes, outputs.proposal_boxes)]
         features = MaskFeatures(

@@ -34,14 +34,20 @@ def cheapest(cost: np.ndarray) -> float:
     """Cost of the best assignment of a small (T, C) problem, by trying all."""
     cost = cost if cost.shape[0] <= cost.shape[1] else cost.T
     rows = range(cost.shape[0])
-    return min(sum(cost[rows, list(chosen)]) for chosen in itertools.permutations(range(cost.shape[1]), len(rows)))
+    return min(
+        sum(cost[rows, list(chosen)])
+        for chosen in itertools.permutations(range(cost.shape[1]), len(rows))
+    )
 
 
 def test_cost_of_every_pair(make_outputs, make_targets) -> None:
     logits, boxes = (values[0] for values in predictions(make_outputs(1)))
     (target,) = make_targets(5)
     expected = [
-        [cost_of_pair(logits[c, label].item(), boxes[c].tolist(), box.tolist()) for c in range(len(boxes))]
+        [
+            cost_of_pair(logits[c, label].item(), boxes[c].tolist(), box.tolist())
+            for c in range(len(boxes))
+        ]
         for label, box in zip(target["labels"].tolist(), target["boxes"], strict=True)
     ]
     found = matching_cost(logits, boxes, target["labels"], target["boxes"])
@@ -57,10 +63,16 @@ def test_every_block_is_matched_at_least_cost(make_outputs, make_targets, count:
     for image, target in enumerate(targets):
         cost = matching_cost(logits[image], boxes[image], target["labels"], target["boxes"]).numpy()
         for block in (range(4), range(4, 7)):
-            mine = (found.image == image) & (found.candidate >= block.start) & (found.candidate < block.stop)
+            mine = (
+                (found.image == image)
+                & (found.candidate >= block.start)
+                & (found.candidate < block.stop)
+            )
             rows, columns = (found.target[mine] - first).numpy(), found.candidate[mine].numpy()
             assert len(set(rows)) == len(set(columns)) == len(rows) == min(len(cost), len(block))
-            assert math.isclose(cost[rows, columns].sum(), cheapest(cost[:, list(block)]), abs_tol=1e-9)
+            assert math.isclose(
+                cost[rows, columns].sum(), cheapest(cost[:, list(block)]), abs_tol=1e-9
+            )
         first += len(cost)
 
 
@@ -82,7 +94,9 @@ def test_an_image_is_matched_as_if_it_were_alone(make_outputs, make_targets) -> 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_candidate_that_is_not_finite_is_chosen_last(make_outputs, make_targets, bad: float) -> None:
+def test_a_candidate_that_is_not_finite_is_chosen_last(
+    make_outputs, make_targets, bad: float
+) -> None:
     logits, boxes = predictions(make_outputs(1))
     boxes[0, [1, 4], 2] = bad
     assert not set(match(logits, boxes, make_targets(4), [6]).candidate.tolist()) & {1, 4}
@@ -95,7 +109,9 @@ def test_non_finite_costs_are_used_only_where_nothing_else_is_left(scale: float)
     for _ in range(200):
         cost = (rng.normal(size=(3, 4)) * scale).astype(np.float32)
         broken = rng.random(cost.shape) < 0.4
-        filled = finite_cost(np.where(broken, rng.choice([np.nan, np.inf, -np.inf], cost.shape), cost))
+        filled = finite_cost(
+            np.where(broken, rng.choice([np.nan, np.inf, -np.inf], cost.shape), cost)
+        )
         assert (filled[~broken] == cost[~broken]).all()
         assert np.isfinite(filled).all()
         assert broken[linear_sum_assignment(filled)].sum() == cheapest(broken)

@@ -1,4 +1,6 @@
-"""A network small enough for every test: two encoder blocks more than it needs, two groups, two layers."""
+"""A network small enough for every test: two encoder blocks more than it needs, two groups, two
+layers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def make_detector() -> Callable[..., Detector]:
             "group_detr": 2,
             "num_classes": 3,
         }
-        detector = build_detector(ModelConfig(**(settings | changes)), EncoderDims(width=24, depth=6, heads=2))
+        detector = build_detector(
+            ModelConfig(**(settings | changes)), EncoderDims(width=24, depth=6, heads=2)
+        )
         _stir(detector)
         return detector
 
@@ -45,6 +49,7 @@ def make_detector() -> Callable[..., Detector]:
 
 @torch.no_grad()
 def _stir(detector: Detector) -> None:
-    # Fresh weights hide much: offsets, attention weights and box deltas do not depend on the input yet.
+    # Fresh weights hide much: offsets, attention weights and box deltas do not depend on the input
+    # yet.
     for parameter in detector.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))

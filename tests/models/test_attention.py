@@ -35,12 +35,16 @@ def plain_attention(levels: int, points: int) -> DeformableAttention:
 def test_the_centre_of_a_cell_gives_the_cell() -> None:
     fine, coarse = torch.randn(2, 8, 4, 6), torch.randn(2, 8, 2, 3)
     references = torch.tensor([2.5 / 6, 1.5 / 4, 0.3, 0.3]).expand(2, 1, 1, 4)
-    one_level = plain_attention(1, 3)(torch.randn(2, 1, 8), references, flatten_levels([fine], None))
+    one_level = plain_attention(1, 3)(
+        torch.randn(2, 1, 8), references, flatten_levels([fine], None)
+    )
     assert_close(one_level[:, 0], fine[:, :, 1, 2])
     # On the coarse level the same place is column 0.75, row 0.25.
     row = 0.75 * coarse[:, :, 0] + 0.25 * coarse[:, :, 1]
     expected = (fine[:, :, 1, 2] + 0.25 * row[:, :, 0] + 0.75 * row[:, :, 1]) / 2
-    two_levels = plain_attention(2, 2)(torch.randn(2, 1, 8), references, flatten_levels([fine, coarse], None))
+    two_levels = plain_attention(2, 2)(
+        torch.randn(2, 1, 8), references, flatten_levels([fine, coarse], None)
+    )
     assert_close(two_levels[:, 0], expected)
 
 

@@ -23,8 +23,14 @@ def test_sine_embedding_by_hand() -> None:
 
 def test_a_layer_computes_in_training_what_it_computes_in_evaluation() -> None:
     """In training the feed-forward part goes image by image."""
-    layer = DecoderLayer(hidden_dim=16, self_heads=2, cross_heads=4, levels=1, points=2, dim_feedforward=32)
-    content, position, references = torch.randn(3, 10, 16), torch.randn(3, 10, 16), torch.rand(3, 10, 1, 4)
+    layer = DecoderLayer(
+        hidden_dim=16, self_heads=2, cross_heads=4, levels=1, points=2, dim_feedforward=32
+    )
+    content, position, references = (
+        torch.randn(3, 10, 16),
+        torch.randn(3, 10, 16),
+        torch.rand(3, 10, 1, 4),
+    )
     memory = flatten_levels([torch.randn(3, 16, 4, 6)], None)
     together = layer.eval()(content, position, references, memory, 2)
     assert_close(layer.train()(content, position, references, memory, 2), together)

@@ -79,7 +79,10 @@ def test_queries_beyond_the_number_of_cells_keep_their_own_box(
     groups = 2 if training else 1
     assert output.proposal_boxes.shape == (2, groups * 64, 4)
     without_proposal = slice(groups * 64, groups * 70)
-    assert_close(output.boxes[-1][:, without_proposal], detector.query_boxes[without_proposal].expand(2, -1, -1))
+    assert_close(
+        output.boxes[-1][:, without_proposal],
+        detector.query_boxes[without_proposal].expand(2, -1, -1),
+    )
 
 
 @torch.no_grad()
@@ -91,7 +94,9 @@ def test_a_mask_without_padding_changes_nothing(make_detector: Callable[..., Det
 
 
 @torch.no_grad()
-def test_padding_of_one_image_does_not_reach_the_other(make_detector: Callable[..., Detector]) -> None:
+def test_padding_of_one_image_does_not_reach_the_other(
+    make_detector: Callable[..., Detector],
+) -> None:
     detector = make_detector().eval()
     images = torch.randn(IMAGES)
     mask = torch.zeros(2, 64, 64, dtype=torch.bool)
@@ -102,7 +107,9 @@ def test_padding_of_one_image_does_not_reach_the_other(make_detector: Callable[.
 
 
 @torch.no_grad()
-def test_what_lies_under_padding_reaches_neither_proposals_nor_decoder(make_detector: Callable[..., Detector]) -> None:
+def test_what_lies_under_padding_reaches_neither_proposals_nor_decoder(
+    make_detector: Callable[..., Detector],
+) -> None:
     detector = make_detector().eval()
     mask = torch.zeros(2, 64, 64, dtype=torch.bool)
     mask[:, :, 32:] = True
@@ -132,8 +139,12 @@ def test_every_parameter_that_matters_gets_a_gradient(
     assert all(name.startswith(unused) for name in without)
 
 
-def test_bfloat16_autocast_is_close_and_keeps_boxes_in_float32(make_detector: Callable[..., Detector]) -> None:
-    detector = make_detector(num_queries=64)  # as many as cells: near ties may not change which are taken
+def test_bfloat16_autocast_is_close_and_keeps_boxes_in_float32(
+    make_detector: Callable[..., Detector],
+) -> None:
+    detector = make_detector(
+        num_queries=64
+    )  # as many as cells: near ties may not change which are taken
     images = torch.randn(IMAGES)
     plain = detector(images)
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,7 +163,9 @@ def test_a_network_of_bfloat16_weights_runs(make_detector: Callable[..., Detecto
     assert all(x.dtype == torch.float32 and x.isfinite().all() for x in predictions(output))
 
 
-def test_reset_head_changes_the_class_heads_and_nothing_else(make_detector: Callable[..., Detector]) -> None:
+def test_reset_head_changes_the_class_heads_and_nothing_else(
+    make_detector: Callable[..., Detector],
+) -> None:
     detector = make_detector()
     before = {name: p.clone() for name, p in detector.state_dict().items()}
     detector.reset_head(7)
@@ -180,7 +193,9 @@ def test_one_graph_captures_the_forward_pass(make_detector: Callable[..., Detect
 def test_export_with_any_batch_size(make_detector: Callable[..., Detector]) -> None:
     detector = make_detector(segmentation_head=True, projector_scale=["P3", "P5"]).eval()
     batch = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}
-    program = torch.export.export(detector, (torch.randn(IMAGES),), dynamic_shapes=batch, strict=True)
+    program = torch.export.export(
+        detector, (torch.randn(IMAGES),), dynamic_shapes=batch, strict=True
+    )
     for count in (1, 5):
         images = torch.randn(count, 3, 64, 64)
         exported, eager = program.module()(images), detector(images)

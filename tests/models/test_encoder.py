@@ -36,12 +36,18 @@ def test_a_block_inside_windows_keeps_windows_apart_and_a_global_one_joins_them(
     changed = tokens.clone()
     changed[0] += torch.randn_like(changed[0])  # one window of the first image
     for index, moved in ((1, [True] + 7 * [False]), (2, 4 * [True] + 4 * [False])):
-        difference = (encoder.run_block(index, changed) - encoder.run_block(index, tokens)).abs().amax((1, 2))
+        difference = (
+            (encoder.run_block(index, changed) - encoder.run_block(index, tokens))
+            .abs()
+            .amax((1, 2))
+        )
         assert (difference > 1e-4).tolist() == moved
 
 
 @torch.no_grad()
-def test_blocks_after_the_last_output_have_no_effect(make_detector: Callable[..., Detector]) -> None:
+def test_blocks_after_the_last_output_have_no_effect(
+    make_detector: Callable[..., Detector],
+) -> None:
     encoder = make_detector().encoder.eval()
     images = torch.randn(1, 3, 64, 64)
     before = encoder(images)
@@ -59,9 +65,13 @@ def test_a_size_that_windows_do_not_divide_is_refused(
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (96, 96)])
-def test_maps_have_the_patch_grid(make_detector: Callable[..., Detector], size: tuple[int, int]) -> None:
+def test_maps_have_the_patch_grid(
+    make_detector: Callable[..., Detector], size: tuple[int, int]
+) -> None:
     maps = make_detector(encoder="dinov2_registers_windowed_small").encode(torch.zeros(2, 3, *size))
-    assert [tuple(feature_map.shape) for feature_map in maps] == 2 * [(2, 24, size[0] // 8, size[1] // 8)]
+    assert [tuple(feature_map.shape) for feature_map in maps] == 2 * [
+        (2, 24, size[0] // 8, size[1] // 8)
+    ]
 
 
 def test_resampling_positions_to_their_own_grid_keeps_them() -> None:
@@ -70,7 +80,9 @@ def test_resampling_positions_to_their_own_grid_keeps_them() -> None:
     assert resample_positions(positions, (4, 9)).shape == (1, 4, 9, 5)
 
 
-def test_drop_path_rates_rise_from_zero_to_the_given_one(make_detector: Callable[..., Detector]) -> None:
+def test_drop_path_rates_rise_from_zero_to_the_given_one(
+    make_detector: Callable[..., Detector],
+) -> None:
     detector = make_detector()
     detector.set_drop_path(0.5)
     rates = [block.drop_path for block in detector.encoder.blocks]
@@ -112,7 +124,9 @@ def test_gradient_checkpointing_changes_no_gradient(make_detector: Callable[...,
     assert_close(gradients(True), plain)
 
 
-def test_gradient_checkpointing_keeps_one_tensor_a_block(make_detector: Callable[..., Detector]) -> None:
+def test_gradient_checkpointing_keeps_one_tensor_a_block(
+    make_detector: Callable[..., Detector],
+) -> None:
     encoder = make_detector().encoder
     images = torch.randn(2, 3, 64, 64)
 

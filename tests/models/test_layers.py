@@ -41,7 +41,10 @@ def test_what_is_computed_again_is_not_kept_and_changes_no_gradient() -> None:
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
             result = linear_of(cheap, x, linear)
         gradients = torch.autograd.grad(result.square().sum(), (x, linear.weight, linear.bias))
-        same = [tensor.numel() == x.numel() and torch.equal(tensor.reshape(x.shape), cheap(x)) for tensor in kept]
+        same = [
+            tensor.numel() == x.numel() and torch.equal(tensor.reshape(x.shape), cheap(x))
+            for tensor in kept
+        ]
         return sum(same), gradients
 
     plain = kept_and_gradients(linear.eval())

@@ -15,7 +15,9 @@ def test_each_level_has_its_scale() -> None:
 
 
 def test_memory_stays_channels_last() -> None:
-    maps = [torch.randn(2, 12, 6, 4).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    maps = [
+        torch.randn(2, 12, 6, 4).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    ]
     for level in Projector(width=12, num_maps=2, channels=8, scales=[2.0, 1.0, 0.5])(maps):
         assert level.is_contiguous(memory_format=torch.channels_last)
 

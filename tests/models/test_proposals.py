@@ -17,7 +17,9 @@ def make_proposals(num_queries: int = 5, groups: int = 3) -> Proposals:
 
 
 def test_cells_propose_boxes_around_their_centres_that_double_with_the_level() -> None:
-    boxes, valid = cell_boxes(flatten_levels([torch.zeros(1, 8, 2, 4), torch.zeros(1, 8, 1, 2)], None))
+    boxes, valid = cell_boxes(
+        flatten_levels([torch.zeros(1, 8, 2, 4), torch.zeros(1, 8, 1, 2)], None)
+    )
     assert_close(boxes[0, 1], torch.tensor([1.5 / 4, 0.5 / 2, 0.05, 0.05]))
     assert_close(boxes[0, 4], torch.tensor([0.5 / 4, 1.5 / 2, 0.05, 0.05]))
     assert_close(boxes[0, 9], torch.tensor([1.5 / 2, 0.5, 0.1, 0.1]))
@@ -39,12 +41,17 @@ def test_under_padding_centres_are_relative_to_the_image_and_padded_cells_are_le
     assert valid[0].all()
     assert valid[1].view(4, 4).tolist() == 3 * [[True, True, False, False]] + [4 * [False]]
     assert_close(boxes[1, 5], torch.tensor([1.5 / 2, 1.5 / 3, 0.05, 0.05]))
-    assert memory.valid_ratios is not None and memory.valid_ratios[:, 0].tolist() == [[1.0, 1.0], [0.5, 0.75]]
+    assert memory.valid_ratios is not None and memory.valid_ratios[:, 0].tolist() == [
+        [1.0, 1.0],
+        [0.5, 0.75],
+    ]
 
 
 @torch.no_grad()
 def test_an_image_that_is_all_padding_gives_finite_numbers() -> None:
-    found = make_proposals()(flatten_levels([torch.randn(1, 8, 4, 4)], torch.ones(1, 8, 8, dtype=torch.bool)))
+    found = make_proposals()(
+        flatten_levels([torch.randn(1, 8, 4, 4)], torch.ones(1, 8, 8, dtype=torch.bool))
+    )
     assert all(x.isfinite().all() for x in found)
 
 
@@ -60,7 +67,9 @@ def test_the_image_proposes_the_same_boxes_with_padding_and_without() -> None:
 def test_the_best_cells_are_taken_best_first() -> None:
     proposals = make_proposals(num_queries=4).eval()
     memory = flatten_levels([torch.randn(2, 8, 3, 5)], None)
-    every = proposals.class_head(proposals.transform(memory.tokens.reshape(1, 30, 8))).view(2, 15, 4)
+    every = proposals.class_head(proposals.transform(memory.tokens.reshape(1, 30, 8))).view(
+        2, 15, 4
+    )
     best = every.amax(-1).topk(4).indices
     found = proposals(memory)
     assert_close(found.logits[:, 0], every.take_along_dim(best.unsqueeze(-1), 1))
@@ -69,9 +78,13 @@ def test_the_best_cells_are_taken_best_first() -> None:
 
 @torch.no_grad()
 def test_where_there_are_fewer_cells_than_queries_all_are_taken() -> None:
-    found = make_proposals(num_queries=50, groups=2)(flatten_levels([torch.randn(2, 8, 3, 4)], None))
+    found = make_proposals(num_queries=50, groups=2)(
+        flatten_levels([torch.randn(2, 8, 3, 4)], None)
+    )
     assert found.boxes.shape == (2, 2, 12, 4)
-    assert (found.boxes[..., :2].unsqueeze(3) != found.boxes[..., :2].unsqueeze(2)).any(-1).sum() == 2 * 2 * 12 * 11
+    assert (found.boxes[..., :2].unsqueeze(3) != found.boxes[..., :2].unsqueeze(2)).any(
+        -1
+    ).sum() == 2 * 2 * 12 * 11
 
 
 @torch.no_grad()

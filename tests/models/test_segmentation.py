@@ -18,7 +18,9 @@ def test_mask_logits_are_products_of_pixels_and_queries() -> None:
 def test_one_entry_per_layer_and_one_for_the_encoder_stage() -> None:
     head = SegmentationHead(8, num_layers=3)
     masks = head(torch.randn(2, 8, 4, 4), (12, 16), torch.randn(3, 2, 10, 8), torch.randn(2, 7, 8))
-    assert [tuple(masks.mask_logits(i).shape) for i in range(4)] == 3 * [(2, 10, 12, 16)] + [(2, 7, 12, 16)]
+    assert [tuple(masks.mask_logits(i).shape) for i in range(4)] == 3 * [(2, 10, 12, 16)] + [
+        (2, 7, 12, 16)
+    ]
 
 
 def test_gradients_reach_every_parameter() -> None:

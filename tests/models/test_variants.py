@@ -28,15 +28,22 @@ def test_published_layout(config_class: type[ModelConfig]) -> None:
     assert {name: list(tensor.shape) for name, tensor in published.items()} == layout["state_dict"]
     assert sum(p.numel() for p in detector.parameters()) == layout["num_parameters"]
     back = from_published(published)
-    assert {name: x.shape for name, x in back.items()} == {name: x.shape for name, x in state.items()}
+    assert {name: x.shape for name, x in back.items()} == {
+        name: x.shape for name, x in state.items()
+    }
 
 
 @pytest.mark.parametrize("config_class", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_configuration(config_class: type[ModelConfig]) -> None:
     published: dict[str, Any] = LAYOUTS[config_class.__name__]["config"]
     config = config_class()
-    shared = set(published) & set(ModelConfig.model_fields) - {"pretrain_weights", "positional_encoding_size"}
-    assert {name: getattr(config, name) for name in shared} == {name: published[name] for name in shared}
+    shared = set(published) & set(ModelConfig.model_fields) - {
+        "pretrain_weights",
+        "positional_encoding_size",
+    }
+    assert {name: getattr(config, name) for name in shared} == {
+        name: published[name] for name in shared
+    }
     assert config.position_grid == published["positional_encoding_size"]
 
 

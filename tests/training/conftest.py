@@ -39,12 +39,16 @@ class Watch(pl.Callback):
 
 @pytest.fixture
 def with_plots() -> None:
-    """A test that names this gets the pictures too; they take longer to draw than the tiny runs to train."""
+    """A test that names this gets the pictures too; they take longer to draw than the tiny runs to
+    train.
+    """
 
 
 @pytest.fixture
 def with_repetition() -> None:
-    """A test that names this repeats the six training images to five updates an epoch, as every other run does."""
+    """A test that names this repeats the six training images to five updates an epoch, as every
+    other run does.
+    """
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +71,9 @@ def tiny_model() -> Callable[..., ModelConfig]:
 
 @pytest.fixture
 def train_config(make_tiny_coco: Callable[..., Path], tmp_path: Path) -> Callable[..., TrainConfig]:
-    """A configuration for six training images, shared by all runs of a test; `output` names the output folder."""
+    """A configuration for six training images, shared by all runs of a test; `output` names the
+    output folder.
+    """
     dataset = make_tiny_coco()
 
     def configure(output: str = "output", **changes: Any) -> TrainConfig:
@@ -81,8 +87,12 @@ def train_config(make_tiny_coco: Callable[..., Path], tmp_path: Path) -> Callabl
 
 
 @pytest.fixture
-def make_run(tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]) -> Callable[..., Run]:
-    """`make_run(trainer={...}, model={...}, watch={hook: look}, **train_config)`; nothing has run yet."""
+def make_run(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
+) -> Callable[..., Run]:
+    """`make_run(trainer={...}, model={...}, watch={hook: look}, **train_config)`; nothing has run
+    yet.
+    """
 
     def make(
         trainer: dict[str, Any] | None = None,
@@ -93,7 +103,10 @@ def make_run(tiny_model: Callable[..., ModelConfig], train_config: Callable[...,
         model_config, config = tiny_model(**(model or {})), train_config(**train)
         built = build_trainer(config, model_config, **(trainer or {}))
         built.callbacks[:0] = [Watch(hook, look) for hook, look in (watch or {}).items()]
-        module, datamodule = RFDETRModule(model_config, config), RFDETRDataModule(model_config, config)
+        module, datamodule = (
+            RFDETRModule(model_config, config),
+            RFDETRDataModule(model_config, config),
+        )
         return Run(module, datamodule, built, config.output_dir)
 
     return make

@@ -1,4 +1,6 @@
-"""What learns: adapters in place of the encoder, or nothing of it; merged wherever weights leave the run."""
+"""What learns: adapters in place of the encoder, or nothing of it; merged wherever weights leave
+the run.
+"""
 
 from __future__ import annotations
 
@@ -63,23 +65,36 @@ def test_merging_is_pefts_own(detector: Detector) -> None:
 
 
 def test_only_the_adapters_and_the_rest_outside_the_encoder_learn(detector: Detector) -> None:
-    outside = sum(p.numel() for name, p in detector.named_parameters() if not name.startswith("encoder."))
+    outside = sum(
+        p.numel() for name, p in detector.named_parameters() if not name.startswith("encoder.")
+    )
     add_adapters(detector)
-    learning = {name for name, p in detector.named_parameters() if p.requires_grad and name.startswith("encoder.")}
+    learning = {
+        name
+        for name, p in detector.named_parameters()
+        if p.requires_grad and name.startswith("encoder.")
+    }
     assert learning == {
         f"encoder.blocks.{block}.qkv.{part}.{kind}.default.weight"
         for block in range(5)
         for part in ("query", "key", "value")
         for kind in ("lora_A", "lora_B", "lora_magnitude_vector")
     }
-    assert trained_parameters(detector) == outside + 5 * 3 * (2 * 16 * 160 + 160)  # rank 16, width 160
+    assert trained_parameters(detector) == outside + 5 * 3 * (
+        2 * 16 * 160 + 160
+    )  # rank 16, width 160
 
 
 def test_blocks_that_never_run_get_no_adapters(tiny_model: Callable[..., Any]) -> None:
     pytest.importorskip("peft")
     detector = build_detector(tiny_model(out_feature_indexes=[1, 2, 4]))
     add_adapters(detector)
-    assert {name.split(".")[2] for name in detector.state_dict() if "lora_" in name} == {"0", "1", "2", "3"}
+    assert {name.split(".")[2] for name in detector.state_dict() if "lora_" in name} == {
+        "0",
+        "1",
+        "2",
+        "3",
+    }
 
 
 def test_a_run_with_adapters_leaves_plain_weights(make_run: Callable[..., Any]) -> None:
@@ -96,10 +111,14 @@ def test_a_run_with_adapters_leaves_plain_weights(make_run: Callable[..., Any]) 
     assert not adapted(run.module.model)
     best = from_published(content["model"])
     assert not torch.equal(
-        best["encoder.blocks.0.qkv.weight"][:160], start["encoder.blocks.0.qkv.query.base_layer.weight"]
+        best["encoder.blocks.0.qkv.weight"][:160],
+        start["encoder.blocks.0.qkv.query.base_layer.weight"],
     )
     assert torch.equal(best["encoder.blocks.0.fc1.weight"], start["encoder.blocks.0.fc1.weight"])
-    assert RFDETR.from_checkpoint(run.output / "checkpoint_best_total.pth").model_config.backbone_lora is False
+    assert (
+        RFDETR.from_checkpoint(run.output / "checkpoint_best_total.pth").model_config.backbone_lora
+        is False
+    )
 
 
 def test_adapters_are_resumed(make_run: Callable[..., Any]) -> None:
@@ -110,13 +129,19 @@ def test_adapters_are_resumed(make_run: Callable[..., Any]) -> None:
     resumed: dict[str, torch.Tensor] = {}
 
     def look(_: Any, module: Any) -> None:
-        resumed.update({f"model.{name}": tensor.clone() for name, tensor in module.model.state_dict().items()})
+        resumed.update(
+            {f"model.{name}": tensor.clone() for name, tensor in module.model.state_dict().items()}
+        )
 
-    make_run(model=LORA, epochs=2, watch={"on_train_start": look}).fit(ckpt_path=first.output / "last.ckpt")
+    make_run(model=LORA, epochs=2, watch={"on_train_start": look}).fit(
+        ckpt_path=first.output / "last.ckpt"
+    )
     assert resumed.keys() == last.keys()
     assert all(torch.equal(resumed[name], last[name]) for name in last)
     merged = read_checkpoint(first.output / "last.ckpt").model  # for inference
-    assert merged.keys() == to_published(make_run().module.model.state_dict()).keys() - {"_kp_active_mask"}
+    assert merged.keys() == to_published(make_run().module.model.state_dict()).keys() - {
+        "_kp_active_mask"
+    }
 
 
 def test_a_run_goes_on_in_the_form_it_began(make_run: Callable[..., Any]) -> None:
@@ -136,16 +161,26 @@ def test_a_frozen_encoder_stays_as_it_is(make_run: Callable[..., Any]) -> None:
     run = make_run(model={"freeze_encoder": True}, epochs=1)
     before = {name: tensor.clone() for name, tensor in run.module.model.state_dict().items()}
     run.fit()
-    changed = {name for name, tensor in run.module.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name
+        for name, tensor in run.module.model.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
     assert changed
     assert not [name for name in changed if name.startswith("encoder.")]
 
 
 @pytest.mark.parametrize(
     ("model", "part"),
-    [({}, "all"), ({"freeze_encoder": True}, "all but the encoder"), (LORA, "adapters in place of the encoder")],
+    [
+        ({}, "all"),
+        ({"freeze_encoder": True}, "all but the encoder"),
+        (LORA, "adapters in place of the encoder"),
+    ],
 )
-def test_the_plan_counts_what_learns(make_run: Callable[..., Any], model: dict[str, Any], part: str) -> None:
+def test_the_plan_counts_what_learns(
+    make_run: Callable[..., Any], model: dict[str, Any], part: str
+) -> None:
     if model == LORA:
         pytest.importorskip("peft")
     run = make_run(model=model)
@@ -159,7 +194,9 @@ def test_frozen_and_adapted_at_once_is_refused() -> None:
 
 
 def test_the_face_trains_with_adapters_and_predicts(
-    tiny_model: Callable[..., Any], train_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., Any],
+    train_config: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("peft")
     from rfdetr import RFDETRMini

@@ -59,7 +59,9 @@ def test_a_gpu_gets_the_largest_batch_that_runs(error: type[RuntimeError], text:
 
 def test_another_error_of_the_trial_is_not_taken_for_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        largest_that_runs(SIZES, fail_above(5, RuntimeError, "mat1 and mat2 shapes cannot be multiplied"))
+        largest_that_runs(
+            SIZES, fail_above(5, RuntimeError, "mat1 and mat2 shapes cannot be multiplied")
+        )
 
 
 @pytest.mark.parametrize(("free", "expected"), [(2**40, (16, 1)), (2**20, (1, 16))])
@@ -82,19 +84,25 @@ def test_a_run_gets_its_batch_and_accumulation_and_says_what_was_measured(
     assert batches == [expected[1]]
     assert run.datamodule.train_config.batch_size == expected[0]
     assert given.batch_size == "auto"
-    said = next(record.message for record in caplog.records if "batch_size='auto'" in record.message)
+    said = next(
+        record.message for record in caplog.records if "batch_size='auto'" in record.message
+    )
     assert f"{expected[0]} x {expected[1]} batches" in said
     assert "up to 3 objects at 224 pixels" in said
 
 
-def test_the_trial_changes_nothing(make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trial_changes_nothing(
+    make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 2**40)
     run = make_run(batch_size="auto", drop_path=0.2)
     before = {name: tensor.clone() for name, tensor in run.module.state_dict().items()}
     generator = torch.random.get_rng_state()
     run.datamodule.setup("fit")
     resolve_batch_size(run.module, run.datamodule, run.trainer)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.module.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in run.module.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in run.module.parameters())
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert run.module.criterion.across_ranks
@@ -117,16 +125,25 @@ def test_the_peak_of_a_process_is_what_was_in_use_at_once() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_control_group_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+def test_a_control_group_limits_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "self/clear_refs").touch()
     (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
     (proc / "self/cgroup").write_text("4:memory:/a/b\n3:cpu:/\n" if version == 1 else "0::/a/b\n")
     root = groups / "memory" if version == 1 else groups
-    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    names = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if version == 1
+        else ("memory.max", "memory.current")
+    )
     cached = "total_inactive_file" if version == 1 else "inactive_file"
-    for folder, limit in ((root / "a", 5_000_000), (root / "a/b", None if version == 2 else 2**63 - 4096)):
+    for folder, limit in (
+        (root / "a", 5_000_000),
+        (root / "a/b", None if version == 2 else 2**63 - 4096),
+    ):
         folder.mkdir(parents=True)
         (folder / names[0]).write_text("max\n" if limit is None else f"{limit}\n")
         (folder / names[1]).write_text("3000000\n")
@@ -139,7 +156,9 @@ def test_a_control_group_limits_what_is_free(tmp_path: Path, monkeypatch: pytest
     assert free_memory() == 1_024_000
 
 
-def test_a_system_that_does_not_tell_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_does_not_tell_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "PROC", tmp_path)
     with pytest.raises(ValueError, match="Linux and GPUs do"):
         free_memory()
@@ -148,8 +167,15 @@ def test_a_system_that_does_not_tell_is_named(tmp_path: Path, monkeypatch: pytes
 def test_the_sizes_of_several_processes_make_an_update_together(
     make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_size_module, "largest_below_limit", lambda sizes, _: (sizes[1], Peak(1, 2)))
-    run = make_run(batch_size="auto", trainer={"devices": 3, "strategy": "ddp", "accelerator": "cpu"})
+    monkeypatch.setattr(
+        batch_size_module, "largest_below_limit", lambda sizes, _: (sizes[1], Peak(1, 2))
+    )
+    run = make_run(
+        batch_size="auto", trainer={"devices": 3, "strategy": "ddp", "accelerator": "cpu"}
+    )
     run.datamodule.setup("fit")
     resolve_batch_size(run.module, run.datamodule, run.trainer)
-    assert (run.module.train_config.batch_size, run.trainer.accumulate_grad_batches) == (3, 2)  # 3 x 2 x 3 = 18
+    assert (run.module.train_config.batch_size, run.trainer.accumulate_grad_batches) == (
+        3,
+        2,
+    )  # 3 x 2 x 3 = 18

@@ -33,7 +33,11 @@ class Count(Callback):
 
 
 @pytest.mark.parametrize(
-    ("keywords", "batches", "steps"),  # six training images in batches of two, four validation images
+    (
+        "keywords",
+        "batches",
+        "steps",
+    ),  # six training images in batches of two, four validation images
     [
         ({"fast_dev_run": 2}, (2, 2), 1),
         ({"limit_train_batches": 2, "limit_val_batches": 1}, (2, 1), 1),
@@ -57,10 +61,15 @@ def test_limits_of_the_trainer(
 
 
 @pytest.mark.parametrize("kind", [SimpleProfiler, AdvancedProfiler])
-def test_profilers_measure_our_hooks(make_run: Callable[..., Any], tmp_path: Path, kind: type[Any]) -> None:
+def test_profilers_measure_our_hooks(
+    make_run: Callable[..., Any], tmp_path: Path, kind: type[Any]
+) -> None:
     profiler = kind(dirpath=tmp_path, filename="profile")
     make_run(trainer={"profiler": profiler, "max_steps": 1}).fit()
-    assert "[LightningModule]RFDETRModule.on_train_batch_start" in (tmp_path / "fit-profile.txt").read_text()
+    assert (
+        "[LightningModule]RFDETRModule.on_train_batch_start"
+        in (tmp_path / "fit-profile.txt").read_text()
+    )
 
 
 def test_learning_rates_are_monitored_by_group(make_run: Callable[..., Any]) -> None:
@@ -86,7 +95,9 @@ def test_a_callback_of_ones_own_replaces_or_extends_the_stack(make_run: Callable
 
 
 class Plain(Dataset[Any]):
-    """Two images of a user's own, normalised floats, with what an evaluation needs to know of them and no more."""
+    """Two images of a user's own, normalised floats, with what an evaluation needs to know of them
+    and no more.
+    """
 
     def __len__(self) -> int:
         return 2
@@ -127,15 +138,21 @@ class Stream(IterableDataset[Any]):
         return iter([Plain()[i % 2] for i in range(5)])
 
 
-@pytest.mark.parametrize(("limits", "steps"), [({}, 4), ({"max_steps": 3}, 3), ({"limit_train_batches": 2}, 2)])
-def test_a_loader_without_a_length_trains(make_run: Callable[..., Any], limits: dict[str, Any], steps: int) -> None:
+@pytest.mark.parametrize(
+    ("limits", "steps"), [({}, 4), ({"max_steps": 3}, 3), ({"limit_train_batches": 2}, 2)]
+)
+def test_a_loader_without_a_length_trains(
+    make_run: Callable[..., Any], limits: dict[str, Any], steps: int
+) -> None:
     run = make_run(epochs=2, trainer=limits)
     loader: Any = DataLoader(Stream(), batch_size=2, collate_fn=stacked)
     run.trainer.fit(run.module, train_dataloaders=loader, val_dataloaders=loader)
     assert run.trainer.global_step == steps
 
 
-def test_the_last_update_of_an_unknown_epoch_is_a_mean_over_its_batches(make_run: Callable[..., Any]) -> None:
+def test_the_last_update_of_an_unknown_epoch_is_a_mean_over_its_batches(
+    make_run: Callable[..., Any],
+) -> None:
     """Five images are three batches, two an update: the last batch is an update of its own."""
     weights = []
     for data in (Stream(), list(Stream())):
@@ -147,16 +164,22 @@ def test_the_last_update_of_an_unknown_epoch_is_a_mean_over_its_batches(make_run
 
 def test_what_needs_the_length_of_an_epoch_says_so(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=2, lr_scheduler="cosine", warmup_epochs=1)
-    with pytest.raises(ValueError, match=r"lr_scheduler='cosine' and warmup_epochs=1.0 must know: give"):
+    with pytest.raises(
+        ValueError, match=r"lr_scheduler='cosine' and warmup_epochs=1.0 must know: give"
+    ):
         run.trainer.fit(run.module, DataLoader(Stream(), batch_size=2, collate_fn=stacked))
 
 
 def test_our_loaders_validate_test_and_predict(make_run: Callable[..., Any]) -> None:
     run = make_run()
     (valid,) = run.trainer.validate(run.module, run.datamodule, verbose=False)
-    (again,) = run.trainer.validate(run.module, dataloaders=run.datamodule.val_dataloader(), verbose=False)
+    (again,) = run.trainer.validate(
+        run.module, dataloaders=run.datamodule.val_dataloader(), verbose=False
+    )
     assert valid["val/mAP_50_95"] == again["val/mAP_50_95"]
-    (test,) = run.trainer.test(run.module, dataloaders=run.datamodule.test_dataloader(), verbose=False)
+    (test,) = run.trainer.test(
+        run.module, dataloaders=run.datamodule.test_dataloader(), verbose=False
+    )
     assert all(name.startswith("test/") for name in test)
     found = run.trainer.predict(run.module, dataloaders=run.datamodule.val_dataloader())
     assert [len(batch) for batch in found] == [2, 2]
@@ -171,7 +194,9 @@ def test_a_batch_of_another_kind_is_refused(make_run: Callable[..., Any]) -> Non
 def test_predict_with_the_datamodule_says_what_to_pass(make_run: Callable[..., Any]) -> None:
     run = make_run()
     assert "predict_dataloader" not in vars(RFDETRDataModule)
-    with pytest.raises(MisconfigurationException, match=r"dataloaders=datamodule\.val_dataloader\(\)"):
+    with pytest.raises(
+        MisconfigurationException, match=r"dataloaders=datamodule\.val_dataloader\(\)"
+    ):
         run.trainer.predict(run.module, run.datamodule)
 
 

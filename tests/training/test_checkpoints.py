@@ -1,4 +1,6 @@
-"""Training state on disk: whole files only, no code from them, exact resume, weights files as a start."""
+"""Training state on disk: whole files only, no code from them, exact resume, weights files as a
+start.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from rfdetr.files import CHECKSUMS_FILE
 from rfdetr.training.checkpoints import AtomicCheckpointIO, legacy_checkpoint
 from rfdetr.training.verify import content_hashes
-from rfdetr.weights.checksums import CHECKSUMS_FILE
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import CheckpointError
 
@@ -29,12 +31,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": 1}, path)
     with pytest.raises(AttributeError):
-        AtomicCheckpointIO().save_checkpoint({"state_dict": lambda: 2}, path)  # a local function cannot be written
+        AtomicCheckpointIO().save_checkpoint(
+            {"state_dict": lambda: 2}, path
+        )  # a local function cannot be written
     assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"] == 1
     assert sorted(tmp_path.iterdir()) == [tmp_path / CHECKSUMS_FILE, path]
 
 
-def test_code_in_a_file_is_not_run_unless_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_file_is_not_run_unless_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": Unsafe()}, path)
     with pytest.raises(CheckpointError, match=r"foreign\.ckpt"):
@@ -55,7 +61,9 @@ def test_a_resumed_run_is_the_whole_run_bit_for_bit(make_run: Callable[..., Any]
     settings = {**EVERYTHING_ON, "epochs": 4}
     whole = make_run(output="whole", **settings).fit()
     make_run(output="parts", watch={"on_train_epoch_end": stop_after(1)}, **settings).fit()
-    resumed = make_run(output="parts", **settings).fit(ckpt_path=whole.output.parent / "parts" / "last.ckpt")
+    resumed = make_run(output="parts", **settings).fit(
+        ckpt_path=whole.output.parent / "parts" / "last.ckpt"
+    )
 
     assert content_hashes(resumed.output) == content_hashes(whole.output)
     assert_same(*(torch.load(run.output / "checkpoint_best_total.pth") for run in (whole, resumed)))
@@ -101,37 +109,59 @@ def test_last_ckpt_names_the_model_and_its_classes(make_run: Callable[..., Any])
     assert content["seed"] == 7
 
 
-def test_a_legacy_file_goes_on_at_its_epoch_with_its_average(make_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_legacy_file_goes_on_at_its_epoch_with_its_average(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
     donor = make_run(seed=1)
     live = to_published(donor.module.model.state_dict())
-    average = {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in live.items()}
-    torch.save({"model": live, "ema_model": average, "epoch": 1, "optimizer": {}}, tmp_path / "checkpoint.pth")
+    average = {
+        name: tensor * 0.5 if tensor.is_floating_point() else tensor
+        for name, tensor in live.items()
+    }
+    torch.save(
+        {"model": live, "ema_model": average, "epoch": 1, "optimizer": {}},
+        tmp_path / "checkpoint.pth",
+    )
 
     started: dict[str, Any] = {}
 
     def look(trainer: pl.Trainer, module: Any) -> None:
         if not started:
-            started.update(epoch=trainer.current_epoch, live=module.model.class_head.weight.detach().clone())
-            started["average"] = next(c for c in trainer.callbacks if hasattr(c, "averaged")).averaged()
+            started.update(
+                epoch=trainer.current_epoch, live=module.model.class_head.weight.detach().clone()
+            )
+            started["average"] = next(
+                c for c in trainer.callbacks if hasattr(c, "averaged")
+            ).averaged()
             started["average"] = started["average"].class_head.weight.detach().clone()
 
-    run = make_run(epochs=3, watch={"on_train_batch_start": look}).fit(ckpt_path=tmp_path / "checkpoint.pth")
+    run = make_run(epochs=3, watch={"on_train_batch_start": look}).fit(
+        ckpt_path=tmp_path / "checkpoint.pth"
+    )
     assert started["epoch"] == 2
     assert torch.equal(started["live"], live["class_embed.weight"])
     assert torch.equal(started["average"], average["class_embed.weight"])
     assert [record["epoch"] for record in read_log(run)] == [2]
 
 
-def test_weights_that_are_not_finite_are_not_gone_on_from(make_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_gone_on_from(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
     content = torch.load(make_run(epochs=1).fit().output / "last.ckpt", weights_only=True)
     content["state_dict"]["model.class_head.bias"][0] = float("nan")
     torch.save(content, tmp_path / "broken.ckpt")
-    with pytest.raises(CheckpointError, match=r"broken\.ckpt holds NaN .* in 1 of .*: model\.class_head\.bias"):
+    with pytest.raises(
+        CheckpointError, match=r"broken\.ckpt holds NaN .* in 1 of .*: model\.class_head\.bias"
+    ):
         make_run(output="again").fit(ckpt_path=tmp_path / "broken.ckpt")
 
 
-def test_a_file_of_weights_alone_starts_at_the_first_epoch(make_run: Callable[..., Any], tmp_path: Path) -> None:
-    torch.save({"model": to_published(make_run().module.model.state_dict())}, tmp_path / "weights.pth")
+def test_a_file_of_weights_alone_starts_at_the_first_epoch(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    torch.save(
+        {"model": to_published(make_run().module.model.state_dict())}, tmp_path / "weights.pth"
+    )
     content = legacy_checkpoint(tmp_path / "weights.pth")
     assert content["epoch"] == 0
     assert content["callbacks"] == {}
@@ -143,4 +173,6 @@ def test_best_weights_can_be_tested_by_name_and_by_path(make_run: Callable[..., 
     other = make_run(seed=99)
     path = run.output / "checkpoint_best_total.pth"
     by_path = other.trainer.test(other.module, other.datamodule, ckpt_path=path, verbose=False)
-    assert by_path[0].items() <= by_name[0].items()  # which has test/ema_* too: that run has an average
+    assert (
+        by_path[0].items() <= by_name[0].items()
+    )  # which has test/ema_* too: that run has an average

@@ -72,36 +72,55 @@ def test_labels_follow_the_ids_of_train_and_other_splits_follow_by_name(
 
 
 def test_evaluation_follows_the_order_of_the_weights(
-    make_run: Callable[..., Any], make_tiny_coco: Callable[..., Path], edit_coco: Callable[..., None], tmp_path: Path
+    make_run: Callable[..., Any],
+    make_tiny_coco: Callable[..., Path],
+    edit_coco: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
-    """Weights that know the data's classes in another order get the figures that they have in that order."""
+    """Weights that know the data's classes in another order get the figures that they have in that
+    order.
+    """
     run = make_run(epochs=2, lr=3e-3, use_ema=False).fit()
     run.module.class_names = ["blue", "green", "red"]
     expected = run.trainer.validate(run.module, run.datamodule)[0]
     run.trainer.save_checkpoint(tmp_path / "known.ckpt", weights_only=True)
     dataset = make_tiny_coco(name="renumbered")
     edit_coco(dataset / "valid" / "_annotations.coco.json", reorder)
-    again = make_run(output="again", dataset_dir=dataset, model={"pretrain_weights": str(tmp_path / "known.ckpt")})
+    again = make_run(
+        output="again",
+        dataset_dir=dataset,
+        model={"pretrain_weights": str(tmp_path / "known.ckpt")},
+    )
     assert again.module.class_names == ["blue", "green", "red"]
     assert again.trainer.validate(again.module, again.datamodule)[0] == expected
     assert again.datamodule.class_names == ["blue", "green", "red"]
     again.module.class_names = ["blue", "green", "rot"]
-    with pytest.raises(ValueError, match=r"the data has the classes .* the weights to evaluate know .*'rot'"):
+    with pytest.raises(
+        ValueError, match=r"the data has the classes .* the weights to evaluate know .*'rot'"
+    ):
         again.trainer.validate(again.module, again.datamodule)
 
 
-def test_what_is_odd_about_classes_is_told_once(make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_odd_about_classes_is_told_once(
+    make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     run = make_run(epochs=1)
     run.datamodule.setup("fit")
     run.fit()
     run.trainer.test(run.module, run.datamodule)
-    assert caplog.text.count("x class-") == len({line for line in caplog.text.splitlines() if "x class-" in line}) > 0
+    assert (
+        caplog.text.count("x class-")
+        == len({line for line in caplog.text.splitlines() if "x class-" in line})
+        > 0
+    )
 
 
 def test_a_dataset_without_a_test_split_is_tested_on_valid(
     make_tiny_coco: Callable[..., Path], make_datamodule: Callable[..., RFDETRDataModule]
 ) -> None:
-    datamodule = make_datamodule(dataset_dir=make_tiny_coco({"train": 4, "valid": 2}, name="no-test"))
+    datamodule = make_datamodule(
+        dataset_dir=make_tiny_coco({"train": 4, "valid": 2}, name="no-test")
+    )
     datamodule.setup("test")
     assert not datamodule.has_test
     assert len(datamodule.test_dataloader().dataset) == 2
@@ -128,11 +147,15 @@ def test_a_train_split_without_an_object_to_learn_is_refused(
             annotation["iscrowd"] = 1
 
     edit_coco(dataset / "train" / "_annotations.coco.json", all_crowds)
-    with pytest.raises(DatasetError, match="split train: 6 images, 7 crowds: train has no object to learn"):
+    with pytest.raises(
+        DatasetError, match="split train: 6 images, 7 crowds: train has no object to learn"
+    ):
         make_datamodule(dataset_dir=dataset).setup("fit")
     for label in (tiny_yolo / "train" / "labels").iterdir():
         label.write_text("")
-    with pytest.raises(DatasetError, match="split train: 6 images, 0 crowds: train has no object to learn"):
+    with pytest.raises(
+        DatasetError, match="split train: 6 images, 0 crowds: train has no object to learn"
+    ):
         make_datamodule(dataset_dir=tiny_yolo).setup("fit")
 
 

@@ -1,4 +1,6 @@
-"""Checkpoints of other versions: the form the published package writes now, and the one its old training loop wrote."""
+"""Checkpoints of other versions: the form the published package writes now, and the one its old
+training loop wrote.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from rfdetr.weights.reading import read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ORDER = list(json.loads((GOLDEN / "layouts.json").read_text())["RFDETRNanoConfig"]["state_dict"])
-"""Published names in the order of the published model, more of each kind than the tiny model has."""
+"""Published names in the order of the published model, more of each kind than the tiny model has.
+"""
 
 
 @pytest.fixture
@@ -34,15 +37,25 @@ def donor(make_run: Callable[..., Any]) -> dict[str, torch.Tensor]:
 
 
 def halved(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor * 0.5 if tensor.is_floating_point() else tensor for name, tensor in model.items()}
+    return {
+        name: tensor * 0.5 if tensor.is_floating_point() else tensor
+        for name, tensor in model.items()
+    }
 
 
 def published_ckpt(model: dict[str, torch.Tensor], config: Any, epochs: int = 2) -> dict[str, Any]:
-    """What rfdetr 1.11.2 was seen to write after `epochs` epochs of 5 steps: names, nesting and kinds of values."""
+    """What rfdetr 1.11.2 was seen to write after `epochs` epochs of 5 steps: names, nesting and
+    kinds of values.
+    """
     average = {f"module.model.{name}": tensor for name, tensor in halved(model).items()}
     progress = {
         "total": {},
-        "current": {"ready": epochs, "completed": epochs - 1, "started": epochs, "processed": epochs},
+        "current": {
+            "ready": epochs,
+            "completed": epochs - 1,
+            "started": epochs,
+            "processed": epochs,
+        },
     }
     return {
         "epoch": epochs - 1,
@@ -70,7 +83,9 @@ class Start(pl.Callback):
     """What a run starts from."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        average = next(callback for callback in trainer.callbacks if isinstance(callback, RFDETREMACallback))
+        average = next(
+            callback for callback in trainer.callbacks if isinstance(callback, RFDETREMACallback)
+        )
         self.epoch = trainer.current_epoch
         self.live = pl_module.model.class_head.weight.detach().clone()
         self.average = average.averaged().class_head.weight.clone()
@@ -86,7 +101,10 @@ def fit_from(make_run: Callable[..., Any], path: Path, epochs: int = 3) -> Start
 
 
 def test_a_ckpt_of_the_published_package_goes_on_with_its_average(
-    make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path, tiny_model: Callable[..., Any]
+    make_run: Callable[..., Any],
+    donor: dict[str, torch.Tensor],
+    tmp_path: Path,
+    tiny_model: Callable[..., Any],
 ) -> None:
     path = tmp_path / "checkpoint_1.ckpt"
     torch.save(published_ckpt(donor, tiny_model()), path)
@@ -97,7 +115,10 @@ def test_a_ckpt_of_the_published_package_goes_on_with_its_average(
 
 
 def test_a_best_pth_of_the_published_package_tells_its_model_and_epoch(
-    make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path, tiny_model: Callable[..., Any]
+    make_run: Callable[..., Any],
+    donor: dict[str, torch.Tensor],
+    tmp_path: Path,
+    tiny_model: Callable[..., Any],
 ) -> None:
     path = tmp_path / "checkpoint_best_ema.pth"
     torch.save({**published_ckpt(donor, tiny_model()), "model": donor, "epoch": 2}, path)
@@ -110,7 +131,10 @@ def test_conversion_writes_what_any_trainer_goes_on_from(
     make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     old, new = tmp_path / "old_checkpoint.pth", tmp_path / "new_checkpoint.ckpt"
-    torch.save({"model": donor, "ema_model": halved(donor), "epoch": 1, "args": {"class_names": ["a"]}}, old)
+    torch.save(
+        {"model": donor, "ema_model": halved(donor), "epoch": 1, "args": {"class_names": ["a"]}},
+        old,
+    )
     convert_legacy_checkpoint(old, new)
     start = fit_from(make_run, new)
     assert start.epoch == 2
@@ -130,21 +154,31 @@ def test_last_ckpt_is_read_under_published_names(make_run: Callable[..., Any]) -
     assert found.keys() == content["model"].keys() - {"_kp_active_mask"}
     storages = {tensor.untyped_storage().data_ptr() for tensor in content["state_dict"].values()}
     stored = [tensor for tensor in content["model"].values() if tensor.numel()]
-    assert all(tensor.untyped_storage().data_ptr() in storages for tensor in stored)  # the names cost no space
+    assert all(
+        tensor.untyped_storage().data_ptr() in storages for tensor in stored
+    )  # the names cost no space
 
 
 def in_published_order(donor: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: donor[name] for name in ORDER if name in donor}
 
 
-def published_optimizer(model: dict[str, torch.Tensor], grouped: bool, steps: int = 6) -> tuple[dict[str, Any], Any]:
-    """The state dict of an AdamW after some steps in the published layout, and its state by published name.
+def published_optimizer(
+    model: dict[str, torch.Tensor], grouped: bool, steps: int = 6
+) -> tuple[dict[str, Any], Any]:
+    """The state dict of an AdamW after some steps in the published layout, and its state by
+    published name.
 
-    One group for each parameter (the old training loop) or one for those of equal rate and decay (the present package).
+    One group for each parameter (the old training loop) or one for those of equal rate and decay
+    (the present package).
     """
     names = [name for name in model if name != "_kp_active_mask"]
     parts = [
-        [name for name in names if not name.startswith(("transformer.decoder.", "backbone.0.encoder."))],
+        [
+            name
+            for name in names
+            if not name.startswith(("transformer.decoder.", "backbone.0.encoder."))
+        ],
         [name for name in names if name.startswith("backbone.0.encoder.")],
         [name for name in names if name.startswith("transformer.decoder.")],
     ]
@@ -152,10 +186,16 @@ def published_optimizer(model: dict[str, torch.Tensor], grouped: bool, steps: in
     for name in [name for part in parts for name in part]:
         groups.setdefault(group_name(our_name(name)) if grouped else name, []).append(name)
     parameters = {name: torch.nn.Parameter(model[name].clone()) for name in names}
-    rates = {group: 1e-4 * (1 + i) for i, group in enumerate(dict.fromkeys(group_name(our_name(n)) for n in names))}
+    rates = {
+        group: 1e-4 * (1 + i)
+        for i, group in enumerate(dict.fromkeys(group_name(our_name(n)) for n in names))
+    }
     optimizer = torch.optim.AdamW(
         [
-            {"params": [parameters[name] for name in members], "lr": rates[group_name(our_name(members[0]))]}
+            {
+                "params": [parameters[name] for name in members],
+                "lr": rates[group_name(our_name(members[0]))],
+            }
             for members in groups.values()
         ]
     )
@@ -168,7 +208,9 @@ def published_optimizer(model: dict[str, torch.Tensor], grouped: bool, steps: in
     return optimizer.state_dict(), {name: optimizer.state[parameters[name]] for name in names}
 
 
-def old_file(donor: dict[str, torch.Tensor], optimizer: dict[str, Any], epoch: int = 1) -> dict[str, Any]:
+def old_file(
+    donor: dict[str, torch.Tensor], optimizer: dict[str, Any], epoch: int = 1
+) -> dict[str, Any]:
     """What the old training loop wrote after `epoch` + 1 epochs."""
     model = in_published_order(donor)
     return {
@@ -180,8 +222,15 @@ def old_file(donor: dict[str, torch.Tensor], optimizer: dict[str, Any], epoch: i
 
 def assert_taken_over(module: Any, optimizer: Any, published: dict[str, Any]) -> None:
     kinds = ("exp_avg", "exp_avg_sq")
-    wanted = {kind: from_published({name: state[kind] for name, state in published.items() if state}) for kind in kinds}
-    taken = {name: optimizer.state[p] for name, p in module.model.named_parameters() if p in optimizer.state}
+    wanted = {
+        kind: from_published({name: state[kind] for name, state in published.items() if state})
+        for kind in kinds
+    }
+    taken = {
+        name: optimizer.state[p]
+        for name, p in module.model.named_parameters()
+        if p in optimizer.state
+    }
     assert taken.keys() == {name for name, p in module.model.named_parameters() if p.requires_grad}
     for name, state in taken.items():
         assert float(state["step"]) == 6
@@ -234,7 +283,9 @@ def exchanged(optimizer: dict[str, Any]) -> None:
 
 
 def of_sgd(optimizer: dict[str, Any]) -> None:
-    optimizer["state"] = {number: {"momentum_buffer": torch.ones(1)} for number in optimizer["state"]}
+    optimizer["state"] = {
+        number: {"momentum_buffer": torch.ones(1)} for number in optimizer["state"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -267,7 +318,10 @@ def test_the_order_in_the_optimizer_is_the_published_one() -> None:
     names = list(golden["param_groups"])
     model = {name: torch.zeros(1) for name in ORDER if name in golden["param_groups"]}
     model |= {name: torch.zeros(1) for name in names if name not in model}
-    sizes = [len(list(group)) for _, group in itertools.groupby(names, key=lambda name: group_name(our_name(name)))]
+    sizes = [
+        len(list(group))
+        for _, group in itertools.groupby(names, key=lambda name: group_name(our_name(name)))
+    ]
     assert names_in_groups(model, sizes) == names
 
 
@@ -279,7 +333,9 @@ def own_trainer(tmp_path: Path, *callbacks: pl.Callback, **more: Any) -> pl.Trai
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["own trainer", "own file access", "plugins", "plugins with file access"])
+@pytest.mark.parametrize(
+    "kind", ["own trainer", "own file access", "plugins", "plugins with file access"]
+)
 def test_any_trainer_goes_on_from_a_legacy_file(
     make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path, kind: str
 ) -> None:
@@ -294,7 +350,9 @@ def test_any_trainer_goes_on_from_a_legacy_file(
     built = kind.startswith("plugins")
     run = make_run(epochs=3, trainer=settings if built else None)
     trainer = run.trainer if built else own_trainer(tmp_path, **settings)
-    trainer.callbacks.append(Watch("on_train_start", lambda trainer, module: assert_start(trainer, module, states)))
+    trainer.callbacks.append(
+        Watch("on_train_start", lambda trainer, module: assert_start(trainer, module, states))
+    )
     trainer.fit(run.module, run.datamodule, ckpt_path=path)
     assert trainer.current_epoch == 3
 
@@ -324,7 +382,9 @@ def test_a_module_converts_what_it_is_given_outside_of_a_trainer(
     assert loaded.class_names == ["blue", "green", "red"]
 
 
-def test_figures_of_the_epochs_before_stay_where_a_legacy_file_is_gone_on_from(make_run: Callable[..., Any]) -> None:
+def test_figures_of_the_epochs_before_stay_where_a_legacy_file_is_gone_on_from(
+    make_run: Callable[..., Any],
+) -> None:
     first = make_run(epochs=2).fit()
     rows = (first.output / "metrics.csv").read_text().splitlines()
     path = first.output / "checkpoint.pth"
@@ -333,11 +393,17 @@ def test_figures_of_the_epochs_before_stay_where_a_legacy_file_is_gone_on_from(m
     again = (first.output / "metrics.csv").read_text().splitlines()
     of_first = [row for row in rows if row.split(",")[rows[0].split(",").index("epoch")] == "0"]
     assert len(of_first) > 3 and again[1 : 1 + len(of_first)] == of_first
-    assert [json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()] == [0, 1]
+    assert [
+        json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()
+    ] == [0, 1]
 
-    torch.save({"model": to_published(first.module.model.state_dict())}, path)  # no epoch: all that is there stays
+    torch.save(
+        {"model": to_published(first.module.model.state_dict())}, path
+    )  # no epoch: all that is there stays
     before = (first.output / "metrics.csv").read_text()
     make_run(epochs=1).fit(ckpt_path=path)
     assert (first.output / "metrics.csv").read_text().startswith(before)
-    epochs = [json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()]
+    epochs = [
+        json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()
+    ]
     assert epochs == [0, 1, 0]

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from rfdetr.training import loggers as loggers_module
 from rfdetr.training.loggers import build_loggers, guard, log_images, takes_images
-from rfdetr.training.logs import RunCSVLogger
+from rfdetr.training.records import RunCSVLogger
 
 TABLE = {  # the metrics table, for a detection model with averaged weights on a set with a test split
     "train/loss", "train/loss_ce", "train/loss_bbox", "train/loss_giou", "val/loss", "val/mAP_50_95", "val/mAP_50",
@@ -65,7 +65,9 @@ class Recorder(Logger):
         self._fail("finalize")
 
 
-def test_an_appended_logger_gets_every_key_of_the_table_and_pictures(make_run: Callable[..., Any]) -> None:
+def test_an_appended_logger_gets_every_key_of_the_table_and_pictures(
+    make_run: Callable[..., Any],
+) -> None:
     run, recorder = make_run(epochs=1), Recorder()
     run.trainer.loggers.append(recorder)
     run.fit()
@@ -74,7 +76,9 @@ def test_an_appended_logger_gets_every_key_of_the_table_and_pictures(make_run: C
     assert recorder.settings["train"]["batch_size"] == 2
 
 
-def test_a_logger_that_fails_never_ends_a_run(make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_logger_that_fails_never_ends_a_run(
+    make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     run = make_run(epochs=2)
     broken = Recorder("log_hyperparams", "log_metrics", "log_image", "save", "finalize")
     offline, fine = Recorder("experiment"), Recorder()
@@ -83,8 +87,13 @@ def test_a_logger_that_fails_never_ends_a_run(make_run: Callable[..., Any], capl
         run.fit()
     assert run.trainer.current_epoch == 2
     assert fine.seen >= TABLE
-    said = [record.getMessage() for record in caplog.records if record.name == loggers_module.__name__]
-    assert sorted(message.split(",")[0] for message in said) == ["Recorder cannot start", "Recorder failed"]
+    said = [
+        record.getMessage() for record in caplog.records if record.name == loggers_module.__name__
+    ]
+    assert sorted(message.split(",")[0] for message in said) == [
+        "Recorder cannot start",
+        "Recorder failed",
+    ]
     assert offline not in run.trainer.loggers
 
 
@@ -125,7 +134,9 @@ def test_tensorboard_gets_figures_and_pictures(make_run: Callable[..., Any]) -> 
     assert events.Tags()["images"] == ["val/predictions/0", "val/predictions/1"]
 
 
-def test_mlflow_writes_to_its_own_database(make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_writes_to_its_own_database(
+    make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -135,7 +146,9 @@ def test_mlflow_writes_to_its_own_database(make_run: Callable[..., Any], monkeyp
     assert isinstance(run.trainer.loggers[1], MLFlowLogger)
     with sqlite3.connect(run.output / "mlflow.db") as database:
         keys = {key for (key,) in database.execute("select distinct key from metrics")}
-        assert database.execute("select name, status from runs").fetchall() == [("first", "FINISHED")]
+        assert database.execute("select name, status from runs").fetchall() == [
+            ("first", "FINISHED")
+        ]
         assert ("cells",) in database.execute("select name from experiments").fetchall()
     assert keys >= TABLE
     assert len(list((run.output / "mlflow").rglob("val/predictions/*.png"))) == 2

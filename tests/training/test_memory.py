@@ -36,5 +36,11 @@ def test_gradients_are_gone_after_a_step(make_run: Callable[..., Any]) -> None:
     def look(_: Any, module: Any) -> None:
         left.append(any(parameter.grad is not None for parameter in module.parameters()))
 
-    make_run(watch={"on_train_batch_end": look}, epochs=1, grad_accum_steps=1, use_ema=False, run_test=False).fit()
+    make_run(
+        watch={"on_train_batch_end": look},
+        epochs=1,
+        grad_accum_steps=1,
+        use_ema=False,
+        run_test=False,
+    ).fit()
     assert left and not any(left)

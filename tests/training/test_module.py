@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.data.batches import NestedTensor
 from rfdetr.data.images import normalize
-from rfdetr.geometry.nested import NestedTensor
 from rfdetr.training import RFDETRModule
 from rfdetr.training.module import without_crowds
 from rfdetr.training.optim import lr_factor, multi_scale_sizes
@@ -33,7 +33,9 @@ def flat_gradient(module: RFDETRModule) -> Tensor:
     return torch.cat([p.grad.flatten() for p in module.model.parameters() if p.grad is not None])
 
 
-def test_an_update_takes_the_mean_gradient_of_its_batches_once(make_run: Callable[..., Any]) -> None:
+def test_an_update_takes_the_mean_gradient_of_its_batches_once(
+    make_run: Callable[..., Any],
+) -> None:
     """Three batches, two a window: the second window has one batch, whose gradient is not halved."""
     gradients: list[Tensor] = []
     run = make_run(
@@ -42,7 +44,10 @@ def test_an_update_takes_the_mean_gradient_of_its_batches_once(make_run: Callabl
         epochs=1, lr=1e-9, lr_encoder=0, weight_decay=0, clip_max_norm=0, use_ema=False, run_test=False,
     )  # fmt: skip
     batches = list(run.datamodule.train_dataloader())
-    expected = [mean_loss_gradient(run.module, batches[:2]), mean_loss_gradient(run.module, batches[2:])]
+    expected = [
+        mean_loss_gradient(run.module, batches[:2]),
+        mean_loss_gradient(run.module, batches[2:]),
+    ]
     run.module.zero_grad()
     run.fit()
     assert len(gradients) == 2
@@ -53,14 +58,25 @@ def test_an_update_takes_the_mean_gradient_of_its_batches_once(make_run: Callabl
 def test_the_learning_rate_moves_at_every_optimizer_step(make_run: Callable[..., Any]) -> None:
     rates: list[float] = []
     watch = {"on_before_optimizer_step": lambda trainer, _: rates.append(head_rate(trainer))}
-    run = make_run(watch=watch, epochs=4, warmup_epochs=1, lr_scheduler="cosine", lr_min_factor=0.1).fit()
-    schedule: dict[str, Any] = {"schedule": "cosine", "warmup_epochs": 1, "min_factor": 0.1, "steps_per_epoch": 2}
+    run = make_run(
+        watch=watch, epochs=4, warmup_epochs=1, lr_scheduler="cosine", lr_min_factor=0.1
+    ).fit()
+    schedule: dict[str, Any] = {
+        "schedule": "cosine",
+        "warmup_epochs": 1,
+        "min_factor": 0.1,
+        "steps_per_epoch": 2,
+    }
     assert run.module.total_steps == 8
-    assert rates == pytest.approx([1e-3 * lr_factor(step, total_steps=8, **schedule) for step in range(8)])
+    assert rates == pytest.approx(
+        [1e-3 * lr_factor(step, total_steps=8, **schedule) for step in range(8)]
+    )
 
 
 def head_rate(trainer: Any) -> float:
-    return float(next(group["lr"] for group in trainer.optimizers[0].param_groups if group["name"] == "head"))
+    return float(
+        next(group["lr"] for group in trainer.optimizers[0].param_groups if group["name"] == "head")
+    )
 
 
 def steps_from_the_output(name: str) -> int | None:
@@ -72,32 +88,48 @@ def steps_from_the_output(name: str) -> int | None:
 
 
 def test_every_parameter_has_its_own_rate_at_every_step(make_run: Callable[..., Any]) -> None:
-    """Warm-up over two steps, then "step" with its drop at the third epoch; five blocks that decay by 0.5 each."""
+    """Warm-up over two steps, then "step" with its drop at the third epoch; five blocks that decay
+    by 0.5 each.
+    """
     seen: list[dict[str, float]] = []
 
     def look(trainer: Any, module: RFDETRModule) -> None:
         names = {id(parameter): name for name, parameter in module.model.named_parameters()}
         groups = trainer.optimizers[0].param_groups
-        seen.append({names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]})
+        seen.append(
+            {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+        )
 
     run = make_run(
         watch={"on_before_optimizer_step": look}, epochs=3, warmup_epochs=1, lr_drop=2, lr=1e-3, lr_encoder=8e-4,
         lr_vit_layer_decay=0.5, lr_component_decay=0.5, run_test=False,
     )  # fmt: skip
-    trained = [name for name, parameter in run.module.model.named_parameters() if parameter.requires_grad]
+    trained = [
+        name for name, parameter in run.module.model.named_parameters() if parameter.requires_grad
+    ]
     run.fit()
     factors = [0.0, 0.5, 1.0, 1.0, 0.1, 0.1]
     assert len(seen) == len(factors)
     for rates, factor in zip(seen, factors, strict=True):
         for name in trained:
             decays = steps_from_the_output(name)
-            base = 8e-4 * 0.25 * 0.5**decays if decays is not None else 5e-4 if name.startswith("decoder.") else 1e-3
+            base = (
+                8e-4 * 0.25 * 0.5**decays
+                if decays is not None
+                else 5e-4
+                if name.startswith("decoder.")
+                else 1e-3
+            )
             assert rates.pop(name) == pytest.approx(base * factor, rel=1e-9), name
         assert not rates
 
 
 def test_a_run_stops_when_nothing_improves_any_more(make_run: Callable[..., Any]) -> None:
-    stopping = {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 1.0}
+    stopping = {
+        "early_stopping": True,
+        "early_stopping_patience": 2,
+        "early_stopping_min_delta": 1.0,
+    }
     run = make_run(epochs=9, batch_size=6, grad_accum_steps=1, run_test=False, **stopping).fit()
     assert run.trainer.current_epoch == 3  # the first sets the mark, and no mAP rises by 1
 
@@ -106,10 +138,14 @@ def test_the_same_seed_gives_the_same_weights(
     tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
 ) -> None:
     before = torch.random.get_rng_state()
-    first, second, other = (RFDETRModule(tiny_model(), train_config(seed=seed)).model.class_head for seed in (1, 1, 2))
+    first, second, other = (
+        RFDETRModule(tiny_model(), train_config(seed=seed)).model.class_head for seed in (1, 1, 2)
+    )
     assert torch.equal(first.weight, second.weight)
     assert not torch.equal(first.weight, other.weight)
-    assert torch.equal(torch.random.get_rng_state(), before)  # building a module is nobody else's business
+    assert torch.equal(
+        torch.random.get_rng_state(), before
+    )  # building a module is nobody else's business
 
 
 def test_without_a_seed_each_module_draws_its_own(
@@ -123,7 +159,9 @@ def test_multi_scale_gives_every_batch_of_an_update_one_size(make_run: Callable[
     run = make_run(multi_scale=True, expanded_scales=True, epochs=1, batch_size=1)
     seen: list[tuple[int, int]] = []
     run.module.model.register_forward_pre_hook(
-        lambda model, inputs: seen.append((run.trainer.global_step, inputs[0].shape[-1])) if model.training else None
+        lambda model, inputs: (
+            seen.append((run.trainer.global_step, inputs[0].shape[-1])) if model.training else None
+        )
     )
     run.fit()
     config = run.module.model_config
@@ -149,20 +187,26 @@ def test_our_loader_gives_the_size_of_the_step_and_the_hook_resizes_what_others_
     run = make_run(multi_scale=True, batch_size=1, grad_accum_steps=4, epochs=3, run_test=False)
     loader = run.datamodule.train_dataloader()
     loader.sampler.sizes = None
-    run.trainer.fit(run.module, **({"datamodule": run.datamodule} if ours else {"train_dataloaders": loader}))
+    run.trainer.fit(
+        run.module, **({"datamodule": run.datamodule} if ours else {"train_dataloaders": loader})
+    )
     given, wanted = zip(*sizes, strict=True)
     assert len(given) == 18 and len(set(wanted)) > 2
     assert given == (wanted if ours else (64,) * 18)
 
 
-def test_fewer_classes_in_the_model_than_in_the_data_is_an_error_before_training(make_run: Callable[..., Any]) -> None:
+def test_fewer_classes_in_the_model_than_in_the_data_is_an_error_before_training(
+    make_run: Callable[..., Any],
+) -> None:
     run = make_run(model={"num_classes": 2})
     with pytest.raises(ValueError, match=r"num_classes=2.*3 classes \(blue, green, red\)"):
         run.fit()
     assert run.trainer.global_step == 0
 
 
-def test_more_classes_in_the_model_than_in_the_data_is_a_warning(make_run: Callable[..., Any]) -> None:
+def test_more_classes_in_the_model_than_in_the_data_is_a_warning(
+    make_run: Callable[..., Any],
+) -> None:
     with pytest.warns(UserWarning, match="num_classes=5, but the data has only 3"):
         make_run(model={"num_classes": 5}, trainer={"fast_dev_run": 1}).fit()
 
@@ -174,13 +218,17 @@ def test_predict_gives_detections_in_pixels_of_the_original(make_run: Callable[.
     detections = [detection for batch in found for detection in batch]
     assert len(detections) == 4
     assert all(detection["boxes"].shape == (10, 4) for detection in detections)
-    assert max(float(detection["boxes"][:, 2].max()) for detection in detections) <= 64  # width of the images
+    assert (
+        max(float(detection["boxes"][:, 2].max()) for detection in detections) <= 64
+    )  # width of the images
     assert max(float(detection["boxes"][:, 3].max()) for detection in detections) <= 48
 
 
 def test_validation_returns_results_and_targets(make_run: Callable[..., Any]) -> None:
     run = make_run(compute_val_loss=False)
-    batch = run.module.transfer_batch_to_device(next(iter(run.datamodule.val_dataloader())), torch.device("cpu"), 0)
+    batch = run.module.transfer_batch_to_device(
+        next(iter(run.datamodule.val_dataloader())), torch.device("cpu"), 0
+    )
     run.module.eval()
     output = run.module.validation_step(batch, 0)
     assert set(output) == {"results", "targets"}
@@ -201,8 +249,14 @@ def test_crowds_take_no_part_in_the_validation_loss() -> None:
         "area": torch.ones(2),
     }  # fmt: skip
     assert without_crowds(target)["labels"].tolist() == [1]
-    assert without_crowds({name: target[name] for name in ("labels", "boxes")})["labels"].tolist() == [0, 1]
-    outlined = {**target, "masks": torch.eye(2).bool()[:, None], "has_mask": torch.tensor([True, False])}
+    assert without_crowds({name: target[name] for name in ("labels", "boxes")})[
+        "labels"
+    ].tolist() == [0, 1]
+    outlined = {
+        **target,
+        "masks": torch.eye(2).bool()[:, None],
+        "has_mask": torch.tensor([True, False]),
+    }
     assert without_crowds(outlined)["masks"].tolist() == [[[False, True]]]
     assert without_crowds(outlined)["has_mask"].tolist() == [False]
 

@@ -1,4 +1,6 @@
-"""`module.model` compiled, wrapped, or in another precision: it trains, and its files are the plain network's."""
+"""`module.model` compiled, wrapped, or in another precision: it trains, and its files are the plain
+network's.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,22 @@ def test_a_wrapped_network_leaves_the_files_of_the_plain_one(
         assert list(got["model"]) == list(want["model"])
         torch.testing.assert_close(got["model"], want["model"], rtol=0, atol=1e-5)
     assert list(run.module.state_dict()) == list(plain.module.state_dict())
-    rates = [[group["name"] for group in one.trainer.optimizers[0].param_groups] for one in (run, plain)]
+    rates = [
+        [group["name"] for group in one.trainer.optimizers[0].param_groups] for one in (run, plain)
+    ]
     assert rates[0] == rates[1]
-    assert len(RFDETR.from_checkpoint(run.output / "checkpoint_best_total.pth", device="cpu").class_names) == 3
+    assert (
+        len(
+            RFDETR.from_checkpoint(
+                run.output / "checkpoint_best_total.pth", device="cpu"
+            ).class_names
+        )
+        == 3
+    )
 
-    onwards = make_run(epochs=2, run_test=False, overwrite=True)  # and either form goes on from the other's file
+    onwards = make_run(
+        epochs=2, run_test=False, overwrite=True
+    )  # and either form goes on from the other's file
     onwards.module.model = wrap(onwards.module.model)
     onwards.fit(ckpt_path=plain.output / "last.ckpt")
     assert onwards.trainer.global_step == 2 * plain.trainer.global_step
@@ -61,26 +74,36 @@ def test_a_wrapped_network_leaves_the_files_of_the_plain_one(
 def test_a_wrapper_with_weights_of_its_own_is_refused(make_run: Callable[..., Any]) -> None:
     run = make_run(**PLAIN)
     run.module.model = Wrapper(run.module.model, extra=nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"Wrapper with weights of its own \(extra.weight, extra.bias\)"):
+    with pytest.raises(
+        ValueError, match=r"Wrapper with weights of its own \(extra.weight, extra.bias\)"
+    ):
         run.fit()
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)]
+)
 def test_a_true_precision_trains_saves_and_goes_on_to_the_bit(
     make_run: Callable[..., Any], precision: str, dtype: torch.dtype
 ) -> None:
     whole = make_run(trainer={"precision": precision}, output="whole", run_test=False).fit()
     assert {tensor.dtype for tensor in whole.module.detector.parameters()} == {dtype}
     best = torch.load(whole.output / "checkpoint_best_total.pth", weights_only=True)["model"]
-    assert {tensor.dtype for tensor in best.values() if tensor.is_floating_point()} == {torch.float32}
+    assert {tensor.dtype for tensor in best.values() if tensor.is_floating_point()} == {
+        torch.float32
+    }
 
     make_run(trainer={"precision": precision, "max_epochs": 1}, run_test=False).fit()
     resumed = make_run(trainer={"precision": precision}, run_test=False).fit(ckpt_path="last")
-    want, got = (torch.load(one.output / "last.ckpt", weights_only=True) for one in (whole, resumed))
+    want, got = (
+        torch.load(one.output / "last.ckpt", weights_only=True) for one in (whole, resumed)
+    )
     torch.testing.assert_close(got["state_dict"], want["state_dict"], rtol=0, atol=0)
     average = [one["callbacks"]["RFDETREMACallback"]["weights"] for one in (got, want)]
     torch.testing.assert_close(*average, rtol=0, atol=0)
-    assert {tensor.dtype for tensor in average[0].values()} == {torch.promote_types(dtype, torch.float32)}
+    assert {tensor.dtype for tensor in average[0].values()} == {
+        torch.promote_types(dtype, torch.float32)
+    }
 
 
 def test_half_precision_rounds_no_box(make_run: Callable[..., Any]) -> None:
@@ -101,7 +124,9 @@ def test_float16_alone_is_refused_before_it_trains(make_run: Callable[..., Any])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_default_dtype_changes_nothing(make_run: Callable[..., Any], dtype: torch.dtype) -> None:
+def test_the_default_dtype_changes_nothing(
+    make_run: Callable[..., Any], dtype: torch.dtype
+) -> None:
     from rfdetr.data.images import _normalization
 
     want = make_run(**PLAIN, output="want").fit().module.state_dict()

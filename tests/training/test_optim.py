@@ -15,7 +15,13 @@ from rfdetr.training.optim import ema_decay, lr_factor, multi_scale_sizes, param
 
 GOLDEN = Path(os.environ.get("RFDETR_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 SCHEDULES = json.loads((GOLDEN / "schedules.json").read_text())
-RATES = {"lr": 1e-4, "lr_encoder": 1.5e-4, "weight_decay": 1e-4, "layer_decay": 0.8, "component_decay": 0.7}
+RATES = {
+    "lr": 1e-4,
+    "lr_encoder": 1.5e-4,
+    "weight_decay": 1e-4,
+    "layer_decay": 0.8,
+    "component_decay": 0.7,
+}
 
 
 @functools.cache
@@ -39,7 +45,9 @@ def test_every_trainable_parameter_is_in_exactly_one_of_few_named_groups(variant
     detector = detector_of(variant)
     groups = parameter_groups(detector, **RATES)
     found = Counter(id(parameter) for group in groups for parameter in group["params"])
-    assert found == Counter(id(parameter) for parameter in detector.parameters() if parameter.requires_grad)
+    assert found == Counter(
+        id(parameter) for parameter in detector.parameters() if parameter.requires_grad
+    )
     names = [group["name"] for group in groups]
     assert len(set(names)) == len(names) == 2 * detector.encoder.out_feature_indexes[-1] + 4
     rates = {(group["lr"], group["weight_decay"]) for group in groups}
@@ -79,10 +87,14 @@ def test_frozen_parameters_are_in_no_group() -> None:
 def test_groups_build_a_fused_adamw_that_keeps_their_names() -> None:
     detector = build_detector(VARIANTS["mini"](pretrain_weights=None))
     optimizer = torch.optim.AdamW(parameter_groups(detector, **RATES), fused=True)
-    assert {"decoder", "head", "encoder.block0.no_decay"} <= {group["name"] for group in optimizer.param_groups}
+    assert {"decoder", "head", "encoder.block0.no_decay"} <= {
+        group["name"] for group in optimizer.param_groups
+    }
 
 
-@pytest.mark.parametrize("case", SCHEDULES["lr"], ids=lambda case: f"{case['preset']}-{case['warmup_steps']}")
+@pytest.mark.parametrize(
+    "case", SCHEDULES["lr"], ids=lambda case: f"{case['preset']}-{case['warmup_steps']}"
+)
 def test_learning_rate_factors(case: dict) -> None:
     epoch = case["steps_per_epoch"]
     factor = functools.partial(
@@ -93,11 +105,17 @@ def test_learning_rate_factors(case: dict) -> None:
         warmup_epochs=case["warmup_steps"] / epoch,
         **case["kwargs"],
     )
-    assert [factor(step) for step in range(len(case["factors"]))] == pytest.approx(case["factors"], rel=1e-9)
+    assert [factor(step) for step in range(len(case["factors"]))] == pytest.approx(
+        case["factors"], rel=1e-9
+    )
 
 
-@pytest.mark.parametrize(("epochs", "per_epoch", "steps"), [(0.5, 5, 2), (0.7, 5, 3), (0.1, 9, 0), (1.0, 5, 5)])
-def test_steps_of_warm_up_are_cut_to_a_whole_number(epochs: float, per_epoch: int, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "steps"), [(0.5, 5, 2), (0.7, 5, 3), (0.1, 9, 0), (1.0, 5, 5)]
+)
+def test_steps_of_warm_up_are_cut_to_a_whole_number(
+    epochs: float, per_epoch: int, steps: int
+) -> None:
     factor = functools.partial(
         lr_factor, schedule="step", total_steps=50, steps_per_epoch=per_epoch, warmup_epochs=epochs
     )
@@ -107,12 +125,16 @@ def test_steps_of_warm_up_are_cut_to_a_whole_number(epochs: float, per_epoch: in
 
 
 def test_cosine_stays_at_its_end() -> None:
-    factor = functools.partial(lr_factor, schedule="cosine", total_steps=10, steps_per_epoch=5, min_factor=0.2)
+    factor = functools.partial(
+        lr_factor, schedule="cosine", total_steps=10, steps_per_epoch=5, min_factor=0.2
+    )
     assert [factor(step) for step in (10, 11, 1000)] == pytest.approx([0.2] * 3)
 
 
 def test_warm_up_as_long_as_the_run() -> None:
-    factor = functools.partial(lr_factor, schedule="cosine", total_steps=4, steps_per_epoch=4, warmup_epochs=1.0)
+    factor = functools.partial(
+        lr_factor, schedule="cosine", total_steps=4, steps_per_epoch=4, warmup_epochs=1.0
+    )
     assert [factor(step) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
 
 
@@ -127,9 +149,13 @@ def test_ema_decay_without_warm_up() -> None:
     assert ema_decay(1, 0.9, 0) == 0.9
 
 
-@pytest.mark.parametrize("case", SCHEDULES["multi_scale"], ids=lambda case: f"{case['resolution']}-{case['expanded']}")
+@pytest.mark.parametrize(
+    "case", SCHEDULES["multi_scale"], ids=lambda case: f"{case['resolution']}-{case['expanded']}"
+)
 def test_multi_scale_sizes(case: dict) -> None:
-    sizes = multi_scale_sizes(case["resolution"], case["patch_size"], case["num_windows"], case["expanded"])
+    sizes = multi_scale_sizes(
+        case["resolution"], case["patch_size"], case["num_windows"], case["expanded"]
+    )
     assert sizes == case["scales"]
 
 

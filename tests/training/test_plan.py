@@ -16,7 +16,9 @@ def test_the_plan_counts_what_fit_will_do(make_run: Callable[..., Any]) -> None:
     plan = dict(training_plan(run.module, run.datamodule, run.trainer))
     assert plan["model"].startswith("mini, ")
     assert plan["weights"] == "random" and "adapted" not in plan
-    changed = dict(training_plan(run.module, run.datamodule, run.trainer, ["class head 91 -> 4 logits (28)"]))
+    changed = dict(
+        training_plan(run.module, run.datamodule, run.trainer, ["class head 91 -> 4 logits (28)"])
+    )
     assert changed["adapted"] == "class head 91 -> 4 logits (28)"
     assert "6 train, 4 valid, 3 test images" in plan["data"]
     assert plan["classes"] == "3: blue, green, red"
@@ -39,7 +41,9 @@ def test_a_small_set_is_repeated_to_five_updates_an_epoch(make_run: Callable[...
 
 def test_the_plan_of_a_resumed_run_names_its_checkpoint(make_run: Callable[..., Any]) -> None:
     run = make_run()
-    plan = dict(training_plan(run.module, run.datamodule, run.trainer, resumed=run.output / "last.ckpt"))
+    plan = dict(
+        training_plan(run.module, run.datamodule, run.trainer, resumed=run.output / "last.ckpt")
+    )
     assert plan["goes on from"] == str(run.output / "last.ckpt")
     assert "weights" not in plan
     assert plan["seed"] == "the checkpoint's"
@@ -53,7 +57,9 @@ def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> Non
     assert {"valid", "test"} <= set(summary)
     results = json.loads((run.output / "results.json").read_text())["splits"]["test"]
     figures = {row["name"]: row["AP"] for row in results["per_class"]}
-    ranked = sorted((name for name in figures if figures[name] is not None), key=figures.__getitem__)
+    ranked = sorted(
+        (name for name in figures if figures[name] is not None), key=figures.__getitem__
+    )
     listed = ", ".join(f"{name} {figures[name]:.3f}" for name in ranked[:3])
     assert summary["weakest classes"] == f"on test, AP 50:95: {listed}"
 
@@ -62,7 +68,9 @@ def test_a_run_that_kept_nothing_has_no_summary(make_run: Callable[..., Any]) ->
     assert run_summary(make_run(trainer={"fast_dev_run": 1}).fit().trainer) == []
 
 
-def test_the_summary_counts_damaged_images(make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_the_summary_counts_damaged_images(
+    make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     run = make_run(epochs=3, run_test=False)
     path = run.datamodule.layout.splits["train"].images / "3.png"
     path = path if path.exists() else next(path.parent.glob("*3.*"))

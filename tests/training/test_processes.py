@@ -1,4 +1,6 @@
-"""Several processes: they see each image once, agree on everything, and end up where one process would."""
+"""Several processes: they see each image once, agree on everything, and end up where one process
+would.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ LIMIT_S = 280
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, write_coco: Callable[..., Path]) -> Path:
-    """Six training images of which two have no objects, five to validate, so that shares differ, three to test."""
+    """Six training images of which two have no objects, five to validate, so that shares differ,
+    three to test.
+    """
     return write_coco(tmp_path_factory.mktemp("data") / "tiny", {"train": 6, "valid": 5, "test": 3})
 
 
@@ -38,7 +42,9 @@ class Finished:
     def __init__(self, output: Path, done: subprocess.CompletedProcess[str]) -> None:
         self.output = output
         self.done = done
-        self.ranks: list[dict[str, Any]] = [json.loads(path.read_text()) for path in sorted(output.glob("rank*.json"))]
+        self.ranks: list[dict[str, Any]] = [
+            json.loads(path.read_text()) for path in sorted(output.glob("rank*.json"))
+        ]
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -47,15 +53,28 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Callable[..., Finished]:
-    """`run_script(command, trainer={...}, settings={...}, **train_config)` runs scripts/train.py to its end."""
+    """`run_script(command, trainer={...}, settings={...}, **train_config)` runs scripts/train.py to
+    its end.
+    """
 
-    def run(command: list[str], trainer: dict[str, Any], settings: dict[str, Any] | None = None, **train: Any) -> Any:
+    def run(
+        command: list[str],
+        trainer: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+        **train: Any,
+    ) -> Any:
         output = tmp_path_factory.mktemp("run") / "output"
         config = {
             "dataset_dir": str(dataset), "output_dir": str(output), "epochs": 2, "batch_size": 1, "accelerator": "cpu",
             "grad_accum_steps": 1, "num_workers": 0, "seed": 7, "lr": 1e-5, "lr_encoder": 1e-5, **train,
         }  # fmt: skip
-        content = {"model": MINI, "train": config, "trainer": trainer, "validate": False, **(settings or {})}
+        content = {
+            "model": MINI,
+            "train": config,
+            "trainer": trainer,
+            "validate": False,
+            **(settings or {}),
+        }
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [*command, str(SCRIPT), json.dumps(content)], capture_output=True, text=True, timeout=LIMIT_S,
@@ -66,7 +85,12 @@ def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Calla
     return run
 
 
-STOPPING = {"early_stopping": True, "early_stopping_patience": 1, "early_stopping_min_delta": 1.0, "epochs": 5}
+STOPPING = {
+    "early_stopping": True,
+    "early_stopping_patience": 1,
+    "early_stopping_min_delta": 1.0,
+    "epochs": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +100,12 @@ def alone(run_script: Callable[..., Finished]) -> Finished:
     return finished
 
 
-def test_two_processes_end_where_one_does(run_script: Callable[..., Finished], alone: Finished) -> None:
-    """The documented script under torchrun: batches of one image, so that some have no objects on a rank or on both."""
+def test_two_processes_end_where_one_does(
+    run_script: Callable[..., Finished], alone: Finished
+) -> None:
+    """The documented script under torchrun: batches of one image, so that some have no objects on a
+    rank or on both.
+    """
     settings = {"strategy": "ddp", "devices": "auto"}
     pair = run_script(TORCHRUN, settings, {"validate": True}, sync_bn=True, **STOPPING)
     assert pair.done.returncode == 0, pair.done.stderr
@@ -96,13 +124,20 @@ def test_two_processes_end_where_one_does(run_script: Callable[..., Finished], a
     for name in ("metrics", "validated"):
         assert_same_figures(first[name], one[name])
         assert_same_figures(second[name], one[name])
-    of_one, of_two = (json.loads((run.output / "results.json").read_text())["splits"] for run in (alone, pair))
+    of_one, of_two = (
+        json.loads((run.output / "results.json").read_text())["splits"] for run in (alone, pair)
+    )
     assert of_one.keys() == of_two.keys() == {"valid", "test"}
     for split, images in (("valid", 5), ("test", 3)):
         assert of_one[split]["images"] == of_two[split]["images"] == images
         assert_same_figures(defined(of_two[split]["overall"]), defined(of_one[split]["overall"]))
-    assert {path.name for path in pair.output.glob("[!r]*")} == {path.name for path in alone.output.glob("[!r]*")}
-    assert "2 = 1 images x 1 batches x 2 processes; the default learning rates are made for 16" in pair.done.stderr
+    assert {path.name for path in pair.output.glob("[!r]*")} == {
+        path.name for path in alone.output.glob("[!r]*")
+    }
+    assert (
+        "2 = 1 images x 1 batches x 2 processes; the default learning rates are made for 16"
+        in pair.done.stderr
+    )
 
 
 def test_train_uses_all_processes_of_torchrun(
@@ -112,14 +147,22 @@ def test_train_uses_all_processes_of_torchrun(
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "last.ckpt").touch()
     model = tiny_model().model_dump(mode="json")
-    train = {"dataset_dir": str(make_tiny_coco()), "epochs": 1, "batch_size": 1, "num_workers": 0, "run_test": False}
+    train = {
+        "dataset_dir": str(make_tiny_coco()),
+        "epochs": 1,
+        "batch_size": 1,
+        "num_workers": 0,
+        "run_test": False,
+    }
     command = [
         *TORCHRUN,
         str(Path(__file__).parent / "scripts" / "face.py"),
         json.dumps({"model": model, "train": train}),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Training plan") == done.stdout.count("Training finished") == 1
     assert "8 = 1 images x 4 batches x 2 processes" in done.stdout
@@ -138,13 +181,17 @@ def defined(figures: dict[str, float | None]) -> dict[str, float]:
 def assert_same_figures(found: dict[str, float], expected: dict[str, float]) -> None:
     names = [name for name in expected if not name.endswith("_step")]  # which is a rank's own
     wanted = {name: expected[name] for name in names}
-    assert {name: found[name] for name in names} == pytest.approx(wanted, rel=2e-6, abs=1e-7, nan_ok=True)
+    assert {name: found[name] for name in names} == pytest.approx(
+        wanted, rel=2e-6, abs=1e-7, nan_ok=True
+    )
 
 
 def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
     run_script: Callable[..., Finished],
 ) -> None:
-    """Started by Lightning this time (`devices=2`); rank 1 fails in its second epoch, while rank 0 waits for it."""
+    """Started by Lightning this time (`devices=2`); rank 1 fails in its second epoch, while rank 0
+    waits for it.
+    """
     pair = run_script([sys.executable], {"devices": 2}, {"fail_on_rank_1_at": 5}, seed=None)
     assert pair.done.returncode != 0
     assert "rank 1 has lost its disk" in pair.done.stderr
@@ -162,9 +209,15 @@ def test_sharded_processes_train_as_one_does_and_leave_whole_files(
     pair = run_script(TORCHRUN, {"strategy": "fsdp", "devices": "auto"}, epochs=1)
     assert pair.done.returncode == 0, pair.done.stderr
     assert "UserWarning: sharded strategies cannot average weights: EMA is off" in pair.done.stderr
-    names = [name for name in alone.epochs[0] if name.startswith(("train/", "val/mAP")) and "step" not in name]
+    names = [
+        name
+        for name in alone.epochs[0]
+        if name.startswith(("train/", "val/mAP")) and "step" not in name
+    ]
     for name in names:
-        assert pair.epochs[0][name] == pytest.approx(alone.epochs[0][name], rel=1e-5, abs=1e-7), name
+        assert pair.epochs[0][name] == pytest.approx(alone.epochs[0][name], rel=1e-5, abs=1e-7), (
+            name
+        )
     picture = np.full((96, 96, 3), 100, np.uint8)
     found = [
         RFDETR.from_checkpoint(pair.output / name).predict(picture, threshold=0.0)
@@ -177,17 +230,28 @@ def test_sharded_processes_train_as_one_does_and_leave_whole_files(
 @pytest.mark.parametrize("variant", ["base", "mini", "seg-nano"])
 def test_every_trained_parameter_gets_a_gradient_from_a_batch_without_objects(variant: str) -> None:
     """DDP waits for the gradient of every parameter on every rank."""
-    config = VARIANTS[variant](pretrain_weights=None, num_classes=2, num_queries=4, num_select=4, group_detr=2)
+    config = VARIANTS[variant](
+        pretrain_weights=None, num_classes=2, num_queries=4, num_select=4, group_detr=2
+    )
     detector = build_detector(config)
     side = 2 * config.patch_size * config.num_windows
     nothing = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
     if config.segmentation_head:
-        nothing |= {"masks": torch.zeros(0, side, side, dtype=torch.bool), "has_mask": torch.zeros(0, dtype=torch.bool)}
+        nothing |= {
+            "masks": torch.zeros(0, side, side, dtype=torch.bool),
+            "has_mask": torch.zeros(0, dtype=torch.bool),
+        }
     losses = Criterion(group_detr=2)(detector(torch.randn(1, 3, side, side)), [nothing])
     torch.stack(list(losses.values())).sum().backward()
-    left_out = [name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    left_out = [
+        name for name, p in detector.named_parameters() if p.requires_grad and p.grad is None
+    ]
     assert left_out == []
-    unused = {name.split(".")[2] for name, p in detector.named_parameters() if not p.requires_grad and "blocks" in name}
+    unused = {
+        name.split(".")[2]
+        for name, p in detector.named_parameters()
+        if not p.requires_grad and "blocks" in name
+    }
     assert unused == ({"11"} if variant == "base" else set())
 
 
@@ -211,13 +275,21 @@ def test_torchrun_says_how_many_processes_and_machines_there_are(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], expected: dict[str, int]
 ) -> None:
     assert process_settings(given) == {}
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "none",
+        "LOCAL_WORLD_SIZE": "4",
+        "WORLD_SIZE": "8",
+    }.items():
         monkeypatch.setenv(name, value)
     assert process_settings(given) == expected
 
 
 def test_processes_that_would_train_alone_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "none",
+        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.warns(UserWarning, match="each will train alone"):
         process_settings({"devices": 1})
@@ -228,4 +300,6 @@ def test_which_strategies_are_sharded() -> None:
         False, False, True, True, True,
     ]  # fmt: skip
     assert is_sharded(ShardedStrategy())
-    assert isinstance(process_settings({"strategy": "fsdp", "devices": 1})["strategy"], ShardedStrategy)
+    assert isinstance(
+        process_settings({"strategy": "fsdp", "devices": 1})["strategy"], ShardedStrategy
+    )

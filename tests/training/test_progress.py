@@ -1,4 +1,6 @@
-"""What a run shows: to a program that has not set up logging, to one that has, and on a terminal of 80 columns."""
+"""What a run shows: to a program that has not set up logging, to one that has, and on a terminal of
+80 columns.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ LINE = r"epoch {}/9, loss \d+\.\d+, mAP \d\.\d+, EMA mAP \d\.\d+, 0:\d\d:\d\d"
 
 @pytest.fixture
 def script(tiny_coco: Path, tmp_path: Path) -> list[str]:
-    (tmp_path / "script.py").write_text(SCRIPT.format(data=str(tiny_coco), out=str(tmp_path / "out")))
+    (tmp_path / "script.py").write_text(
+        SCRIPT.format(data=str(tiny_coco), out=str(tmp_path / "out"))
+    )
     return [sys.executable, str(tmp_path / "script.py")]
 
 
@@ -51,12 +55,16 @@ def test_a_plain_script_off_a_terminal_is_told_all(script: list[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_a_terminal_shows_a_bar_within_80_columns_and_keeps_a_line_of_each_epoch(script: list[str]) -> None:
+def test_a_terminal_shows_a_bar_within_80_columns_and_keeps_a_line_of_each_epoch(
+    script: list[str],
+) -> None:
     shown = _on_terminal(script)
     bars = [part for part in re.split(r"[\r\n]", shown) if "%|" in part]
     widths = [len(re.sub(r"\x1b\[\w", "", bar)) for bar in bars]
     assert max(widths) <= 80
-    assert any(re.match(r"epoch 1/9: 100%\|█+\| 5/5 \[00:\d\d<00:00, loss=", bar) for bar in bars), bars
+    assert any(
+        re.match(r"epoch 1/9: 100%\|█+\| 5/5 \[00:\d\d<00:00, loss=", bar) for bar in bars
+    ), bars
     assert {bar[:9] for bar in bars if bar.startswith("epoch")} == {"epoch 1/9", "epoch 2/9"}
     for epoch in (1, 2):  # on a line that was blank, and nothing writes over it
         assert re.search(rf"\r *\r{LINE.format(epoch)}[^\r\n]*\r\n", shown), shown
@@ -85,12 +93,17 @@ def _on_terminal(command: list[str]) -> str:
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
 def test_a_program_that_has_set_up_logging_sees_its_own_lines_alone(
-    make_run: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, level: int
+    make_run: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    level: int,
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler(stream)])
     monkeypatch.setattr(logging.root, "level", level)
-    monkeypatch.setattr(logging.getLogger("rfdetr"), "level", logging.NOTSET)  # a test of the command line sets it
+    monkeypatch.setattr(
+        logging.getLogger("rfdetr"), "level", logging.NOTSET
+    )  # a test of the command line sets it
     logging.root.manager._clear_cache()  # type: ignore[attr-defined]  # of the levels in force
     make_run(epochs=1, run_test=False).fit()
     assert stream.getvalue().count("epoch 1/1") == (level == logging.INFO)
@@ -98,7 +111,9 @@ def test_a_program_that_has_set_up_logging_sees_its_own_lines_alone(
 
 
 def test_own_objects_show_their_lines_too(
-    make_run: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_run: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.root, "handlers", [])
     run = make_run(epochs=1, run_test=False, progress_bar=False).fit()

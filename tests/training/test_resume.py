@@ -1,4 +1,6 @@
-"""A resumed run is the same run: each image once, and one clear error or warning where it cannot be."""
+"""A resumed run is the same run: each image once, and one clear error or warning where it cannot
+be.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Seen:
         return [image for batch in self.batches for image in batch]
 
 
-def run_epoch(make_run: Callable[..., Any], most: int | None = None, resume: Path | None = None, **train: Any) -> Seen:
+def run_epoch(
+    make_run: Callable[..., Any], most: int | None = None, resume: Path | None = None, **train: Any
+) -> Seen:
     """One epoch, or the first `most` batches of it, of a run that saves after every update."""
     seen = Seen(most)
     settings = {"epochs": 1, "grad_accum_steps": 1, "checkpoint_every_n_steps": 1, **train}
@@ -66,7 +70,9 @@ def sixteen(make_tiny_coco: Callable[..., Path]) -> Path:
     return make_tiny_coco({"train": 16, "valid": 2}, "sixteen")
 
 
-@pytest.mark.parametrize(("before", "after", "accumulate"), [(4, 2, 1), (2, 4, 1), (4, 4, 1), (2, 3, 2), (3, 5, 3)])
+@pytest.mark.parametrize(
+    ("before", "after", "accumulate"), [(4, 2, 1), (2, 4, 1), (4, 4, 1), (2, 3, 2), (3, 5, 3)]
+)
 def test_another_batch_size_neither_repeats_nor_skips_an_image(
     make_run: Callable[..., Any], sixteen: Path, before: int, after: int, accumulate: int
 ) -> None:
@@ -74,7 +80,12 @@ def test_another_batch_size_neither_repeats_nor_skips_an_image(
     first = run_epoch(make_run, 3, output="parts", dataset_dir=sixteen, batch_size=before)
     last = checkpoint_to_resume("last", sixteen.parent / "parts")
     rest = run_epoch(
-        make_run, resume=last, output="parts", dataset_dir=sixteen, batch_size=after, grad_accum_steps=accumulate
+        make_run,
+        resume=last,
+        output="parts",
+        dataset_dir=sixteen,
+        batch_size=after,
+        grad_accum_steps=accumulate,
     )
     assert first.images + rest.images == whole.images
     assert sorted(whole.images) == list(range(1, 17))
@@ -83,7 +94,9 @@ def test_another_batch_size_neither_repeats_nor_skips_an_image(
 def test_images_are_loaded_in_the_size_of_their_update_with_another_accumulation(
     make_run: Callable[..., Any], sixteen: Path
 ) -> None:
-    """Two updates of two batches, then updates of three: the first of these has the two left of its window."""
+    """Two updates of two batches, then updates of three: the first of these has the two left of its
+    window.
+    """
     settings = {"dataset_dir": sixteen, "batch_size": 2, "multi_scale": True, "output": "parts"}
     run_epoch(make_run, 5, grad_accum_steps=2, **settings)
     run = make_run(epochs=1, grad_accum_steps=3, **settings)
@@ -106,9 +119,14 @@ def test_images_are_loaded_in_the_size_of_their_update_with_another_accumulation
 def test_an_epoch_that_becomes_shorter_is_still_judged(make_run: Callable[..., Any]) -> None:
     """Six images are repeated to 40 an epoch in updates of 8, and to 10 in updates of 2."""
     run_epoch(make_run, 9, output="parts", batch_size=4, grad_accum_steps=2)
-    run = make_run(output="parts", epochs=2, batch_size=2, grad_accum_steps=1, run_test=False).fit(ckpt_path="last")
+    run = make_run(output="parts", epochs=2, batch_size=2, grad_accum_steps=1, run_test=False).fit(
+        ckpt_path="last"
+    )
     records = [json.loads(line) for line in (run.output / "log.txt").read_text().splitlines()]
-    assert [(record["epoch"], "val/mAP_50_95" in record) for record in records] == [(0, True), (1, True)]
+    assert [(record["epoch"], "val/mAP_50_95" in record) for record in records] == [
+        (0, True),
+        (1, True),
+    ]
     assert run.trainer.global_step == 4 + 5
 
 
@@ -131,7 +149,9 @@ def rename(names: dict[str, str]) -> Callable[[dict[str, Any]], None]:
 
 
 def reorder(content: dict[str, Any]) -> None:
-    """Exchanges blue and red, names and numbers alike: no box changes its class, in whatever order classes are."""
+    """Exchanges blue and red, names and numbers alike: no box changes its class, in whatever order
+    classes are.
+    """
     first, last = content["categories"][1], content["categories"][3]
     first["name"], last["name"] = last["name"], first["name"]
     for annotation in content["annotations"]:
@@ -146,7 +166,9 @@ def move_one(content: dict[str, Any]) -> None:
     content["annotations"][0]["bbox"][0] += 1
 
 
-def change_data(config: Any, edit: Edit, change: Callable[[dict[str, Any]], object], *splits: str) -> None:
+def change_data(
+    config: Any, edit: Edit, change: Callable[[dict[str, Any]], object], *splits: str
+) -> None:
     for split in splits or ("train", "valid", "test"):
         edit(config.dataset_dir / split / "_annotations.coco.json", change)
 
@@ -159,7 +181,11 @@ def change_data(config: Any, edit: Edit, change: Callable[[dict[str, Any]], obje
         ({"dec_layers": 2}, "dec_layers is 1 in the checkpoint", "2 in the model"),
         ({"num_classes": 4}, "its classes are blue, green, red", "blue, green, red, 3"),
         ({"num_windows": 1}, "num_windows is 2 in the checkpoint", "1 in the model"),
-        ({"freeze_encoder": True}, "freeze_encoder is False in the checkpoint", "True in the model"),
+        (
+            {"freeze_encoder": True},
+            "freeze_encoder is False in the checkpoint",
+            "True in the model",
+        ),
     ],
 )
 def test_another_model_is_one_clear_error(
@@ -175,20 +201,33 @@ def test_another_model_is_one_clear_error(
 
 @pytest.mark.parametrize("kind", ["last.ckpt", "legacy"])
 def test_classes_in_another_order_are_not_gone_on_from(
-    make_run: Callable[..., Any], edit_coco: Edit, train_config: Callable[..., Any], tmp_path: Path, kind: str
+    make_run: Callable[..., Any],
+    edit_coco: Edit,
+    train_config: Callable[..., Any],
+    tmp_path: Path,
+    kind: str,
 ) -> None:
     first = make_run(epochs=1).fit()
     path = first.output / "last.ckpt"
     if kind == "legacy":
         path = tmp_path / "checkpoint.pth"
         names = list(reversed(first.module.class_names))
-        torch.save({"model": to_published(first.module.model.state_dict()), "args": {"class_names": names}}, path)
+        torch.save(
+            {
+                "model": to_published(first.module.model.state_dict()),
+                "args": {"class_names": names},
+            },
+            path,
+        )
     else:
         content = torch.load(path, weights_only=True)
         content["args"]["class_names"].reverse()
         (first.output / "checksums.json").unlink()
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match="classes are red, green, blue; the data has the same in another order"):
+    with pytest.raises(
+        CheckpointError,
+        match="classes are red, green, blue; the data has the same in another order",
+    ):
         make_run(epochs=2).fit(ckpt_path=path)
 
 
@@ -216,7 +255,9 @@ def test_changed_data_is_an_error_that_says_what_changed(
     with caplog.at_level(logging.WARNING):
         run = make_run(epochs=2, allow_changed_data=True).fit(ckpt_path=last)
     assert run.trainer.current_epoch == 2
-    assert [record for record in caplog.records if "was trained on other data" in record.getMessage()]
+    assert [
+        record for record in caplog.records if "was trained on other data" in record.getMessage()
+    ]
 
 
 def test_other_class_names_are_told_before_other_labels(
@@ -251,24 +292,35 @@ def test_a_second_fit_starts_its_own_average_and_contest(make_run: Callable[...,
     run.trainer.fit_loop.max_epochs = 2
     run.fit()
     assert started == [(0, {}, float("-inf"))] * 2
-    best = next(callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback))
+    best = next(
+        callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback)
+    )
     assert {entry["epoch"] for entry in best.best.values()} <= {1}
 
 
 def state_of(folder: Path) -> dict[str, Any]:
     paths = [folder, *sorted(folder.rglob("*"))]
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in paths}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in paths
+    }
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({}, "raise epochs"),
-        ({"early_stopping": True, "early_stopping_min_delta": 1.0}, "raise early_stopping_patience"),
+        (
+            {"early_stopping": True, "early_stopping_min_delta": 1.0},
+            "raise early_stopping_patience",
+        ),
     ],
 )
 def test_a_finished_run_is_left_alone_and_says_so(
-    make_run: Callable[..., Any], caplog: pytest.LogCaptureFixture, settings: dict[str, Any], said: str
+    make_run: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    said: str,
 ) -> None:
     settings = {"epochs": 4, "early_stopping_patience": 1, **settings}
     first = make_run(**settings).fit()
@@ -284,14 +336,20 @@ def test_an_end_that_was_killed_is_made_up_for(make_run: Callable[..., Any]) -> 
     first = make_run(epochs=1).fit()
     (first.output / "results.json").unlink()
     make_run(epochs=1).fit(ckpt_path="last")
-    assert json.loads((first.output / "results.json").read_text())["splits"].keys() == {"valid", "test"}
+    assert json.loads((first.output / "results.json").read_text())["splits"].keys() == {
+        "valid",
+        "test",
+    }
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
         (["last.ckpt", "checkpoint_0010.ckpt", "checkpoint.pth"], "last.ckpt"),
-        (["checkpoint_0010.ckpt", "checkpoint_0020.ckpt", "checkpoint_best_total.pth"], "checkpoint_0020.ckpt"),
+        (
+            ["checkpoint_0010.ckpt", "checkpoint_0020.ckpt", "checkpoint_best_total.pth"],
+            "checkpoint_0020.ckpt",
+        ),
         (["checkpoint.pth", "checkpoint_9.pth"], "checkpoint.pth"),
         (["checkpoint_9.pth", "checkpoint_10.pth", "checkpoint_best_ema.pth"], "checkpoint_10.pth"),
         (["checkpoint0009.pth"], "checkpoint0009.pth"),
@@ -329,4 +387,6 @@ def test_configurations_come_from_the_file(make_run: Callable[..., Any], tmp_pat
     assert RFDETRModule.load_from_checkpoint(last, train_config=other).train_config.lr == 1e-5
     best = RFDETRModule.load_from_checkpoint(run.output / "checkpoint_best_total.pth")
     assert torch.equal(best.model.class_head.weight, run.module.model.class_head.weight)
-    build_trainer(module.train_config, module.model_config).fit(module, run.datamodule, ckpt_path=last)
+    build_trainer(module.train_config, module.model_config).fit(
+        module, run.datamodule, ckpt_path=last
+    )

@@ -10,10 +10,15 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from rfdetr.geometry.nested import NestedTensor
+from rfdetr.data.batches import NestedTensor
 from rfdetr.training.steps import count_steps, draw_size, mix_seed, resize_batch, share_of_window
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +33,9 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
         ({"fast_dev_run": 2, "max_epochs": 5}, 8, (2, 2)),
     ],
 )
-def test_steps_follow_the_trainers_limits(settings: dict[str, Any], batches: int, expected: tuple[int, int]) -> None:
+def test_steps_follow_the_trainers_limits(
+    settings: dict[str, Any], batches: int, expected: tuple[int, int]
+) -> None:
     assert count_steps(pl.Trainer(accelerator="cpu", **QUIET, **settings), batches) == expected
 
 

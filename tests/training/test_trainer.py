@@ -42,7 +42,9 @@ ALWAYS = {
 
 
 @pytest.fixture
-def build(tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]) -> Callable[..., Any]:
+def build(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
+) -> Callable[..., Any]:
     def built(trainer: dict[str, Any] | None = None, amp: bool = True, **train: Any) -> Any:
         return build_trainer(train_config(**train), tiny_model(amp=amp), **(trainer or {}))
 
@@ -50,7 +52,11 @@ def build(tiny_model: Callable[..., ModelConfig], train_config: Callable[..., Tr
 
 
 def kinds(trainer: Any) -> set[type]:
-    return {type(callback) for callback in trainer.callbacks if type(callback).__module__.startswith("rfdetr")}
+    return {
+        type(callback)
+        for callback in trainer.callbacks
+        if type(callback).__module__.startswith("rfdetr")
+    }
 
 
 def test_the_configuration_is_wired(build: Callable[..., Any]) -> None:
@@ -67,11 +73,18 @@ def test_the_configuration_is_wired(build: Callable[..., Any]) -> None:
 
 def test_defaults_that_follow_from_others(build: Callable[..., Any]) -> None:
     assert build(clip_max_norm=0).gradient_clip_val is None
-    assert build(epochs=2, eval_interval=5).check_val_every_n_epoch == 2  # else nothing would be evaluated
+    assert (
+        build(epochs=2, eval_interval=5).check_val_every_n_epoch == 2
+    )  # else nothing would be evaluated
 
 
 def test_keywords_override(build: Callable[..., Any]) -> None:
-    given = {"max_epochs": 3, "accumulate_grad_batches": 8, "log_every_n_steps": 10, "precision": "32-true"}
+    given = {
+        "max_epochs": 3,
+        "accumulate_grad_batches": 8,
+        "log_every_n_steps": 10,
+        "precision": "32-true",
+    }
     trainer = build({**given, "logger": False})
     assert {name: getattr(trainer, name) for name in given} == given
     assert trainer.loggers == []
@@ -116,7 +129,9 @@ def test_tensorboard_is_logged_to_by_flag(build: Callable[..., Any]) -> None:
     assert [type(logger) for logger in build(tensorboard=True).loggers][1:] == [TensorBoardLogger]
 
 
-def test_no_progress_bar_where_nobody_watches(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_progress_bar_where_nobody_watches(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainer_module, "is_interactive", lambda: False)
     assert build(progress_bar=True).progress_bar_callback is None
     monkeypatch.setattr(trainer_module, "is_interactive", lambda: True)
@@ -166,7 +181,9 @@ def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None
         source.info("Tip: buy something")
         source.info("GPU available: False")
         with pytest.warns(UserWarning, match="of interest"):
-            warnings.warn("You have overridden `transfer_batch_to_device` in `LightningModule`", stacklevel=1)
+            warnings.warn(
+                "You have overridden `transfer_batch_to_device` in `LightningModule`", stacklevel=1
+            )
             warnings.warn("something of interest", stacklevel=1)
     assert [record.message for record in caplog.records] == ["GPU available: False"]
     source.info("Tip: again")

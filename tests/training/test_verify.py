@@ -25,18 +25,33 @@ def test_killed_runs_end_as_the_undisturbed_one(
     model, train = tiny_model(amp=False), train_config(**SETTINGS, num_workers=workers)
     report = verify_resume(model, train, kills=kills, seed=workers)
     assert report.kills == kills
-    assert {"last.ckpt", "checkpoint_best_total.pth", "metrics.csv", "log.txt", "results.json"} <= report.files.keys()
+    assert {
+        "last.ckpt",
+        "checkpoint_best_total.pth",
+        "metrics.csv",
+        "log.txt",
+        "results.json",
+    } <= report.files.keys()
     assert report.differences == []
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(make_run: Callable[..., Any]) -> None:
     found = [
-        content_hashes(make_run(output=f"run-{number}", seed=seed, model={"amp": False}, **SETTINGS).fit().output)
+        content_hashes(
+            make_run(output=f"run-{number}", seed=seed, model={"amp": False}, **SETTINGS)
+            .fit()
+            .output
+        )
         for number, seed in enumerate((7, 7, 8))
     ]
     assert found[0] == found[1]
     differing = {name for name in found[0] if found[0][name] != found[2][name]}
-    assert {"last.ckpt", "checkpoint_best_total.pth", "checkpoint_best_total.safetensors", "log.txt"} <= differing
+    assert {
+        "last.ckpt",
+        "checkpoint_best_total.pth",
+        "checkpoint_best_total.safetensors",
+        "log.txt",
+    } <= differing
 
 
 def test_the_command_says_that_the_files_are_equal(
@@ -53,7 +68,10 @@ def test_the_safetensors_file_of_a_run_loads_wherever_the_pth_does(
     path = run.output / "checkpoint_best_total.safetensors"
     expected = RFDETR.from_checkpoint(path.with_suffix(".pth")).model.model.state_dict()
     again = make_run(output="again", model={"pretrain_weights": path}, **SETTINGS)
-    loaded = [RFDETR.from_checkpoint(path).model.model.state_dict(), copy.deepcopy(again.module.model.state_dict())]
+    loaded = [
+        RFDETR.from_checkpoint(path).model.model.state_dict(),
+        copy.deepcopy(again.module.model.state_dict()),
+    ]
     again.fit(ckpt_path=path)
     assert again.trainer.global_step > 0
     convert_legacy_checkpoint(path, run.output / "converted.ckpt")

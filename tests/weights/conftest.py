@@ -37,7 +37,9 @@ class Tiny:
     def detector(self, config: ModelConfig, seed: int = 0) -> Detector:
         torch.manual_seed(seed)
         detector = build_detector(config, EncoderDims(width=24, depth=2, heads=3))
-        with torch.no_grad():  # nothing at its initial zero or one, so that a tensor not loaded shows
+        with (
+            torch.no_grad()
+        ):  # nothing at its initial zero or one, so that a tensor not loaded shows
             for parameter in detector.parameters():
                 parameter.add_(torch.randn_like(parameter))
         return detector
@@ -55,7 +57,9 @@ def golden_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def layouts(golden_dir: Path) -> dict[str, Any]:
-    """Published variants by configuration class: `config`, `state_dict` (name -> shape). Key points are not ours."""
+    """Published variants by configuration class: `config`, `state_dict` (name -> shape). Key points
+    are not ours.
+    """
     layouts: dict[str, Any] = json.loads((golden_dir / "layouts.json").read_text())
     return {name: layout for name, layout in layouts.items() if "Keypoint" not in name}
 

@@ -21,7 +21,9 @@ UNUSED = "_kp_active_mask"
 
 def _file(tiny: Any, seed: int = 1, **changes: Any) -> dict[str, Tensor]:
     """Tensors of a published file, other than those of the detector they are loaded into."""
-    state: dict[str, Tensor] = to_published(tiny.detector(tiny.config(**changes), seed).state_dict())
+    state: dict[str, Tensor] = to_published(
+        tiny.detector(tiny.config(**changes), seed).state_dict()
+    )
     return state
 
 
@@ -45,12 +47,16 @@ def test_half_precision_files_become_the_models_dtype(tiny: Any, dtype: torch.dt
     file = {name: tensor.to(dtype) for name, tensor in _file(tiny, resolution=96).items()}
     loaded, _ = _load(tiny, file)
     assert {tensor.dtype for name, tensor in loaded.items() if name != UNUSED} == {torch.float32}
-    torch.testing.assert_close(loaded["bbox_embed.layers.0.weight"], file["bbox_embed.layers.0.weight"].float())
+    torch.testing.assert_close(
+        loaded["bbox_embed.layers.0.weight"], file["bbox_embed.layers.0.weight"].float()
+    )
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 9, 20])
 def test_class_heads_take_the_rows_there_are(tiny: Any, num_classes: int) -> None:
-    """The file has 5 logits; the heads of the decoder and of each of the three groups as many as wanted."""
+    """The file has 5 logits; the heads of the decoder and of each of the three groups as many as
+    wanted.
+    """
     file = _file(tiny)
     loaded, report = _load(tiny, file, num_classes=num_classes)
     heads = ["class_embed", *(f"transformer.enc_out_class_embed.{group}" for group in range(3))]
@@ -72,7 +78,9 @@ def test_a_segmentation_head_that_the_file_has_nothing_of_stays_as_it_is_and_is_
     assert set(report.fresh) == head and head.isdisjoint(file)
     report.log(logging.getLogger("rfdetr"), "a.pth")
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith(f"a.pth: {len(head)} tensors stay random, as the file is of a model without")
+    assert warning.startswith(
+        f"a.pth: {len(head)} tensors stay random, as the file is of a model without"
+    )
     assert all(name in warning for name in report.fresh[:3])
     torch.testing.assert_close(loaded, {**before, **file}, rtol=0, atol=0)
 
@@ -94,21 +102,31 @@ def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
     for name in ("refpoint_embed.weight", "query_feat.weight"):
         assert loaded[name][:, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
         assert report.adapted[name] == "queries 3 x 6 -> 2 x 4"
-    torch.testing.assert_close(loaded["transformer.enc_output.1.weight"], file["transformer.enc_output.1.weight"])
-    assert set(report.left) == {name for name in file if name.startswith("transformer.enc_") and ".2." in name[:36]}
+    torch.testing.assert_close(
+        loaded["transformer.enc_output.1.weight"], file["transformer.enc_output.1.weight"]
+    )
+    assert set(report.left) == {
+        name for name in file if name.startswith("transformer.enc_") and ".2." in name[:36]
+    }
 
 
 def test_queries_are_not_mixed_up_where_the_row_counts_agree(tiny: Any) -> None:
     """3 groups of 4 in the file, 2 of 4 wanted: 12 rows; and 2 of 6, also 12 rows, cannot be had."""
     file = _file(tiny, num_queries=4, num_select=4)
     loaded, _ = _load(tiny, file, num_queries=4, num_select=4, group_detr=2)
-    torch.testing.assert_close(loaded["query_feat.weight"], file["query_feat.weight"][:8], rtol=0, atol=0)
-    with pytest.raises(CheckpointError, match=r"a\.pth has 4 queries per group, the model wants num_queries=6"):
+    torch.testing.assert_close(
+        loaded["query_feat.weight"], file["query_feat.weight"][:8], rtol=0, atol=0
+    )
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth has 4 queries per group, the model wants num_queries=6"
+    ):
         _load(tiny, file, num_queries=6, group_detr=2)
 
 
 def test_more_groups_than_the_file_has_are_an_error(tiny: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"a\.pth has 3 query groups, the model wants group_detr=5"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth has 3 query groups, the model wants group_detr=5"
+    ):
         _load(tiny, _file(tiny), group_detr=5)
 
 
@@ -128,14 +146,18 @@ def test_resampling_is_bicubic_with_antialiasing(grid: int) -> None:
     embeddings = torch.randn(1, 1 + 8 * 8, 2)
     found = resample_positions(embeddings, grid)[0, 1:].reshape(grid, grid, 2).permute(2, 0, 1)
     for channel, plane in enumerate(embeddings[0, 1:].reshape(8, 8, 2).permute(2, 0, 1)):
-        expected = np.array(Image.fromarray(plane.numpy(), mode="F").resize((grid, grid), Image.Resampling.BICUBIC))
+        expected = np.array(
+            Image.fromarray(plane.numpy(), mode="F").resize((grid, grid), Image.Resampling.BICUBIC)
+        )
         torch.testing.assert_close(found[channel], torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_resampling_moves_along_the_right_axes() -> None:
     """Rows of the sequence run along x first: a ramp in x stays one in x."""
     ramp = torch.arange(4.0).expand(4, 4).reshape(1, 16, 1)
-    wider = resample_positions(torch.cat([torch.zeros(1, 1, 1), ramp], dim=1), 8)[0, 1:, 0].reshape(8, 8)
+    wider = resample_positions(torch.cat([torch.zeros(1, 1, 1), ramp], dim=1), 8)[0, 1:, 0].reshape(
+        8, 8
+    )
     torch.testing.assert_close(wider, wider[:1].expand(8, 8))
     assert (wider.diff(dim=1) > 0).all()
 
@@ -185,10 +207,14 @@ def test_misshapen_tensors_that_could_have_been_adapted_are_an_error(
         _load(tiny, file)
 
 
-def test_a_file_of_another_variant_is_called_by_its_name(layouts: dict[str, Any], weightless: Any) -> None:
+def test_a_file_of_another_variant_is_called_by_its_name(
+    layouts: dict[str, Any], weightless: Any
+) -> None:
     config = RFDETRNanoConfig()
     detector = build_detector(config, EncoderDims(width=24, depth=12, heads=3))
-    with pytest.raises(CheckpointError, match=r"a\.pth \(variant 'small', where the model is 'nano'\) does not fit"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth \(variant 'small', where the model is 'nano'\) does not fit"
+    ):
         load_weights(detector, weightless(layouts["RFDETRSmallConfig"]), config, "a.pth")
     with pytest.raises(CheckpointError, match=r"variant 'seg-nano'.* has 100 queries per group"):
         load_weights(detector, weightless(layouts["RFDETRSegNanoConfig"]), config, "a.pth")

@@ -39,7 +39,9 @@ class Site:
     requests: list[str | None] = field(default_factory=list)
 
     def file(self, md5: str | None = None) -> PublishedFile:
-        return PublishedFile(NAME, f"{self.url}/files/{NAME}", md5 or hashlib.md5(CONTENT).hexdigest())
+        return PublishedFile(
+            NAME, f"{self.url}/files/{NAME}", md5 or hashlib.md5(CONTENT).hexdigest()
+        )
 
 
 @pytest.fixture
@@ -95,7 +97,9 @@ def test_a_slow_server_is_waited_for(site: Site, tmp_path: Path) -> None:
     assert download(site.file(), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_that_stalls_is_given_up(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stalls_is_given_up(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(download_module, "_TIMEOUT_S", 0.1)
     site.pause_s = 0.5
     with pytest.raises(DownloadError, match="timed out"):
@@ -109,7 +113,9 @@ def test_a_cut_off_download_goes_on_where_it_stopped(site: Site, tmp_path: Path)
     assert site.requests == [None, "bytes=1000-", "bytes=3000-"]
 
 
-def test_a_download_that_keeps_breaking_is_resumed_by_the_next_call(site: Site, tmp_path: Path) -> None:
+def test_a_download_that_keeps_breaking_is_resumed_by_the_next_call(
+    site: Site, tmp_path: Path
+) -> None:
     site.cut_after = [1000] * 4
     with pytest.raises(DownloadError, match="connection ended after 4000 of 262144 bytes"):
         download(site.file(), tmp_path)
@@ -129,8 +135,12 @@ def test_a_whole_partial_file_is_only_checked_and_renamed(site: Site, tmp_path: 
     assert site.requests == [f"bytes={len(CONTENT)}-"]
 
 
-@pytest.mark.parametrize("garbage", [b"x" * 1000, b"x" * (len(CONTENT) + 5)], ids=["shorter", "longer"])
-def test_a_partial_file_of_something_else_is_begun_again(site: Site, tmp_path: Path, garbage: bytes) -> None:
+@pytest.mark.parametrize(
+    "garbage", [b"x" * 1000, b"x" * (len(CONTENT) + 5)], ids=["shorter", "longer"]
+)
+def test_a_partial_file_of_something_else_is_begun_again(
+    site: Site, tmp_path: Path, garbage: bytes
+) -> None:
     _partial(tmp_path).write_bytes(garbage)
     assert download(site.file(), tmp_path).read_bytes() == CONTENT
     assert site.requests[-1] is None
@@ -138,7 +148,9 @@ def test_a_partial_file_of_something_else_is_begun_again(site: Site, tmp_path: P
 
 def test_wrong_content_is_refused_and_not_kept(site: Site, tmp_path: Path) -> None:
     site.content = b"something else"
-    with pytest.raises(DownloadError, match=f"has MD5 {hashlib.md5(site.content).hexdigest()}, expected"):
+    with pytest.raises(
+        DownloadError, match=f"has MD5 {hashlib.md5(site.content).hexdigest()}, expected"
+    ):
         download(site.file(), tmp_path)
     assert not (tmp_path / NAME).exists()
     assert not _partial(tmp_path).exists()

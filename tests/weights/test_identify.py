@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from rfdetr import config as configs
-from rfdetr.config import VARIANTS, RFDETRMediumConfig, RFDETRMiniConfig, RFDETRNanoConfig, variant_name
+from rfdetr.config import (
+    VARIANTS,
+    RFDETRMediumConfig,
+    RFDETRMiniConfig,
+    RFDETRNanoConfig,
+    variant_name,
+)
 from rfdetr.models.build import build_detector
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.names import to_published
@@ -28,10 +34,14 @@ def _expected(cls: str, path: Path) -> configs.ModelConfig:
 def test_every_published_layout_is_recognised(
     cls: str, args: str, layouts: dict[str, Any], weightless: Any, tmp_path: Path
 ) -> None:
-    """From the arguments a published file has, among them many we do not know, and from tensors alone."""
+    """From the arguments a published file has, among them many we do not know, and from tensors
+    alone.
+    """
     content = {"model": weightless(layouts[cls])}
     if args == "namespace":
-        content["args"] = argparse.Namespace(**layouts[cls]["config"], device="cuda:3", lr=1e-4, eval=True)
+        content["args"] = argparse.Namespace(
+            **layouts[cls]["config"], device="cuda:3", lr=1e-4, eval=True
+        )
     path = tmp_path / "a.pth"
     torch.save(content, path)
     config, names = config_from_checkpoint(read_checkpoint(path))
@@ -42,7 +52,9 @@ def test_every_published_layout_is_recognised(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_restored_from_our_own_file(variant: str) -> None:
-    """Values other than the variant's, through the `args` we write, for networks that take no memory."""
+    """Values other than the variant's, through the `args` we write, for networks that take no
+    memory.
+    """
     cls = VARIANTS[variant]
     usual = cls()
     step = usual.patch_size * usual.num_windows
@@ -64,23 +76,38 @@ def test_every_variant_is_restored_from_our_own_file(variant: str) -> None:
 
 
 def test_a_design_of_ones_own_is_restored_too() -> None:
-    config = configs.ModelConfig(patch_size=8, num_windows=4, resolution=96, dec_layers=1, pretrain_weights="x.pth")
+    config = configs.ModelConfig(
+        patch_size=8, num_windows=4, resolution=96, dec_layers=1, pretrain_weights="x.pth"
+    )
     with torch.device("meta"):
         state = to_published(build_detector(config).state_dict())
-    assert config_from_checkpoint(Checkpoint(Path("x.pth"), state, checkpoint_args(config, None))) == (config, None)
-    with pytest.raises(CheckpointError, match=r"x\.pth is none of the variants .* do not tell out_feature_indexes"):
+    assert config_from_checkpoint(
+        Checkpoint(Path("x.pth"), state, checkpoint_args(config, None))
+    ) == (config, None)
+    with pytest.raises(
+        CheckpointError, match=r"x\.pth is none of the variants .* do not tell out_feature_indexes"
+    ):
         config_from_checkpoint(Checkpoint(Path("x.pth"), state, {}))
 
 
 def test_how_to_run_is_not_taken_from_a_file(layouts: dict[str, Any], weightless: Any) -> None:
-    args = {"device": "cuda:7", "amp": False, "gradient_checkpointing": True, "pretrain_weights": "/their/file"}
-    config, _ = config_from_checkpoint(Checkpoint(Path("a"), weightless(layouts["RFDETRNanoConfig"]), args))
+    args = {
+        "device": "cuda:7",
+        "amp": False,
+        "gradient_checkpointing": True,
+        "pretrain_weights": "/their/file",
+    }
+    config, _ = config_from_checkpoint(
+        Checkpoint(Path("a"), weightless(layouts["RFDETRNanoConfig"]), args)
+    )
     assert config == RFDETRNanoConfig(pretrain_weights="a")
 
 
 def test_tensors_win_over_arguments(layouts: dict[str, Any], weightless: Any) -> None:
     args = {"num_classes": 3, "num_queries": 7, "hidden_dim": 64, "positional_encoding_size": 99}
-    config, _ = config_from_checkpoint(Checkpoint(Path("a"), weightless(layouts["RFDETRNanoConfig"]), args))
+    config, _ = config_from_checkpoint(
+        Checkpoint(Path("a"), weightless(layouts["RFDETRNanoConfig"]), args)
+    )
     assert config == RFDETRNanoConfig(pretrain_weights="a")
 
 
@@ -88,7 +115,9 @@ def test_resolution_of_a_foreign_file_is_kept(layouts: dict[str, Any], weightles
     """One that was fine-tuned at another resolution, on the position grid it started from."""
     state = weightless(layouts["RFDETRMediumConfig"])
     config, _ = config_from_checkpoint(Checkpoint(Path("a"), state, {"resolution": 640}))
-    assert config == RFDETRMediumConfig(resolution=640, positional_encoding_size=36, pretrain_weights="a")
+    assert config == RFDETRMediumConfig(
+        resolution=640, positional_encoding_size=36, pretrain_weights="a"
+    )
 
 
 def test_resolution_follows_from_another_grid_where_nothing_is_said() -> None:
@@ -111,7 +140,9 @@ def test_resolution_follows_from_another_grid_where_nothing_is_said() -> None:
         (2, None),
     ],
 )
-def test_class_names_are_a_list_or_a_map_of_the_right_length(stored: Any, expected: list[str] | None) -> None:
+def test_class_names_are_a_list_or_a_map_of_the_right_length(
+    stored: Any, expected: list[str] | None
+) -> None:
     with torch.device("meta"):
         state = to_published(build_detector(RFDETRMiniConfig(num_classes=2)).state_dict())
     _, names = config_from_checkpoint(Checkpoint(Path("a"), state, {"class_names": stored}))
@@ -130,6 +161,8 @@ def test_another_kind_of_network_is_refused() -> None:
 
 
 def test_an_unknown_encoder_is_refused(tiny: Any, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "a.pth", tiny.detector(tiny.config()).state_dict(), tiny.config(), None)
+    save_checkpoint(
+        tmp_path / "a.pth", tiny.detector(tiny.config()).state_dict(), tiny.config(), None
+    )
     with pytest.raises(CheckpointError, match="encoder of width 24 and 2 blocks"):
         config_from_checkpoint(read_checkpoint(tmp_path / "a.pth"))

@@ -1,4 +1,6 @@
-"""The logit of a file's first class: really trained heads in both layouts, and what a file or a user says."""
+"""The logit of a file's first class: really trained heads in both layouts, and what a file or a
+user says.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def config(num_classes: int) -> RFDETRMiniConfig:
 
 @pytest.fixture(scope="module")
 def trained() -> Callable[[int, int], Detector]:
-    """`trained(num_classes, first)`: a detector after a few steps on labels that count from `first`."""
+    """`trained(num_classes, first)`: a detector after a few steps on labels that count from
+    `first`.
+    """
     known: dict[tuple[int, int], Detector] = {}
 
     def train(num_classes: int, first: int) -> Detector:
@@ -43,7 +47,10 @@ def trained() -> Callable[[int, int], Detector]:
         criterion = Criterion(group_detr=3)
         for _ in range(40):
             targets = [
-                {"labels": torch.randint(num_classes, (6,)) + first, "boxes": torch.rand(6, 4) * 0.4 + 0.2}
+                {
+                    "labels": torch.randint(num_classes, (6,)) + first,
+                    "boxes": torch.rand(6, 4) * 0.4 + 0.2,
+                }
                 for _ in range(2)
             ]
             sum(criterion(detector(torch.randn(2, 3, 64, 64)), targets).values()).backward()
@@ -56,12 +63,21 @@ def trained() -> Callable[[int, int], Detector]:
 
 @pytest.fixture
 def write(trained: Callable[[int, int], Detector], tmp_path: Path) -> Callable[..., Path]:
-    """`write(num_classes, first, **args)`: the file of such a detector, as the published package wrote it."""
+    """`write(num_classes, first, **args)`: the file of such a detector, as the published package
+    wrote it.
+    """
 
     def file(num_classes: int, first: int, average: bool = False, **args: Any) -> Path:
         model = to_published(trained(num_classes, first).state_dict())
-        known = {**config(num_classes).model_dump(), "class_names": NAMES[:num_classes], "dataset_file": "roboflow"}
-        content = {"model": model, "args": argparse.Namespace(**{**known, "pretrain_weights": None, **args})}
+        known = {
+            **config(num_classes).model_dump(),
+            "class_names": NAMES[:num_classes],
+            "dataset_file": "roboflow",
+        }
+        content = {
+            "model": model,
+            "args": argparse.Namespace(**{**known, "pretrain_weights": None, **args}),
+        }
         torch.save({**content, **({"ema_model": model} if average else {})}, tmp_path / "old.pth")
         return tmp_path / "old.pth"
 
@@ -81,15 +97,25 @@ def test_trained_heads_show_where_their_classes_begin(
     write: Callable[..., Path],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The same names belong to the logits that were trained, in `predict`, and the last class is reported."""
+    """The same names belong to the logits that were trained, in `predict`, and the last class is
+    reported.
+    """
     model = RFDETR.from_checkpoint(write(num_classes, first))
     assert model.class_names == NAMES[:num_classes]
-    assert torch.equal(rows(model.model.model)[:num_classes], rows(trained(num_classes, first))[first:][:num_classes])
+    assert torch.equal(
+        rows(model.model.model)[:num_classes],
+        rows(trained(num_classes, first))[first:][:num_classes],
+    )
     found = model.predict(torch.rand(3, 64, 64), threshold=0.0)
     assert Counter(found.data["class_name"].tolist()) == dict.fromkeys(NAMES[:num_classes], 10)
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
     assert len(warnings) == first  # that it counts from 1 is found, not told
-    assert all("old.pth" in text and f"class_names={dict(enumerate(NAMES[:num_classes]))}" in text for text in warnings)
+    assert all(
+        "old.pth" in text and f"class_names={dict(enumerate(NAMES[:num_classes]))}" in text
+        for text in warnings
+    )
 
 
 def test_the_averaged_weights_of_a_file_move_with_the_others(write: Callable[..., Path]) -> None:
@@ -119,8 +145,12 @@ def test_what_a_file_says_is_believed(
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("version", "first"), [("1.4.2", 1), ("1.5", 1), ("1.10.0", 0), ("2.0", 0)])
-def test_old_versions_leave_it_to_the_heads(version: str, first: int, write: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    ("version", "first"), [("1.4.2", 1), ("1.5", 1), ("1.10.0", 0), ("2.0", 0)]
+)
+def test_old_versions_leave_it_to_the_heads(
+    version: str, first: int, write: Callable[..., Path]
+) -> None:
     assert read_checkpoint(write(2, 1, rfdetr_version=version)).first_class == first
 
 
@@ -141,7 +171,10 @@ def test_heads_that_show_nothing_are_taken_to_begin_at_zero_with_a_warning(
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_names_that_are_given_win(
-    first: int, write: Callable[..., Path], trained: Callable[..., Detector], caplog: pytest.LogCaptureFixture
+    first: int,
+    write: Callable[..., Path],
+    trained: Callable[..., Detector],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Counted from where the user says, whatever the heads look like."""
     path, names = write(2, 1 - first), dict(enumerate(["x", "y"], first))
@@ -153,13 +186,17 @@ def test_names_that_are_given_win(
         assert torch.equal(rows(model.model.model)[:2], rows(trained(2, 1 - first))[first:][:2])
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert RFDETR.from_checkpoint(path, class_names=["x", "y"]).class_names == ["x", "y"]
-    with pytest.raises(ValueError, match="class_names has 3 names, but the model has num_classes=2"):
+    with pytest.raises(
+        ValueError, match="class_names has 3 names, but the model has num_classes=2"
+    ):
         RFDETR.from_checkpoint(path, class_names=["x", "y", "z"])
 
 
 @pytest.mark.parametrize("names", [{2: "a", 3: "b"}, {0: "a", 2: "b"}, {}, [], "ab"])
 def test_names_with_gaps_are_refused(names: Any) -> None:
-    with pytest.raises(ValueError, match="expected a list of names, or a dict that numbers them from 0 or 1"):
+    with pytest.raises(
+        ValueError, match="expected a list of names, or a dict that numbers them from 0 or 1"
+    ):
         given_names(names)
 
 

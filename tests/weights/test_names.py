@@ -10,7 +10,13 @@ from rfdetr.config import EncoderDims, ModelConfig
 from rfdetr.models.build import build_detector
 from rfdetr.weights.names import from_published, to_published
 
-SETTINGS = {"hidden_dim": 16, "sa_nheads": 2, "ca_nheads": 2, "out_feature_indexes": [1, 2], "num_queries": 4}
+SETTINGS = {
+    "hidden_dim": 16,
+    "sa_nheads": 2,
+    "ca_nheads": 2,
+    "out_feature_indexes": [1, 2],
+    "num_queries": 4,
+}
 SMALL = EncoderDims(width=12, depth=2, heads=2)
 
 
@@ -35,13 +41,19 @@ def test_there_and_back_keeps_every_tensor(state: dict[str, torch.Tensor]) -> No
 def test_query_key_and_value_are_thirds_of_one_matrix(state: dict[str, torch.Tensor]) -> None:
     published = to_published(state)
     prefix = "backbone.0.encoder.encoder.encoder.layer.1.attention.attention"
-    assert torch.equal(published[f"{prefix}.key.weight"], state["encoder.blocks.1.qkv.weight"][12:24])
+    assert torch.equal(
+        published[f"{prefix}.key.weight"], state["encoder.blocks.1.qkv.weight"][12:24]
+    )
     assert torch.equal(published[f"{prefix}.value.bias"], state["encoder.blocks.1.qkv.bias"][24:])
 
 
-def test_groups_are_in_the_order_of_their_numbers_not_of_their_text(state: dict[str, torch.Tensor]) -> None:
+def test_groups_are_in_the_order_of_their_numbers_not_of_their_text(
+    state: dict[str, torch.Tensor],
+) -> None:
     shuffled = dict(sorted(to_published(state).items()))  # 0, 1, 10, 2, ...
-    assert torch.equal(from_published(shuffled)["proposals.linear.weight"], state["proposals.linear.weight"])
+    assert torch.equal(
+        from_published(shuffled)["proposals.linear.weight"], state["proposals.linear.weight"]
+    )
     first = to_published(state)["transformer.enc_out_bbox_embed.10.layers.2.weight"]
     assert torch.equal(first, state["proposals.box_head.layers.2.weight"][10])
 
@@ -53,10 +65,17 @@ def test_a_foreign_name_is_kept_and_the_empty_buffer_dropped() -> None:
 
 @pytest.mark.parametrize(
     "missing",
-    ["backbone.0.encoder.encoder.encoder.layer.0.attention.attention.key.weight", "transformer.enc_output.3.bias"],
+    [
+        "backbone.0.encoder.encoder.encoder.layer.0.attention.attention.key.weight",
+        "transformer.enc_output.3.bias",
+    ],
 )
-def test_an_incomplete_file_is_refused_by_name(state: dict[str, torch.Tensor], missing: str) -> None:
+def test_an_incomplete_file_is_refused_by_name(
+    state: dict[str, torch.Tensor], missing: str
+) -> None:
     published = to_published(state)
     del published[missing]
-    with pytest.raises(ValueError, match=r"(encoder\.blocks\.0\.qkv\.weight|proposals\.linear\.bias) needs"):
+    with pytest.raises(
+        ValueError, match=r"(encoder\.blocks\.0\.qkv\.weight|proposals\.linear\.bias) needs"
+    ):
         from_published(published)

@@ -52,7 +52,9 @@ def test_published_file_with_a_namespace(tmp_path: Path, zipped: bool) -> None:
         nested=types.SimpleNamespace(x=1),
     )
     content = {"model": {**MODEL, "_kp_active_mask": torch.zeros(0, 0)}, "args": args, "epoch": 7}
-    checkpoint = read_checkpoint(_write(tmp_path / "a.pth", content, _use_new_zipfile_serialization=zipped))
+    checkpoint = read_checkpoint(
+        _write(tmp_path / "a.pth", content, _use_new_zipfile_serialization=zipped)
+    )
     _same(checkpoint.model, MODEL)
     assert checkpoint.args == {
         "resolution": 384,
@@ -74,7 +76,9 @@ def test_names_of_types_from_other_systems_and_versions_are_known(tmp_path: Path
         (b"pathlib\nPurePosixPath", b"pathlib._local\nPosixPath"),
         (b"numpy._core.multiarray\nscalar", b"numpy.core.multiarray\nscalar"),
     ):
-        plain = _write(tmp_path / "a.pth", content, _use_new_zipfile_serialization=False).read_bytes()
+        plain = _write(
+            tmp_path / "a.pth", content, _use_new_zipfile_serialization=False
+        ).read_bytes()
         (tmp_path / "b.pth").write_bytes(plain.replace(old, new))
         assert read_checkpoint(tmp_path / "b.pth").args == {"path": "a", "number": 2.0}
 
@@ -85,7 +89,9 @@ def test_a_file_without_args_has_none(tmp_path: Path) -> None:
 
 def test_a_lightning_file_of_published_names(tmp_path: Path) -> None:
     state = {f"model.{name}": tensor for name, tensor in MODEL.items()}
-    checkpoint = read_checkpoint(_write(tmp_path / "a.ckpt", {"state_dict": state, "args": {"x": 1}, "epoch": 1}))
+    checkpoint = read_checkpoint(
+        _write(tmp_path / "a.ckpt", {"state_dict": state, "args": {"x": 1}, "epoch": 1})
+    )
     _same(checkpoint.model, MODEL)
     assert (checkpoint.args, checkpoint.extra) == ({"x": 1}, {"epoch": 1})
 
@@ -112,7 +118,9 @@ def test_a_safetensors_file_of_ours(tmp_path: Path, tiny: Any) -> None:
     checkpoint = read_checkpoint(tmp_path / "a.safetensors")
     assert checkpoint.args["class_names"] == list("abcd")
     assert json.loads(checkpoint.extra["notes"]) == {"seed": 1}
-    torch.testing.assert_close(checkpoint.model["query_feat.weight"], state["query_content"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        checkpoint.model["query_feat.weight"], state["query_content"], rtol=0, atol=0
+    )
 
 
 def test_a_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
@@ -123,7 +131,9 @@ def test_a_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
 
 
 def test_tensors_stay_on_the_disk_until_used(tmp_path: Path, tiny: Any) -> None:
-    save_checkpoint(tmp_path / "a.pth", tiny.detector(tiny.config()).state_dict(), tiny.config(), None)
+    save_checkpoint(
+        tmp_path / "a.pth", tiny.detector(tiny.config()).state_dict(), tiny.config(), None
+    )
     model = read_checkpoint(tmp_path / "a.pth").model
     mapped = Path("/proc/self/maps")
     if not mapped.exists():
@@ -149,17 +159,25 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, place: str, zipped: bool) -> 
 
 def test_a_refused_file_names_the_types_and_the_way_out(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.pth", {"model": MODEL, "args": random.Random(0)})
-    with pytest.raises(CheckpointError, match=r"could run code.*random\.Random.*weights_only=False"):
+    with pytest.raises(
+        CheckpointError, match=r"could run code.*random\.Random.*weights_only=False"
+    ):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"hello, world\n" * 20, "cannot be read"), (b"PK\x03\x04" + b"\0" * 300, "cannot be read")],
+    [
+        (b"", "is empty"),
+        (b"hello, world\n" * 20, "cannot be read"),
+        (b"PK\x03\x04" + b"\0" * 300, "cannot be read"),
+    ],
     ids=["empty", "text", "no archive"],
 )
-def test_a_file_of_another_kind_is_one_clear_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_file_of_another_kind_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name} {message}"):
         read_checkpoint(tmp_path / name)
@@ -169,7 +187,9 @@ def test_a_file_of_another_kind_is_one_clear_error(tmp_path: Path, name: str, co
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 def test_a_truncated_file_is_one_clear_error(tmp_path: Path, name: str, share: float) -> None:
     content = {"x.weight": torch.zeros(10_000)}
-    save_file(content, tmp_path / name) if "safe" in name else _write(tmp_path / name, {"model": content})
+    save_file(content, tmp_path / name) if "safe" in name else _write(
+        tmp_path / name, {"model": content}
+    )
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(CheckpointError, match=f"{name} cannot be read"):
@@ -206,7 +226,9 @@ def test_damage_never_gives_another_error(tmp_path: Path, zipped: bool) -> None:
         (torch.zeros(3), "holds a Tensor; expected a dict"),
     ],
 )
-def test_a_file_of_other_content_says_what_it_has(tmp_path: Path, content: Any, message: str) -> None:
+def test_a_file_of_other_content_says_what_it_has(
+    tmp_path: Path, content: Any, message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(_write(tmp_path / "a.pth", content))
 
@@ -220,12 +242,21 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])
-def test_weights_that_are_not_finite_are_refused_by_name(bad: float, name: str, tmp_path: Path) -> None:
-    broken = {**MODEL, "backbone.0.y": torch.tensor([1.0, bad]), "backbone.0.z": torch.tensor([bad]).bfloat16()}
+def test_weights_that_are_not_finite_are_refused_by_name(
+    bad: float, name: str, tmp_path: Path
+) -> None:
+    broken = {
+        **MODEL,
+        "backbone.0.y": torch.tensor([1.0, bad]),
+        "backbone.0.z": torch.tensor([bad]).bfloat16(),
+    }
     path = tmp_path / name
     if path.suffix == ".safetensors":
         save_file(broken, path)
     else:
         _write(path, {"model" if path.suffix == ".pth" else "state_dict": broken})
-    with pytest.raises(CheckpointError, match=rf"{name} holds NaN or infinity in 2 of 4 tensors: backbone\.0\.y, .*z;"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{name} holds NaN or infinity in 2 of 4 tensors: backbone\.0\.y, .*z;",
+    ):
         read_checkpoint(path)

@@ -11,7 +11,9 @@ from rfdetr.weights.registry import BUNDLED, PUBLISHED
 
 def test_registry_is_the_published_list_without_key_points(golden_dir: Path) -> None:
     rows = json.loads((golden_dir / "weights.json").read_text())
-    expected = {(row["file"], row["url"], row["md5"]) for row in rows if "keypoint" not in row["file"]}
+    expected = {
+        (row["file"], row["url"], row["md5"]) for row in rows if "keypoint" not in row["file"]
+    }
     assert {tuple(file) for file in PUBLISHED.values()} == expected
 
 

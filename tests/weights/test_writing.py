@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 
 from rfdetr.config import RFDETRMiniConfig
+from rfdetr.files import atomic_write
 from rfdetr.weights.names import to_published
-from rfdetr.weights.writing import atomic_write, save_checkpoint, save_safetensors
+from rfdetr.weights.writing import save_checkpoint, save_safetensors
 
 
 def _fail_half_way(stream: BinaryIO) -> None:
@@ -71,7 +72,11 @@ def test_checkpoint_is_read_by_plain_torch_with_published_names(tmp_path: Path, 
     assert content["model"].keys() == to_published(state).keys()
     args = argparse.Namespace(**content["args"])  # the other shape readers of published files know
     assert (args.class_names, args.num_classes, args.resolution) == (["a", "b", "c", "d"], 4, 64)
-    assert (args.resize, args.variant, args.positional_encoding_size) == ("bilinear-antialias-square", None, 4)
+    assert (args.resize, args.variant, args.positional_encoding_size) == (
+        "bilinear-antialias-square",
+        None,
+        4,
+    )
 
 
 def test_checkpoint_names_the_variant(tmp_path: Path) -> None:
@@ -89,8 +94,12 @@ def test_views_are_written_alone_not_with_what_they_look_into(tmp_path: Path, ti
 def test_safetensors_carry_dtype_arguments_and_notes(tmp_path: Path, tiny: Any) -> None:
     config = tiny.config()
     state = tiny.detector(config).state_dict()
-    save_safetensors(tmp_path / "a.safetensors", state, config, None, dtype=torch.bfloat16, notes={"steps": 10})
+    save_safetensors(
+        tmp_path / "a.safetensors", state, config, None, dtype=torch.bfloat16, notes={"steps": 10}
+    )
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["notes"]) == {"steps": 10}
         assert json.loads(file.metadata()["args"])["num_queries"] == 6
-        torch.testing.assert_close(file.get_tensor("query_feat.weight"), state["query_content"].bfloat16())
+        torch.testing.assert_close(
+            file.get_tensor("query_feat.weight"), state["query_content"].bfloat16()
+        )

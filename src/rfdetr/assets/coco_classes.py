@@ -1,4 +1,6 @@
-"""COCO's 80 object categories by category id: 1..90 with gaps, as the published files number their logits."""
+"""COCO's 80 object categories by category id: 1..90 with gaps, as the published files number their
+logits.
+"""
 
 from __future__ import annotations
 

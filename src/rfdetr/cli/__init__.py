@@ -1,4 +1,6 @@
-"""The `rfdetr` command: thin over the Python interface, one file per verb. Exit codes: 1 failure, 2 bad input."""
+"""The `rfdetr` command: thin over the Python interface, one file per verb. Exit codes: 1 failure, 2
+bad input.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,8 @@ _BAD_INPUT = (
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the result is the exit code. A failure is one line on the error stream.
 
-    An error that is none of ours (`rfdetr.errors`), nor the system's about a file, the network or memory, is a bug: its
-    traceback is shown.
+    An error that is none of ours (`rfdetr.errors`), nor the system's about a file, the network or
+    memory, is a bug: its traceback is shown.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
@@ -60,17 +62,23 @@ def main(arguments: list[str] | None = None) -> int:
         if _is_failure(error):
             return _complain(one_line(error), 1)
         traceback.print_exception(error)
-        return _complain("this is a bug, not a fault of yours: please report this with the lines above", 1)
+        return _complain(
+            "this is a bug, not a fault of yours: please report this with the lines above", 1
+        )
     return 0
 
 
 def _is_failure(error: Exception) -> bool:
     """Whether work has failed for a reason that its message explains."""
-    if isinstance(error, RunError | MissingPackageError | OSError | FloatingPointError | MemoryError):
+    if isinstance(
+        error, RunError | MissingPackageError | OSError | FloatingPointError | MemoryError
+    ):
         return True
     if not isinstance(error, RuntimeError):
         return False
-    from rfdetr.training.memory import is_out_of_memory  # torch's own error of a CPU is a plain RuntimeError
+    from rfdetr.training.memory import (
+        is_out_of_memory,  # torch's own error of a CPU is a plain RuntimeError
+    )
 
     return is_out_of_memory(error)
 

@@ -15,8 +15,8 @@ from rfdetr.cli.options import known_model
 from rfdetr.errors import RunError
 
 if TYPE_CHECKING:
-    from rfdetr.data.doctor import Report
-    from rfdetr.data.repair import Copy
+    from rfdetr.doctor.check import Report
+    from rfdetr.doctor.fix import Copy
 
 _EXAMPLES = 3
 _STYLE = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -33,7 +33,8 @@ def check(  # noqa: PLR0913 - each is an option of the command
     force: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Find what is wrong or odd in a dataset: files, labels, images, splits. Exit code 1 if there are errors.
+    """Find what is wrong or odd in a dataset: files, labels, images, splits. Exit code 1 if there
+    are errors.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def check(  # noqa: PLR0913 - each is an option of the command
     """
     from rfdetr.config import VARIANTS
     from rfdetr.data import check as look
-    from rfdetr.data.repair import fix as write_copy
+    from rfdetr.doctor.fix import fix as write_copy
 
     report = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
     if not as_json:
@@ -66,7 +67,9 @@ def check(  # noqa: PLR0913 - each is an option of the command
     elif copy is not None:
         _show_copy(copy, fix)
     if report.errors:
-        raise RunError(f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset")
+        raise RunError(
+            f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset"
+        )
 
 
 def _show(report: Report) -> None:
@@ -82,15 +85,24 @@ def _show(report: Report) -> None:
         table.add_column(column, justify="right" if column == "found" else "left")
     rules = [rule for rule in RULES if report.findings.counts[rule]]
     for rule in sorted(rules, key=lambda rule: list(_STYLE).index(report.findings.severity(rule))):
-        severity, meaning, advice = report.findings.severity(rule), RULES[rule].meaning, RULES[rule].advice
+        severity, meaning, advice = (
+            report.findings.severity(rule),
+            RULES[rule].meaning,
+            RULES[rule].advice,
+        )
         table.add_row(
-            f"[{_STYLE[severity]}]{severity}[/]", rule, str(report.findings.counts[rule]), f"{meaning}: {advice}"
+            f"[{_STYLE[severity]}]{severity}[/]",
+            rule,
+            str(report.findings.counts[rule]),
+            f"{meaning}: {advice}",
         )
     Console().print(table)
     for rule in rules:
         found = report.of(rule)
         for finding in found[:_EXAMPLES]:
-            console.print(f"[{_STYLE[report.findings.severity(rule)]}]{rule}[/] {escape(str(finding))}")
+            console.print(
+                f"[{_STYLE[report.findings.severity(rule)]}]{rule}[/] {escape(str(finding))}"
+            )
         if len(found) > _EXAMPLES:
             console.print(f"[dim]{rule}: and {len(found) - _EXAMPLES} more; --json lists all[/]")
 
@@ -106,4 +118,6 @@ def _show_copy(copy: Copy, folder: Path | None) -> None:
             if whole
         ]
         console.print(f"{split}: {' and '.join(kept) or 'left out'}")
-    console.print(f"{len(copy.changes)} changes; corrected copy in {folder}, its images are links to the originals")
+    console.print(
+        f"{len(copy.changes)} changes; corrected copy in {folder}, its images are links to the originals"
+    )

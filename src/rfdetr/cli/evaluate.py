@@ -20,7 +20,8 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     device: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Measure a checkpoint on a labelled split: mAP, precision, recall and F1, overall and by class.
+    """Measure a checkpoint on a labelled split: mAP, precision, recall and F1, overall and by
+    class.
 
     Parameters
     ----------

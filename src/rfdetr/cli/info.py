@@ -13,10 +13,19 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from rfdetr.config.arguments import check_path
+from rfdetr.checks import check_path
 from rfdetr.console import show_rows
 
-PACKAGES = ("torch", "numpy", "pillow", "simplejpeg", "supervision", "pytorch-lightning", "hotcoco", "scipy")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pillow",
+    "simplejpeg",
+    "supervision",
+    "pytorch-lightning",
+    "hotcoco",
+    "scipy",
+)
 
 
 def info(target: Annotated[str | None, Parameter(name=["--target"])] = None, /) -> None:
@@ -42,7 +51,11 @@ def _environment() -> dict[str, str]:
     from rfdetr.inference.predictor import best_device
     from rfdetr.weights.download import cache_dir
 
-    rows = {"rfdetr": __version__, "python": platform.python_version(), "system": platform.platform()}
+    rows = {
+        "rfdetr": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
     for package in PACKAGES:
         try:
             rows[package] = importlib.metadata.version(package)
@@ -57,7 +70,7 @@ def _environment() -> dict[str, str]:
 def _checkpoint(name: str) -> dict[str, str]:
     from rfdetr.config import variant_name
     from rfdetr.weights.identify import config_from_checkpoint
-    from rfdetr.weights.pretrained import resolve_weights
+    from rfdetr.weights.load import resolve_weights
     from rfdetr.weights.reading import read_checkpoint
 
     path = resolve_weights(name)
@@ -87,7 +100,13 @@ def _show_dataset(folder: Path) -> None:
     for split in indexes:
         table.add_column(split, justify="right")
     counts = [  # by name: splits may list other classes, or the same in another order
-        dict(zip(index.class_names, np.bincount(index.labels, minlength=len(index.class_names)), strict=True))
+        dict(
+            zip(
+                index.class_names,
+                np.bincount(index.labels, minlength=len(index.class_names)),
+                strict=True,
+            )
+        )
         for index in indexes.values()
     ]
     for name in dict.fromkeys(chain.from_iterable(counts)):

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
+from rfdetr.checks import short
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig
-from rfdetr.config.arguments import short
 from rfdetr.config.fields import fault_lines
 from rfdetr.errors import InputError
 
@@ -28,12 +28,21 @@ _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 
 def field_notes(config: type[BaseModel]) -> dict[str, str]:
     """The line of documentation under each field of a class of `rfdetr.config`."""
-    return {name: note for cls in config.__mro__[::-1] if "rfdetr" in cls.__module__ for name, note in _notes(cls)}
+    return {
+        name: note
+        for cls in config.__mro__[::-1]
+        if "rfdetr" in cls.__module__
+        for name, note in _notes(cls)
+    }
 
 
 def _notes(config: type[Any]) -> Iterator[tuple[str, str]]:
     tree = ast.parse(inspect.getsource(sys.modules[config.__module__]))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config.__name__)
+    body = next(
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == config.__name__
+    )
     for field, note in itertools.pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
@@ -52,8 +61,12 @@ def _plain(value: Any) -> Any:
     return None if value in ("none", "null") else value
 
 
-def options_of(config: type[BaseModel], group: Group, *, without: frozenset[str] = frozenset()) -> Any:
-    """A class with every field of `config` as an option; what is not given stays unset, and its default in `config`."""
+def options_of(
+    config: type[BaseModel], group: Group, *, without: frozenset[str] = frozenset()
+) -> Any:
+    """A class with every field of `config` as an option; what is not given stays unset, and its
+    default in `config`.
+    """
     notes = field_notes(config)
     annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
     fields: dict[str, Any] = {}
@@ -81,9 +94,13 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(settings or {}, dict):
-        raise InputError(f"{path}: expected lines of `name: value`, found {type(settings).__name__}")
+        raise InputError(
+            f"{path}: expected lines of `name: value`, found {type(settings).__name__}"
+        )
     found: dict[str, Any] = settings or {}
     if isinstance(found.get("train"), dict) and isinstance(found.get("model"), dict):
         found = {**found["train"], **found["model"], "model": found.get("variant")}
@@ -100,7 +117,9 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     for name in settings:
         if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
             near = difflib.get_close_matches(str(name), _FIELDS, n=1)
-            problems.append(f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            problems.append(
+                f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
     if problems:
         raise InputError("; ".join(problems))
     model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
@@ -127,5 +146,6 @@ def one_line(error: BaseException) -> str:
 def dashed(tokens: list[str]) -> list[str]:
     """`epochs=5` to `--epochs=5`, unless a file has that name."""
     return [
-        f"--{token}" if re.match(r"[A-Za-z_][\w-]*=", token) and not Path(token).exists() else token for token in tokens
+        f"--{token}" if re.match(r"[A-Za-z_][\w-]*=", token) and not Path(token).exists() else token
+        for token in tokens
     ]

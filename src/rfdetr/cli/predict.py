@@ -28,7 +28,8 @@ def predict(
     device: str | None = None,
     pictures: bool = True,
 ) -> None:
-    """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE) where it has them.
+    """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE)
+    where it has them.
 
     Parameters
     ----------
@@ -52,9 +53,9 @@ def predict(
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
     from rfdetr.detector import RFDETR
-    from rfdetr.evaluation.pictures import draw
+    from rfdetr.evaluation.drawing import draw
+    from rfdetr.files import atomic_write
     from rfdetr.inference.sources import expand
-    from rfdetr.weights.writing import atomic_write
 
     if not sources:
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
@@ -67,30 +68,48 @@ def predict(
     for prediction in with_progress(stream, "Predicting", len(images)):
         record = _record(prediction)
         if prediction.error is None:
-            folder.mkdir(parents=True, exist_ok=True)  # only now: what cannot be read leaves no empty folder
+            folder.mkdir(
+                parents=True, exist_ok=True
+            )  # only now: what cannot be read leaves no empty folder
         if pictures and prediction.error is None:
             record["picture"] = _free_name(str(prediction.source), taken)
-            texts = [f"{entry['class_name']} {entry['confidence']:.2f}" for entry in record["detections"]]
-            draw(prediction.image, prediction.detections, texts).save(folder / record["picture"], quality=92)
+            texts = [
+                f"{entry['class_name']} {entry['confidence']:.2f}" for entry in record["detections"]
+            ]
+            draw(prediction.image, prediction.detections, texts).save(
+                folder / record["picture"], quality=92
+            )
         records.append(record)
     unread = [record for record in records if "error" in record]
     if len(unread) == len(records):
         raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
-    atomic_write(folder / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    atomic_write(
+        folder / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode())
+    )
     found = sum(len(record.get("detections", ())) for record in records)
-    Console().print(f"{len(records)} images, {found} objects: {folder / JSON_NAME}", soft_wrap=True, highlight=False)
+    Console().print(
+        f"{len(records)} images, {found} objects: {folder / JSON_NAME}",
+        soft_wrap=True,
+        highlight=False,
+    )
     if unread:
         names = ", ".join(str(record["source"]) for record in unread)
-        raise RunError(f"{len(unread)} of {len(records)} images could not be read, the others are done: {names}")
+        raise RunError(
+            f"{len(unread)} of {len(records)} images could not be read, the others are done: {names}"
+        )
 
 
 def _output_folder(out: Path | None) -> Path:
     """A folder in which nothing can be overwritten."""
     numbered = itertools.chain(["predictions"], (f"predictions-{n}" for n in itertools.count(2)))
-    folder = out if out is not None else next(path for path in map(Path, numbered) if not path.exists())
+    folder = (
+        out if out is not None else next(path for path in map(Path, numbered) if not path.exists())
+    )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: not an empty folder; nothing is overwritten, choose another --out")
+        raise InputError(
+            f"{folder}: not an empty folder; nothing is overwritten, choose another --out"
+        )
     return folder
 
 
@@ -107,9 +126,11 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 
 
 def _objects(prediction: Prediction) -> Iterator[dict[str, Any]]:
-    from rfdetr.geometry.masks import compress, runs_of_bitmap
+    from rfdetr.geometry.rle import compress, runs_of_bitmap
 
-    found: Any = prediction.detections  # typed for every source of detections: with ids and confidences, or without
+    found: Any = (
+        prediction.detections
+    )  # typed for every source of detections: with ids and confidences, or without
     for box, mask, confidence, class_id, _, data in found:
         entry = {
             "class_id": int(class_id),
@@ -118,7 +139,10 @@ def _objects(prediction: Prediction) -> Iterator[dict[str, Any]]:
             "box_xyxy": [round(float(value), 2) for value in box],
         }
         if mask is not None:
-            entry["mask_rle"] = {"size": list(mask.shape), "counts": compress(runs_of_bitmap(mask)).decode()}
+            entry["mask_rle"] = {
+                "size": list(mask.shape),
+                "counts": compress(runs_of_bitmap(mask)).decode(),
+            }
         yield entry
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 else:
     _training = Group("Training", sort_key=1)
     _network = Group("Model (defaults are the variant's)", sort_key=2)
-    TrainOptions = options_of(SegmentationTrainConfig, _training, without=frozenset({"dataset_dir"}))
+    TrainOptions = options_of(
+        SegmentationTrainConfig, _training, without=frozenset({"dataset_dir"})
+    )
     ModelOptions = options_of(ModelConfig, _network)
 
 
@@ -52,7 +54,9 @@ def train(
     if "dataset_dir" not in settings:
         raise InputError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
     model_settings, train_settings = split_settings(settings)
-    SegmentationTrainConfig(**train_settings)  # a wrong setting is told before any weights are loaded
+    SegmentationTrainConfig(
+        **train_settings
+    )  # a wrong setting is told before any weights are loaded
     _detector(name, model_settings).train(**train_settings)
 
 

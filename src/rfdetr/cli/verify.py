@@ -11,7 +11,8 @@ from rfdetr.errors import RunError
 def verify_resume(
     dataset: Path, /, *, model: str = "mini", kills: int = 5, num_workers: int = 0, seed: int = 0
 ) -> None:
-    """Train a little, once undisturbed and once killed at random moments and resumed, and compare all files.
+    """Train a little, once undisturbed and once killed at random moments and resumed, and compare
+    all files.
 
     Parameters
     ----------
@@ -48,4 +49,6 @@ def verify_resume(
             f"after {report.kills} kills and resumes these files differ: {', '.join(report.differences)}. On a GPU, "
             "some operations add in no fixed order, and two undisturbed runs differ as well"
         )
-    console.print(f"the same, bit for bit, after {report.kills} kills at moments drawn from {report.moments}")
+    console.print(
+        f"the same, bit for bit, after {report.kills} kills at moments drawn from {report.moments}"
+    )

@@ -1,6 +1,8 @@
-"""Configuration: what a model is (`ModelConfig` and its variants) and how it is trained (`TrainConfig`).
+"""Configuration: what a model is (`ModelConfig` and its variants) and how it is trained
+(`TrainConfig`).
 
-What follows from other fields is computed, not stored. Unknown names are refused with the nearest known one.
+What follows from other fields is computed, not stored. Unknown names are refused with the nearest
+known one.
 """
 
 from rfdetr.config.fields import ConfigError

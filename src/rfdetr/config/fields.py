@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from rfdetr.config.arguments import MOST, plain_path, short, shown
+from rfdetr.checks import MOST, plain_path, short, shown
 from rfdetr.errors import InputError
 
-# As types and not as `Field(...)` defaults: a variant that states another default then keeps the range.
+# As types and not as `Field(...)` defaults: a variant that states another default then keeps the
+# range.
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 WorkerCount = Annotated[int, Field(ge=0, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
@@ -31,7 +32,8 @@ PathText = Annotated[
 
 
 class ConfigError(InputError, ValidationError):
-    """A configuration that cannot be: a line for each wrong field, with what was expected and what was found.
+    """A configuration that cannot be: a line for each wrong field, with what was expected and what
+    was found.
 
     `except pydantic.ValidationError` catches it too.
     """
@@ -44,7 +46,9 @@ class ConfigError(InputError, ValidationError):
 
 
 def fault_lines(error: ValidationError) -> list[str]:
-    """What pydantic has found, a line for each wrong field: `epochs: Input should be ...; found 0 (int)`."""
+    """What pydantic has found, a line for each wrong field: `epochs: Input should be ...; found 0
+    (int)`.
+    """
     lines: list[str] = []
     for place, group in itertools.groupby(error.errors(), lambda fault: _place(fault["loc"])):
         faults = list(group)
@@ -57,16 +61,22 @@ def fault_lines(error: ValidationError) -> list[str]:
 
 
 def _place(steps: tuple[str | int, ...]) -> str:
-    """The field, and the number of a list's element; a union of types adds the name of each, which is left out."""
+    """The field, and the number of a list's element; a union of types adds the name of each, which
+    is left out.
+    """
     return ".".join(str(step) for i, step in enumerate(steps) if i == 0 or isinstance(step, int))
 
 
 class StrictConfig(BaseModel):
     """Rejects unknown fields by name, with the nearest known one or where they belong."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
-    PLACE: ClassVar[str]  # where its fields belong, told to whoever gives one elsewhere: a format of model and setting
+    PLACE: ClassVar[
+        str
+    ]  # where its fields belong, told to whoever gives one elsewhere: a format of model and setting
 
     if not TYPE_CHECKING:  # type checkers know the parameters from the fields
 
@@ -77,7 +87,9 @@ class StrictConfig(BaseModel):
                 raise self._error(error.errors()) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assigns what fits the other fields; a refused value changes nothing (pydantic assigns before it checks)."""
+        """Assigns what fits the other fields; a refused value changes nothing (pydantic assigns
+        before it checks).
+        """
         before = dict(self.__dict__)
         self.refuse_unknown({name: value})
         try:
@@ -88,7 +100,9 @@ class StrictConfig(BaseModel):
 
     @classmethod
     def refuse_unknown(cls, settings: Mapping[str, Any], model: str = "ModelConfig") -> None:
-        """Raises `ConfigError` for names that are no fields; `model` names the class that takes fields of the model."""
+        """Raises `ConfigError` for names that are no fields; `model` names the class that takes
+        fields of the model.
+        """
         faults = [
             {"type": "extra_forbidden", "loc": (name,), "msg": "", "input": value}
             for name, value in settings.items()
@@ -103,9 +117,15 @@ class StrictConfig(BaseModel):
         told: list[Any] = []
         for fault in faults:
             known = fault["type"] != "extra_forbidden"
-            text = fault["msg"] if known else cls._unknown_name_message(str(fault["loc"][0]), fault["input"], model)
+            text = (
+                fault["msg"]
+                if known
+                else cls._unknown_name_message(str(fault["loc"][0]), fault["input"], model)
+            )
             kept = PydanticCustomError(fault["type"], "{text}", {"text": text})
-            told.append({"type": kept, "loc": fault["loc"] if known else (), "input": fault["input"]})
+            told.append(
+                {"type": kept, "loc": fault["loc"] if known else (), "input": fault["input"]}
+            )
         return ConfigError.from_exception_data(cls.__name__, told)
 
     @classmethod
@@ -115,5 +135,9 @@ class StrictConfig(BaseModel):
             if name in other.model_fields:
                 return f"{name} belongs to {other.PLACE.format(model=model, setting=f'{name}={short(value)}')}"
         near = difflib.get_close_matches(name, cls.model_fields, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known names: {', '.join(cls.model_fields)}"
+        hint = (
+            f"; did you mean {near[0]!r}?"
+            if near
+            else f"; known names: {', '.join(cls.model_fields)}"
+        )
         return f"{cls.__name__} has no field {name!r}{hint}"

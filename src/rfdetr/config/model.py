@@ -36,7 +36,8 @@ EncoderName = Literal[
 
 
 class ModelConfig(StrictConfig):
-    """What the network is. Use a variant class (`RFDETRNanoConfig`, ...) unless you design your own.
+    """What the network is. Use a variant class (`RFDETRNanoConfig`, ...) unless you design your
+    own.
 
     Source: RF-DETR (arXiv 2511.09554), table of variants.
     """
@@ -46,7 +47,9 @@ class ModelConfig(StrictConfig):
     encoder: EncoderName = "dinov2_windowed_small"
     """DINOv2 family and size; `registers` encoders carry 4 extra learned tokens."""
     out_feature_indexes: list[int] = [3, 6, 9, 12]
-    """States handed to the projector, counted in encoder blocks (1 = after the first). Those blocks attend globally."""
+    """States handed to the projector, counted in encoder blocks (1 = after the first). Those blocks
+    attend globally.
+    """
     patch_size: PositiveInt = 16
     """Side of an image patch, pixels."""
     num_windows: PositiveInt = 2
@@ -54,7 +57,9 @@ class ModelConfig(StrictConfig):
     resolution: PositiveInt = 384
     """Side of the square network input, pixels; a multiple of patch_size * num_windows."""
     positional_encoding_size: PositiveInt | None = None
-    """Side of the stored position grid, patches. None: resolution // patch_size; set where published weights fix it."""
+    """Side of the stored position grid, patches. None: resolution // patch_size; set where
+    published weights fix it.
+    """
     projector_scale: list[Literal["P3", "P4", "P5"]] = ["P4"]
     """Feature levels for the decoder: P3 twice, P4 once, P5 half the patch grid's resolution."""
     hidden_dim: PositiveInt = 256
@@ -86,7 +91,9 @@ class ModelConfig(StrictConfig):
     freeze_encoder: bool = False
     """Leave the encoder as it is: projector, decoder and heads alone learn."""
     backbone_lora: bool = False
-    """Train low-rank adapters (DoRA, rank 16) in the encoder instead of its own weights (extra `[lora]`)."""
+    """Train low-rank adapters (DoRA, rank 16) in the encoder instead of its own weights (extra
+    `[lora]`).
+    """
     gradient_checkpointing: bool = False
     """Recompute encoder blocks in the backward pass: less memory, slower steps."""
     amp: bool = True
@@ -136,11 +143,17 @@ class ModelConfig(StrictConfig):
         _check_feature_indexes(self.out_feature_indexes, self.encoder, self.encoder_dims.depth)
         for name, heads in (("sa_nheads", self.sa_nheads), ("ca_nheads", self.ca_nheads)):
             if self.hidden_dim % heads:
-                raise InputError(f"hidden_dim {self.hidden_dim} is not a multiple of {name} {heads}")
+                raise InputError(
+                    f"hidden_dim {self.hidden_dim} is not a multiple of {name} {heads}"
+                )
         if self.hidden_dim % 4:
-            raise InputError(f"hidden_dim {self.hidden_dim} is not a multiple of 4, the coordinates of a box")
+            raise InputError(
+                f"hidden_dim {self.hidden_dim} is not a multiple of 4, the coordinates of a box"
+            )
         if not self.projector_scale or len(set(self.projector_scale)) != len(self.projector_scale):
-            raise InputError(f"projector_scale {self.projector_scale} needs one or more levels, each once")
+            raise InputError(
+                f"projector_scale {self.projector_scale} needs one or more levels, each once"
+            )
         most = self.num_queries * (self.num_classes + 1)
         if self.num_select > most:
             raise InputError(
@@ -152,6 +165,10 @@ class ModelConfig(StrictConfig):
 
 def _check_feature_indexes(indexes: list[int], encoder: str, depth: int) -> None:
     if not indexes or indexes != sorted(set(indexes)) or indexes[0] < 1:
-        raise InputError(f"out_feature_indexes {indexes} must be ascending, distinct and at least 1")
+        raise InputError(
+            f"out_feature_indexes {indexes} must be ascending, distinct and at least 1"
+        )
     if indexes[-1] > depth:
-        raise InputError(f"out_feature_indexes {indexes} go past the {depth} blocks of encoder {encoder!r}")
+        raise InputError(
+            f"out_feature_indexes {indexes} go past the {depth} blocks of encoder {encoder!r}"
+        )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from rfdetr.config.arguments import check_path
+from rfdetr.checks import check_path
 from rfdetr.config.fields import (
     Factor,
     NonNegativeFloat,
@@ -25,7 +25,9 @@ from rfdetr.errors import InputError
 
 
 class TrainConfig(StrictConfig):
-    """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554); lists of paths and files are in the guide."""
+    """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554); lists of paths and files
+    are in the guide.
+    """
 
     PLACE = "train({setting}) or TrainConfig({setting})"
     DERIVED_FROM_TRAINER: ClassVar[dict[str, str]] = {
@@ -37,13 +39,17 @@ class TrainConfig(StrictConfig):
     dataset_dir: Path
     """Folder with the labelled images, COCO or YOLO layout."""
     dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow"
-    """Layout: "roboflow" detects COCO or YOLO exports; "coco" has train2017/, val2017/; "yolo" has data.yaml."""
+    """Layout: "roboflow" detects COCO or YOLO exports; "coco" has train2017/, val2017/; "yolo" has
+    data.yaml.
+    """
     output_dir: Path = Path("output")
     """Where checkpoints, metrics and plots are written."""
     epochs: PositiveInt = 100
     """Passes over the training images."""
     batch_size: PositiveInt | Literal["auto"] = 4
-    """Images per device and step; "auto": as many as fit, grad_accum_steps then making 16 an update."""
+    """Images per device and step; "auto": as many as fit, grad_accum_steps then making 16 an
+    update.
+    """
     grad_accum_steps: PositiveInt = 4
     """Steps summed into one update; batch_size x grad_accum_steps x devices is best kept at 16."""
     lr: PositiveFloat = 1e-4
@@ -79,7 +85,9 @@ class TrainConfig(StrictConfig):
     expanded_scales: bool = True
     """Multi-scale over 11 sizes instead of 8."""
     color_jitter: Rate = 0.2
-    """Largest relative change of brightness, contrast, saturation in training; 0: none. Measured: +0.004 mAP."""
+    """Largest relative change of brightness, contrast, saturation in training; 0: none. Measured:
+    +0.004 mAP.
+    """
     cls_loss_coef: NonNegativeFloat = 1.0
     """Weight of the classification loss."""
     bbox_loss_coef: NonNegativeFloat = 5.0
@@ -97,7 +105,9 @@ class TrainConfig(StrictConfig):
     resume: PathText | None = None
     """Checkpoint to continue from: "last" (of output_dir), or a path."""
     allow_changed_data: bool = False
-    """Resume on images or labels other than the checkpoint's too; what changed is then a warning, not an error."""
+    """Resume on images or labels other than the checkpoint's too; what changed is then a warning,
+    not an error.
+    """
     run_test: bool = True
     """Evaluate the best weights on the test split at the end, where there is one."""
     eval_interval: PositiveInt = 1
@@ -123,21 +133,28 @@ class TrainConfig(StrictConfig):
     checkpoint_every_minutes: PositiveFloat | None = 30.0
     """Minutes from one last.ckpt to the next inside an epoch; None: none by time."""
     save_safetensors: bool = False
-    """Write the best weights as checkpoint_best_total.safetensors too, for other readers than this package."""
+    """Write the best weights as checkpoint_best_total.safetensors too, for other readers than this
+    package.
+    """
     overwrite: bool = False
     """Start anew in an output_dir that holds a run, and lose that run."""
     tensorboard: bool = False
     """Log to TensorBoard too (extra `[tensorboard]`)."""
     wandb: bool = False
-    """Log to Weights & Biases too (extra `[wandb]`); WANDB_MODE=offline keeps it on this machine."""
+    """Log to Weights & Biases too (extra `[wandb]`); WANDB_MODE=offline keeps it on this machine.
+    """
     mlflow: bool = False
-    """Log to MLflow too (extra `[mlflow]`): to MLFLOW_TRACKING_URI, or output_dir/mlflow.db where that is not set."""
+    """Log to MLflow too (extra `[mlflow]`): to MLFLOW_TRACKING_URI, or output_dir/mlflow.db where
+    that is not set.
+    """
     project: str | None = None
     """Project of Weights & Biases, experiment of MLflow; None: "rfdetr"."""
     run: str | None = None
     """Name of the run there; None: the service makes one up."""
     progress_bar: bool = True
-    """A bar within each epoch, on a terminal or in a notebook; without one, the line at each epoch's end is all."""
+    """A bar within each epoch, on a terminal or in a notebook; without one, the line at each
+    epoch's end is all.
+    """
 
     @classmethod
     def _unknown_name_message(cls, name: str, value: Any, model: str) -> str:
@@ -149,7 +166,11 @@ class TrainConfig(StrictConfig):
     @classmethod
     def _expand_user(cls, value: Any, info: ValidationInfo) -> Any:
         """Before pydantic makes a Path of it, and of an empty text the working directory."""
-        return check_path(str(info.field_name), value) if isinstance(value, str | os.PathLike) else value
+        return (
+            check_path(str(info.field_name), value)
+            if isinstance(value, str | os.PathLike)
+            else value
+        )
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
@@ -158,7 +179,9 @@ class TrainConfig(StrictConfig):
                 f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs} to train at full rate"
             )
         if self.early_stopping_use_ema and not self.use_ema:
-            raise InputError("early_stopping_use_ema True watches averaged weights, but use_ema False keeps none")
+            raise InputError(
+                "early_stopping_use_ema True watches averaged weights, but use_ema False keeps none"
+            )
         return self
 
 

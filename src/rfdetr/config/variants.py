@@ -9,7 +9,9 @@ from rfdetr.config.model import EncoderName, ModelConfig
 
 
 class RFDETRMiniConfig(ModelConfig):
-    """Ours: under 3 M parameters, for laptops, tests and very small devices. Weights come with the package."""
+    """Ours: under 3 M parameters, for laptops, tests and very small devices. Weights come with the
+    package.
+    """
 
     encoder: EncoderName = "dinov2_windowed_mini"
     out_feature_indexes: list[int] = [1, 3, 5]
@@ -169,11 +171,15 @@ VARIANTS: dict[str, type[ModelConfig]] = {
 
 def adds_masks_to(detector: type[ModelConfig], variant: type[ModelConfig]) -> bool:
     """Whether a variant is another one with a segmentation head, and so can start from its weights."""
-    without, with_head = (cls().model_dump(exclude={"pretrain_weights"}) for cls in (detector, variant))
+    without, with_head = (
+        cls().model_dump(exclude={"pretrain_weights"}) for cls in (detector, variant)
+    )
     return without != with_head == {**without, "segmentation_head": True}
 
 
 def variant_name(config: ModelConfig | type[ModelConfig]) -> str | None:
-    """Short name of a configuration's variant ("nano"), or None for one that is no published or bundled variant."""
+    """Short name of a configuration's variant ("nano"), or None for one that is no published or
+    bundled variant.
+    """
     cls = config if isinstance(config, type) else type(config)
     return next((name for name, variant in VARIANTS.items() if variant is cls), None)

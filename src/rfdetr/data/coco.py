@@ -1,8 +1,9 @@
 """COCO annotation files. Labels count the classes from 0 in ascending order of their category ids.
 
-So `content["categories"]` in ascending order, indexed by a predicted class id, is the category of the object; the
-file's own ids stay in `category_ids`. A category that no box uses and that other categories name as their supercategory
-(exports put a root with id 0 there) is no class and has no label.
+So `content["categories"]` in ascending order, indexed by a predicted class id, is the category of
+the object; the file's own ids stay in `category_ids`. A category that no box uses and that other
+categories name as their supercategory (exports put a root with id 0 there) is no class and has no
+label.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr.config.arguments import short
+from rfdetr.checks import short
 from rfdetr.data.files import with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.ids import IdCodes, Key, are_exact, id_key
 from rfdetr.data.index import SplitRecords, is_file_name, leaves
-from rfdetr.data.outlines import OutlineRecorder
+from rfdetr.data.segmentations import OutlineRecorder
 
 _FIELDS = [(name, "<i8") for name in ("id", "image", "category", "outline")] + [("crowd", "<i1")]
-_RECORD = np.dtype([*_FIELDS, ("x", "<f8"), ("y", "<f8"), ("w", "<f8"), ("h", "<f8"), ("area", "<f8")])
+_RECORD = np.dtype(
+    [*_FIELDS, ("x", "<f8"), ("y", "<f8"), ("w", "<f8"), ("h", "<f8"), ("area", "<f8")]
+)
 _PACK = struct.Struct("<4qb5d").pack  # the same layout; refuses what is no number
 _NO_ID = -1
 _NOT_LOOKED_AT = -1
@@ -35,7 +38,9 @@ _LARGEST_SIDE = 2**31
 
 
 class _Packer:
-    """Packs annotations while the JSON parser meets them, so that a million never exist as dictionaries at once."""
+    """Packs annotations while the JSON parser meets them, so that a million never exist as
+    dictionaries at once.
+    """
 
     def __init__(self, ids: IdCodes, masks: bool) -> None:
         self.ids = ids
@@ -44,9 +49,11 @@ class _Packer:
         self._count = 0
 
     def hook(self, record: dict[str, Any]) -> dict[str, Any] | bytes:
-        """An annotation's bytes in its place; the record itself for anything else, faulty annotations included.
+        """An annotation's bytes in its place; the record itself for anything else, faulty
+        annotations included.
 
-        Files hold such records outside of the list of annotations too: the reader takes from that list alone.
+        Files hold such records outside of the list of annotations too: the reader takes from that
+        list alone.
         """
         if "image_id" not in record or "category_id" not in record:
             return record
@@ -62,9 +69,14 @@ class _Packer:
                 np.nan if area is None else area,
             )
             try:
-                packed = _PACK(record.get("id", _NO_ID), record["image_id"], record["category_id"], *rest)
+                packed = _PACK(
+                    record.get("id", _NO_ID), record["image_id"], record["category_id"], *rest
+                )
             except struct.error:  # an id of another form, or no number where one belongs
-                image, category = self.ids.code(record["image_id"]), self.ids.code(record["category_id"])
+                image, category = (
+                    self.ids.code(record["image_id"]),
+                    self.ids.code(record["category_id"]),
+                )
                 identity = record.get("id")
                 own = _NO_ID if id_key(identity) is None else self.ids.code(identity)
                 packed = _PACK(own, image, category, *rest)
@@ -76,12 +88,18 @@ class _Packer:
         return packed
 
     def bounds(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Boxes xyxy (N, 4) around the outlines of these numbers; NaN for -1, an outline that was not looked at."""
+        """Boxes xyxy (N, 4) around the outlines of these numbers; NaN for -1, an outline that was
+        not looked at.
+        """
         return np.vstack([self.outlines.bounds(), np.full((1, 4), np.nan, np.float32)])[rows]
 
 
-def read_coco(path: Path, image_root: Path, findings: Findings | None = None, masks: bool = False) -> SplitRecords:
-    """Read an annotation file whose `file_name`s start from `image_root`; faulty records go to `findings` instead."""
+def read_coco(
+    path: Path, image_root: Path, findings: Findings | None = None, masks: bool = False
+) -> SplitRecords:
+    """Read an annotation file whose `file_name`s start from `image_root`; faulty records go to
+    `findings` instead.
+    """
     findings = Findings(SHOWN) if findings is None else findings
     ids = IdCodes()
     packer = _Packer(ids, masks)
@@ -91,11 +109,19 @@ def read_coco(path: Path, image_root: Path, findings: Findings | None = None, ma
     categories, category_of_box = _categories(path, content["categories"], ids, table["category"])
     ids_by_name, parents = _classes(path, categories, set(np.unique(category_of_box).tolist()))
     if ids.odd or not are_exact(images.codes):
-        odd = f"{ids.odd} ids are text or no plain numbers, such as {short(ids.example)}" if ids.odd else "long numbers"
-        numbered = "" if are_exact(images.codes) else "; images are numbered by their places in the file"
+        odd = (
+            f"{ids.odd} ids are text or no plain numbers, such as {short(ids.example)}"
+            if ids.odd
+            else "long numbers"
+        )
+        numbered = (
+            "" if are_exact(images.codes) else "; images are numbered by their places in the file"
+        )
         findings.add("ids-odd", path, "", odd + numbered)
     for name, identity in parents.items():
-        findings.add("category-parent", path, f"category id {identity}", f"{name!r} is the parent of others")
+        findings.add(
+            "category-parent", path, f"category id {identity}", f"{name!r} is the parent of others"
+        )
     class_names = tuple(sorted(ids_by_name, key=ids_by_name.__getitem__))
     category_ids = np.array([ids_by_name[name] for name in class_names], np.int64)
     image_of_box, has_image = _positions(table["image"], images.codes)
@@ -140,17 +166,26 @@ def _parse(path: Path, hook: Callable[[dict[str, Any]], Any]) -> dict[str, list[
     with path.open(encoding="utf-8-sig") as stream:
         try:
             content: Any = json.load(stream, object_hook=hook)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, nested deep
-            raise DatasetError(f"{path}: not a valid JSON file: {error}; export it again") from error
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # no JSON, no UTF-8, a number of thousands of digits, nested deep
+            raise DatasetError(
+                f"{path}: not a valid JSON file: {error}; export it again"
+            ) from error
     found = sorted(content) if isinstance(content, dict) else type(content).__name__
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DatasetError(f"{path}: not a COCO annotation file: it needs a list {key!r}; found {found}")
+            raise DatasetError(
+                f"{path}: not a COCO annotation file: it needs a list {key!r}; found {found}"
+            )
     parsed: dict[str, list[Any]] = content
     return parsed
 
 
-def _table(path: Path, entries: list[Any], findings: Findings) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _table(
+    path: Path, entries: list[Any], findings: Findings
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The packed annotations of a file's list as a structured array, and their places in the list."""
     places = [at for at, entry in enumerate(entries) if isinstance(entry, bytes)]
     if len(places) < len(entries):
@@ -191,13 +226,17 @@ class _Images(NamedTuple):
     places: NDArray[np.int64]  # of their entries in the file
 
 
-def _images(path: Path, root: Path, entries: list[Any], ids: IdCodes, findings: Findings) -> _Images:
+def _images(
+    path: Path, root: Path, entries: list[Any], ids: IdCodes, findings: Findings
+) -> _Images:
     if not entries:
         raise DatasetError(f"{path}: lists no images; a split needs at least one")
     names: dict[Key, str] = {}
     codes, sizes, places, seen = [], [], [], set()
     for at, entry in enumerate(entries):
-        identity, written, height, width = (_entry(entry, key) for key in ("id", "file_name", "height", "width"))
+        identity, written, height, width = (
+            _entry(entry, key) for key in ("id", "file_name", "height", "width")
+        )
         key = id_key(identity)
         if key is None or not is_file_name(written):
             found = f"{short(entry)}, expected an 'id' (a whole number) and a 'file_name'"
@@ -205,14 +244,30 @@ def _images(path: Path, root: Path, entries: list[Any], ids: IdCodes, findings: 
             continue
         name = with_slashes(root, written)
         if name != written:
-            findings.add("path-backslash", path, f"image id {key}", f"{written} is read as {name}", at)
+            findings.add(
+                "path-backslash", path, f"image id {key}", f"{written} is read as {name}", at
+            )
         if key in names:
-            findings.add("image-id-repeated", path, f"image id {key}", f"it is both {names[key]} and {name}", at)
+            findings.add(
+                "image-id-repeated",
+                path,
+                f"image id {key}",
+                f"it is both {names[key]} and {name}",
+                at,
+            )
             continue
         if name in seen:
-            findings.add("image-listed-twice", path, f"image id {key}", f"{name} is another image's too", at)
+            findings.add(
+                "image-listed-twice", path, f"image id {key}", f"{name} is another image's too", at
+            )
         if (os.path.isabs(name) or ".." in name) and leaves(path.parent.parent, root / name):
-            findings.add("path-outside", path, f"image id {key}", f"{name} is not in {path.parent.parent}", at)
+            findings.add(
+                "path-outside",
+                path,
+                f"image id {key}",
+                f"{name} is not in {path.parent.parent}",
+                at,
+            )
         names[key] = name
         codes.append(ids.code(identity))
         seen.add(name)
@@ -234,7 +289,9 @@ def _entry(record: Any, key: str) -> Any:
     return record.get(key) if isinstance(record, dict) else None
 
 
-def _positions(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _positions(
+    ids: NDArray[np.int64], known: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Position of each id among the known ones, and whether it is there at all."""
     if not len(known):
         return np.zeros_like(ids), np.zeros(len(ids), np.bool_)
@@ -273,7 +330,9 @@ def _report(
 def _categories(
     path: Path, entries: list[Any], ids: IdCodes, codes: NDArray[np.int64]
 ) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
-    """The categories and that of each box by whole numbers: their own ids, or where these are odd, their places."""
+    """The categories and that of each box by whole numbers: their own ids, or where these are odd,
+    their places.
+    """
     for i, category in enumerate(entries):
         if id_key(_entry(category, "id")) is None or "name" not in category:
             raise DatasetError(
@@ -281,7 +340,9 @@ def _categories(
             )
     keys = [id_key(category["id"]) for category in entries]
     if twice := [key for key, count in Counter(keys).items() if count > 1]:
-        raise DatasetError(f"{path}: category ids {twice[:SHOWN]} occur more than once; make them unique")
+        raise DatasetError(
+            f"{path}: category ids {twice[:SHOWN]} occur more than once; make them unique"
+        )
     numbers = np.array([ids.code(category["id"]) for category in entries], np.int64)
     if not are_exact(numbers):
         place, known = _positions(codes, numbers)
@@ -290,10 +351,15 @@ def _categories(
         rank = np.empty(len(keys), np.int64)
         rank[order] = np.arange(len(keys))
         numbers, codes = rank, np.where(known, rank[place], _NO_ID)
-    return [{**category, "id": number} for category, number in zip(entries, numbers.tolist(), strict=True)], codes
+    return [
+        {**category, "id": number}
+        for category, number in zip(entries, numbers.tolist(), strict=True)
+    ], codes
 
 
-def _classes(path: Path, categories: list[dict[str, Any]], used: set[int]) -> tuple[dict[str, int], dict[str, int]]:
+def _classes(
+    path: Path, categories: list[dict[str, Any]], used: set[int]
+) -> tuple[dict[str, int], dict[str, int]]:
     """Ids by name of the classes, and of the unused parents that are none."""
     children = Counter(filter(_is_text, (category.get("supercategory") for category in categories)))
     classes: dict[str, int] = {}
@@ -308,7 +374,9 @@ def _classes(path: Path, categories: list[dict[str, Any]], used: set[int]) -> tu
             )
         group[name] = identity
     if not classes:
-        raise DatasetError(f"{path}: 'categories' has no classes (found {sorted(parents) or 'nothing'}); one is needed")
+        raise DatasetError(
+            f"{path}: 'categories' has no classes (found {sorted(parents) or 'nothing'}); one is needed"
+        )
     return classes, parents
 
 

@@ -28,7 +28,8 @@ def is_hidden(name: str) -> bool:
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Files in a folder and below it, without hidden names.
 
-    Links to folders are followed, unless they lead to a folder that they are in; `above` are the real paths of those.
+    Links to folders are followed, unless they lead to a folder that they are in; `above` are the
+    real paths of those.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -36,12 +37,16 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
             continue
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+        if entry.is_dir(follow_symlinks=False) or (
+            entry.is_symlink() and os.path.isdir(entry.path)
+        ):
             yield from walk(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)
 
 
 def with_slashes(folder: Path, name: str) -> str:
-    r"""A name written on Windows (`images\1.jpg`) with slashes, unless a file has the name as it stands."""
+    r"""A name written on Windows (`images\1.jpg`) with slashes, unless a file has the name as it
+    stands.
+    """
     return name if "\\" not in name or os.path.exists(folder / name) else name.replace("\\", "/")

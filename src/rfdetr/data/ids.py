@@ -1,4 +1,6 @@
-"""Ids of annotation files: whole numbers, or what tools write in their place (`"7"`, `7.0`, UUIDs, long numbers)."""
+"""Ids of annotation files: whole numbers, or what tools write in their place (`"7"`, `7.0`, UUIDs,
+long numbers).
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,15 @@ _LAST_CODE = -(2**62)
 
 
 def id_key(value: Any) -> Key | None:
-    """The id that a JSON value means: `7`, `7.0` and `"7"` are 7, other text stands for itself; None: it is no id."""
+    """The id that a JSON value means: `7`, `7.0` and `"7"` are 7, other text stands for itself;
+    None: it is no id.
+    """
     if isinstance(value, str):
-        return int(value) if value.removeprefix("-").isdecimal() and len(value) <= _LONGEST else value or None
+        return (
+            int(value)
+            if value.removeprefix("-").isdecimal() and len(value) <= _LONGEST
+            else value or None
+        )
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) else None
@@ -32,7 +40,9 @@ def are_exact(codes: NDArray[np.int64]) -> bool:
 
 
 class IdCodes:
-    """Whole numbers of 64 bits for the ids of one file: a number stands for itself, anything else for a code."""
+    """Whole numbers of 64 bits for the ids of one file: a number stands for itself, anything else
+    for a code.
+    """
 
     def __init__(self) -> None:
         self.odd = 0

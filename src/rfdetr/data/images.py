@@ -1,9 +1,11 @@
-"""Pixels: any image file to upright RGB, the one resize and the one normalisation that training and predict share.
+"""Pixels: any image file to upright RGB, the one resize and the one normalisation that training and
+predict share.
 
-JPEG goes through simplejpeg, everything else through Pillow. What is kept of other modes: alpha is dropped, as Pillow's
-`convert("RGB")` and OpenCV do, so that colours are those other tools train on; palettes are expanded; gray of 16 or 32
-bits is brought to 8 by `_deep_gray` (of 16-bit colours Pillow keeps the upper 8 bits); of an animation only the first
-frame is read. An EXIF orientation is applied: images come out upright.
+JPEG goes through simplejpeg, everything else through Pillow. What is kept of other modes: alpha is
+dropped, as Pillow's `convert("RGB")` and OpenCV do, so that colours are those other tools train on;
+palettes are expanded; gray of 16 or 32 bits is brought to 8 by `_deep_gray` (of 16-bit colours
+Pillow keeps the upper 8 bits); of an animation only the first frame is read. An EXIF orientation is
+applied: images come out upright.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, and where Pillow too speaks of a decompression bomb
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which hold the size
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # start-of-frame markers, which hold the size
 _EXIF_MARKER = 0xE1
 _ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
 _WHITE_IS_ZERO = 0  # of the photometric tag
@@ -55,7 +61,8 @@ class ImageError(InputError):
 
 
 class ImageHeader(NamedTuple):
-    """What the first bytes of an image file say. `orientation` is EXIF's: 1 upright, 2 to 8 mirrored or turned.
+    """What the first bytes of an image file say. `orientation` is EXIF's: 1 upright, 2 to 8
+    mirrored or turned.
 
     Height and width are the stored ones. `deep`: more than 8 bits a gray value.
     """
@@ -90,16 +97,25 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.uint8]:
-    """Decode a file, or its bytes, to upright RGB (H, W, 3); `name` stands for bytes in error messages."""
+    """Decode a file, or its bytes, to upright RGB (H, W, 3); `name` stands for bytes in error
+    messages.
+    """
     data = source if isinstance(source, bytes) else source.read_bytes()
     header = _jpeg_header(io.BytesIO(data))
     try:
-        if header is not None and header.channels in (1, 3):  # CMYK needs Pillow, which knows Adobe's inverted inks
+        if header is not None and header.channels in (
+            1,
+            3,
+        ):  # CMYK needs Pillow, which knows Adobe's inverted inks
             check_size(header.height, header.width)
-            with contextlib.suppress(ValueError):  # damaged: Pillow forgives what viewers do, and says more of the rest
+            with contextlib.suppress(
+                ValueError
+            ):  # damaged: Pillow forgives what viewers do, and says more of the rest
                 return turned(simplejpeg.decode_jpeg(data), header.orientation)
         if header is not None and lacks_end_marker(data) and _has_all_scans(data, header.channels):
-            with contextlib.suppress(ValueError):  # simplejpeg, unlike Pillow, refuses it if pixels are missing
+            with contextlib.suppress(
+                ValueError
+            ):  # simplejpeg, unlike Pillow, refuses it if pixels are missing
                 simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if header.channels == 4 else "RGB")
                 data += _JPEG_END
         with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
@@ -107,24 +123,34 @@ def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.ui
     except _PILLOW_ERRORS as error:
         what = name or ("image bytes" if isinstance(source, bytes) else source)
         reason = _reason(error) if data else "it is empty"
-        raise ImageError(f"{what}: cannot be decoded as an image: {reason}; replace or remove the file") from error
+        raise ImageError(
+            f"{what}: cannot be decoded as an image: {reason}; replace or remove the file"
+        ) from error
 
 
 def lacks_end_marker(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG without the marker that ends it; the picture itself may be whole."""
+    """Whether these are the bytes of a JPEG without the marker that ends it; the picture itself may
+    be whole.
+    """
     stream = io.BytesIO(data)
-    return _jpeg_header(stream) is not None and data.rfind(_JPEG_END, stream.tell()) < 0  # a thumbnail lies before
+    return (
+        _jpeg_header(stream) is not None and data.rfind(_JPEG_END, stream.tell()) < 0
+    )  # a thumbnail lies before
 
 
 def _has_all_scans(data: bytes, channels: int) -> bool:
-    """Whether the scans of a JPEG, of which a progressive one has many, bring every coefficient to its last bit."""
+    """Whether the scans of a JPEG, of which a progressive one has many, bring every coefficient to
+    its last bit.
+    """
     sent: set[tuple[int, int]] = set()
     at = data.find(_JPEG_SCAN)
     while 0 <= at < len(data) - 10:
         count = data[at + 4]  # of components; then the identifiers of each and of its tables
         first, last, bits = (*data[at + 5 + 2 * count : at + 8 + 2 * count], 0, 0, 1)[:3]
         if bits & 15 == 0:
-            sent.update(itertools.product(data[at + 5 : at + 5 + 2 * count : 2], range(first, last + 1)))
+            sent.update(
+                itertools.product(data[at + 5 : at + 5 + 2 * count : 2], range(first, last + 1))
+            )
         at = data.find(_JPEG_SCAN, at + 2)
     return len(sent) >= 64 * channels
 
@@ -144,7 +170,9 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
             _tell_deep()
         pixels = np.repeat(_deep_gray(image)[..., None], 3, axis=2)
     else:
-        if "transparency" in image.info:  # Pillow warns where a palette's alpha is dropped in one step
+        if (
+            "transparency" in image.info
+        ):  # Pillow warns where a palette's alpha is dropped in one step
             image = image.convert("RGBA")
         pixels = np.array(image.convert("RGB"))
     return turned(pixels, orientation)
@@ -164,7 +192,9 @@ def resize_square(image: NDArray[np.uint8], size: int) -> Tensor:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 RGB (B, 3, H, W) to float32 with ImageNet mean and deviation; floats are taken as normalised already."""
+    """uint8 RGB (B, 3, H, W) to float32 with ImageNet mean and deviation; floats are taken as
+    normalised already.
+    """
     if images.is_floating_point():
         return images
     mean, scale = _normalization(images.device)
@@ -174,8 +204,15 @@ def normalize(images: Tensor) -> Tensor:
 @functools.lru_cache
 def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # cached: the first caller's mode must not mark the constants
-        mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device).mul(255).view(3, 1, 1)
-        scale = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device).mul(255).reciprocal().view(3, 1, 1)
+        mean = (
+            torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device).mul(255).view(3, 1, 1)
+        )
+        scale = (
+            torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device)
+            .mul(255)
+            .reciprocal()
+            .view(3, 1, 1)
+        )
     return mean, scale
 
 
@@ -186,34 +223,46 @@ def _pillow_formats() -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    return "no known image format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    return (
+        "no known image format"
+        if isinstance(error, UnidentifiedImageError)
+        else str(error) or type(error).__name__
+    )
 
 
 def _deep_gray(image: Image.Image) -> NDArray[np.uint8]:
-    """Gray of 16 or 32 bits, integers or floats, to 8 bits: over the power of two that its largest value just needs.
+    """Gray of 16 or 32 bits, integers or floats, to 8 bits: over the power of two that its largest
+    value just needs.
 
-    4095 of a 12-bit camera and 65535 of a 16-bit one are both white, so that the same picture comes out the same from
-    files of 8, 12 and 16 bits; values up to 255 stay. Negative values are lifted to start at 0, NaN and infinity are 0.
+    4095 of a 12-bit camera and 65535 of a 16-bit one are both white, so that the same picture comes
+    out the same from files of 8, 12 and 16 bits; values up to 255 stay. Negative values are lifted
+    to start at 0, NaN and infinity are 0.
     """
     values = np.nan_to_num(np.array(image, np.float32), nan=0, posinf=0, neginf=0)
     values -= min(values.min(), 0)
     least = 0.0 if image.mode == "F" else 256.0
     scale = max(2.0 ** math.ceil(math.log2(values.max() or 1)), least)
     pixels: NDArray[np.uint8] = np.minimum(values * np.float32(256 / scale), 255).astype(np.uint8)
-    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO  # Pillow inverts 8 bits only
+    white_is_zero = (
+        getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    )  # Pillow inverts 8 bits only
     return ~pixels if white_is_zero else pixels
 
 
 @functools.cache
 def _tell_deep() -> None:
-    logger.warning("there are images of 16 or 32 bits a gray value: each is scaled to 8 bits by its largest value")
+    logger.warning(
+        "there are images of 16 or 32 bits a gray value: each is scaled to 8 bits by its largest value"
+    )
 
 
 Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.bool_])
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation: 5 to 8 are stored transposed; then rows, columns or both are reversed."""
+    """Undo an EXIF orientation: 5 to 8 are stored transposed; then rows, columns or both are
+    reversed.
+    """
     if orientation == 1:
         return pixels
     if orientation >= 5:
@@ -228,8 +277,9 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
 def turned_points(points: NDArray[Any], orientation: int, sizes: NDArray[np.int64]) -> NDArray[Any]:
     """Where `turned` takes points (n, 2) x y of a stored image, for orientations 5 to 8.
 
-    `sizes` (n, 2) or (2,) are height and width of the upright image: with orientation 6, the point (10, 0) of an image
-    stored 100 wide and 40 high is (40, 10) of the upright one, 40 wide and 100 high.
+    `sizes` (n, 2) or (2,) are height and width of the upright image: with orientation 6, the point
+    (10, 0) of an image stored 100 wide and 40 high is (40, 10) of the upright one, 40 wide and 100
+    high.
     """
     moved = points[:, ::-1].copy()
     if orientation in (7, 8):
@@ -249,7 +299,11 @@ def _jpeg_header(stream: BinaryIO) -> ImageHeader | None:
         if marker in _JPEG_FRAMES:
             frame = stream.read(6)  # precision, height, width, components
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-            return ImageHeader(height, width, frame[5], orientation) if len(frame) == 6 and height and width else None
+            return (
+                ImageHeader(height, width, frame[5], orientation)
+                if len(frame) == 6 and height and width
+                else None
+            )
         if length < 0:
             return None
         if marker == _EXIF_MARKER and orientation == 1:
@@ -275,7 +329,9 @@ def _pillow_orientation(image: Image.Image) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """Orientation entry of the first directory; 1 where there is none or it is damaged (slices never raise)."""
+    """Orientation entry of the first directory; 1 where there is none or it is damaged (slices
+    never raise).
+    """
     if not exif.startswith((b"Exif\0\0II", b"Exif\0\0MM")):
         return 1
 
@@ -283,7 +339,9 @@ def _exif_orientation(exif: bytes) -> int:
         return int.from_bytes(exif[at : at + length], "little" if exif[6:7] == b"I" else "big")
 
     directory = 6 + number(10, 4)
-    end = min(directory + 2 + 12 * number(directory, 2), len(exif) - 11)  # a count may promise more than there is
+    end = min(
+        directory + 2 + 12 * number(directory, 2), len(exif) - 11
+    )  # a count may promise more than there is
     for entry in range(directory + 2, end, 12):
         if number(entry, 2) == _ORIENTATION_TAG:
             orientation = number(entry + 8, 2)

@@ -1,7 +1,8 @@
-"""One split of a dataset as a few NumPy arrays: what every format is translated to before training starts.
+"""One split of a dataset as a few NumPy arrays: what every format is translated to before training
+starts.
 
-Built once, in the main process, with every check that needs no pixels; forked workers share the arrays, spawned ones
-get a cheap copy: about 30 bytes a box and 80 an image.
+Built once, in the main process, with every check that needs no pixels; forked workers share the
+arrays, spawned ones get a cheap copy: about 30 bytes a box and 80 an image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr.data.box_rules import (
+from rfdetr.data.box_checks import (
     apart,
     as_written,
     box_faults,
@@ -33,12 +34,15 @@ from rfdetr.data.box_rules import (
 from rfdetr.data.findings import SHOWN, DatasetError, Description, Findings
 from rfdetr.data.ids import Key
 from rfdetr.data.images import ImageError, read_header, turned_points
-from rfdetr.data.outlines import OutlineRecorder, Outlines
-from rfdetr.geometry.masks import Outline
+from rfdetr.data.segmentations import OutlineRecorder, Segmentations
+from rfdetr.geometry.polygons import Segmentation
 
 logger = logging.getLogger(__name__)
 
-_MOST, _PATTERN = 0.5, 3  # of a split's outlines, and in all: if more are apart from their boxes, the file is at fault
+_MOST, _PATTERN = (
+    0.5,
+    3,
+)  # of a split's outlines, and in all: if more are apart from their boxes, the file is at fault
 _CHUNK = 512  # files a thread reads the headers of in one go
 
 
@@ -46,8 +50,8 @@ _CHUNK = 512  # files a thread reads the headers of in one go
 class DatasetIndex:
     """N images and their M boxes; the boxes of image i are rows `offsets[i]` to `offsets[i + 1]`.
 
-    Boxes are xyxy in pixels of the upright image, inside it and with an area. Labels count from 0 in the order of
-    `class_names`; `category_ids` are the ids the files use for them.
+    Boxes are xyxy in pixels of the upright image, inside it and with an area. Labels count from 0
+    in the order of `class_names`; `category_ids` are the ids the files use for them.
     """
 
     source: Path
@@ -64,7 +68,7 @@ class DatasetIndex:
     labels: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
-    outlines: Outlines | None = None  # of the boxes, where a segmentation model asked for them
+    outlines: Segmentations | None = None  # of the boxes, where a segmentation model asked for them
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -78,8 +82,8 @@ class DatasetIndex:
         """Rows of an image's boxes."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
-    def outlines_of(self, image: int, rows: slice | NDArray[np.int64]) -> list[Outline | None]:
-        """Outlines of some of an image's boxes; an empty list where none were asked for."""
+    def outlines_of(self, image: int, rows: slice | NDArray[np.int64]) -> list[Segmentation | None]:
+        """Segmentations of some of an image's boxes; an empty list where none were asked for."""
         if self.outlines is None:
             return []
         height, width = self.sizes[image].tolist()
@@ -87,8 +91,18 @@ class DatasetIndex:
         return [self.outlines.get(row, (height, width)) for row in places]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels: classes, file names, sizes, boxes and outlines; pixels are not read."""
-        arrays = [self.name_bytes, self.name_offsets, self.sizes, self.offsets, self.boxes, self.labels, self.crowd]
+        """SHA-256 of the labels: classes, file names, sizes, boxes and outlines; pixels are not
+        read.
+        """
+        arrays = [
+            self.name_bytes,
+            self.name_offsets,
+            self.sizes,
+            self.offsets,
+            self.boxes,
+            self.labels,
+            self.crowd,
+        ]
         if self.outlines is not None:
             arrays += vars(self.outlines).values()
         names = "\0".join(self.class_names).encode(errors="surrogatepass")
@@ -105,10 +119,14 @@ class DatasetIndex:
         }
 
     def with_classes(self, class_names: tuple[str, ...], whose: str) -> DatasetIndex:
-        """The same split with labels in the order of `class_names`, which must be its own classes; `whose` they are."""
+        """The same split with labels in the order of `class_names`, which must be its own classes;
+        `whose` they are.
+        """
         if class_names == self.class_names:
             return self
-        ids = self.unused_parents | dict(zip(self.class_names, self.category_ids.tolist(), strict=True))
+        ids = self.unused_parents | dict(
+            zip(self.class_names, self.category_ids.tolist(), strict=True)
+        )
         missing = [name for name in class_names if name not in ids]
         extra = [name for name in self.class_names if name not in class_names]
         if missing or extra:
@@ -118,12 +136,16 @@ class DatasetIndex:
             )
         new_label = np.array([class_names.index(name) for name in self.class_names], np.int64)
         category_ids = np.array([ids[name] for name in class_names], np.int64)
-        return replace(self, class_names=class_names, category_ids=category_ids, labels=new_label[self.labels])
+        return replace(
+            self, class_names=class_names, category_ids=category_ids, labels=new_label[self.labels]
+        )
 
 
 @dataclass(kw_only=True)
 class SplitRecords:
-    """What a reader found in the files of one split, each record valid by itself; `build_index` finishes it."""
+    """What a reader found in the files of one split, each record valid by itself; `build_index`
+    finishes it.
+    """
 
     source: Path
     root: Path
@@ -132,9 +154,13 @@ class SplitRecords:
     names: list[str]
     image_ids: NDArray[np.int64]
     image_keys: list[Key] | None = None  # the file's own ids, where `image_ids` may be others
-    image_places: NDArray[np.int64] | None = None  # of the image's entry in `source`; None: it has none
+    image_places: NDArray[np.int64] | None = (
+        None  # of the image's entry in `source`; None: it has none
+    )
     label_files: list[Path] | None = None  # of each image; None: all boxes are in `source`
-    annotated_sizes: NDArray[np.int64] | None = None  # (N, 2) height, width as the annotations have it; 0: unknown
+    annotated_sizes: NDArray[np.int64] | None = (
+        None  # (N, 2) height, width as the annotations have it; 0: unknown
+    )
     image_of_box: NDArray[np.int64]
     boxes: NDArray[np.float64]  # (M, 4) xyxy
     relative: bool  # boxes are in units of the image's size
@@ -144,8 +170,12 @@ class SplitRecords:
     box_places: NDArray[np.int64]  # entry (from 0) or line (from 1) in the box's file
     box_ids: NDArray[np.int64] | None = None  # the file's own; -1: none
     outlines: OutlineRecorder | None = None  # of the boxes, if asked for
-    outline_bounds: NDArray[np.float32] | None = None  # (M, 4) xyxy of the outlines; NaN: none, or not looked at
-    sizes: NDArray[np.int64] | None = None  # (N, 2) height, width of the images in which the boxes are; by build_index
+    outline_bounds: NDArray[np.float32] | None = (
+        None  # (M, 4) xyxy of the outlines; NaN: none, or not looked at
+    )
+    sizes: NDArray[np.int64] | None = (
+        None  # (N, 2) height, width of the images in which the boxes are; by build_index
+    )
     xyxy: NDArray[np.bool_] | None = None  # boxes of a file in x1 y1 x2 y2; by build_index
     unused_parents: dict[str, int] = field(default_factory=dict)
     findings: Findings = field(default_factory=lambda: Findings(SHOWN))
@@ -166,17 +196,21 @@ class SplitRecords:
         return self.source, f"{self.names[image]} (image id {identity})", found, at
 
 
-def build_index(records: SplitRecords, *, lenient: bool = False, masks: bool = True) -> DatasetIndex:
+def build_index(
+    records: SplitRecords, *, lenient: bool = False, masks: bool = True
+) -> DatasetIndex:
     """Check the image files, bring boxes to pixels inside their upright image, order them by image.
 
-    Errors of the records and of the files are raised; `lenient` leaves them, and what they are about, to the caller.
-    Without `masks`, objects without an outline are no findings.
+    Errors of the records and of the files are raised; `lenient` leaves them, and what they are
+    about, to the caller. Without `masks`, objects without an outline are no findings.
     """
     sizes, turns = _image_sizes(records)
     boxes, kept = _boxes_inside(records)
     outlines = _usable_outlines(records, boxes, masks)
     if (turns > 1).any():
-        boxes, outlines = _upright(boxes, outlines, turns[records.image_of_box], sizes[records.image_of_box])
+        boxes, outlines = _upright(
+            boxes, outlines, turns[records.image_of_box], sizes[records.image_of_box]
+        )
     if not lenient:
         records.findings.stop_on_errors(records.source)
         records.findings.log(logger, records.source)
@@ -230,14 +264,17 @@ def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _image_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Read every header: upright sizes (N, 2) as height, width, 0 where there is none; and how boxes are to be turned.
+    """Read every header: upright sizes (N, 2) as height, width, 0 where there is none; and how
+    boxes are to be turned.
 
-    Boxes belong to the upright image, unless the annotated size is that of the stored one and differs: `turns` (N,) is
-    then the EXIF orientation, 5 to 8, else 1.
+    Boxes belong to the upright image, unless the annotated size is that of the stored one and
+    differs: `turns` (N,) is then the EXIF orientation, 5 to 8, else 1.
     """
     chunks = [records.names[i : i + _CHUNK] for i in range(0, len(records.names), _CHUNK)]
     with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
-        found = list(chain.from_iterable(pool.map(lambda chunk: _headers(records.root, chunk), chunks)))
+        found = list(
+            chain.from_iterable(pool.map(lambda chunk: _headers(records.root, chunk), chunks))
+        )
     headers = np.array(found, np.int64).reshape(-1, 4)
     sizes, orientation = headers[:, :2], headers[:, 2]
     stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
@@ -249,7 +286,10 @@ def _image_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.i
     records.sizes = np.where(sideways[:, None], stored, sizes).clip(min=0)
     rules: dict[str, tuple[NDArray[np.bool_], Callable[[int], str]]] = {
         "image-missing": (sizes[:, 0] == _MISSING, lambda _: f"not in {records.root}"),
-        "image-unreadable": (sizes[:, 0] == _UNREADABLE, lambda i: _why_unreadable(records.root / records.names[i])),
+        "image-unreadable": (
+            sizes[:, 0] == _UNREADABLE,
+            lambda i: _why_unreadable(records.root / records.names[i]),
+        ),
         "image-size-differs": (
             differs & ~sideways,
             lambda i: f"is {_text(sizes[i])}, annotated as {_text(annotated[i])}",
@@ -258,7 +298,10 @@ def _image_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.i
             sideways,
             lambda i: f"annotated as {_text(stored[i])}, EXIF orientation {orientation[i]}",
         ),
-        "image-turned": ((orientation > 1) & ~sideways, lambda i: f"EXIF orientation {orientation[i]}"),
+        "image-turned": (
+            (orientation > 1) & ~sideways,
+            lambda i: f"EXIF orientation {orientation[i]}",
+        ),
         "image-deep": (headers[:, 3] > 0, lambda _: "more than 8 bits"),
     }
     for rule, (which, text) in rules.items():
@@ -302,22 +345,29 @@ def _why_unreadable(path: Path) -> str:
 
 
 def _boxes_inside(records: SplitRecords) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes in pixels clipped to their image, and the rows with an area; what is odd of them is a finding.
+    """Boxes in pixels clipped to their image, and the rows with an area; what is odd of them is a
+    finding.
 
     Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such.
     """
     assert records.sizes is not None
-    limits = records.sizes[records.image_of_box][:, [1, 0, 1, 0]].astype(np.float64)  # (M, 4): width, height twice
+    limits = records.sizes[records.image_of_box][:, [1, 0, 1, 0]].astype(
+        np.float64
+    )  # (M, 4): width, height twice
     boxes = records.boxes * limits if records.relative else records.boxes
     likely = np.zeros(len(boxes), np.bool_)
     if not records.relative:
-        likely, xyxy = xyxy_boxes(boxes, limits, proved_right(boxes, records.areas, records.outline_bounds))
+        likely, xyxy = xyxy_boxes(
+            boxes, limits, proved_right(boxes, records.areas, records.outline_bounds)
+        )
         if xyxy.any():
             found = f"{int(likely.sum())} of {len(boxes)} boxes reach far outside, {int(xyxy.sum())} fit as x1 y1 x2 y2"
             records.findings.add("boxes-xyxy", records.source, "", found)
             boxes, records.xyxy = np.where(xyxy[:, None], as_written(boxes), boxes), xyxy
             likely[:] = False
-    clipped = np.clip(boxes, 0, limits).astype(np.float32)  # before the check: rounding may take the last of an area
+    clipped = np.clip(boxes, 0, limits).astype(
+        np.float32
+    )  # before the check: rounding may take the last of an area
     faults = box_faults(boxes, clipped, limits)
     faults["box-likely-xyxy"] = likely
     faults["box-clipped"] &= ~likely
@@ -331,7 +381,9 @@ def _boxes_inside(records: SplitRecords) -> tuple[NDArray[np.float32], NDArray[n
         size = f"{limits[row, 0]:g}x{limits[row, 1]:g}"
         found = f"x {x:g}, y {y:g}, width {right - x:g}, height {bottom - y:g} in {size} pixels"
         area = "" if np.isnan(records.areas[row]) else f", area {records.areas[row]:g}"
-        return records.describe_box(row, f"{found}{area}, class {records.class_names[records.labels[row]]}")
+        return records.describe_box(
+            row, f"{found}{area}, class {records.class_names[records.labels[row]]}"
+        )
 
     for rule, which in faults.items():
         records.findings.add_rows(rule, np.flatnonzero(which).tolist(), describe)
@@ -339,18 +391,28 @@ def _boxes_inside(records: SplitRecords) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _upright(
-    boxes: NDArray[np.float32], outlines: Outlines | None, turns: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], Outlines | None]:
-    """Boxes (M, 4) and outlines of stored images in the upright ones of `sizes` (M, 2); `turns` (M,): EXIF's, or 1."""
+    boxes: NDArray[np.float32],
+    outlines: Segmentations | None,
+    turns: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], Segmentations | None]:
+    """Boxes (M, 4) and outlines of stored images in the upright ones of `sizes` (M, 2); `turns`
+    (M,): EXIF's, or 1.
+    """
     for turn in range(5, 9):
         rows = np.flatnonzero(turns == turn)
-        first, second = (turned_points(boxes[rows, at : at + 2], turn, sizes[rows]) for at in (0, 2))
+        first, second = (
+            turned_points(boxes[rows, at : at + 2], turn, sizes[rows]) for at in (0, 2)
+        )
         boxes[rows] = np.concatenate((np.minimum(first, second), np.maximum(first, second)), axis=1)
     return boxes, None if outlines is None else outlines.turned(turns, sizes)
 
 
-def _usable_outlines(records: SplitRecords, boxes: NDArray[np.float32], tell_missing: bool) -> Outlines | None:
-    """Outlines in pixels, if asked for; those apart from their boxes, inside the images, are findings.
+def _usable_outlines(
+    records: SplitRecords, boxes: NDArray[np.float32], tell_missing: bool
+) -> Segmentations | None:
+    """Segmentations in pixels, if asked for; those apart from their boxes, inside the images, are
+    findings.
 
     So are, if it is to be told, the objects without one, and that there is none at all.
     """
@@ -367,20 +429,29 @@ def _usable_outlines(records: SplitRecords, boxes: NDArray[np.float32], tell_mis
         rule, found = recorder.fault(row)
         records.findings.add_rows(rule, [row], functools.partial(records.describe_box, found=found))
     if len(without) and len(without) == len(outlines.entries):
-        found = f"{len(without)} objects, none with a usable outline; the first: {recorder.fault(0)[1]}"
+        found = (
+            f"{len(without)} objects, none with a usable outline; the first: {recorder.fault(0)[1]}"
+        )
         records.findings.add("outlines-none", records.source, "", found)
     return outlines
 
 
-def _check_places(records: SplitRecords, boxes: NDArray[np.float32], outlined: NDArray[np.bool_]) -> None:
+def _check_places(
+    records: SplitRecords, boxes: NDArray[np.float32], outlined: NDArray[np.bool_]
+) -> None:
     """Findings on boxes whose usable outlines show another place."""
     assert records.sizes is not None and records.outline_bounds is not None
-    bounds = np.clip(records.outline_bounds, 0, records.sizes[records.image_of_box][:, [1, 0, 1, 0]])
+    bounds = np.clip(
+        records.outline_bounds, 0, records.sizes[records.image_of_box][:, [1, 0, 1, 0]]
+    )
     places = outlined & has_area(boxes)
     rows = np.flatnonzero(places & apart(boxes, bounds))
 
     def describe(row: int) -> Description:
-        box, outline = (", ".join(f"{side:g}" for side in xyxy) for xyxy in (boxes[row].tolist(), bounds[row].tolist()))
+        box, outline = (
+            ", ".join(f"{side:g}" for side in xyxy)
+            for xyxy in (boxes[row].tolist(), bounds[row].tolist())
+        )
         return records.describe_box(row, f"box x1 y1 x2 y2 {box}, outline {outline}")
 
     records.findings.add_rows("outline-apart", rows.tolist(), describe)

@@ -1,7 +1,9 @@
-"""Where a dataset keeps its splits: Roboflow's COCO and YOLO exports, the original COCO layout, YOLO folders.
+"""Where a dataset keeps its splits: Roboflow's COCO and YOLO exports, the original COCO layout,
+YOLO folders.
 
 "roboflow" takes `<split>/_annotations.coco.json` for COCO and `data.yaml` for YOLO; "coco" is
-`annotations/instances_<folder>.json` with `<folder>/` beside it, folders train2017 and val2017; "yolo" is `data.yaml`.
+`annotations/instances_<folder>.json` with `<folder>/` beside it, folders train2017 and val2017;
+"yolo" is `data.yaml`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rfdetr.config.arguments import check_path
+from rfdetr.checks import check_path
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
@@ -42,7 +44,9 @@ def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> Data
     """Find the splits of a dataset; `dataset_file` is TrainConfig's ("roboflow", "coco" or "yolo")."""
     root = check_path("dataset_dir", dataset_dir)
     if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; dataset_dir must be the folder that holds the dataset's splits")
+        raise DatasetError(
+            f"{root}: no such folder; dataset_dir must be the folder that holds the dataset's splits"
+        )
     if dataset_file in ("roboflow", "coco"):
         finder = _roboflow_coco if dataset_file == "roboflow" else _original_coco
         if coco_splits := finder(root):
@@ -62,9 +66,11 @@ def load_index(
     findings: Findings | None = None,
     masks: bool = False,
 ) -> DatasetIndex:
-    """Index a split; with `class_names` (those of train, or of a model) labels follow them and must be the same set.
+    """Index a split; with `class_names` (those of train, or of a model) labels follow them and must
+    be the same set.
 
-    Faults of records are raised together, or left in `findings` where these are given. `masks` reads outlines too.
+    Faults of records are raised together, or left in `findings` where these are given. `masks`
+    reads outlines too.
     """
     if split not in layout.splits:
         raise DatasetError(
@@ -72,7 +78,11 @@ def load_index(
             f"{' or '.join(SPLITS.get(split, (split,)))}; found {', '.join(layout.splits) or 'none'}"
         )
     index = build_index(read_split(layout, split, findings, masks), lenient=findings is not None)
-    return index if class_names is None else index.with_classes(tuple(class_names), "the model or the train split")
+    return (
+        index
+        if class_names is None
+        else index.with_classes(tuple(class_names), "the model or the train split")
+    )
 
 
 def read_split(
@@ -119,7 +129,10 @@ def _nothing_found(root: Path, dataset_file: str) -> str:
     }
     if dataset_file not in looked:
         return f"dataset_file is {dataset_file!r}; expected one of {', '.join(looked)}"
-    there = ", ".join(sorted(path.name + "/" * path.is_dir() for path in root.iterdir())[:20]) or "nothing"
+    there = (
+        ", ".join(sorted(path.name + "/" * path.is_dir() for path in root.iterdir())[:20])
+        or "nothing"
+    )
     hint = ""
     if _original_coco(root):
         hint = "; this looks like the original COCO layout: pass dataset_file='coco'"

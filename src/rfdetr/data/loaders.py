@@ -1,4 +1,6 @@
-"""Batches: which images in which order (`EpochSampler`), how they are joined (`collate`), by whom (`build_loader`)."""
+"""Batches: which images in which order (`EpochSampler`), how they are joined (`collate`), by whom
+(`build_loader`).
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from rfdetr.data.batches import NestedTensor
 from rfdetr.data.dataset import DetectionDataset, SampleKey, Target, keyed_generator
 from rfdetr.data.workers import outlive_signals, worker_context
-from rfdetr.geometry.nested import NestedTensor
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """Keys (epoch, image) of one rank's share of an epoch; the order depends on (seed, epoch) only, not on workers.
+    """Keys (epoch, image) of one rank's share of an epoch; the order depends on (seed, epoch) only,
+    not on workers.
 
-    An epoch has `at_least` so many images where it is shuffled: a smaller set is repeated, each time in another order
-    and with numbers that go on (see `DetectionDataset`). With `sizes`, which is called when an iteration starts and
-    yields the size of each image from there on, keys are (epoch, image, size).
+    An epoch has `at_least` so many images where it is shuffled: a smaller set is repeated, each
+    time in another order and with numbers that go on (see `DetectionDataset`). With `sizes`, which
+    is called when an iteration starts and yields the size of each image from there on, keys are
+    (epoch, image, size).
 
-    Shuffled shares are made equal by repeating the first images, as training ranks must take the same number of steps;
-    unshuffled (evaluation) shares hold every image once, unless `even` asks for equal ones or there are too few images
-    for every rank to have one.
+    Shuffled shares are made equal by repeating the first images, as training ranks must take the
+    same number of steps; unshuffled (evaluation) shares hold every image once, unless `even` asks
+    for equal ones or there are too few images for every rank to have one.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only: an order and a share of it
@@ -49,7 +53,9 @@ class EpochSampler(Sampler[SampleKey]):
         self.rank = rank
         self.world_size = world_size
         self.skip = 0
-        """Images at the start of the epoch's order, of all ranks, that the next iteration leaves out."""
+        """Images at the start of the epoch's order, of all ranks, that the next iteration leaves
+        out.
+        """
         self.even = even or shuffle or length < world_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -69,25 +75,33 @@ class EpochSampler(Sampler[SampleKey]):
         order = np.arange(self.total)
         if self.shuffle:
             draw = keyed_generator(self.seed, epoch)
-            order = np.concatenate([first + draw.permutation(self.length) for first in order[:: self.length]])
+            order = np.concatenate(
+                [first + draw.permutation(self.length) for first in order[:: self.length]]
+            )
         sizes = self.sizes() if self.sizes else None
         start = skip + self.rank
-        for position in range(start, start + self.share_after(skip) * self.world_size, self.world_size):
+        for position in range(
+            start, start + self.share_after(skip) * self.world_size, self.world_size
+        ):
             image = int(order[position % self.total])
             yield (epoch, image, next(sizes)) if sizes else (epoch, image)
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Target]]:
-    """Join images of one size to a uint8 batch (B, 3, size, size) without padding; targets stay a list."""
+    """Join images of one size to a uint8 batch (B, 3, size, size) without padding; targets stay a
+    list.
+    """
     images, targets = zip(*samples, strict=True)
     return NestedTensor(torch.stack(images)), list(targets)
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader whose first iteration after `load_state_dict` starts where another stood; nothing skipped is decoded.
+    """A loader whose first iteration after `load_state_dict` starts where another stood; nothing
+    skipped is decoded.
 
-    Its state counts images of the epoch's order, not batches, so that a run may go on with another batch size or
-    number of processes. Lightning keeps the state of such loaders. It takes an `EpochSampler`.
+    Its state counts images of the epoch's order, not batches, so that a run may go on with another
+    batch size or number of processes. Lightning keeps the state of such loaders. It takes an
+    `EpochSampler`.
     """
 
     _images = 0
@@ -108,10 +122,14 @@ class ResumableLoader(DataLoader[Any]):
     @property
     def images_per_batch(self) -> int:
         """Images of a full batch of every process together."""
-        return (self.batch_size or 1) * (self.sampler.world_size if isinstance(self.sampler, EpochSampler) else 1)
+        return (self.batch_size or 1) * (
+            self.sampler.world_size if isinstance(self.sampler, EpochSampler) else 1
+        )
 
     def batches_after(self, images: int) -> int:
-        """How many batches an epoch has left whose first `images` images, over all processes, were taken."""
+        """How many batches an epoch has left whose first `images` images, over all processes, were
+        taken.
+        """
         if not isinstance(self.sampler, EpochSampler):
             return max(len(self) - images // self.images_per_batch, 0)
         share, size = self.sampler.share_after(images), self.batch_size or 1
@@ -134,7 +152,9 @@ def build_loader(
     pin_memory: bool = False,
     drop_last: bool = False,
 ) -> ResumableLoader:
-    """A loader of (NestedTensor, targets) batches whose workers stay alive from one epoch to the next."""
+    """A loader of (NestedTensor, targets) batches whose workers stay alive from one epoch to the
+    next.
+    """
     return ResumableLoader(
         dataset,
         batch_size=batch_size,

@@ -1,7 +1,9 @@
-"""The training and the evaluation recipe: upright RGB pixels and boxes in, square uint8 tensor and relative boxes out.
+"""The training and the evaluation recipe: upright RGB pixels and boxes in, square uint8 tensor and
+relative boxes out.
 
-A recipe is drawn first as one window of the original image; pixels are then cropped and resampled once, boxes and
-outlines move analytically, so no intermediate picture of the published recipe (resize, crop, resize) is ever made.
+A recipe is drawn first as one window of the original image; pixels are then cropped and resampled
+once, boxes and outlines move analytically, so no intermediate picture of the published recipe
+(resize, crop, resize) is ever made.
 """
 
 from __future__ import annotations
@@ -16,23 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfdetr.data.images import resize_square
-from rfdetr.geometry.masks import Outline, Window
+from rfdetr.geometry.polygons import Crop, Segmentation
 
 SHORT_SIDES = (400, 500, 600)  # pixels the short side is scaled to before cropping
 CROP_SIDES = (384, 600)  # smallest and largest crop side, in pixels of that scale
 _LUMA = (0.299, 0.587, 0.114)
 
-Outlines = Sequence[Outline | None]
+Segmentations = Sequence[Segmentation | None]
 """One for each box, None where there is no outline; empty where outlines are not wanted."""
 
 
 class View(NamedTuple):
-    """A network input, the part of the image it shows, its boxes; `kept` says which of the given ones these are."""
+    """A network input, the part of the image it shows, its boxes; `kept` says which of the given
+    ones these are.
+    """
 
     image: Tensor  # (3, size, size) uint8
     boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the view
     kept: NDArray[np.bool_]
-    window: Window
+    window: Crop
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,19 @@ class EvaluationView:
         image: NDArray[np.uint8],
         boxes_xyxy: NDArray[np.float32],
         _rng: np.random.Generator,
-        _outlines: Outlines = (),
+        _outlines: Segmentations = (),
         size: int | None = None,
     ) -> View:
-        window = Window(0, 0, image.shape[1], image.shape[0])
-        return View(resize_square(image, size or self.size), *move_boxes(boxes_xyxy, window), window)
+        window = Crop(0, 0, image.shape[1], image.shape[0])
+        return View(
+            resize_square(image, size or self.size), *move_boxes(boxes_xyxy, window), window
+        )
 
 
 @dataclass(frozen=True)
 class TrainingView:
-    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast and saturation.
+    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast
+    and saturation.
 
     `size` of a call, in pixels, is for this view alone: that of its step in multi-scale training.
     """
@@ -68,7 +75,7 @@ class TrainingView:
         image: NDArray[np.uint8],
         boxes_xyxy: NDArray[np.float32],
         rng: np.random.Generator,
-        outlines: Outlines = (),
+        outlines: Segmentations = (),
         size: int | None = None,
     ) -> View:
         window = draw_window(image.shape[0], image.shape[1], rng)
@@ -82,15 +89,17 @@ class TrainingView:
         return View(pixels, boxes, kept, window)
 
 
-def draw_window(height: int, width: int, rng: np.random.Generator) -> Window:
-    """The published recipe's crop (short side to 400, 500 or 600; 384 to 600 a side) in the image's own pixels."""
+def draw_window(height: int, width: int, rng: np.random.Generator) -> Crop:
+    """The published recipe's crop (short side to 400, 500 or 600; 384 to 600 a side) in the image's
+    own pixels.
+    """
     flipped = rng.random() < 0.5
     if rng.random() < 0.5:
-        return Window(0, 0, width, height, flipped)
+        return Crop(0, 0, width, height, flipped)
     scale = int(rng.choice(SHORT_SIDES)) / min(height, width)
     top, bottom = _draw_span(height, scale, rng)
     left, right = _draw_span(width, scale, rng)
-    return Window(left, top, right, bottom, flipped)
+    return Crop(left, top, right, bottom, flipped)
 
 
 def _draw_span(side: int, scale: float, rng: np.random.Generator) -> tuple[int, int]:
@@ -103,12 +112,12 @@ def _draw_span(side: int, scale: float, rng: np.random.Generator) -> tuple[int, 
 
 
 def move_boxes(
-    boxes_xyxy: NDArray[np.float32], window: Window, outlines: Outlines = ()
+    boxes_xyxy: NDArray[np.float32], window: Crop, outlines: Segmentations = ()
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Clip boxes (n, 4) to a window and express them as cxcywh relative to it.
 
-    A clipped box with an outline becomes the box around what the window shows of that. Dropped: what shows less than a
-    pixel of width or height, unless the whole box is that small and inside.
+    A clipped box with an outline becomes the box around what the window shows of that. Dropped:
+    what shows less than a pixel of width or height, unless the whole box is that small and inside.
     """
     corner = np.array([window.left, window.top], np.float32)
     extent = np.array([window.right, window.bottom], np.float32) - corner
@@ -121,7 +130,9 @@ def move_boxes(
         for i in np.flatnonzero(cut & overlaps).tolist():
             if (outline := outlines[i]) is not None:
                 box = outline.bounds(window)
-                clipped_low[i], clipped_high[i] = (0, 0) if box is None else (box[:2] - corner, box[2:] - corner)
+                clipped_low[i], clipped_high[i] = (
+                    (0, 0) if box is None else (box[:2] - corner, box[2:] - corner)
+                )
     visible = clipped_high - clipped_low
     kept = ((visible > 0) & ((visible >= 1) | (visible >= 0.999 * (high - low)))).all(1)
     centres = (clipped_low + clipped_high)[kept] / (2 * extent)
@@ -131,17 +142,25 @@ def move_boxes(
 
 
 def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation of a uint8 (3, H, W) image each times 1 - strength to 1 + strength.
+    """Brightness, contrast and saturation of a uint8 (3, H, W) image each times 1 - strength to 1 +
+    strength.
 
-    All three are linear in a pixel's colour, its gray and the mean gray, so they are applied as one. The mean is that
-    of every fourth row. Each operation rounds each value by itself, so the result does not depend on threads.
+    All three are linear in a pixel's colour, its gray and the mean gray, so they are applied as
+    one. The mean is that of every fourth row. Each operation rounds each value by itself, so the
+    result does not depend on threads.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
     luma = torch.tensor(_LUMA, dtype=torch.float32)
     mean_gray = (image[:, ::4].double().mean((1, 2)) @ luma.double()).item()
     colors = image.float()
     weights = brightness * contrast * (1 - saturation) * luma
-    shift = (colors[0] * weights[0]).add_(colors[1] * weights[1]).add_(colors[2] * weights[2])  # (H, W)
-    shift.add_(brightness * (1 - contrast) * mean_gray + 0.5)  # the half makes cutting to uint8 rounding
+    shift = (
+        (colors[0] * weights[0]).add_(colors[1] * weights[1]).add_(colors[2] * weights[2])
+    )  # (H, W)
+    shift.add_(
+        brightness * (1 - contrast) * mean_gray + 0.5
+    )  # the half makes cutting to uint8 rounding
     colors.mul_(brightness * contrast * saturation).add_(shift).clamp_(0, 255)
-    return torch.from_numpy(colors.numpy().astype(np.uint8))  # three times as fast as torch's own cast
+    return torch.from_numpy(
+        colors.numpy().astype(np.uint8)
+    )  # three times as fast as torch's own cast

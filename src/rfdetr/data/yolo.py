@@ -1,7 +1,9 @@
-"""YOLO folders: data.yaml with class names and image places, and one text file of boxes or polygons per image.
+"""YOLO folders: data.yaml with class names and image places, and one text file of boxes or polygons
+per image.
 
-A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, relative to the image; a polygon's box is that around it.
-Where data.yaml has a `kpt_shape`, it is `class cx cy w h` and the key points, of which nothing is read.
+A line is `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, relative to the image; a polygon's box
+is that around it. Where data.yaml has a `kpt_shape`, it is `class cx cy w h` and the key points, of
+which nothing is read.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import yaml
 
-from rfdetr.config.arguments import short
+from rfdetr.checks import short
 from rfdetr.data.files import IMAGE_SUFFIXES, is_image, walk, with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import SplitRecords, is_file_name, leaves
-from rfdetr.data.outlines import OutlineRecorder
+from rfdetr.data.segmentations import OutlineRecorder
 from rfdetr.errors import InputError
 
 YAML_NAMES = ("data.yaml", "data.yml")
@@ -33,31 +35,47 @@ Box: TypeAlias = "tuple[float, float, float, float]"
 
 @dataclass(frozen=True)
 class YoloConfig:
-    """A data.yaml: class names in label order, and the existing image folders or lists of each split."""
+    """A data.yaml: class names in label order, and the existing image folders or lists of each
+    split.
+    """
 
     path: Path
     class_names: tuple[str, ...]
     places: dict[str, tuple[Path, ...]]
-    kpt_shape: tuple[int, int] | None = None  # key points after each box, numbers of each; None: no key points
+    kpt_shape: tuple[int, int] | None = (
+        None  # key points after each box, numbers of each; None: no key points
+    )
 
 
 def read_data_yaml(path: Path) -> YoloConfig:
-    """Read and check a data.yaml; a split whose places do not exist is left out unless it is train or valid."""
+    """Read and check a data.yaml; a split whose places do not exist is left out unless it is train
+    or valid.
+    """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)  # strings only: a class may be `no`
+        content = yaml.load(
+            path.read_text(encoding="utf-8-sig"), yaml.BaseLoader
+        )  # strings only: a class may be `no`
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: not a valid YAML file: {error}") from error
     if not isinstance(content, dict):
-        raise DatasetError(f"{path}: expected keys 'names', 'train' and 'val'; found {type(content).__name__}")
+        raise DatasetError(
+            f"{path}: expected keys 'names', 'train' and 'val'; found {type(content).__name__}"
+        )
     written = content
-    content = {key.lower(): value for key, value in written.items()}  # CVAT writes Train and Validation
+    content = {
+        key.lower(): value for key, value in written.items()
+    }  # CVAT writes Train and Validation
     if len(content) < len(written):
-        raise DatasetError(f"{path}: keys {', '.join(written)}: some differ in capitals only; keep one of them")
+        raise DatasetError(
+            f"{path}: keys {', '.join(written)}: some differ in capitals only; keep one of them"
+        )
     places = {split: found for split in SPLIT_KEYS if (found := _places(path, content, split))}
     return YoloConfig(path, _class_names(path, content), places, _kpt_shape(path, content))
 
 
-def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, masks: bool = False) -> SplitRecords:
+def read_yolo(
+    config: YoloConfig, split: str, findings: Findings | None = None, masks: bool = False
+) -> SplitRecords:
     """Read the label files of a split; image ids are 0, 1, ... in the order of the paths.
 
     Faulty lines go to `findings` instead.
@@ -71,12 +89,24 @@ def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, 
     images = sorted(listed.union(filter(is_image, found)))
     if not images:
         where = ", ".join(map(str, config.places[split]))
-        raise DatasetError(f"{config.path}: {split}: no image files in {where} ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DatasetError(
+            f"{config.path}: {split}: no image files in {where} ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
     label_files = [label_file(image) for image in images]
     folders = {file.parent for file in label_files}
-    if not any(file.exists() for file in label_files) and not any(folder.is_dir() for folder in folders):
-        raise DatasetError(f"{config.path}: {split}: no label folder; expected {', '.join(map(str, sorted(folders)))}")
-    _check_files(config, split, dict(zip(images, label_files, strict=True)), found.difference(images), findings)
+    if not any(file.exists() for file in label_files) and not any(
+        folder.is_dir() for folder in folders
+    ):
+        raise DatasetError(
+            f"{config.path}: {split}: no label folder; expected {', '.join(map(str, sorted(folders)))}"
+        )
+    _check_files(
+        config,
+        split,
+        dict(zip(images, label_files, strict=True)),
+        found.difference(images),
+        findings,
+    )
     outlines = OutlineRecorder() if masks else None
     rows: list[tuple[int, int, int, Box]] = []  # image, line, label, box
     without = -findings.counts["label-missing"]
@@ -86,14 +116,22 @@ def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, 
             findings.add("path-outside", config.path, split, f"{image} is not in {root}")
     without += findings.counts["label-missing"]
     if 2 * without > len(images):
-        findings.add("labels-few", config.path, split, f"{without} of {len(images)} images have no label file")
+        findings.add(
+            "labels-few",
+            config.path,
+            split,
+            f"{without} of {len(images)} images have no label file",
+        )
     image_of_box, lines, labels, boxes = zip(*rows, strict=True) if rows else ((), (), (), ())
     return SplitRecords(
         source=config.path,
         root=root,
         class_names=config.class_names,
         category_ids=np.arange(len(config.class_names)),
-        names=[str(image.relative_to(root)) if image.is_relative_to(root) else str(image) for image in images],
+        names=[
+            str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
+            for image in images
+        ],
         image_ids=np.arange(len(images)),
         label_files=label_files,
         image_of_box=np.array(image_of_box, np.int64),
@@ -109,7 +147,11 @@ def read_yolo(config: YoloConfig, split: str, findings: Findings | None = None, 
 
 
 def _check_files(
-    config: YoloConfig, split: str, label_of: dict[Path, Path], others: set[Path], findings: Findings
+    config: YoloConfig,
+    split: str,
+    label_of: dict[Path, Path],
+    others: set[Path],
+    findings: Findings,
 ) -> None:
     """Label files of two images, and of files that are none by their names."""
     owners: dict[Path, Path] = {}
@@ -117,7 +159,11 @@ def _check_files(
         if owners.setdefault(file, image) is not image and file.exists():
             findings.add("label-shared", file, "", f"it is that of {owners[file]} and of {image}")
     labels = {file: label_file(file) for file in sorted(others)}
-    lost = [file for file, label in labels.items() if label not in owners and label != file and label.exists()]
+    lost = [
+        file
+        for file, label in labels.items()
+        if label not in owners and label != file and label.exists()
+    ]
     if lost:
         counts = Counter(file.suffix.lower() for file in lost)
         found = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())
@@ -138,10 +184,14 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
             f"{path}: 'names' is {short(names)}; expected class names as a list, or as a map from 0, 1, ..."
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DatasetError(f"{path}: class names {twice} occur more than once; rename or merge them")
+        raise DatasetError(
+            f"{path}: class names {twice} occur more than once; rename or merge them"
+        )
     count = content.get("nc", str(len(names)))
     if count != str(len(names)):
-        raise DatasetError(f"{path}: nc is {count}, but {len(names)} names are listed: {', '.join(names)}; correct one")
+        raise DatasetError(
+            f"{path}: nc is {count}, but {len(names)} names are listed: {', '.join(names)}; correct one"
+        )
     return tuple(names)
 
 
@@ -150,16 +200,22 @@ def _kpt_shape(path: Path, content: dict[str, Any]) -> tuple[int, int] | None:
         return None
     shape = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", short(content["kpt_shape"]))
     if shape is None:
-        raise DatasetError(f"{path}: kpt_shape is {short(content['kpt_shape'])}; expected [points, 2 or 3]")
+        raise DatasetError(
+            f"{path}: kpt_shape is {short(content['kpt_shape'])}; expected [points, 2 or 3]"
+        )
     return int(shape[1]), int(shape[2])
 
 
 def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
-    """Existing folders or lists of a split: by its key, or where none has it, `<split>/images` beside the file."""
+    """Existing folders or lists of a split: by its key, or where none has it, `<split>/images`
+    beside the file.
+    """
     keys = SPLIT_KEYS[split]
     entry: Any = next((content[key] for key in keys if content.get(key)), [])
     entries = [entry] if isinstance(entry, str) else entry
-    if not isinstance(entries, list) or not all(map(is_file_name, [*entries, content.get("path") or "."])):
+    if not isinstance(entries, list) or not all(
+        map(is_file_name, [*entries, content.get("path") or "."])
+    ):
         raise DatasetError(
             f"{path}: {split}: {short(entry)}, path {short(content.get('path'))}; expected names of folders"
         )
@@ -169,17 +225,24 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
     usual = [folder / name / "images" for name in (*keys, split)]
     found = []
     for item in (with_slashes(folder, entry) for entry in entries):
-        # Roboflow writes ../train/images for the folder beside data.yaml, so that is tried before what it says.
+        # Roboflow writes ../train/images for the folder beside data.yaml, so that is tried before
+        # what it says.
         inside = [folder / item.lstrip("./")] if item.startswith("..") else []
         candidates = [*inside, *(base / item for base in bases), folder / item]
-        place = next((place for place in candidates if os.path.exists(place)), None)  # false for names too long, too
+        place = next(
+            (place for place in candidates if os.path.exists(place)), None
+        )  # false for names too long, too
         if place is None and len(entries) == 1:
-            place = next((place for place in usual if place.is_dir()), None)  # the set has moved since
+            place = next(
+                (place for place in usual if place.is_dir()), None
+            )  # the set has moved since
         if place is not None:
             found.append(Path(os.path.normpath(place)))
         elif split != "test":
             looked = ", ".join(dict.fromkeys(map(str, candidates)))
-            raise DatasetError(f"{path}: {split}: {item!r} does not exist; looked for {looked}. Correct it in the file")
+            raise DatasetError(
+                f"{path}: {split}: {item!r} does not exist; looked for {looked}. Correct it in the file"
+            )
     if not entries:
         found = [place for place in usual if place.is_dir()][:1]
     return tuple(found)
@@ -188,25 +251,35 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
 def list_files(config: YoloConfig, place: Path) -> Iterator[Path]:
     """Files in a folder and below it, or the images that a .txt list names."""
     if place == Path(place.anchor):
-        raise DatasetError(f"{config.path}: {place} is the root of the file system; expected a folder of images")
+        raise DatasetError(
+            f"{config.path}: {place} is the root of the file system; expected a folder of images"
+        )
     if place.is_dir():
         yield from walk(place)
         return
     try:
-        text = place.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names need not be UTF-8
+        text = place.read_text(
+            encoding="utf-8-sig", errors="surrogateescape"
+        )  # names need not be UTF-8
     except OSError as error:
         raise DatasetError(f"{place}: not a readable list of images: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if odd := [line for line in lines if not is_file_name(line)]:
-        raise DatasetError(f"{place}: {odd[0]!r} cannot be a file's name; is this a list of images?")
+        raise DatasetError(
+            f"{place}: {odd[0]!r} cannot be a file's name; is this a list of images?"
+        )
     lines = [with_slashes(place.parent, line) for line in lines]
     bases = (place.parent, config.path.parent)
-    base = next((base for base in bases for line in lines[:1] if (base / line).exists()), place.parent)
+    base = next(
+        (base for base in bases for line in lines[:1] if (base / line).exists()), place.parent
+    )
     yield from (base / line for line in lines)
 
 
 def label_file(image: Path) -> Path:
-    """The last folder `images` of the path becomes `labels`; without one, the label file lies beside the image."""
+    """The last folder `images` of the path becomes `labels`; without one, the label file lies
+    beside the image.
+    """
     parts = list(image.parts)
     at = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else None
     if at is not None:
@@ -215,9 +288,15 @@ def label_file(image: Path) -> Path:
 
 
 def _read_labels(
-    config: YoloConfig, file: Path, image: Path, findings: Findings, outlines: OutlineRecorder | None
+    config: YoloConfig,
+    file: Path,
+    image: Path,
+    findings: Findings,
+    outlines: OutlineRecorder | None,
 ) -> Iterator[tuple[int, int, Box]]:
-    """Line number, label and relative xyxy box of each line that has them; its polygon goes to `outlines`."""
+    """Line number, label and relative xyxy box of each line that has them; its polygon goes to
+    `outlines`.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -246,7 +325,9 @@ class LineError(InputError):
         self.rule = rule
 
 
-def parse_line(line: str, num_classes: int, kpt_shape: tuple[int, int] | None = None) -> tuple[int, Box, list[float]]:
+def parse_line(
+    line: str, num_classes: int, kpt_shape: tuple[int, int] | None = None
+) -> tuple[int, Box, list[float]]:
     """Label, relative xyxy box and polygon, if it is one, of a line that is not blank."""
     tokens = line.split()
     try:
@@ -254,7 +335,9 @@ def parse_line(line: str, num_classes: int, kpt_shape: tuple[int, int] | None = 
     except ValueError:
         raise LineError("label-line", f"{line[:80]!r}, expected numbers only") from None
     if label not in range(num_classes):
-        raise LineError("label-class", f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}")
+        raise LineError(
+            "label-class", f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}"
+        )
     if kpt_shape is not None:
         expected = 4 + kpt_shape[0] * kpt_shape[1]
         if len(values) != expected:
@@ -265,8 +348,14 @@ def parse_line(line: str, num_classes: int, kpt_shape: tuple[int, int] | None = 
         found = f"{len(values)} numbers after the class, expected 4 (cx cy w h) or a polygon's x y pairs"
         raise LineError("label-line", found)
     if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
-        raise LineError("label-range", f"{line[:80]!r}, expected numbers relative to the image, 0 to 1")
+        raise LineError(
+            "label-range", f"{line[:80]!r}, expected numbers relative to the image, 0 to 1"
+        )
     if len(values) == 4:
         cx, cy, w, h = values
         return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
-    return int(label), (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])), values
+    return (
+        int(label),
+        (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])),
+        values,
+    )

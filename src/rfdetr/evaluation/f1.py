@@ -13,7 +13,8 @@ CONFIDENCES: Array = np.linspace(0.0, 1.0, 1001)
 
 
 class Rates(NamedTuple):
-    """Per class, and per threshold if there are several: (K,) or (K, C). nan for a class without objects.
+    """Per class, and per threshold if there are several: (K,) or (K, C). nan for a class without
+    objects.
 
     Precision is 0 where nothing is predicted.
     """
@@ -25,7 +26,8 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class F1Sweep:
-    """The threshold of the highest mean F1 over the classes with objects, and what the classes reach there.
+    """The threshold of the highest mean F1 over the classes with objects, and what the classes
+    reach there.
 
     Thresholds are nan where no detection is right.
     """
@@ -53,7 +55,9 @@ def sweep_f1(table: MatchTable, num_classes: int) -> F1Sweep:
     objects = np.bincount(table.truth_labels[~table.truth_crowd], minlength=num_classes)
     matched = table.match(same_class=True)
     counted = (matched != IGNORED) & (objects > 0)[table.labels]
-    verdicts = _Verdicts(table.scores[counted], table.labels[counted], matched[counted] >= 0, objects)
+    verdicts = _Verdicts(
+        table.scores[counted], table.labels[counted], matched[counted] >= 0, objects
+    )
     threshold, _ = _best_threshold(verdicts)
     at_best = _rates(verdicts, np.array([threshold]))
     alone = [_best_threshold(_of_class(verdicts, label)) for label in range(num_classes)]
@@ -75,9 +79,9 @@ def _of_class(verdicts: _Verdicts, label: int) -> _Verdicts:
 def _best_threshold(verdicts: _Verdicts) -> tuple[float, float]:
     """Confidence of the highest mean F1, and that mean, in one pass over the scores.
 
-    Taking one more detection changes the F1 of its class alone, so the mean is a running sum of those changes. The
-    threshold lies halfway to the next lower score, so that `>` and `>=` select the same detections. Of equal maxima
-    the most confident one is taken.
+    Taking one more detection changes the F1 of its class alone, so the mean is a running sum of
+    those changes. The threshold lies halfway to the next lower score, so that `>` and `>=` select
+    the same detections. Of equal maxima the most confident one is taken.
     """
     scores, labels, correct, objects = verdicts
     by_class = np.argsort(labels, kind="stable")
@@ -89,7 +93,9 @@ def _best_threshold(verdicts: _Verdicts) -> tuple[float, float]:
     change = np.empty_like(f1)
     change[by_class] = f1 - np.where(taken > 1, np.roll(f1, 1), 0.0)
     mean = np.cumsum(change) / max(np.count_nonzero(objects), 1)
-    mean[:-1][scores[1:] == scores[:-1]] = 0.0  # equal scores come together: only the last of them is a choice
+    mean[:-1][scores[1:] == scores[:-1]] = (
+        0.0  # equal scores come together: only the last of them is a choice
+    )
     top = mean.max(initial=0.0)
     if top <= 0:
         return float("nan"), 0.0
@@ -101,8 +107,15 @@ def _rates(verdicts: _Verdicts, thresholds: Array) -> Rates:
     """Of the detections with score >= each of the ascending thresholds: (K, C)."""
     scores, labels, correct, objects = verdicts
     side = thresholds.size + 1
-    cell = labels * side + np.searchsorted(thresholds, scores, side="right")  # a score passes that many thresholds
-    counts = (np.bincount(cell, weight, objects.size * side).reshape(-1, side) for weight in (None, correct))
+    cell = labels * side + np.searchsorted(
+        thresholds, scores, side="right"
+    )  # a score passes that many thresholds
+    counts = (
+        np.bincount(cell, weight, objects.size * side).reshape(-1, side)
+        for weight in (None, correct)
+    )
     predicted, right = (np.cumsum(count[:, :0:-1], axis=1)[:, ::-1] for count in counts)
     total = np.where(objects > 0, objects, np.nan)[:, None]  # nan spreads from here
-    return Rates(2 * right / (predicted + total), right / np.maximum(predicted, 1) + 0 * total, right / total)
+    return Rates(
+        2 * right / (predicted + total), right / np.maximum(predicted, 1) + 0 * total, right / total
+    )

@@ -1,7 +1,9 @@
-"""Which detection found which object at IoU 0.5, over a whole split at once: the base of F1 and confusion matrix.
+"""Which detection found which object at IoU 0.5, over a whole split at once: the base of F1 and
+confusion matrix.
 
-Rule, as in COCO: detections choose in descending order of score; each takes the free object of highest IoU (the later
-one on ties). A detection left without an object but on a crowd region is ignored: neither right nor wrong.
+Rule, as in COCO: detections choose in descending order of score; each takes the free object of
+highest IoU (the later one on ties). A detection left without an object but on a crowd region is
+ignored: neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ UNMATCHED, IGNORED = -1, -2
 
 
 class ImageRecord(NamedTuple):
-    """One image's detections, objects, and the pairs of them that overlap by at least `IOU_THRESHOLD`."""
+    """One image's detections, objects, and the pairs of them that overlap by at least
+    `IOU_THRESHOLD`.
+    """
 
     scores: Array  # (D,) float32
     labels: Array  # (D,) int32
@@ -49,7 +53,9 @@ class MatchTable:
         """Concatenate, shift indexes, and sort detections by score."""
         rows = [_EMPTY, *records]
         detections, truths, pairs = (np.array([len(row[k]) for row in rows]) for k in (0, 2, 4))
-        scores, labels, truth_labels, crowd, detection, truth, iou = map(np.concatenate, zip(*rows, strict=True))
+        scores, labels, truth_labels, crowd, detection, truth, iou = map(
+            np.concatenate, zip(*rows, strict=True)
+        )
         order = np.argsort(-scores, kind="stable")
         rank = np.empty_like(order)
         rank[order] = np.arange(order.size)
@@ -65,29 +71,36 @@ class MatchTable:
         )
 
     def match(self, same_class: bool, min_score: float = -np.inf) -> Array:
-        """Object index per detection, or UNMATCHED or IGNORED: (N,) int64. Below `min_score` all are UNMATCHED."""
+        """Object index per detection, or UNMATCHED or IGNORED: (N,) int64. Below `min_score` all
+        are UNMATCHED.
+        """
         usable = self.scores[self.pair_detection] >= min_score
         if same_class:
             usable &= self.labels[self.pair_detection] == self.truth_labels[self.pair_truth]
         crowd = self.truth_crowd[self.pair_truth]
         objects = usable & ~crowd
         matched = _choose_by_rank(
-            self.pair_detection[objects], self.pair_truth[objects], self.pair_iou[objects], self.scores.size
+            self.pair_detection[objects],
+            self.pair_truth[objects],
+            self.pair_iou[objects],
+            self.scores.size,
         )
         on_crowd = self.pair_detection[usable & crowd]
         matched[on_crowd[matched[on_crowd] == UNMATCHED]] = IGNORED
         return matched
 
 
-_EMPTY = ImageRecord(*(np.zeros(0, t) for t in (np.float32, np.int32, np.int32, np.bool_, np.int32, np.int32, float)))
+_EMPTY = ImageRecord(
+    *(np.zeros(0, t) for t in (np.float32, np.int32, np.int32, np.bool_, np.int32, np.int32, float))
+)
 
 
 def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: int) -> Array:
     """Greedy choice in the order of detection indexes, for all images at once.
 
-    Every detection asks for its best object; an object keeps the first-ranked asker; who is refused asks for the next
-    best, until nobody is refused (deferred acceptance). All objects prefer askers in the same order, so the outcome is
-    the one of letting the detections choose one after another.
+    Every detection asks for its best object; an object keeps the first-ranked asker; who is refused
+    asks for the next best, until nobody is refused (deferred acceptance). All objects prefer askers
+    in the same order, so the outcome is the one of letting the detections choose one after another.
     """
     order = np.lexsort((-truth, -iou, detection))
     detection, truth = detection[order], truth[order]
@@ -98,7 +111,9 @@ def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: 
     asking = np.flatnonzero(choice < end)
     while True:
         wanted = truth[choice[asking]]
-        keeper[wanted[::-1]] = asking[::-1]  # of equal indexes the last assignment stays: the first-ranked
+        keeper[wanted[::-1]] = asking[
+            ::-1
+        ]  # of equal indexes the last assignment stays: the first-ranked
         refused = asking[keeper[wanted] != asking]
         if not refused.size:
             break
@@ -110,11 +125,13 @@ def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: 
 
 
 def confusion_matrix(table: MatchTable, num_classes: int, min_score: float) -> Array:
-    """Counts (K + 1, K + 1) int64: rows are true classes, columns predicted ones, the last of both is background.
+    """Counts (K + 1, K + 1) int64: rows are true classes, columns predicted ones, the last of both
+    is background.
 
-    Matching is class-agnostic: among detections of at least `min_score`, by the rule on top of this module whatever
-    the classes say. A matched pair counts at (true, predicted), an object nobody found at (true, background), a
-    detection without object at (background, predicted); crowd regions count nowhere.
+    Matching is class-agnostic: among detections of at least `min_score`, by the rule on top of this
+    module whatever the classes say. A matched pair counts at (true, predicted), an object nobody
+    found at (true, background), a detection without object at (background, predicted); crowd
+    regions count nowhere.
     """
     matched = table.match(same_class=False, min_score=min_score)
     found = np.flatnonzero(matched >= 0)

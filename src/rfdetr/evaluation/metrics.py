@@ -37,10 +37,11 @@ class ClassMetrics(TypedDict):
 class Metrics:
     """Result of `CocoEvaluator.compute`.
 
-    `overall` has mAP_50_95, mAP_50, mAP_75, mAP_small, mAP_medium, mAP_large, mAR, F1, precision, recall and
-    best_threshold with `max_dets` detections per image and class, and mAP_50_95_max100 with COCO's own 100.
-    F1, precision and recall are means over classes at the one threshold with the highest mean F1, at IoU 0.5.
-    What is undefined (no object of that size, no right detection) is nan.
+    `overall` has mAP_50_95, mAP_50, mAP_75, mAP_small, mAP_medium, mAP_large, mAR, F1, precision,
+    recall and best_threshold with `max_dets` detections per image and class, and mAP_50_95_max100
+    with COCO's own 100. F1, precision and recall are means over classes at the one threshold with
+    the highest mean F1, at IoU 0.5. What is undefined (no object of that size, no right detection)
+    is nan.
     """
 
     overall: dict[str, float]
@@ -59,17 +60,24 @@ class Metrics:
     def __repr__(self) -> str:
         """One line of figures: the arrays are for code."""
         named = ("mAP_50_95", "mAP_50", "F1", "precision", "recall")
-        parts = [f"{name} {self.overall[name]:.4f}" for name in named if not math.isnan(self.overall[name])]
+        parts = [
+            f"{name} {self.overall[name]:.4f}"
+            for name in named
+            if not math.isnan(self.overall[name])
+        ]
         masks = "" if self.masks is None else f", masks {self.masks!r}"
         return f"Metrics({', '.join(parts)}; {self.num_images} images, {self.num_boxes} objects{masks})"
 
     def confusion(self, threshold: float | None = None) -> Array:
-        """`matching.confusion_matrix` (K + 1, K + 1) at a confidence, by default the best one of these images."""
+        """`matching.confusion_matrix` (K + 1, K + 1) at a confidence, by default the best one of
+        these images.
+        """
         score = self.overall["best_threshold"] if threshold is None else threshold
         return confusion_matrix(self.matches, len(self.per_class), score)
 
     def logged(self, prefix: str = "val/", per_class: bool = True) -> dict[str, float]:
-        """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined ones are left out.
+        """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined
+        ones are left out.
 
         Those of masks are `val/segm_mAP_50_95` or `val/segm_AP/<class>`.
         """

@@ -1,6 +1,7 @@
 """Figures as PNG files: metrics over epochs, precision-recall and F1 curves, confusion matrices.
 
-Figures are made as objects, never through pyplot: no window, no backend to choose, the same on a server.
+Figures are made as objects, never through pyplot: no window, no backend to choose, the same on a
+server.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from rfdetr.evaluation.f1 import CONFIDENCES
 from rfdetr.evaluation.matching import Array
 from rfdetr.evaluation.metrics import MASKS, Metrics
-from rfdetr.weights.writing import atomic_write
+from rfdetr.files import atomic_write
 
 MOST_COLOURED = 20
 """With more classes than this, curves are grey but for the best and the worst few."""
@@ -77,7 +78,9 @@ _PANELS: list[tuple[str, list[_Line]]] = [
 
 
 class Threshold(NamedTuple):
-    """A confidence, in [0, 1] or nan where no detection is right, and the split whose F1 it makes highest."""
+    """A confidence, in [0, 1] or nan where no detection is right, and the split whose F1 it makes
+    highest.
+    """
 
     value: float
     split: str
@@ -89,7 +92,9 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: str | PathLike[str]
         _save(history_figure(history), path)
 
 
-def plot_metrics(metrics: Metrics, directory: str | PathLike[str], split: str, chosen: Metrics | None = None) -> None:
+def plot_metrics(
+    metrics: Metrics, directory: str | PathLike[str], split: str, chosen: Metrics | None = None
+) -> None:
     """Write pr_curve.png, f1_curve.png, confusion_matrix.png and confusion_matrix_normalized.png.
 
     Titles name `split`, whose figures `metrics` are. `chosen` are the figures of the valid split,
@@ -118,10 +123,12 @@ def plot_metrics(metrics: Metrics, directory: str | PathLike[str], split: str, c
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses, mAP, F1 and learning rate over epochs, from one dict of logged keys per epoch (`epoch` counts from 0).
+    """Losses, mAP, F1 and learning rate over epochs, from one dict of logged keys per epoch
+    (`epoch` counts from 0).
 
-    A key that is missing, None or nan in some epochs (evaluation every few epochs) is joined across them. The panels
-    share the axis of epochs; where a line has one point, its legend gives the value.
+    A key that is missing, None or nan in some epochs (evaluation every few epochs) is joined across
+    them. The panels share the axis of epochs; where a line has one point, its legend gives the
+    value.
     """
     figure = _new_figure(11, 7.6)
     epochs = [row["epoch"] + 1 for row in history] or [1]
@@ -139,11 +146,15 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.17)}
             axes.legend(**place, ncols=columns, borderpad=0, columnspacing=1.2)
         else:
-            axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color="#888888")
+            axes.text(
+                0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color="#888888"
+            )
     return figure
 
 
-def _draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, style: dict[str, Any]) -> None:
+def _draw_history(
+    axes: Axes, history: Sequence[Mapping[str, Any]], key: str, style: dict[str, Any]
+) -> None:
     points = [(row["epoch"] + 1, row[key]) for row in history if row.get(key) is not None]
     points = [(epoch, value) for epoch, value in points if np.isfinite(value)]
     if points:
@@ -158,22 +169,39 @@ def pr_figure(metrics: Metrics, split: str) -> Figure:
     ranks = np.array([row["AP50"] for row in metrics.per_class])
     figure, axes = _curve_axes(f"Precision over recall on {split}, IoU 0.5", "recall", "precision")
     recall = np.linspace(0, 1, metrics.pr_precision.shape[1])
-    axes.plot(recall, _mean(metrics.pr_precision), label=_label("all classes", metrics.overall["mAP_50"]), **_WHOLE)
+    axes.plot(
+        recall,
+        _mean(metrics.pr_precision),
+        label=_label("all classes", metrics.overall["mAP_50"]),
+        **_WHOLE,
+    )
     _draw_classes(axes, recall, metrics.pr_precision, ranks, metrics)
     _legend_beside(axes, "average precision at IoU 0.5")
     return figure
 
 
 def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
-    """F1 on `split` over the confidence threshold, per class and in the mean, with `threshold` and the F1 there."""
+    """F1 on `split` over the confidence threshold, per class and in the mean, with `threshold` and
+    the F1 there.
+    """
     sweep = metrics.sweep
-    figure, axes = _curve_axes(f"F1 over confidence on {split}, IoU 0.5", "confidence threshold", "F1")
+    figure, axes = _curve_axes(
+        f"F1 over confidence on {split}, IoU 0.5", "confidence threshold", "F1"
+    )
     mean = _mean(sweep.curves.f1)
     axes.plot(CONFIDENCES, mean, label=_label("all classes", metrics.overall["F1"]), **_WHOLE)
     if np.isfinite(threshold.value):
         own = threshold.split == split
-        reached = metrics.overall["F1"] if own else float(np.interp(threshold.value, CONFIDENCES, mean))
-        marked: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": "--", "marker": "o", "zorder": 11}
+        reached = (
+            metrics.overall["F1"] if own else float(np.interp(threshold.value, CONFIDENCES, mean))
+        )
+        marked: dict[str, Any] = {
+            "color": "black",
+            "linewidth": 0.9,
+            "linestyle": "--",
+            "marker": "o",
+            "zorder": 11,
+        }
         label = f"threshold {threshold.value:.3f}, best on {threshold.split}: {reached:.3f}"
         axes.plot([threshold.value] * 2, [0, reached], markevery=[1], label=label, **marked)
     _draw_classes(axes, CONFIDENCES, sweep.curves.f1, sweep.class_f1, metrics)
@@ -182,7 +210,9 @@ def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
 
 
 def _draw_classes(axes: Axes, x: Array, curves: Array, ranks: Array, metrics: Metrics) -> None:
-    """One line per class with objects, in order of rank; of many classes only the five best and worst have colours."""
+    """One line per class with objects, in order of rank; of many classes only the five best and
+    worst have colours.
+    """
     order = [label for label in np.argsort(-ranks, kind="stable") if np.isfinite(ranks[label])]
     if len(order) == 1:
         return  # the line of all classes is this one
@@ -195,14 +225,22 @@ def _draw_classes(axes: Axes, x: Array, curves: Array, ranks: Array, metrics: Me
         name = _label(metrics.per_class[label]["name"], ranks[label])
         axes.plot(x, curves[label], color=colour, linewidth=1.2, label=name)
     if len(order) > len(named):
-        axes.plot([], [], color=_GREY, linewidth=0.6, label=f"the {len(order) - len(named)} classes between them")
+        axes.plot(
+            [],
+            [],
+            color=_GREY,
+            linewidth=0.6,
+            label=f"the {len(order) - len(named)} classes between them",
+        )
 
 
-def confusion_figure(metrics: Metrics, split: str, threshold: Threshold, normalized: bool) -> Figure:
+def confusion_figure(
+    metrics: Metrics, split: str, threshold: Threshold, normalized: bool
+) -> Figure:
     """Detections of at least `threshold` on `split`.
 
-    Rows are true classes; normalised, a row sums to 1 and shows what became of the class's objects (of the
-    background's: which classes the false detections name).
+    Rows are true classes; normalised, a row sums to 1 and shows what became of the class's objects
+    (of the background's: which classes the false detections name).
     """
     counts = metrics.confusion(threshold.value)
     names = [_short(row["name"]) for row in metrics.per_class] + ["background"]
@@ -210,10 +248,16 @@ def confusion_figure(metrics: Metrics, split: str, threshold: Threshold, normali
     size = float(np.clip(0.42 * len(names), 3.4, 13))
     figure = _new_figure(size + 2.6, size + 1.6)
     axes = figure.subplots()
-    # Counts of rare and common classes differ by orders of magnitude: the square root keeps both visible.
+    # Counts of rare and common classes differ by orders of magnitude: the square root keeps both
+    # visible.
     norm = Normalize(0, 1) if normalized else PowerNorm(0.5, 0, max(float(counts.max()), 1.0))
     image = axes.imshow(shares if normalized else counts, cmap="Blues", norm=norm)
-    axes.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="predicted class", ylabel="true class")
+    axes.set(
+        xticks=range(len(names)),
+        yticks=range(len(names)),
+        xlabel="predicted class",
+        ylabel="true class",
+    )
     font = float(np.clip(260 / len(names), 5, 9))
     axes.set_xticklabels(names, rotation=90 if len(names) > 6 else 0, fontsize=font)
     axes.set_yticklabels(names, fontsize=font)
@@ -226,7 +270,9 @@ def confusion_figure(metrics: Metrics, split: str, threshold: Threshold, normali
         _write_numbers(axes, counts, shares if normalized else None, norm)
     kind = "share of the true class" if normalized else "counts"
     where = f"confidence ≥ {threshold.value:.3f} (best F1 on {threshold.split})"
-    axes.set_title(f"Confusion on {split}, {kind}\n{where}\nIoU ≥ 0.5, whatever the class", fontsize=10)
+    axes.set_title(
+        f"Confusion on {split}, {kind}\n{where}\nIoU ≥ 0.5, whatever the class", fontsize=10
+    )
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).outline.set_visible(False)
     return figure
 

@@ -1,6 +1,8 @@
-"""Figures of one kind of shape, boxes or masks, over a stream of images: COCO's, F1 and the confusion matrix.
+"""Figures of one kind of shape, boxes or masks, over a stream of images: COCO's, F1 and the
+confusion matrix.
 
-Average precision and recall are hotcoco's, equal to pycocotools. Kept per image is only what the final count needs.
+Average precision and recall are hotcoco's, equal to pycocotools. Kept per image is only what the
+final count needs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchT
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
 
 COCO_MAX_DETS = 100
-_ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # area ranges: below 32^2, to 96^2, above, in pixels of the original image
+_ALL, _SMALL, _MEDIUM, _LARGE = range(
+    4
+)  # area ranges: below 32^2, to 96^2, above, in pixels of the original image
 _IOU_50, _IOU_75 = 0, 5  # positions in IoU 0.50:0.05:0.95
 
 
@@ -60,9 +64,21 @@ class MatchStream:
 
     def add(self, image_id: int, size: tuple[int, int], found: Found, truth: Truth) -> None:
         """Take an image of (height, width)."""
-        rows = zip(truth.labels.tolist(), truth.boxes.tolist(), truth.areas.tolist(), truth.crowd.tolist(), strict=True)
+        rows = zip(
+            truth.labels.tolist(),
+            truth.boxes.tolist(),
+            truth.areas.tolist(),
+            truth.crowd.tolist(),
+            strict=True,
+        )
         truths: list[dict[str, Any]] = [
-            {"image_id": image_id, "category_id": label, "bbox": box, "area": area, "iscrowd": int(is_crowd)}
+            {
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(is_crowd),
+            }
             for label, box, area, is_crowd in rows
         ]
         for entry, mask in zip(truths, truth.masks, strict=self.masks):
@@ -75,7 +91,9 @@ class MatchStream:
             iou = mask_iou([found.masks[row] for row in kept], truth.masks, truth.crowd)
         else:
             iou = bbox_iou(found.boxes[kept], truth.boxes, truth.crowd)
-        iou = iou.reshape(len(kept), len(truth.labels))  # of a crowd: share of the detection inside it
+        iou = iou.reshape(
+            len(kept), len(truth.labels)
+        )  # of a crowd: share of the detection inside it
         pair_detection, pair_truth = np.nonzero(iou >= IOU_THRESHOLD)
         self._records[image_id] = ImageRecord(
             scores=found.scores[kept].astype(np.float32),
@@ -88,13 +106,19 @@ class MatchStream:
         )
 
     def _detections(self, image_id: int, found: Found) -> Any:
-        """Rows of a table for boxes; records for masks, whose area is then that of the mask, not of a box."""
+        """Rows of a table for boxes; records for masks, whose area is then that of the mask, not of
+        a box.
+        """
         if not self.masks:
             image_ids = np.full(found.scores.size, float(image_id))
-            return np.column_stack([image_ids, found.boxes, found.scores, found.labels])  # (D, 7) float64
+            return np.column_stack(
+                [image_ids, found.boxes, found.scores, found.labels]
+            )  # (D, 7) float64
         return [
             {"image_id": image_id, "category_id": label, "segmentation": mask, "score": score}
-            for label, mask, score in zip(found.labels.tolist(), found.masks, found.scores.tolist(), strict=True)
+            for label, mask, score in zip(
+                found.labels.tolist(), found.masks, found.scores.tolist(), strict=True
+            )
         ]
 
     @classmethod
@@ -113,7 +137,9 @@ class MatchStream:
         arrays: dict[str, Any] = evaluation.eval or {}
         grid = _max_dets_grid(self.max_dets)
         at = grid.index(self.max_dets)
-        precision: Array = arrays["precision"][..., at]  # (IoU 10, recall 101, K, area 4); -1: no such object
+        precision: Array = arrays["precision"][
+            ..., at
+        ]  # (IoU 10, recall 101, K, area 4); -1: no such object
         recall: Array = arrays["recall"][..., at]  # (IoU 10, K, area 4)
 
         num_classes = len(self.class_names)
@@ -145,8 +171,13 @@ class MatchStream:
             matches=table,
         )
 
-    def _per_class(self, precision: Array, recall: Array, sweep: F1Sweep, table: MatchTable) -> list[ClassMetrics]:
-        labels, image = table.truth_labels[~table.truth_crowd], table.truth_image[~table.truth_crowd]
+    def _per_class(
+        self, precision: Array, recall: Array, sweep: F1Sweep, table: MatchTable
+    ) -> list[ClassMetrics]:
+        labels, image = (
+            table.truth_labels[~table.truth_crowd],
+            table.truth_image[~table.truth_crowd],
+        )
         boxes = np.bincount(labels, minlength=len(self.class_names))
         shown = np.unique(np.stack([labels, image]), axis=1)[0]
         images = np.bincount(shown, minlength=len(self.class_names))

@@ -1,4 +1,5 @@
-"""Box mathematics: formats, IoU, and deltas on reference boxes. All functions take and return (..., 4) float tensors.
+"""Box mathematics: formats, IoU, and deltas on reference boxes. All functions take and return (...,
+4) float tensors.
 
 cxcywh is centre and size, xyxy is two corners; either may be in pixels or relative to the image.
 """
@@ -38,7 +39,8 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 def elementwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """IoU and union area of boxes paired by broadcasting: (..., 4) and (..., 4) -> (...), (...)."""
     width, height = _extent(
-        torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+        torch.maximum(a_xyxy[..., :2], b_xyxy[..., :2]),
+        torch.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:]),
     )
     intersection = width * height
     union = box_area(a_xyxy) + box_area(b_xyxy) - intersection
@@ -49,7 +51,8 @@ def elementwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Generalised IoU (arXiv 1902.09630) of boxes paired by broadcasting, in [-1, 1]."""
     iou, union = elementwise_iou(a_xyxy, b_xyxy)
     width, height = _extent(
-        torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]), torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+        torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2]),
+        torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]),
     )
     hull = width * height
     return iou - (hull - union) / hull.clamp(min=_TINY_AREA)
@@ -66,7 +69,8 @@ def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def apply_box_deltas(deltas: Tensor, reference_cxcywh: Tensor) -> Tensor:
-    """Boxes from deltas: the centre moves in units of the reference's size, the size scales by exp(delta).
+    """Boxes from deltas: the centre moves in units of the reference's size, the size scales by
+    exp(delta).
 
     At least in float32, whatever comes in: bfloat16 has 8 bits, a box of 1000 pixels needs more.
     """

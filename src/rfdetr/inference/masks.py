@@ -8,17 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rfdetr.evaluation.pictures import import_supervision
+from rfdetr.evaluation.drawing import import_supervision
 from rfdetr.models.postprocess import full_size_masks
 
 if TYPE_CHECKING:
     from supervision import CompactMask
 
-DENSE_PIXELS = 2**21  # of an image; larger ones (Full HD is just below) get their masks as run lengths
+DENSE_PIXELS = (
+    2**21
+)  # of an image; larger ones (Full HD is just below) get their masks as run lengths
 
 
 def build_masks(mask_logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_] | CompactMask:
-    """Masks (n, height, width) of an image's detections: an array, or for a large image a `CompactMask`.
+    """Masks (n, height, width) of an image's detections: an array, or for a large image a
+    `CompactMask`.
 
     A CompactMask indexes, filters and draws like the array, which `numpy.asarray` makes of it.
     """

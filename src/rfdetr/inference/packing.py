@@ -1,6 +1,8 @@
-"""Linear layers as oneDNN multiplies fastest on CPUs: for prediction alone, since a packed matrix cannot learn.
+"""Linear layers as oneDNN multiplies fastest on CPUs: for prediction alone, since a packed matrix
+cannot learn.
 
-Packing by this library is what torch's own compiler does with frozen weights; the operators are those it calls.
+Packing by this library is what torch's own compiler does with frozen weights; the operators are
+those it calls.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from rfdetr.models.detector import Detector
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its bfloat16 matrix laid out in blocks, and its activation in the same pass."""
+    """A linear layer with its bfloat16 matrix laid out in blocks, and its activation in the same
+    pass.
+    """
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -28,7 +32,9 @@ class PackedLinear(nn.Module):
 
 
 def can_pack() -> bool:
-    """Whether this build of torch has the operators, and the processor bfloat16 arithmetic for them."""
+    """Whether this build of torch has the operators, and the processor bfloat16 arithmetic for
+    them.
+    """
     operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     return all(hasattr(torch.ops.mkldnn, name) for name in operators) and bool(
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -37,7 +43,9 @@ def can_pack() -> bool:
 
 @torch.no_grad()
 def pack_linears(network: Detector) -> None:
-    """Replaces every linear layer of a bfloat16 network; the encoder's GELU moves into the layer before it."""
+    """Replaces every linear layer of a bfloat16 network; the encoder's GELU moves into the layer
+    before it.
+    """
     for block in network.encoder.blocks:
         block.fc1 = PackedLinear(block.fc1, "gelu")  # type: ignore[arg-type]
         block.activation = nn.Identity()

@@ -1,1 +1,3 @@
-"""What training minimises: assignment of queries to targets (`matcher`) and the loss terms (`criterion`)."""
+"""What training minimises: assignment of queries to targets (`matcher`) and the loss terms
+(`criterion`).
+"""

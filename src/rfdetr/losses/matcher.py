@@ -1,8 +1,10 @@
-"""Which candidate answers for which target: the costs, one transfer, one assignment pass (DETR, arXiv 2005.12872).
+"""Which candidate answers for which target: the costs, one transfer, one assignment pass (DETR,
+arXiv 2005.12872).
 
-Letters: B images, C candidates of an image (the queries of every stage and group, block after block), K logits,
-T targets of an image, N of the batch, M matched pairs. A block is a set of candidates that compete for the targets:
-each target is matched once in every block, each candidate at most once.
+Letters: B images, C candidates of an image (the queries of every stage and group, block after
+block), K logits, T targets of an image, N of the batch, M matched pairs. A block is a set of
+candidates that compete for the targets: each target is matched once in every block, each candidate
+at most once.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ FOCAL_ALPHA = 0.25  # the focal exponent, 2, is written as a square
 
 
 class Matches(NamedTuple):
-    """Indexes (M,) of matched pairs: the image, its candidate, and the target among those of the whole batch."""
+    """Indexes (M,) of matched pairs: the image, its candidate, and the target among those of the
+    whole batch.
+    """
 
     image: Tensor
     candidate: Tensor
@@ -42,11 +46,14 @@ def match(
 ) -> Matches:
     """Minimum-cost assignment in every block of every image.
 
-    logits (B, C, K), boxes (B, C, 4); `block_sizes` sum to C; `other_costs` (T, C) of each image are added. Of more
-    targets than a block has candidates, those that it would cost most stay unmatched.
+    logits (B, C, K), boxes (B, C, 4); `block_sizes` sum to C; `other_costs` (T, C) of each image
+    are added. Of more targets than a block has candidates, those that it would cost most stay
+    unmatched.
     """
     per_image = [
-        matching_cost(image_logits, image_boxes, target["labels"], target["boxes"].to(image_boxes.dtype))
+        matching_cost(
+            image_logits, image_boxes, target["labels"], target["boxes"].to(image_boxes.dtype)
+        )
         for image_logits, image_boxes, target in zip(logits, boxes_cxcywh, targets, strict=True)
     ]
     if other_costs is not None:
@@ -62,9 +69,15 @@ def match(
     return Matches(*torch.from_numpy(np.concatenate(pairs, axis=1)).to(logits.device))
 
 
-def matching_cost(logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_boxes_cxcywh: Tensor) -> Tensor:
-    """Cost (T, C) of each candidate, logits (C, K) and boxes (C, 4), of one image for each of its targets."""
-    classes, class_of_target = torch.unique(labels, return_inverse=True)  # many targets share few classes
+def matching_cost(
+    logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_boxes_cxcywh: Tensor
+) -> Tensor:
+    """Cost (T, C) of each candidate, logits (C, K) and boxes (C, 4), of one image for each of its
+    targets.
+    """
+    classes, class_of_target = torch.unique(
+        labels, return_inverse=True
+    )  # many targets share few classes
     x = logits.T[classes]
     p = x.sigmoid()
     minus_log_not_p = F.softplus(x)
@@ -78,7 +91,9 @@ def matching_cost(logits: Tensor, boxes_cxcywh: Tensor, labels: Tensor, target_b
 
 
 def finite_cost(cost: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """The cost (T, C), non-finite entries above any sum of finite ones: chosen only where nothing else is left."""
+    """The cost (T, C), non-finite entries above any sum of finite ones: chosen only where nothing
+    else is left.
+    """
     finite = np.isfinite(cost)
     if finite.all():
         return cost
@@ -88,5 +103,6 @@ def finite_cost(cost: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
 
 
 def _planar(boxes: Tensor) -> Tensor:
-    # The same values, coordinate after coordinate in memory: pairwise operations then run along whole vectors.
+    # The same values, coordinate after coordinate in memory: pairwise operations then run along
+    # whole vectors.
     return boxes.mT.contiguous().mT

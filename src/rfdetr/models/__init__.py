@@ -1,1 +1,3 @@
-"""The network and nothing else: encoder, projector, proposals, decoder, segmentation, detector, post-processing."""
+"""The network and nothing else: encoder, projector, proposals, decoder, segmentation, detector,
+post-processing.
+"""

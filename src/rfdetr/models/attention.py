@@ -1,4 +1,5 @@
-"""The decoder's two kinds of attention: among the queries of a group, and deformable into the image.
+"""The decoder's two kinds of attention: among the queries of a group, and deformable into the
+image.
 
 B images, G groups, Q queries of a group, H heads, L levels, P points, C hidden width.
 """
@@ -17,7 +18,9 @@ from rfdetr.models.proposals import Memory
 
 
 class GroupSelfAttention(nn.Module):
-    """Self-attention of the queries inside each group; groups never see each other (Group DETR, arXiv 2207.13085)."""
+    """Self-attention of the queries inside each group; groups never see each other (Group DETR,
+    arXiv 2207.13085).
+    """
 
     def __init__(self, hidden_dim: int, heads: int) -> None:
         super().__init__()
@@ -29,9 +32,13 @@ class GroupSelfAttention(nn.Module):
         init_linears(self)
 
     def forward(self, content: Tensor, position: Tensor, groups: int) -> Tensor:
-        """Content and position (B, G Q, C) -> (B, G Q, C); query = key = content + position, value = content."""
+        """Content and position (B, G Q, C) -> (B, G Q, C); query = key = content + position, value
+        = content.
+        """
         width = content.shape[-1]
-        query_key = F.linear(content + position, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width])
+        query_key = F.linear(
+            content + position, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width]
+        )
         value = F.linear(content, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :])
         query, key = query_key.chunk(2, dim=-1)
         attended = attention(*(self._split(x, groups) for x in (query, key, value)))
@@ -39,11 +46,15 @@ class GroupSelfAttention(nn.Module):
 
     def _split(self, x: Tensor, groups: int) -> Tensor:
         rows = x.shape[0] * groups
-        return x.reshape(rows, -1, self.heads, x.shape[-1] // self.heads).transpose(1, 2)  # (B G) H Q C/H
+        return x.reshape(rows, -1, self.heads, x.shape[-1] // self.heads).transpose(
+            1, 2
+        )  # (B G) H Q C/H
 
 
 class DeformableAttention(nn.Module):
-    """Every head samples a few points of each level around the query's reference box (arXiv 2010.04159)."""
+    """Every head samples a few points of each level around the query's reference box (arXiv
+    2010.04159).
+    """
 
     def __init__(self, hidden_dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -72,20 +83,36 @@ class DeformableAttention(nn.Module):
         if memory.padding is not None:
             value = value.masked_fill(memory.padding.unsqueeze(-1), 0)
         grid = 2 * self.sampling_locations(query, references_cxcywh) - 1  # B GQ H L P 2
-        weights = at_least_float32(self.attention_weights(query).unflatten(-1, (self.heads, -1))).softmax(-1)
-        weights = weights.view(*weights.shape[:-1], self.levels, self.points).permute(3, 0, 2, 4, 1)  # L B H P GQ
+        weights = at_least_float32(
+            self.attention_weights(query).unflatten(-1, (self.heads, -1))
+        ).softmax(-1)
+        weights = weights.view(*weights.shape[:-1], self.levels, self.points).permute(
+            3, 0, 2, 4, 1
+        )  # L B H P GQ
         sampled = []
         for level, values in enumerate(value.split([h * w for h, w in memory.shapes], dim=1)):
-            maps = values.transpose(1, 2).reshape(-1, values.shape[-1] // self.heads, *memory.shapes[level])
+            maps = values.transpose(1, 2).reshape(
+                -1, values.shape[-1] // self.heads, *memory.shapes[level]
+            )
             where = grid[:, :, :, level].permute(0, 2, 3, 1, 4).flatten(0, 1)  # (B H) P GQ 2
-            points = F.grid_sample(maps.to(grid.dtype), where, align_corners=False)  # (B H) C/H P GQ
+            points = F.grid_sample(
+                maps.to(grid.dtype), where, align_corners=False
+            )  # (B H) C/H P GQ
             sampled.append((points * weights[level].flatten(0, 1).unsqueeze(1)).sum(2))
-        heads = sum(sampled[1:], sampled[0]).to(value.dtype).view(query.shape[0], -1, query.shape[1])  # B C GQ
+        heads = (
+            sum(sampled[1:], sampled[0]).to(value.dtype).view(query.shape[0], -1, query.shape[1])
+        )  # B C GQ
         return self.output_proj(heads.transpose(1, 2))  # type: ignore[no-any-return]
 
     def sampling_locations(self, query: Tensor, references_cxcywh: Tensor) -> Tensor:
-        """Where to sample, relative to the level's map: (B, GQ, H, L, P, 2), x then y, at least float32."""
-        offsets = self.sampling_offsets(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
+        """Where to sample, relative to the level's map: (B, GQ, H, L, P, 2), x then y, at least
+        float32.
+        """
+        offsets = self.sampling_offsets(query).unflatten(
+            -1, (self.heads, self.levels, self.points, 2)
+        )
         references = references_cxcywh[:, :, None, :, None]  # B GQ 1 L 1 4
-        locations: Tensor = references[..., :2] + at_least_float32(offsets) * references[..., 2:] * (0.5 / self.points)
+        locations: Tensor = references[..., :2] + at_least_float32(offsets) * references[
+            ..., 2:
+        ] * (0.5 / self.points)
         return locations

@@ -27,10 +27,14 @@ def _float32_by_default() -> Iterator[None]:
 
 
 @_float32_by_default()
-def build_detector(config: ModelConfig, encoder_dims: EncoderDims | None = None, drop_path: float = 0.0) -> Detector:
-    """A fresh network in training mode; `encoder_dims` replaces the size that the encoder's name stands for.
+def build_detector(
+    config: ModelConfig, encoder_dims: EncoderDims | None = None, drop_path: float = 0.0
+) -> Detector:
+    """A fresh network in training mode; `encoder_dims` replaces the size that the encoder's name
+    stands for.
 
-    Its weights are float32, whatever `torch.set_default_dtype` says: the same seed draws the same ones everywhere.
+    Its weights are float32, whatever `torch.set_default_dtype` says: the same seed draws the same
+    ones everywhere.
     """
     dims = encoder_dims or config.encoder_dims
     encoder = Encoder(
@@ -68,7 +72,9 @@ def build_detector(config: ModelConfig, encoder_dims: EncoderDims | None = None,
         )
         for _ in range(config.dec_layers)
     )
-    head = SegmentationHead(config.hidden_dim, config.dec_layers) if config.segmentation_head else None
+    head = (
+        SegmentationHead(config.hidden_dim, config.dec_layers) if config.segmentation_head else None
+    )
     return Detector(
         encoder=encoder,
         projector=projector,

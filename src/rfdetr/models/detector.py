@@ -1,6 +1,8 @@
-"""The detector: encode, project, propose, decode, predict, as in figure 2 of RF-DETR (arXiv 2511.09554).
+"""The detector: encode, project, propose, decode, predict, as in figure 2 of RF-DETR (arXiv
+2511.09554).
 
-B images, L decoder layers, G query groups, Q queries of a group (GQ = all of them), K logits, C hidden width.
+B images, L decoder layers, G query groups, Q queries of a group (GQ = all of them), K logits, C
+hidden width.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from rfdetr.models.segmentation import MaskFeatures, SegmentationHead
 
 
 class DetectorOutput(NamedTuple):
-    """Predictions of every decoder layer and of the encoder stage, float32 (float64 of a float64 network).
+    """Predictions of every decoder layer and of the encoder stage, float32 (float64 of a float64
+    network).
 
-    In training GQ runs over all groups, one after another; in evaluation there is one group. The encoder stage has
-    fewer than Q per group where the feature maps have fewer cells. Boxes are cxcywh relative to the image.
+    In training GQ runs over all groups, one after another; in evaluation there is one group. The
+    encoder stage has fewer than Q per group where the feature maps have fewer cells. Boxes are
+    cxcywh relative to the image.
     """
 
     logits: Tensor  # L B GQ K, the last layer's are the result
@@ -40,8 +44,14 @@ class DetectorOutput(NamedTuple):
         last = len(self.logits) - 1
         parts = {"logits": [self.logits[last]], "boxes": [self.boxes[last]]}
         if self.masks is not None:
-            parts["masks"] = [self.masks.spatial[last], self.masks.queries[last], self.masks.offsets[last]]
-        good = torch.stack([torch.stack([x.isfinite().all() for x in part]).all() for part in parts.values()])
+            parts["masks"] = [
+                self.masks.spatial[last],
+                self.masks.queries[last],
+                self.masks.offsets[last],
+            ]
+        good = torch.stack(
+            [torch.stack([x.isfinite().all() for x in part]).all() for part in parts.values()]
+        )
         return [name for name, fine in zip(parts, good.tolist(), strict=True) if not fine]
 
 
@@ -78,12 +88,18 @@ class Detector(nn.Module):
         self.reset_head(num_classes)
 
     def reset_head(self, num_classes: int) -> None:
-        """Fresh class heads, the decoder's and every group's of the encoder stage, for another set of classes."""
+        """Fresh class heads, the decoder's and every group's of the encoder stage, for another set
+        of classes.
+        """
         weight = self.query_content
         hidden_dim = weight.shape[-1]
-        self.class_head = nn.Linear(hidden_dim, num_classes + 1, device=weight.device, dtype=weight.dtype)
+        self.class_head = nn.Linear(
+            hidden_dim, num_classes + 1, device=weight.device, dtype=weight.dtype
+        )
         nn.init.xavier_uniform_(self.class_head.weight)
-        nn.init.constant_(self.class_head.bias, -math.log(99.0))  # every class starts at probability 0.01
+        nn.init.constant_(
+            self.class_head.bias, -math.log(99.0)
+        )  # every class starts at probability 0.01
         group_head = GroupLinear(self.groups, hidden_dim, num_classes + 1).to(weight)
         group_head.copy_from(self.class_head)
         self.proposals.class_head = group_head
@@ -93,14 +109,19 @@ class Detector(nn.Module):
         self.encoder.set_drop_path(rate)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
-        """Images (B, 3, H, W), of any float type, and where they are padded (B, H, W) or None, to predictions."""
+        """Images (B, 3, H, W), of any float type, and where they are padded (B, H, W) or None, to
+        predictions.
+        """
         levels = self.project(self.encode(images))
         memory = flatten_levels(levels, mask)
         proposals = self.propose(memory)
         hidden, references = self.decode(memory, proposals)
         masks = None
         if self.segmentation_head is not None:
-            size = (images.shape[-2] // self.mask_downsample_ratio, images.shape[-1] // self.mask_downsample_ratio)
+            size = (
+                images.shape[-2] // self.mask_downsample_ratio,
+                images.shape[-1] // self.mask_downsample_ratio,
+            )
             masks = self.segmentation_head(levels[0], size, hidden, proposals.queries.flatten(1, 2))
         return DetectorOutput(
             logits=at_least_float32(self.class_head(hidden)),
@@ -123,20 +144,28 @@ class Detector(nn.Module):
         return self.proposals(memory)  # type: ignore[no-any-return]
 
     def decode(self, memory: Memory, proposals: ProposalOutput) -> tuple[Tensor, Tensor]:
-        """Every layer's queries (L, B, GQ, C), and the reference boxes (B, GQ, 4) their box deltas apply to."""
+        """Every layer's queries (L, B, GQ, C), and the reference boxes (B, GQ, 4) their box deltas
+        apply to.
+        """
         batch, groups = proposals.boxes.shape[:2]
         boxes = proposals.boxes.detach().flatten(1, 2)  # B Gk 4
         deltas, rest = self.query_boxes[: groups * self.num_queries].tensor_split((boxes.shape[1],))
-        # Where a group has fewer cells than queries, the published models give its proposals to the first rows of all
-        # queries, not of its own, and the last rows keep their own box.
-        references = torch.cat((apply_box_deltas(deltas, boxes), at_least_float32(rest).expand(batch, -1, -1)), dim=1)
+        # Where a group has fewer cells than queries, the published models give its proposals to the
+        # first rows of all queries, not of its own, and the last rows keep their own box.
+        references = torch.cat(
+            (apply_box_deltas(deltas, boxes), at_least_float32(rest).expand(batch, -1, -1)), dim=1
+        )
         content = self.query_content[: groups * self.num_queries].expand(batch, -1, -1)
         return self.decoder(content, references, memory, groups), references
 
 
 def detector_in(network: nn.Module) -> Detector:
-    """The detector in a network that is one or wraps one: `torch.compile`, DataParallel, a module of your own."""
+    """The detector in a network that is one or wraps one: `torch.compile`, DataParallel, a module
+    of your own.
+    """
     found = next((module for module in network.modules() if isinstance(module, Detector)), None)
     if found is None:
-        raise InputTypeError(f"a network of {type(network).__name__}: expected a Detector, or a module that wraps one")
+        raise InputTypeError(
+            f"a network of {type(network).__name__}: expected a Detector, or a module that wraps one"
+        )
     return found

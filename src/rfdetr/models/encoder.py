@@ -1,7 +1,8 @@
 """Windowed DINOv2 vision transformer (arXiv 2304.07193), the detector's encoder.
 
-Differences from plain DINOv2: most blocks attend inside windows of the image, each window with its own copy of the
-class token (and of the register tokens, which carry no position); the states after several blocks are the output.
+Differences from plain DINOv2: most blocks attend inside windows of the image, each window with its
+own copy of the class token (and of the register tokens, which carry no position); the states after
+several blocks are the output.
 
 B images, w windows a side, N tokens of a window (class and registers included), D width.
 """
@@ -21,7 +22,9 @@ from rfdetr.models.layers import attention, linear_of
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth (arXiv 1603.09382): drops whole sequences of a residual branch, scales up the others."""
+    """Stochastic depth (arXiv 1603.09382): drops whole sequences of a residual branch, scales up
+    the others.
+    """
     if rate == 0.0 or not training:
         return branch
     keep = torch.rand(branch.shape[0], 1, 1, dtype=torch.float32, device=branch.device) >= rate
@@ -29,7 +32,9 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale; attention among all tokens of each row of (B, N, D)."""
+    """Pre-norm transformer block with LayerScale; attention among all tokens of each row of (B, N,
+    D).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -48,7 +53,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out."""
         x = torch.addcmul(x, drop_path(self.attend(x), self.drop_path, self.training), self.scale1)
-        return torch.addcmul(x, drop_path(self.feed_forward(x), self.drop_path, self.training), self.scale2)
+        return torch.addcmul(
+            x, drop_path(self.feed_forward(x), self.drop_path, self.training), self.scale2
+        )
 
     def attend(self, x: Tensor) -> Tensor:
         """Multi-head self-attention."""
@@ -64,7 +71,9 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) to feature maps (B, D, H/patch, W/patch), one for each of `out_feature_indexes`."""
+    """Images (B, 3, H, W) to feature maps (B, D, H/patch, W/patch), one for each of
+    `out_feature_indexes`.
+    """
 
     def __init__(  # noqa: PLR0913 - keyword-only: what a vision transformer is
         self,
@@ -89,10 +98,14 @@ class Encoder(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         # Part of DINOv2 and of its published files; plays no part in detection.
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
-        self.register_tokens = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
+        self.register_tokens = (
+            nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
+        )
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + position_grid**2, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.blocks[self.out_feature_indexes[-1] :].requires_grad_(False)  # not run; ranks would wait for gradients
+        self.blocks[self.out_feature_indexes[-1] :].requires_grad_(
+            False
+        )  # not run; ranks would wait for gradients
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.init_weights()
 
@@ -137,7 +150,9 @@ class Encoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Tokens of the windows, those of one image adjacent: (B w w, 1 + registers + patches, D)."""
         grid = self.grid_of(images)
-        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).permute(0, 2, 3, 1)  # B h w D
+        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).permute(
+            0, 2, 3, 1
+        )  # B h w D
         class_position, patch_positions = self.positions(grid)
         windows = partition_windows(patches + patch_positions, self.num_windows)
         tokens = [(self.class_token + class_position).expand(windows.shape[0], -1, -1), windows]
@@ -146,7 +161,9 @@ class Encoder(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Position embeddings of the class token (1, 1, D) and of the patches (1, h, w, D), resampled to `grid`."""
+        """Position embeddings of the class token (1, 1, D) and of the patches (1, h, w, D),
+        resampled to `grid`.
+        """
         side = self.position_grid
         class_position = self.position_embeddings[:, :1]
         patch_positions = self.position_embeddings[:, 1:].reshape(1, side, side, -1)
@@ -191,6 +208,10 @@ def join_windows(x: Tensor, num_windows: int, grid: tuple[int, int]) -> Tensor:
 def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     """Position embeddings (1, h, w, D) of another grid: bicubic, antialiased, at least in float32."""
     resampled = F.interpolate(
-        at_least_float32(positions.permute(0, 3, 1, 2)), size=grid, mode="bicubic", antialias=True, align_corners=False
+        at_least_float32(positions.permute(0, 3, 1, 2)),
+        size=grid,
+        mode="bicubic",
+        antialias=True,
+        align_corners=False,
     )
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)

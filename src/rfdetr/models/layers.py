@@ -11,22 +11,28 @@ from torch.utils.checkpoint import checkpoint
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention over (B, heads, N, d) tensors: PyTorch's fused kernel where that is the fastest.
+    """Softmax attention over (B, heads, N, d) tensors: PyTorch's fused kernel where that is the
+    fastest.
 
-    Its backward pass for bfloat16 on CPUs is not: there the three steps one by one take a third of the time.
+    Its backward pass for bfloat16 on CPUs is not: there the three steps one by one take a third of
+    the time.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value)
     rows = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     nothing = query.new_zeros(1, 1, 1)
-    scores = torch.baddbmm(nothing, rows[0], rows[1].transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5)
+    scores = torch.baddbmm(
+        nothing, rows[0], rows[1].transpose(1, 2), beta=0, alpha=query.shape[-1] ** -0.5
+    )
     return torch.bmm(scores.softmax(-1), rows[2]).view(query.shape)
 
 
 def linear_of(cheap: nn.Module, x: Tensor, linear: nn.Module) -> Tensor:
-    """linear(cheap(x)); in training `cheap` is computed again for the backward pass, its result not kept till then.
+    """linear(cheap(x)); in training `cheap` is computed again for the backward pass, its result not
+    kept till then.
 
-    With the decoder's feed-forward it takes the peak of a RFDETRNano step from 3.9 to 3.3 GB, and no time.
+    With the decoder's feed-forward it takes the peak of a RFDETRNano step from 3.9 to 3.3 GB, and
+    no time.
     """
     if not linear.training:
         return linear(cheap(x))  # type: ignore[no-any-return]
@@ -50,7 +56,9 @@ class MLP(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, C, h, w); no copy where the map is channels last in memory."""
+    """LayerNorm over the channels of a map (B, C, h, w); no copy where the map is channels last in
+    memory.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)

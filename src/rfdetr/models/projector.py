@@ -1,4 +1,6 @@
-"""Projector: the encoder's maps to one feature map per level, by a C2f block each (LW-DETR, arXiv 2406.03459)."""
+"""Projector: the encoder's maps to one feature map per level, by a C2f block each (LW-DETR, arXiv
+2406.03459).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class ConvNorm(nn.Module):
         activation: Callable[[Tensor], Tensor] = F.silu,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+        )
         self.norm = ChannelNorm(out_channels)
         self.activation = activation
 
@@ -34,14 +38,17 @@ class ConvNorm(nn.Module):
 
 
 class C2f(nn.Module):
-    """1x1 convolution, a chain of bottlenecks on half of the channels, and a 1x1 convolution over all of them."""
+    """1x1 convolution, a chain of bottlenecks on half of the channels, and a 1x1 convolution over
+    all of them.
+    """
 
     def __init__(self, in_channels: int, channels: int, num_bottlenecks: int = 3) -> None:
         super().__init__()
         half = channels // 2
         self.reduce = ConvNorm(in_channels, channels, 1)
         self.bottlenecks = nn.ModuleList(
-            nn.Sequential(ConvNorm(half, half, 3), ConvNorm(half, half, 3)) for _ in range(num_bottlenecks)
+            nn.Sequential(ConvNorm(half, half, 3), ConvNorm(half, half, 3))
+            for _ in range(num_bottlenecks)
         )
         self.merge = ConvNorm(half * (2 + num_bottlenecks), channels, 1)
 

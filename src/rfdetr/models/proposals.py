@@ -1,4 +1,5 @@
-"""Two-stage proposals: the best cells of the feature maps, for each query group (Deformable DETR, arXiv 2010.04159).
+"""Two-stage proposals: the best cells of the feature maps, for each query group (Deformable DETR,
+arXiv 2010.04159).
 
 B images, N cells of all levels, C hidden width, G groups, k proposals of a group, K logits.
 """
@@ -36,17 +37,25 @@ def flatten_levels(levels: Sequence[Tensor], mask: Tensor | None) -> Memory:
     if mask is None:
         return Memory(tokens, shapes)
     masks = [F.interpolate(mask[:, None].float(), size=shape)[:, 0].bool() for shape in shapes]
-    ratios = [torch.stack(((~m[:, 0]).float().mean(1), (~m[:, :, 0]).float().mean(1)), dim=-1) for m in masks]
-    return Memory(tokens, shapes, torch.cat([m.flatten(1) for m in masks], dim=1), torch.stack(ratios, dim=1))
+    ratios = [
+        torch.stack(((~m[:, 0]).float().mean(1), (~m[:, :, 0]).float().mean(1)), dim=-1)
+        for m in masks
+    ]
+    return Memory(
+        tokens, shapes, torch.cat([m.flatten(1) for m in masks], dim=1), torch.stack(ratios, dim=1)
+    )
 
 
 def cell_boxes(memory: Memory) -> tuple[Tensor, Tensor]:
-    """One box_cxcywh per cell (B or 1, N, 4), and whether it may be proposed (B or 1, N); other cells' boxes are 0."""
+    """One box_cxcywh per cell (B or 1, N, 4), and whether it may be proposed (B or 1, N); other
+    cells' boxes are 0.
+    """
     boxes = []
     exact = at_least_float32(memory.tokens.new_empty(0))
     for level, (height, width) in enumerate(memory.shapes):
         y, x = torch.meshgrid(
-            *(torch.arange(n, device=exact.device, dtype=exact.dtype) for n in (height, width)), indexing="ij"
+            *(torch.arange(n, device=exact.device, dtype=exact.dtype) for n in (height, width)),
+            indexing="ij",
         )
         extent = x.new_tensor((width, height)).expand(1, 1, 2)
         if memory.valid_ratios is not None:
@@ -79,7 +88,9 @@ class GroupLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the first g groups (g, rows, in) -> (g, rows, out)."""
         groups = x.shape[0]
-        return torch.baddbmm(self.bias[:groups].unsqueeze(1), x, self.weight[:groups].transpose(1, 2))
+        return torch.baddbmm(
+            self.bias[:groups].unsqueeze(1), x, self.weight[:groups].transpose(1, 2)
+        )
 
 
 class GroupNorm(nn.Module):
@@ -94,7 +105,9 @@ class GroupNorm(nn.Module):
         """Rows of the first g groups (g, rows, features), normalised."""
         groups = x.shape[0]
         normalised = F.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(self.bias[:groups].unsqueeze(1), normalised, self.weight[:groups].unsqueeze(1))
+        return torch.addcmul(
+            self.bias[:groups].unsqueeze(1), normalised, self.weight[:groups].unsqueeze(1)
+        )
 
 
 class GroupMLP(nn.Module):
@@ -137,16 +150,27 @@ class Proposals(nn.Module):
         self.box_head = GroupMLP(groups, hidden_dim, hidden_dim, hidden_dim, 4)
 
     def forward(self, memory: Memory) -> ProposalOutput:
-        """Proposals of all groups in training, of the first in evaluation; all cells where there are fewer than k."""
+        """Proposals of all groups in training, of the first in evaluation; all cells where there
+        are fewer than k.
+        """
         groups = self.groups if self.training else 1
         boxes_cxcywh, valid = cell_boxes(memory)
         cells = memory.tokens.masked_fill(~valid.unsqueeze(-1), 0)
         batch, num_cells, width = cells.shape
         # Only the best cells carry gradients, so only they are computed with a graph.
         best = self._best_cells(cells, groups)  # g B k
-        chosen = (best + num_cells * torch.arange(batch, device=best.device).unsqueeze(-1)).flatten()
-        queries = self.transform(cells.flatten(0, 1).index_select(0, chosen).view(groups, -1, width))  # g (B k) C
-        references = boxes_cxcywh.expand(batch, -1, -1).flatten(0, 1).index_select(0, chosen).view(groups, -1, 4)
+        chosen = (
+            best + num_cells * torch.arange(batch, device=best.device).unsqueeze(-1)
+        ).flatten()
+        queries = self.transform(
+            cells.flatten(0, 1).index_select(0, chosen).view(groups, -1, width)
+        )  # g (B k) C
+        references = (
+            boxes_cxcywh.expand(batch, -1, -1)
+            .flatten(0, 1)
+            .index_select(0, chosen)
+            .view(groups, -1, 4)
+        )
 
         def by_image(x: Tensor) -> Tensor:
             return x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1)
@@ -164,6 +188,8 @@ class Proposals(nn.Module):
     @torch.no_grad()
     def _best_cells(self, cells: Tensor, groups: int) -> Tensor:
         batch, num_cells, _ = cells.shape
-        logits = self.class_head(self.transform(cells.flatten(0, 1).expand(groups, -1, -1)))  # g (B N) K
+        logits = self.class_head(
+            self.transform(cells.flatten(0, 1).expand(groups, -1, -1))
+        )  # g (B N) K
         scores: Tensor = logits.amax(-1).view(groups, batch, num_cells)
         return scores.topk(min(self.num_queries, num_cells)).indices

@@ -15,9 +15,11 @@ from rfdetr.models.layers import ChannelNorm
 
 
 class MaskFeatures(NamedTuple):
-    """What mask logits are made of; entry i is decoder layer i's, the last entry the encoder stage's.
+    """What mask logits are made of; entry i is decoder layer i's, the last entry the encoder
+    stage's.
 
-    The logits of all queries are seldom needed (training forms only the matched ones), so they are made on demand.
+    The logits of all queries are seldom needed (training forms only the matched ones), so they are
+    made on demand.
     """
 
     spatial: list[Tensor]  # B C Hm Wm each
@@ -27,7 +29,9 @@ class MaskFeatures(NamedTuple):
     def mask_logits(self, layer: int) -> Tensor:
         """All masks of one entry: (B, Q, Hm, Wm)."""
         spatial = self.spatial[layer]
-        products = torch.matmul(self.queries[layer], spatial.flatten(2)) + self.offsets[layer][..., None]
+        products = (
+            torch.matmul(self.queries[layer], spatial.flatten(2)) + self.offsets[layer][..., None]
+        )
         return products.reshape(*products.shape[:2], *spatial.shape[-2:])
 
 
@@ -62,9 +66,11 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: Tensor, size: tuple[int, int], hidden: Tensor, proposal_queries: Tensor
     ) -> MaskFeatures:
-        """First-level features (B, C, h, w), queries of the layers (L, B, Q, C) and of the encoder stage (B, Q, C).
+        """First-level features (B, C, h, w), queries of the layers (L, B, Q, C) and of the encoder
+        stage (B, Q, C).
 
-        A mask is (W x + v) . q + b for every pixel x, which is x . (W' q) + (v . q + b): queries are fewer than pixels.
+        A mask is (W x + v) . q + b for every pixel x, which is x . (W' q) + (v . q + b): queries
+        are fewer than pixels.
         """
         x = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
         spatial = [x]

@@ -1,4 +1,5 @@
-"""Training on PyTorch Lightning: `module`, `datamodule` and `build_trainer` are the three objects of a run.
+"""Training on PyTorch Lightning: `module`, `datamodule` and `build_trainer` are the three objects
+of a run.
 
 The public names load on first use, so this package imports in no time.
 """

@@ -1,4 +1,6 @@
-"""`batch_size="auto"`: the largest batch that fits into memory, measured on the batch that will need the most."""
+"""`batch_size="auto"`: the largest batch that fits into memory, measured on the batch that will
+need the most.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +24,34 @@ from rfdetr.training.optim import multi_scale_sizes
 from rfdetr.training.processes import gather
 from rfdetr.training.steps import USUAL_BATCH, resize_batch
 
-_MARGIN = 0.85  # of a CPU's memory: the rest of the program grows, and past the limit it would be killed
+_MARGIN = (
+    0.85  # of a CPU's memory: the rest of the program grows, and past the limit it would be killed
+)
 _GIB = 2**30
 
 
 def resolve_batch_size(module: Any, datamodule: Any, trainer: pl.Trainer) -> None:
-    """Puts a number in the place of batch_size="auto", and accumulates as many batches as make an update of 16 images.
+    """Puts a number in the place of batch_size="auto", and accumulates as many batches as make an
+    update of 16 images.
 
-    Measured are steps of the module, on every rank, with the images that have the most objects at the largest size;
-    they change nothing. The configurations that module and datamodule were made with stay as they are.
+    Measured are steps of the module, on every rank, with the images that have the most objects at
+    the largest size; they change nothing. The configurations that module and datamodule were made
+    with stay as they are.
     """
     config: TrainConfig = module.train_config
     if config.batch_size != "auto":
         return
     if not isinstance(datamodule, RFDETRDataModule):
-        raise InputError('batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own batch size')
+        raise InputError(
+            'batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own batch size'
+        )
     share = -(-USUAL_BATCH // trainer.world_size)
     sizes = [size for size in range(share, 0, -1) if share % size == 0]
     device = trainer.strategy.root_device
     trial = _Trial(module, datamodule, trainer)
-    size, peak = (largest_below_limit if device.type == "cpu" else largest_that_runs)(sizes, trial.measure)
+    size, peak = (largest_below_limit if device.type == "cpu" else largest_that_runs)(
+        sizes, trial.measure
+    )
     size = min(gather(trainer, size))
     accumulate = share // size
     for owner in (module, datamodule):
@@ -69,7 +79,8 @@ def largest_that_runs(sizes: list[int], measure: Callable[[int], Peak]) -> tuple
 
 
 def largest_below_limit(sizes: list[int], measure: Callable[[int], Peak]) -> tuple[int, Peak]:
-    """The largest of the falling `sizes` that leaves a margin: foretold from one and two images, then measured.
+    """The largest of the falling `sizes` that leaves a margin: foretold from one and two images,
+    then measured.
 
     A CPU's memory cannot be tried out: the system would end the process, or another one.
     """
@@ -100,21 +111,31 @@ class _Trial:
         self.dataset = DetectionDataset(index, EvaluationView(config.resolution))
         self.densest: list[int] = np.argsort(-counts, kind="stable").tolist()
         self.most_objects = int(counts.max())
-        copies = 2 + train.use_ema + (trainer.world_size > 1)  # of the optimizer, of the average, of DDP's messages
-        weights = sum(p.numel() * p.element_size() for p in module.model.parameters() if p.requires_grad)
+        copies = (
+            2 + train.use_ema + (trainer.world_size > 1)
+        )  # of the optimizer, of the average, of DDP's messages
+        weights = sum(
+            p.numel() * p.element_size() for p in module.model.parameters() if p.requires_grad
+        )
         self.ballast = copies * weights
 
     def measure(self, size: int) -> Peak:
         """The peak of a step with `size` images, what later comes beside it included."""
         device = self.trainer.strategy.root_device
         self.module.to(device)
-        images, targets = collate([self.dataset[self.densest[i % len(self.densest)]] for i in range(size)])
-        batch = self.module.transfer_batch_to_device([resize_batch(images, self.side), targets], device, 0)
+        images, targets = collate(
+            [self.dataset[self.densest[i % len(self.densest)]] for i in range(size)]
+        )
+        batch = self.module.transfer_batch_to_device(
+            [resize_batch(images, self.side), targets], device, 0
+        )
         criterion = self.module.criterion
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             criterion.across_ranks = False  # one of them may run out of memory and not come
             try:
-                return measure_peak(lambda: self._step(batch), device, sharers=self.trainer.num_devices)
+                return measure_peak(
+                    lambda: self._step(batch), device, sharers=self.trainer.num_devices
+                )
             finally:
                 criterion.across_ranks = True
                 self.module.zero_grad(set_to_none=True)

@@ -1,4 +1,6 @@
-"""Training state on disk: written whole or not at all, read without running code, legacy files converted."""
+"""Training state on disk: written whole or not at all, read without running code, legacy files
+converted.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from pytorch_lightning.__version__ import version as lightning_version
 from pytorch_lightning.plugins.io import CheckpointIO
 from torch import Tensor
 
+from rfdetr.files import advice, atomic_write, record_digests
 from rfdetr.training.optim import group_name
-from rfdetr.weights.checksums import advice
 from rfdetr.weights.labels import classes_from_zero
 from rfdetr.weights.names import from_published, our_name
 from rfdetr.weights.reading import (
@@ -29,17 +31,20 @@ from rfdetr.weights.reading import (
     refuse_damaged,
     refuse_not_finite,
 )
-from rfdetr.weights.writing import atomic_write, record_digests
 
 logger = logging.getLogger(__name__)
 
 PUBLISHED_PREFIX = "model.backbone.0."
 _PAST_WARM_UP = 1_000_000  # updates of a legacy file's average, which does not tell
-_VERSION = "pytorch-lightning_version"  # without which Lightning hands no file on to `on_load_checkpoint`
+_VERSION = (
+    "pytorch-lightning_version"  # without which Lightning hands no file on to `on_load_checkpoint`
+)
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's file access: what the file holds, whatever its kind; `on_load_checkpoint` converts it."""
+    """Lightning's file access: what the file holds, whatever its kind; `on_load_checkpoint`
+    converts it.
+    """
 
     def save_checkpoint(
         self,
@@ -55,7 +60,9 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Any = None,  # noqa: ARG002 - Lightning moves what is read
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Refuses files that hold more than tensors and plain values, unless told `weights_only=False`."""
+        """Refuses files that hold more than tensors and plain values, unless told
+        `weights_only=False`.
+        """
         path = checkpoint_file(path)
         if path.suffix == ".safetensors":
             file = read_checkpoint(path)
@@ -66,7 +73,9 @@ class AtomicCheckpointIO(CheckpointIO):
         else:
             content = load_content(path, mapped=False)
         if not isinstance(content, dict) or not {"state_dict", "model"} & content.keys():
-            raise CheckpointError(f"{path} is no checkpoint of a training run: it has no 'state_dict'{advice(path)}")
+            raise CheckpointError(
+                f"{path} is no checkpoint of a training run: it has no 'state_dict'{advice(path)}"
+            )
         if isinstance(tensors := content.get("state_dict", content.get("model")), dict):
             refuse_not_finite(path, tensors)
         return {_VERSION: lightning_version, **content}
@@ -77,7 +86,9 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """The file access of a Trainer that `build_trainer` has not built: Lightning's own, but it reads legacy files."""
+    """The file access of a Trainer that `build_trainer` has not built: Lightning's own, but it
+    reads legacy files.
+    """
 
     def load_checkpoint(
         self,
@@ -87,26 +98,36 @@ class PlainCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         if os.path.isfile(path):
             return AtomicCheckpointIO().load_checkpoint(path, map_location, weights_only)
-        remote: dict[str, Any] = super().load_checkpoint(os.fspath(path), map_location, weights_only)
+        remote: dict[str, Any] = super().load_checkpoint(
+            os.fspath(path), map_location, weights_only
+        )
         return remote
 
 
 def checkpoint_to_resume(resume: str | os.PathLike[str] | None, output_dir: Path) -> Path | None:
-    """The file that `resume` means. "last" before there is any means a new run, so that one command can be repeated."""
+    """The file that `resume` means. "last" before there is any means a new run, so that one command
+    can be repeated.
+    """
     if resume is None:
         return None
     if os.fspath(resume) != "last":
         return checkpoint_file(resume)
     newest = newest_in(output_dir)
     if newest is None:
-        logger.warning('resume="last": there is no %s, so a new run begins', output_dir / "last.ckpt")
+        logger.warning(
+            'resume="last": there is no %s, so a new run begins', output_dir / "last.ckpt"
+        )
     return newest
 
 
 def newest_in(folder: Path) -> Path | None:
-    """The checkpoint of a folder to go on from: last.ckpt, else the newest other one that has an optimizer's state."""
+    """The checkpoint of a folder to go on from: last.ckpt, else the newest other one that has an
+    optimizer's state.
+    """
     numbered = [
-        (int(found[1]), path) for path in folder.glob("checkpoint*") if (found := _NUMBERED.fullmatch(path.name))
+        (int(found[1]), path)
+        for path in folder.glob("checkpoint*")
+        if (found := _NUMBERED.fullmatch(path.name))
     ]
     ordered = [path for _, path in sorted(numbered, reverse=True)]
     kept = [path for path in ordered if path.suffix == ".ckpt"]
@@ -139,10 +160,14 @@ def legacy_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _converted(read_checkpoint(path))
 
 
-def convert_legacy_checkpoint(old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-    """Writes a `.pth` file, or a `.ckpt` of the published package, as a `.ckpt` for `trainer.fit(ckpt_path=...)`.
+def convert_legacy_checkpoint(
+    old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]
+) -> None:
+    """Writes a `.pth` file, or a `.ckpt` of the published package, as a `.ckpt` for
+    `trainer.fit(ckpt_path=...)`.
 
-    Weights, averaged weights, the optimizer's state, epoch and what the file says of its model are kept.
+    Weights, averaged weights, the optimizer's state, epoch and what the file says of its model are
+    kept.
     """
     AtomicCheckpointIO().save_checkpoint(legacy_checkpoint(old_path), new_path)
 
@@ -160,7 +185,9 @@ def _converted(file: Checkpoint) -> dict[str, Any]:
     averages = _averages(file.extra)
     moments, lost = _moments(file)
     return {
-        "state_dict": {f"model.{name}": tensor for name, tensor in from_published(file.model).items()},
+        "state_dict": {
+            f"model.{name}": tensor for name, tensor in from_published(file.model).items()
+        },
         _VERSION: lightning_version,
         "epoch": _next_epoch(file.extra),
         "global_step": 0,
@@ -172,7 +199,9 @@ def _converted(file: Checkpoint) -> dict[str, Any]:
 
 
 def _averages(extra: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The averaged weights of a file, where the old training loop put them or where the published callback does."""
+    """The averaged weights of a file, where the old training loop put them or where the published
+    callback does.
+    """
     if extra.get("ema_model"):
         return {"updates": _PAST_WARM_UP, "weights": from_published(dict(extra["ema_model"]))}
     state = dict((extra.get("callbacks") or {}).get("RFDETREMACallback") or {})
@@ -183,11 +212,16 @@ def _averages(extra: Mapping[str, Any]) -> dict[str, Any] | None:
         for name, tensor in state["average_model_state_dict"].items()
         if name.startswith("module.model.")
     }
-    return {"updates": int(state.get("latest_update_step") or _PAST_WARM_UP), "weights": from_published(weights)}
+    return {
+        "updates": int(state.get("latest_update_step") or _PAST_WARM_UP),
+        "weights": from_published(weights),
+    }
 
 
 def _next_epoch(extra: Mapping[str, Any]) -> int:
-    """The epoch to go on with, counted from 0: Lightning's own count, or the one after the file's last."""
+    """The epoch to go on with, counted from 0: Lightning's own count, or the one after the file's
+    last.
+    """
     progress = ((extra.get("loops") or {}).get("fit_loop") or {}).get("epoch_progress")
     return int(progress["current"]["ready"]) if progress else int(extra.get("epoch", -1)) + 1
 
@@ -198,7 +232,8 @@ Moments = dict[str, dict[str, Tensor]]
 def _moments(file: Checkpoint) -> tuple[Moments, str]:
     """AdamW's state by our parameters' names, and why there is none: "" where there is.
 
-    An optimizer's state is numbered; which number is which tensor follows from the groups' published order.
+    An optimizer's state is numbered; which number is which tensor follows from the groups'
+    published order.
     """
     optimizer = next(iter(file.extra.get("optimizer_states") or [file.extra.get("optimizer")]))
     try:
@@ -217,10 +252,19 @@ def _moments(file: Checkpoint) -> tuple[Moments, str]:
             if number in state:  # else nothing has come from its gradient
                 found[name] = state[number]
         kinds = ("exp_avg", "exp_avg_sq")
-        shapes = all(entry[kind].shape == file.model[name].shape for name, entry in found.items() for kind in kinds)
+        shapes = all(
+            entry[kind].shape == file.model[name].shape
+            for name, entry in found.items()
+            for kind in kinds
+        )
         if not shapes or any(len(several) > 1 for several in rates.values()):
-            return {}, "shapes or learning rates in it are not those of the published order of parameters"
-        steps = {name: torch.as_tensor(entry["step"]).float().reshape(1) for name, entry in found.items()}
+            return (
+                {},
+                "shapes or learning rates in it are not those of the published order of parameters",
+            )
+        steps = {
+            name: torch.as_tensor(entry["step"]).float().reshape(1) for name, entry in found.items()
+        }
         raw = {kind: {name: entry[kind] for name, entry in found.items()} for kind in kinds}
         if file.first_class:  # its weights are counted from 0 already
             raw = {kind: classes_from_zero(tensors) for kind, tensors in raw.items()}
@@ -229,15 +273,18 @@ def _moments(file: Checkpoint) -> tuple[Moments, str]:
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         return {}, f"what the file has of it is no state of AdamW ({type(error).__name__}: {error})"
     return {
-        name: {"step": count, **{kind: moments[kind][name] for kind in kinds}} for name, count in counts.items()
+        name: {"step": count, **{kind: moments[kind][name] for kind in kinds}}
+        for name, count in counts.items()
     }, ""
 
 
 def names_in_groups(model: Mapping[str, Tensor], sizes: list[int]) -> list[str] | None:
-    """Published names in the order of an optimizer's parameters, from the groups' sizes; None if that fits none.
+    """Published names in the order of an optimizer's parameters, from the groups' sizes; None if
+    that fits none.
 
-    Heads and projector come first, then the encoder, then the decoder, each in the order of the model, one group for
-    a parameter or one for those that share rate and decay. A frozen encoder is in no group.
+    Heads and projector come first, then the encoder, then the decoder, each in the order of the
+    model, one group for a parameter or one for those that share rate and decay. A frozen encoder is
+    in no group.
     """
     parts = ("head", "encoder", "decoder")
     part_of = {name: group_name(our_name(name)).partition(".")[0] for name in model}

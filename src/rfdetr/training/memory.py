@@ -28,7 +28,8 @@ class Peak(NamedTuple):
 def measure_peak(work: Callable[[], object], device: torch.device, sharers: int = 1) -> Peak:
     """The peak of a device while `work` runs, everything that was there before included.
 
-    On a CPU that of this process, with its part, one of `sharers`, of what is free. Raises what `work` raises.
+    On a CPU that of this process, with its part, one of `sharers`, of what is free. Raises what
+    `work` raises.
     """
     gc.collect()
     if device.type == "cpu":
@@ -56,27 +57,38 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: the machine's, or less where a control group limits it."""
+    """Bytes that this process can still take: the machine's, or less where a control group limits
+    it.
+    """
     if not (PROC / "self/clear_refs").exists():
-        raise InputError("this system does not tell how much memory a process takes; Linux and GPUs do")
+        raise InputError(
+            "this system does not tell how much memory a process takes; Linux and GPUs do"
+        )
     fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
     return min([int(fields["MemAvailable"].split()[0]) * 1024, *_free_in_groups()])
 
 
 def _free_in_groups() -> Iterator[int]:
-    """What each control group around this process leaves (versions 1 and 2); cached files make room when asked."""
+    """What each control group around this process leaves (versions 1 and 2); cached files make room
+    when asked.
+    """
     for line in (PROC / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
         root = CGROUPS / controllers
-        v1, v2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
+        v1, v2 = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            ("memory.max", "memory.current"),
+        )
         names = v1 if controllers else v2
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             limit, used = folder / names[0], folder / names[1]
             if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-                stat = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                stat = dict(
+                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
+                )
                 cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
                 yield int(text) - int(used.read_text()) + cached
             if folder == root:
@@ -87,7 +99,8 @@ def _free_in_groups() -> Iterator[int]:
 def freed_memory_kept() -> Iterator[None]:
     """Inside, glibc keeps what is freed for the next step; after, it gives it back.
 
-    It would give back the better part of every step's activations, for the next step to fault in page by page.
+    It would give back the better part of every step's activations, for the next step to fault in
+    page by page.
     """
     libc = _glibc()
     if libc is None:

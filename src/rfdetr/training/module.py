@@ -1,4 +1,6 @@
-"""`RFDETRModule`: the detector, its losses and its optimizer as a LightningModule; every extra is a callback."""
+"""`RFDETRModule`: the detector, its losses and its optimizer as a LightningModule; every extra is a
+callback.
+"""
 
 # ruff: noqa: ARG002 - Lightning passes more than a hook may need
 
@@ -20,8 +22,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
-from rfdetr.config.arguments import check_kind
 from rfdetr.data.images import normalize
 from rfdetr.errors import InputError
 from rfdetr.losses.criterion import Criterion
@@ -54,8 +56,8 @@ from rfdetr.training.steps import (
     share_of_window,
 )
 from rfdetr.weights.identify import class_names, config_from_checkpoint
+from rfdetr.weights.load import load_pretrained
 from rfdetr.weights.names import to_published
-from rfdetr.weights.pretrained import load_pretrained
 from rfdetr.weights.reading import checkpoint_of
 from rfdetr.weights.writing import description
 
@@ -67,12 +69,12 @@ Detections = list[dict[str, Tensor]]
 class RFDETRModule(pl.LightningModule):
     """Owns the weights (`model`, the network), the criterion, post-processing and the optimizer.
 
-    `model` may be compiled (`torch.compile`, `model.compile()`) or wrapped before fit; `detector` is the plain network
-    inside, whose names state dicts and files have.
+    `model` may be compiled (`torch.compile`, `model.compile()`) or wrapped before fit; `detector`
+    is the plain network inside, whose names state dicts and files have.
 
-    A batch is [images, targets]: images a `NestedTensor` of uint8 (B, 3, H, W), normalised here on the device (float
-    images are taken as normalised), targets one dict per image. Random numbers come from `seed`: the configuration's,
-    or one drawn here; checkpoints keep it.
+    A batch is [images, targets]: images a `NestedTensor` of uint8 (B, 3, H, W), normalised here on
+    the device (float images are taken as normalised), targets one dict per image. Random numbers
+    come from `seed`: the configuration's, or one drawn here; checkpoints keep it.
     """
 
     def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
@@ -109,7 +111,9 @@ class RFDETRModule(pl.LightningModule):
         return detector_in(self.model)
 
     def choose_trained(self) -> None:
-        """Leaves to training what the configuration says: all weights, or an encoder frozen or with adapters."""
+        """Leaves to training what the configuration says: all weights, or an encoder frozen or with
+        adapters.
+        """
         if self.model_config.freeze_encoder:
             freeze_encoder(self.detector)
         if self.model_config.backbone_lora and not adapted(self.detector):
@@ -119,7 +123,9 @@ class RFDETRModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         known = self.epoch_means in self.trainer.callbacks  # type: ignore[attr-defined]
-        return [] if known else [self.epoch_means]  # from the trainer's second run on; Lightning would remark on it
+        return (
+            [] if known else [self.epoch_means]
+        )  # from the trainer's second run on; Lightning would remark on it
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
@@ -136,25 +142,37 @@ class RFDETRModule(pl.LightningModule):
         self.class_names, num_classes = data_class_names(self), self.model_config.num_classes
         found = self.trainer.datamodule.class_names if self.class_names is not None else None  # type: ignore[attr-defined]
         if found is not None and len(found) < num_classes:
-            warnings.warn(f"num_classes={num_classes}, but the data has only {len(found)} classes", stacklevel=2)
+            warnings.warn(
+                f"num_classes={num_classes}, but the data has only {len(found)} classes",
+                stacklevel=2,
+            )
         if isinstance(datamodule := self.trainer.datamodule, RFDETRDataModule):  # type: ignore[attr-defined]
             self.data_facts = datamodule.facts()
         if self.train_config.seed is not None:
             pl.seed_everything(self.seed, verbose=False)
 
     def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
-        # Stochastic depth draws from torch's own generator; so seeded, a resumed run draws what the whole one would.
+        # Stochastic depth draws from torch's own generator; so seeded, a resumed run draws what the
+        # whole one would.
         torch.manual_seed(mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
         if self.train_config.multi_scale:
             config = self.model_config
             sizes = multi_scale_sizes(
-                config.resolution, config.patch_size, config.num_windows, self.train_config.expanded_scales
+                config.resolution,
+                config.patch_size,
+                config.num_windows,
+                self.train_config.expanded_scales,
             )
             batch[0] = resize_batch(batch[0], draw_size(sizes, self.seed, self.global_step))
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> list[Any]:
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> list[Any]:
         images, targets = as_batch(batch)
-        moved = [{key: value.to(device, non_blocking=True) for key, value in target.items()} for target in targets]
+        moved = [
+            {key: value.to(device, non_blocking=True) for key, value in target.items()}
+            for target in targets
+        ]
         return [images.to(device, non_blocking=True), moved]
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
@@ -162,17 +180,25 @@ class RFDETRModule(pl.LightningModule):
         outputs = self.model(normalize(images.tensors), images.mask)
         losses = self.compute_losses(outputs, targets)
         loss = torch.stack(list(losses.values())).sum()
-        terms = {f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
+        terms = {
+            f"train/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()
+        }
         self.log("train/loss_step", terms["train/loss"], prog_bar=True)
-        self.log_dict({f"{name}_step": value for name, value in terms.items() if name != "train/loss"})
+        self.log_dict(
+            {f"{name}_step": value for name, value in terms.items() if name != "train/loss"}
+        )
         self.last_losses = {name.removeprefix("train/"): value for name, value in terms.items()}
         self.epoch_means.add(terms, len(targets))
         # Lightning divides by accumulate_grad_batches before it goes backward.
         epoch, first = self.resumed_at
-        return loss * share_of_window(batch_idx, self.trainer, first if epoch == self.current_epoch else 0)
+        return loss * share_of_window(
+            batch_idx, self.trainer, first if epoch == self.current_epoch else 0
+        )
 
     def compute_losses(self, outputs: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
-        """The weighted terms of the loss by name; what a subclass adds is summed and logged like these."""
+        """The weighted terms of the loss by name; what a subclass adds is summed and logged like
+        these.
+        """
         terms: dict[str, Tensor] = self.criterion(outputs, targets)
         return terms
 
@@ -202,9 +228,11 @@ class RFDETRModule(pl.LightningModule):
             weight_decay=config.weight_decay,
         )
         optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        # Lightning would keep the gradients through the next forward pass, when most memory is in use.
+        # Lightning would keep the gradients through the next forward pass, when most memory is in
+        # use.
         optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
-        # Lightning clips no gradients that the optimizer might still unscale; this one is left nothing to unscale.
+        # Lightning clips no gradients that the optimizer might still unscale; this one is left
+        # nothing to unscale.
         optimizer._step_supports_amp_scaling = False
         for name, parameter in self.detector.named_parameters():
             if parameter.requires_grad and name in self._moments:
@@ -226,31 +254,44 @@ class RFDETRModule(pl.LightningModule):
             lr_drop=config.lr_drop,
             min_factor=config.lr_min_factor,
         )
-        before = self.resumed_at[0] * steps.per_epoch  # a checkpoint with the schedule's own state overwrites it
+        before = (
+            self.resumed_at[0] * steps.per_epoch
+        )  # a checkpoint with the schedule's own state overwrites it
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=before - 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        accumulate, batches = self.trainer.accumulate_grad_batches, self.trainer.fit_loop.batch_idx + 1
+        accumulate, batches = (
+            self.trainer.accumulate_grad_batches,
+            self.trainer.fit_loop.batch_idx + 1,
+        )
         if self.trainer.num_training_batches == float("inf") and (window := batches % accumulate):
-            # Nothing told that the epoch would end here: only now can its last gradients become a mean over them.
+            # Nothing told that the epoch would end here: only now can its last gradients become a
+            # mean over them.
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(accumulate / window)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # The same tensors under published names: a file holds them once, and what reads .pth files reads this one.
-        weights = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
+        # The same tensors under published names: a file holds them once, and what reads .pth files
+        # reads this one.
+        weights = {
+            name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
+        }
         checkpoint["model"] = to_published(weights)
         checkpoint.update(description(self.model_config, self.class_names, self.data_facts))
         checkpoint["seed"] = self.seed
         of_this_folder = {"output_dir", "overwrite", "resume"}
-        checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude=of_this_folder)
+        checkpoint["train_config"] = self.train_config.model_dump(
+            mode="json", exclude=of_this_folder
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Brings what any known file holds into the form of this module, and of its trainer's run if there is one."""
+        """Brings what any known file holds into the form of this module, and of its trainer's run
+        if there is one.
+        """
         trainer = self._trainer
         source = Path((trainer and trainer.ckpt_path) or "the checkpoint")
         convert_content(checkpoint, source)
@@ -262,7 +303,10 @@ class RFDETRModule(pl.LightningModule):
         if trainer is None or not trains:
             return
         batch = place_in_run(checkpoint, source, trainer)
-        self.resumed_at = (checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], batch)
+        self.resumed_at = (
+            checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+            batch,
+        )
         lost = checkpoint.get("moments_lost", "")
         self._moments = checkpoint.get("moments", {})
         if self._moments and is_sharded(trainer.strategy):
@@ -279,9 +323,11 @@ class RFDETRModule(pl.LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """The module of a file, on the CPU or `map_location`; `model_config` and `train_config` win over the file's.
+        """The module of a file, on the CPU or `map_location`; `model_config` and `train_config` win
+        over the file's.
 
-        Takes `.ckpt`, `.pth` and `.safetensors`. A file that does not tell how it was trained gets the defaults.
+        Takes `.ckpt`, `.pth` and `.safetensors`. A file that does not tell how it was trained gets
+        the defaults.
         """
         path = Path(checkpoint_path)
         checkpoint = AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
@@ -290,10 +336,16 @@ class RFDETRModule(pl.LightningModule):
         if "model_config" not in kwargs:
             config = config_from_checkpoint(file)[0]
             how = {name: file.args[name] for name in HOW_TRAINED if "seed" in checkpoint}
-            kwargs["model_config"] = type(config)(**{**config.model_dump(), **how, "pretrain_weights": None})
+            kwargs["model_config"] = type(config)(
+                **{**config.model_dump(), **how, "pretrain_weights": None}
+            )
         if "train_config" not in kwargs:
-            kind = SegmentationTrainConfig if kwargs["model_config"].segmentation_head else TrainConfig
-            kwargs["train_config"] = kind(**{name: told[name] for name in told if name in kind.model_fields})
+            kind = (
+                SegmentationTrainConfig if kwargs["model_config"].segmentation_head else TrainConfig
+            )
+            kwargs["train_config"] = kind(
+                **{name: told[name] for name in told if name in kind.model_fields}
+            )
         module = cls(**kwargs)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
@@ -302,10 +354,14 @@ class RFDETRModule(pl.LightningModule):
 
     def detect(self, batch: list[Any], model: nn.Module | None = None) -> Detections:
         """Detections in pixels of the original images, of `model` or the module's own."""
-        return self.postprocess(finite_outputs(self, batch, self.model if model is None else model), batch[1])
+        return self.postprocess(
+            finite_outputs(self, batch, self.model if model is None else model), batch[1]
+        )
 
     def evaluate(self, batch: list[Any]) -> dict[str, Any]:
-        """The detections of a batch and its targets; with `compute_val_loss` its loss goes into `evaluation_loss`."""
+        """The detections of a batch and its targets; with `compute_val_loss` its loss goes into
+        `evaluation_loss`.
+        """
         targets = batch[1]
         outputs = finite_outputs(self, batch, self.model)
         if self.train_config.compute_val_loss:
@@ -320,7 +376,9 @@ RFDETRModelModule = RFDETRModule
 
 
 def build_criterion(model: ModelConfig, train: TrainConfig) -> Criterion:
-    """The losses of a run; a plain `TrainConfig` leaves the weights of the mask terms at their defaults."""
+    """The losses of a run; a plain `TrainConfig` leaves the weights of the mask terms at their
+    defaults.
+    """
     usual = SegmentationTrainConfig(dataset_dir=train.dataset_dir)
     masks = train if isinstance(train, SegmentationTrainConfig) else usual
     return Criterion(
@@ -346,7 +404,9 @@ def needing_steps(config: TrainConfig) -> list[str]:
 
 
 def finite_outputs(module: RFDETRModule, batch: list[Any], model: nn.Module) -> DetectorOutput:
-    """What `model` gives for a batch. An error where it is not finite: its figures would mean nothing."""
+    """What `model` gives for a batch. An error where it is not finite: its figures would mean
+    nothing.
+    """
     outputs: DetectorOutput = model(normalize(batch[0].tensors), batch[0].mask)
     if bad := outputs.not_finite():
         raise FloatingPointError(
@@ -357,16 +417,19 @@ def finite_outputs(module: RFDETRModule, batch: list[Any], model: nn.Module) -> 
 
 
 def detections_of(outputs: DetectorOutput, targets: Targets, num_select: int) -> Detections:
-    """The best detections of each image, from the last decoder layer, in pixels of the original image."""
+    """The best detections of each image, from the last decoder layer, in pixels of the original
+    image.
+    """
     sizes = torch.stack([target["orig_size"] for target in targets])
     return postprocess_outputs(outputs, sizes, num_select)
 
 
 def data_class_names(module: RFDETRModule) -> list[str] | None:
-    """Names of the classes of the trainer's data, with numbers for classes that the model has beyond these.
+    """Names of the classes of the trainer's data, with numbers for classes that the model has
+    beyond these.
 
-    None where loaders were given without our datamodule. Refuses a head with fewer classes, before a label is out of
-    its range.
+    None where loaders were given without our datamodule. Refuses a head with fewer classes, before
+    a label is out of its range.
     """
     datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
     names = datamodule.class_names if isinstance(datamodule, RFDETRDataModule) else None
@@ -381,6 +444,16 @@ def data_class_names(module: RFDETRModule) -> list[str] | None:
 
 
 def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What losses read, of single objects; a crowd's box is no box to learn or to be measured against."""
-    kept = ~target["iscrowd"] if "iscrowd" in target else torch.ones_like(target["labels"], dtype=torch.bool)
-    return {name: target[name][kept] for name in ("labels", "boxes", "masks", "has_mask") if name in target}
+    """What losses read, of single objects; a crowd's box is no box to learn or to be measured
+    against.
+    """
+    kept = (
+        ~target["iscrowd"]
+        if "iscrowd" in target
+        else torch.ones_like(target["labels"], dtype=torch.bool)
+    )
+    return {
+        name: target[name][kept]
+        for name in ("labels", "boxes", "masks", "has_mask")
+        if name in target
+    }

@@ -36,20 +36,28 @@ def _rename(state: dict[str, Any], old: str, new: str) -> None:
 
 
 def check_wrapper(module: Any) -> None:
-    """Refuses a wrapper with weights of its own, which nothing would train or save, or one that cannot be sharded."""
+    """Refuses a wrapper with weights of its own, which nothing would train or save, or one that
+    cannot be sharded.
+    """
     detector = detector_in(module.model)
     inside, kind = set(detector.parameters()), type(module.model).__name__
-    if own := [name for name, parameter in module.model.named_parameters() if parameter not in inside]:
+    if own := [
+        name for name, parameter in module.model.named_parameters() if parameter not in inside
+    ]:
         raise InputError(
             f"module.model is a {kind} with weights of its own ({', '.join(own[:3])}), which no optimizer group and no "
             "file would hold: wrap the network without any"
         )
     if module.model is not detector and is_sharded(module.trainer.strategy):
-        raise InputError(f"a sharded strategy takes the plain network, not a {kind}: use module.model.compile()")
+        raise InputError(
+            f"a sharded strategy takes the plain network, not a {kind}: use module.model.compile()"
+        )
 
 
 def take_precision(module: LightningModule, stage: str) -> None:
-    """Gives the weights the type of a "true" precision, before a checkpoint is restored, which would be rounded."""
+    """Gives the weights the type of a "true" precision, before a checkpoint is restored, which
+    would be rounded.
+    """
     plugin: Any = module.trainer.precision_plugin
     if isinstance(plugin, HalfPrecision | DoublePrecision):
         plugin.convert_module(module)
@@ -57,7 +65,9 @@ def take_precision(module: LightningModule, stage: str) -> None:
         return
     plugin.convert_input = _unchanged  # type: ignore[assignment, method-assign] # it would round boxes
     if stage == "fit" and plugin.precision == "16-true":
-        raise InputError('precision="16-true" cannot train: AdamW divides by what float16 rounds to 0; use "16-mixed"')
+        raise InputError(
+            'precision="16-true" cannot train: AdamW divides by what float16 rounds to 0; use "16-mixed"'
+        )
     if stage == "fit":
         warnings.warn(
             'precision="bf16-true" rounds weights to 8 bits, and small updates away: "bf16-mixed" learns better',

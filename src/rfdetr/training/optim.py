@@ -1,4 +1,6 @@
-"""What moves the weights how far: parameter groups, learning-rate schedules, EMA decay, multi-scale sizes."""
+"""What moves the weights how far: parameter groups, learning-rate schedules, EMA decay, multi-scale
+sizes.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ def parameter_groups(
     layer_decay: float,
     component_decay: float,
 ) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one AdamW group with "name", "params", "lr" and "weight_decay".
+    """Every trainable parameter in exactly one AdamW group with "name", "params", "lr" and
+    "weight_decay".
 
-    The encoder learns more slowly the further a part is from its output: `layer_decay` for each step of depth, and
-    `component_decay` twice; its biases, norms and embeddings do not decay. The decoder has `component_decay` once.
+    The encoder learns more slowly the further a part is from its output: `layer_decay` for each
+    step of depth, and `component_decay` twice; its biases, norms and embeddings do not decay. The
+    decoder has `component_decay` once.
     """
     last_depth = detector.encoder.out_feature_indexes[-1] + 2
     depths = {"embeddings": 0, "norm": last_depth}  # block i has i + 1
@@ -41,13 +45,17 @@ def parameter_groups(
             depth = depths[unit] if unit in depths else int(unit.removeprefix("block")) + 1
             rate = lr_encoder * layer_decay ** (last_depth - depth) * component_decay**2
             decay = 0.0 if undecayed else weight_decay
-        entry = groups.setdefault(group, {"name": group, "params": [], "lr": rate, "weight_decay": decay})
+        entry = groups.setdefault(
+            group, {"name": group, "params": [], "lr": rate, "weight_decay": decay}
+        )
         entry["params"].append(parameter)
     return list(groups.values())
 
 
 def group_name(name: str) -> str:
-    """The group of a parameter, by its name: "encoder.blocks.3.fc1.bias" is in "encoder.block3.no_decay"."""
+    """The group of a parameter, by its name: "encoder.blocks.3.fc1.bias" is in
+    "encoder.block3.no_decay".
+    """
     part, *rest = name.split(".")
     if part != "encoder":
         return "decoder" if part == "decoder" else "head"
@@ -66,9 +74,11 @@ def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by 
     lr_drop: int = 100,
     min_factor: float = 0.0,
 ) -> float:
-    """Share of the learning rate at an optimizer step, counted from 0: linear warm-up from 0, then the schedule.
+    """Share of the learning rate at an optimizer step, counted from 0: linear warm-up from 0, then
+    the schedule.
 
-    "step" multiplies by 0.1 from epoch `lr_drop` on; "cosine" falls to `min_factor` at `total_steps` and stays there.
+    "step" multiplies by 0.1 from epoch `lr_drop` on; "cosine" falls to `min_factor` at
+    `total_steps` and stays there.
     """
     warmup_steps = int(warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
@@ -80,11 +90,15 @@ def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by 
 
 
 def ema_decay(update: int, decay: float, tau: float) -> float:
-    """Share of the average kept at an update, counted from 1: small at first, near `decay` after some `tau` updates."""
+    """Share of the average kept at an update, counted from 1: small at first, near `decay` after
+    some `tau` updates.
+    """
     return decay * (1 - math.exp(-update / tau)) if tau > 0 else decay
 
 
-def multi_scale_sizes(resolution: int, patch_size: int, num_windows: int, expanded: bool) -> list[int]:
+def multi_scale_sizes(
+    resolution: int, patch_size: int, num_windows: int, expanded: bool
+) -> list[int]:
     """Training sizes in pixels around the resolution that cut into whole patches and windows."""
     window = patch_size * num_windows
     offsets = LARGE_OFFSETS if expanded else SMALL_OFFSETS

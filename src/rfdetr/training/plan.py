@@ -41,13 +41,25 @@ def training_plan(
     counts += [f"{len(datamodule.index('test')):,} test"] if datamodule.has_test else []
     datamodule.trainer = trainer  # whose processes share the images
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
-    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else "no limit of"
+    epochs = (
+        trainer.max_epochs
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0
+        else "no limit of"
+    )
     return [
-        ("model", f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels"),
-        ("weights", model.pretrain_weights or "random") if resumed is None else ("goes on from", str(resumed)),
+        (
+            "model",
+            f"{variant_name(model) or 'custom'}, {parameters / 1e6:.1f} M parameters, {model.resolution} pixels",
+        ),
+        ("weights", model.pretrain_weights or "random")
+        if resumed is None
+        else ("goes on from", str(resumed)),
         *([("adapted", ", ".join(changes))] if changes and resumed is None else []),
         ("trained", _what_learns(module)),
-        ("data", f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images"),
+        (
+            "data",
+            f"{datamodule.layout.dataset_dir} ({datamodule.layout.format.upper()}): {', '.join(counts)} images",
+        ),
         ("classes", f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}"),
         ("effective batch", effective_batch(train.batch_size, trainer)),
         ("steps", f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs"),
@@ -55,7 +67,10 @@ def training_plan(
         ("device", f"{trainer.strategy.root_device}, precision {trainer.precision}"),
         ("averaged weights", "yes" if _find(trainer, RFDETREMACallback) else "no"),
         ("seed", str(module.seed) if resumed is None else "the checkpoint's"),
-        ("output", f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, metrics.csv, log.txt, plots"),
+        (
+            "output",
+            f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, metrics.csv, log.txt, plots",
+        ),
     ]
 
 
@@ -68,7 +83,9 @@ def _what_learns(module: RFDETRModule) -> str:
 def _repetition(datamodule: RFDETRDataModule) -> Rows:
     images, total = len(datamodule.index("train")), datamodule.images_an_epoch
     least = datamodule.least_updates
-    return [("repeated", f"{images:,} images to {total:,} an epoch, so that it has {least} updates")] * (images < total)
+    return [
+        ("repeated", f"{images:,} images to {total:,} an epoch, so that it has {least} updates")
+    ] * (images < total)
 
 
 def run_summary(trainer: pl.Trainer) -> Rows:
@@ -90,7 +107,10 @@ def run_summary(trainer: pl.Trainer) -> Rows:
         named = (("mAP 50:95", "mAP_50_95"), ("mAP 50", "mAP_50"), ("F1", "F1"))
         figures = [(name, metrics.overall[key]) for name, key in named]
         if metrics.masks is not None:
-            figures = [*((f"mask {name}", metrics.masks.overall[key]) for name, key in named[:2]), *figures]
+            figures = [
+                *((f"mask {name}", metrics.masks.overall[key]) for name, key in named[:2]),
+                *figures,
+            ]
         text = ", ".join(f"{name} {value:.4f}" for name, value in figures if not math.isnan(value))
         threshold = metrics.overall["best_threshold"]
         chosen = "" if math.isnan(threshold) else f" at confidence {threshold:.3f}, its own best"
@@ -98,15 +118,23 @@ def run_summary(trainer: pl.Trainer) -> Rows:
     if weakest := _weakest_classes(best.results):
         rows.append(weakest)
     faults = _find(trainer, FaultsCallback)
-    if faults and (damaged := {split: len(images) for split, images in faults.undecodable.items() if images}):
+    if faults and (
+        damaged := {split: len(images) for split, images in faults.undecodable.items() if images}
+    ):
         counts = " and ".join(f"{count} of {split}" for split, count in damaged.items())
         rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))
     rows.append(("epochs", str(trainer.current_epoch)))
-    return [*rows, ("best weights", str(best.total_path)), ("all files", f"{Path(best.output_dir)}/")]
+    return [
+        *rows,
+        ("best weights", str(best.total_path)),
+        ("all files", f"{Path(best.output_dir)}/"),
+    ]
 
 
 def _weakest_classes(results: Mapping[str, Metrics], count: int = 3) -> tuple[str, str] | None:
-    """The `count` classes of the lowest AP on the last split, test if there is one: "red 0.12, ..."."""
+    """The `count` classes of the lowest AP on the last split, test if there is one: "red 0.12,
+    ...".
+    """
     split, metrics = list(results.items())[-1] if results else ("", None)
     shown = metrics and (metrics.masks or metrics)
     ranked = [row for row in shown.per_class if not math.isnan(row["AP"])] if shown else []

@@ -8,8 +8,12 @@ import torch
 
 
 def resolve_precision(amp: bool, accelerator: Any) -> str:
-    """bfloat16 autocast where the device is fast at it, float16 on older CUDA devices, else float32."""
-    name = accelerator.lower() if isinstance(accelerator, str) else type(accelerator).__name__.lower()
+    """bfloat16 autocast where the device is fast at it, float16 on older CUDA devices, else
+    float32.
+    """
+    name = (
+        accelerator.lower() if isinstance(accelerator, str) else type(accelerator).__name__.lower()
+    )
     if not amp:
         return "32-true"
     if torch.cuda.is_available() and name.startswith(("auto", "gpu", "cuda")):
@@ -20,6 +24,10 @@ def resolve_precision(amp: bool, accelerator: Any) -> str:
 
 def has_fast_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
-    # No public probe exists; a torch that lacks these is taken for a processor that does, and computes in float32.
-    probes = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    # No public probe exists; a torch that lacks these is taken for a processor that does, and
+    # computes in float32.
+    probes = (
+        getattr(torch.cpu, name, bool)
+        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
     return any(probe() for probe in probes)

@@ -1,6 +1,7 @@
 """Training by several processes (ranks): what they agree on, gather and shard.
 
-Every function here is collective: all ranks must call it, and in the same order, or they wait for each other forever.
+Every function here is collective: all ranks must call it, and in the same order, or they wait for
+each other forever.
 """
 
 from __future__ import annotations
@@ -16,15 +17,23 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from rfdetr.evaluation.coco import CocoEvaluator
+from rfdetr.evaluation.evaluator import CocoEvaluator
 
 ValueT = TypeVar("ValueT")
 
 
 def is_sharded(strategy: Any) -> bool:
     """Whether a strategy, by name or as an object, splits the weights over devices."""
-    names = [strategy] if isinstance(strategy, str) else [kind.__name__ for kind in type(strategy).__mro__]
-    return any(kind in name.lower() for name in names for kind in ("fsdp", "deepspeed", "sharded", "modelparallel"))
+    names = (
+        [strategy]
+        if isinstance(strategy, str)
+        else [kind.__name__ for kind in type(strategy).__mro__]
+    )
+    return any(
+        kind in name.lower()
+        for name in names
+        for kind in ("fsdp", "deepspeed", "sharded", "modelparallel")
+    )
 
 
 def launched_settings() -> dict[str, str]:
@@ -35,7 +44,9 @@ def launched_settings() -> dict[str, str]:
 
 def process_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the name "fsdp" and a launch by torchrun change in a trainer's settings."""
-    changed: dict[str, Any] = {"strategy": ShardedStrategy()} if settings.get("strategy") == "fsdp" else {}
+    changed: dict[str, Any] = (
+        {"strategy": ShardedStrategy()} if settings.get("strategy") == "fsdp" else {}
+    )
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return changed
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -67,21 +78,31 @@ def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
 
 
 def merge_evaluators(trainer: Trainer, evaluator: CocoEvaluator) -> CocoEvaluator:
-    """One evaluator over the images of all ranks, the same on each, so that all take the same decisions."""
+    """One evaluator over the images of all ranks, the same on each, so that all take the same
+    decisions.
+    """
     parts = gather(trainer, evaluator)
     return CocoEvaluator.merge(parts) if len(parts) > 1 else evaluator
 
 
 def whole_weights(trainer: Trainer, module: Any) -> dict[str, Tensor]:
-    """State dict of the module's detector, put together on rank 0 where it is sharded (and empty on the others)."""
+    """State dict of the module's detector, put together on rank 0 where it is sharded (and empty on
+    the others).
+    """
     if not is_sharded(trainer.strategy):
         return dict(module.detector.state_dict())
     state = trainer.strategy.lightning_module_state_dict()
-    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    return {
+        name.removeprefix("model."): value
+        for name, value in state.items()
+        if name.startswith("model.")
+    }
 
 
 def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tensor] | None) -> None:
-    """The inverse: gives rank 0's `weights` to the detector of every rank, whichever disks the others can read."""
+    """The inverse: gives rank 0's `weights` to the detector of every rank, whichever disks the
+    others can read.
+    """
     if isinstance(trainer.strategy, ShardedStrategy):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -92,10 +113,12 @@ def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tens
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """What `strategy="fsdp"` stands for: parameters, gradients and optimizer state split over all ranks (FSDP2).
+    """What `strategy="fsdp"` stands for: parameters, gradients and optimizer state split over all
+    ranks (FSDP2).
 
-    Unlike Lightning's own "fsdp" it clips gradients by their norm, keeps norms and box arithmetic in float32 under
-    mixed precision, and runs on CPUs too. Files hold the whole state, as one process would have written it.
+    Unlike Lightning's own "fsdp" it clips gradients by their norm, keeps norms and box arithmetic
+    in float32 under mixed precision, and runs on CPUs too. Files hold the whole state, as one
+    process would have written it.
     """
 
     def __init__(self) -> None:
@@ -136,9 +159,12 @@ class LossMean(Metric):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, boxes: int) -> None:
-        """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion gives it."""
-        # Not in place: after trainer.validate() they are inference tensors, and a fit may follow. And in float32: a
-        # network in half precision makes its module's metrics half precision too, which cannot count past 256.
+        """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion
+        gives it.
+        """
+        # Not in place: after trainer.validate() they are inference tensors, and a fit may follow.
+        # And in float32: a network in half precision makes its module's metrics half precision too,
+        # which cannot count past 256.
         self.total = self.total.float() + loss.detach() * max(boxes, 1)
         self.boxes = self.boxes.float() + boxes
 

@@ -9,14 +9,18 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
 
 class EpochProgressBar(TQDMProgressBar):
-    """Lightning's bar as wide as the terminal, epochs counted from 1: `epoch 3/50: 45%|███   | 9/20 [00:12<00:15]`."""
+    """Lightning's bar as wide as the terminal, epochs counted from 1: `epoch 3/50: 45%|███   | 9/20
+    [00:12<00:15]`.
+    """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
     @property
     def train_description(self) -> str:
         epochs = self.trainer.max_epochs
-        return f"epoch {self.trainer.current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
+        return f"epoch {self.trainer.current_epoch + 1}" + (
+            f"/{epochs}" if epochs and epochs > 0 else ""
+        )
 
     def on_train_start(self, *_: Any) -> None:
         self.train_progress_bar = Tqdm(disable=True)  # none before the first epoch
@@ -35,12 +39,25 @@ class EpochProgressBar(TQDMProgressBar):
                 bar.close()  # so that what is told next has a line of its own
 
     def get_metrics(self, trainer: Any, _pl_module: Any) -> dict[str, Any]:
-        """The loss, and what users log with `prog_bar=True`; the figures of validation are in the epoch's line."""
-        shown = {name: value for name, value in trainer.progress_bar_metrics.items() if not name.startswith("val/")}
-        return {name.removeprefix("train/").removesuffix("_step"): value for name, value in shown.items()}
+        """The loss, and what users log with `prog_bar=True`; the figures of validation are in the
+        epoch's line.
+        """
+        shown = {
+            name: value
+            for name, value in trainer.progress_bar_metrics.items()
+            if not name.startswith("val/")
+        }
+        return {
+            name.removeprefix("train/").removesuffix("_step"): value
+            for name, value in shown.items()
+        }
 
 
 def with_progress_bar(callbacks: list[Callback] | Callback | None) -> list[Callback]:
     """The callbacks of a trainer, and our bar where they hold none."""
     given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    return given if any(isinstance(callback, ProgressBar) for callback in given) else [*given, EpochProgressBar()]
+    return (
+        given
+        if any(isinstance(callback, ProgressBar) for callback in given)
+        else [*given, EpochProgressBar()]
+    )

@@ -20,19 +20,31 @@ logger = logging.getLogger(__name__)
 Point = Literal["epoch", "batch", "validation"]
 
 
-def check_shared(checkpoint: dict[str, Any], source: Path, module: Any, names: list[str] | None) -> None:
-    """Raises `CheckpointError` where the run of a trainer cannot be that of its checkpoint, saying in what they differ.
+def check_shared(
+    checkpoint: dict[str, Any], source: Path, module: Any, names: list[str] | None
+) -> None:
+    """Raises `CheckpointError` where the run of a trainer cannot be that of its checkpoint, saying
+    in what they differ.
 
-    Shared must be the classes and their order (`names`: the data's), what the network is, and to train its resolution
-    and the data; `allow_changed_data` makes the last a warning. A checkpoint tells no more than its writer knew.
+    Shared must be the classes and their order (`names`: the data's), what the network is, and to
+    train its resolution and the data; `allow_changed_data` makes the last a warning. A checkpoint
+    tells no more than its writer knew.
     """
     args = checkpoint.get("args") or {}
     trains = module.trainer.state.fn == "fit"
     anew = f"or start a new run from its weights with pretrain_weights={str(source)!r}"
-    state = {name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    ours = "seed" in checkpoint  # such a file's args tell everything, also of a network that a user has changed
+    state = {
+        name.removeprefix("model."): tensor for name, tensor in checkpoint["state_dict"].items()
+    }
+    ours = (
+        "seed" in checkpoint
+    )  # such a file's args tell everything, also of a network that a user has changed
     known = args if ours else {**args, **read_architecture(to_published(state), str(source))}
-    file_names = args.get("class_names") if ours else class_names(Checkpoint(source, to_published(state), args))
+    file_names = (
+        args.get("class_names")
+        if ours
+        else class_names(Checkpoint(source, to_published(state), args))
+    )
     if names is not None and file_names is not None and list(file_names) != names:
         same = "the same in another order" if sorted(file_names) == sorted(names) else "other ones"
         raise CheckpointError(
@@ -41,7 +53,11 @@ def check_shared(checkpoint: dict[str, Any], source: Path, module: Any, names: l
         )
     config = module.model_config
     here = {**config.model_dump(), "positional_encoding_size": config.position_grid}
-    fields = (*IN_TENSORS, *NOT_IN_TENSORS, *(["freeze_encoder"] if ours else [])) if trains else IN_TENSORS
+    fields = (
+        (*IN_TENSORS, *NOT_IN_TENSORS, *(["freeze_encoder"] if ours else []))
+        if trains
+        else IN_TENSORS
+    )
     differ = [
         f"{field} is {known[field]} in the checkpoint, {here[field]} in the model"
         for field in fields
@@ -52,7 +68,11 @@ def check_shared(checkpoint: dict[str, Any], source: Path, module: Any, names: l
             f"{source} does not fit this run: {'; '.join(differ)}. Build the model as the checkpoint has it, {anew}"
         )
     datamodule = module.trainer.datamodule
-    if trains and isinstance(datamodule, RFDETRDataModule) and (changes := data_changes(args, datamodule.facts())):
+    if (
+        trains
+        and isinstance(datamodule, RFDETRDataModule)
+        and (changes := data_changes(args, datamodule.facts()))
+    ):
         text = f"{source} was trained on other data than is there now: {changes}"
         if not module.train_config.allow_changed_data:
             raise CheckpointError(
@@ -60,8 +80,16 @@ def check_shared(checkpoint: dict[str, Any], source: Path, module: Any, names: l
                 f"now, {anew}"
             )
         logger.warning("%s; the run goes on with what is there now", text)
-    if trains and module.train_config.seed not in (None, checkpoint.get("seed", module.train_config.seed)):
-        logger.warning("%s: the run goes on with its seed %d, not with %d", source, checkpoint["seed"], module.seed)
+    if trains and module.train_config.seed not in (
+        None,
+        checkpoint.get("seed", module.train_config.seed),
+    ):
+        logger.warning(
+            "%s: the run goes on with its seed %d, not with %d",
+            source,
+            checkpoint["seed"],
+            module.seed,
+        )
 
 
 def data_changes(recorded: dict[str, Any], present: dict[str, Any]) -> str:
@@ -73,8 +101,15 @@ def data_changes(recorded: dict[str, Any], present: dict[str, Any]) -> str:
             continue
         classes = dict.fromkeys((*old["boxes"], *new["boxes"]))
         counts = [("images", old["images"], new["images"])]
-        counts += [(f"boxes of {name}", old["boxes"].get(name, 0), new["boxes"].get(name, 0)) for name in classes]
-        told = [f"{after:,} {what} (was {before:,})" for what, before, after in counts if before != after]
+        counts += [
+            (f"boxes of {name}", old["boxes"].get(name, 0), new["boxes"].get(name, 0))
+            for name in classes
+        ]
+        told = [
+            f"{after:,} {what} (was {before:,})"
+            for what, before, after in counts
+            if before != after
+        ]
         if old["images"] == new["images"] and old["names"] != new["names"]:
             told.append("other image files, as many as before")
         changes.append(f"{split}: {', '.join(told) or 'other labels of the same images'}")
@@ -82,9 +117,11 @@ def data_changes(recorded: dict[str, Any], present: dict[str, Any]) -> str:
 
 
 def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> int:
-    """Makes Lightning's counters those of this run; the batch of the epoch, counted from 0, to go on with.
+    """Makes Lightning's counters those of this run; the batch of the epoch, counted from 0, to go
+    on with.
 
-    A checkpoint without counters goes on at the beginning of its epoch, and at the update that this run has there.
+    A checkpoint without counters goes on at the beginning of its epoch, and at the update that this
+    run has there.
     """
     loader = trainer.fit_loop._data_source.dataloader()
     if "loops" not in checkpoint:
@@ -101,7 +138,9 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
         epoch = fit_loop["epoch_progress"]["current"]["processed"] + 1
         evaluates = epoch % (trainer.check_val_every_n_epoch or 1) == 0
         if shift and batches["ready"] == len(loader) and evaluates:
-            settle(fit_loop, "validation")  # an epoch that has become shorter has all its images, and is to be judged
+            settle(
+                fit_loop, "validation"
+            )  # an epoch that has become shorter has all its images, and is to be judged
         if state["batch"] != loader.images_per_batch:
             logger.warning(
                 "%s: its batches had %d images, those of this run have %d; the epoch goes on after its first %d images",
@@ -116,15 +155,17 @@ def _counters(trainer: Trainer, epochs: int, per_epoch: int) -> dict[str, Any]:
     for progress in counters["epoch_progress"].values():
         progress.update(dict.fromkeys(("ready", "started", "processed", "completed"), epochs))
     steps = epochs * per_epoch
-    counters["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"].update(
-        ready=steps, completed=steps
-    )
+    counters["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"][
+        "total"
+    ].update(ready=steps, completed=steps)
     counters["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
     return counters
 
 
 def settle(fit_loop: dict[str, Any], point: Point) -> None:
-    """Makes the counters of Lightning's loops say: all before this point is over, and nothing after it has begun."""
+    """Makes the counters of Lightning's loops say: all before this point is over, and nothing after
+    it has begun.
+    """
     batches = fit_loop["epoch_loop.batch_progress"]
     if point == "validation":  # the form in which Lightning does a validation pass again
         batches["is_last_batch"] = False

@@ -13,8 +13,8 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from rfdetr.data.batches import NestedTensor
 from rfdetr.errors import InputTypeError
-from rfdetr.geometry.nested import NestedTensor
 
 USUAL_BATCH = 16
 """Images of an update that the default learning rates are made for."""
@@ -40,15 +40,20 @@ def length_of(loader: Any) -> int | None:
 def count_steps(trainer: Trainer, loader_length: int | None, epochs: int = 1) -> StepCount:
     """Optimizer steps under the trainer's limits, for a training loader of that many batches.
 
-    Where the loader does not tell how many, max_steps are those of all `epochs`, and without max_steps the steps of an
-    epoch and of the run are `UNKNOWN`.
+    Where the loader does not tell how many, max_steps are those of all `epochs`, and without
+    max_steps the steps of an epoch and of the run are `UNKNOWN`.
 
-    Not `trainer.estimated_stepping_batches`: asking for it before fit makes Lightning forget a resumed loader's state.
+    Not `trainer.estimated_stepping_batches`: asking for it before fit makes Lightning forget a
+    resumed loader's state.
     """
     limit = trainer.limit_train_batches
     if loader_length is None and not isinstance(limit, int):
         steps = trainer.max_steps
-        return StepCount(UNKNOWN, UNKNOWN) if steps < 0 else StepCount(math.ceil(steps / epochs), steps)
+        return (
+            StepCount(UNKNOWN, UNKNOWN)
+            if steps < 0
+            else StepCount(math.ceil(steps / epochs), steps)
+        )
     known = UNKNOWN if loader_length is None else loader_length
     batches = min(known, limit) if isinstance(limit, int) else int(known * limit)
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -65,14 +70,19 @@ def effective_batch(batch_size: int | str, trainer: Trainer) -> str:
     accumulate, processes = trainer.accumulate_grad_batches, trainer.world_size
     total = batch_size * accumulate * processes
     text = f"{total} = {batch_size} images x {accumulate} batches x {processes} process{'es' * (processes > 1)}"
-    return text if total == USUAL_BATCH else f"{text}; the default learning rates are made for {USUAL_BATCH}"
+    return (
+        text
+        if total == USUAL_BATCH
+        else f"{text}; the default learning rates are made for {USUAL_BATCH}"
+    )
 
 
 def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
-    """Factor that makes a shorter accumulation window a mean over its own batches; `first` is the first batch trained.
+    """Factor that makes a shorter accumulation window a mean over its own batches; `first` is the
+    first batch trained.
 
-    The last window of an epoch is one, and the first of a run that is resumed with another batch size. Lightning
-    divides every batch's loss by accumulate_grad_batches.
+    The last window of an epoch is one, and the first of a run that is resumed with another batch
+    size. Lightning divides every batch's loss by accumulate_grad_batches.
     """
     accumulate = trainer.accumulate_grad_batches
     start = batch_idx // accumulate * accumulate
@@ -81,7 +91,10 @@ def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
 
 def losses_in_words(losses: Mapping[str, Tensor]) -> str:
     """The last losses, those that are not finite first, and what to do where training diverges."""
-    values = sorted(((name, float(value)) for name, value in losses.items()), key=lambda item: math.isfinite(item[1]))
+    values = sorted(
+        ((name, float(value)) for name, value in losses.items()),
+        key=lambda item: math.isfinite(item[1]),
+    )
     shown = ", ".join(f"{name} {value:g}" for name, value in values) or "none"
     return f"The last losses: {shown}. Lower lr, lengthen warmup_epochs, or train with amp=False"
 
@@ -97,25 +110,37 @@ def draw_size(sizes: Sequence[int], seed: int, step: int) -> int:
 
 
 def resize_batch(images: NestedTensor, size: int) -> NestedTensor:
-    """The batch at size x size: one antialiased bilinear interpolation on its device, uint8 staying uint8."""
+    """The batch at size x size: one antialiased bilinear interpolation on its device, uint8 staying
+    uint8.
+    """
     pixels, mask = images
     if pixels.shape[-2:] == (size, size):
         return images
     if mask is not None:
         mask = F.interpolate(mask[None].float(), (size, size), mode="nearest")[0].bool()
-    integer_kernel = pixels.dtype == torch.uint8 and pixels.device.type == "cpu"  # elsewhere there is only a float one
-    resized = F.interpolate(pixels if integer_kernel else pixels.float(), (size, size), mode="bilinear", antialias=True)
+    integer_kernel = (
+        pixels.dtype == torch.uint8 and pixels.device.type == "cpu"
+    )  # elsewhere there is only a float one
+    resized = F.interpolate(
+        pixels if integer_kernel else pixels.float(), (size, size), mode="bilinear", antialias=True
+    )
     if pixels.dtype == torch.uint8 and not integer_kernel:
         resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return NestedTensor(resized, mask)
 
 
 def as_batch(batch: Any) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
-    """What any loader may give: images with their targets, or images alone, as a `NestedTensor` or a plain tensor.
+    """What any loader may give: images with their targets, or images alone, as a `NestedTensor` or
+    a plain tensor.
 
-    A target that does not tell `orig_size` gets the batch's own size, so that boxes are in its pixels.
+    A target that does not tell `orig_size` gets the batch's own size, so that boxes are in its
+    pixels.
     """
-    parts = batch if isinstance(batch, list | tuple) and not isinstance(batch, NestedTensor) else (batch,)
+    parts = (
+        batch
+        if isinstance(batch, list | tuple) and not isinstance(batch, NestedTensor)
+        else (batch,)
+    )
     images = NestedTensor(parts[0]) if isinstance(parts[0], Tensor) else parts[0]
     if not isinstance(images, NestedTensor) or images.tensors.dim() != 4:
         raise InputTypeError(

@@ -1,4 +1,6 @@
-"""`build_trainer`: a Lightning Trainer with this project's precision, loggers, callbacks and file access."""
+"""`build_trainer`: a Lightning Trainer with this project's precision, loggers, callbacks and file
+access.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, TrainConfig
-from rfdetr.config.arguments import check_kind
 from rfdetr.console import lines_shown
 from rfdetr.errors import InputError
 from rfdetr.training.adapters import remove_adapters
@@ -31,26 +33,30 @@ from rfdetr.training.callbacks import (
     RFDETREMACallback,
     RunFilesCallback,
 )
-from rfdetr.training.callbacks.faults import explained_memory
+from rfdetr.training.callbacks.nonfinite import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
-from rfdetr.training.folder import LOCK_FILE
 from rfdetr.training.loggers import build_loggers, guard
 from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.precision import resolve_precision
 from rfdetr.training.processes import is_sharded, process_settings
 from rfdetr.training.progress import with_progress_bar
+from rfdetr.training.run_folder import LOCK_FILE
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import load_content, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any) -> pl.Trainer:
-    """A Trainer wired from the configurations; `trainer_kwargs`, those of `pytorch_lightning.Trainer`, win over them.
+def build_trainer(
+    train_config: TrainConfig, model_config: ModelConfig, **trainer_kwargs: Any
+) -> pl.Trainer:
+    """A Trainer wired from the configurations; `trainer_kwargs`, those of
+    `pytorch_lightning.Trainer`, win over them.
 
-    `callbacks=` replaces the whole default list; to add some, extend `trainer.callbacks` of the result. One device
-    unless `devices=` says otherwise. Without a sharded strategy, the weights are averaged where `use_ema` asks for it.
+    `callbacks=` replaces the whole default list; to add some, extend `trainer.callbacks` of the
+    result. One device unless `devices=` says otherwise. Without a sharded strategy, the weights are
+    averaged where `use_ema` asks for it.
     """
     check_kind("train_config", train_config, TrainConfig)
     check_kind("model_config", model_config, ModelConfig)
@@ -62,7 +68,11 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
     strategy = trainer_kwargs.get("strategy", "auto")
     sharded = is_sharded(strategy)
     if sharded and config.use_ema and "callbacks" not in trainer_kwargs:
-        warnings.warn("sharded strategies cannot average weights: EMA is off for this run", UserWarning, stacklevel=2)
+        warnings.warn(
+            "sharded strategies cannot average weights: EMA is off for this run",
+            UserWarning,
+            stacklevel=2,
+        )
     settings: dict[str, Any] = {
         "max_epochs": config.epochs,
         "accumulate_grad_batches": config.grad_accum_steps,
@@ -84,7 +94,9 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
     }
     plugins = settings.get("plugins") or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
-    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins) and (not sharded or strategy == "fsdp"):
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins) and (
+        not sharded or strategy == "fsdp"
+    ):
         plugins = [*plugins, AtomicCheckpointIO()]
     settings.update(plugins=plugins, **process_settings(settings))
     if settings["enable_progress_bar"]:
@@ -95,7 +107,11 @@ def build_trainer(train_config: TrainConfig, model_config: ModelConfig, **traine
     try:
         with without_noise():
             return _Trainer(**settings)
-    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:  # Lightning's, which no caller knows
+    except (
+        MisconfigurationException,
+        ValueError,
+        ModuleNotFoundError,
+    ) as error:  # Lightning's, which no caller knows
         chosen = {name: settings[name] for name in ("accelerator", "devices") if name in settings}
         raise InputError(f"no Trainer has these settings ({chosen}): {error}") from error
 
@@ -112,7 +128,9 @@ def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
     if config.early_stopping:
         callbacks.append(
             RFDETREarlyStopping(
-                config.early_stopping_patience, config.early_stopping_min_delta, config.early_stopping_use_ema
+                config.early_stopping_patience,
+                config.early_stopping_min_delta,
+                config.early_stopping_use_ema,
             )
         )
     callbacks.append(RunFilesCallback(config.output_dir, config.overwrite))
@@ -134,19 +152,28 @@ def is_interactive() -> bool:
 
 
 class Interrupted(SystemExit, KeyboardInterrupt):
-    """Ctrl-C outside an interactive session: caught as `KeyboardInterrupt`, and no traceback where nobody does."""
+    """Ctrl-C outside an interactive session: caught as `KeyboardInterrupt`, and no traceback where
+    nobody does.
+    """
 
 
 class _Trainer(pl.Trainer):
-    def fit(self, model: pl.LightningModule, *args: Any, ckpt_path: Any = None, **kwargs: Any) -> None:
-        """Lightning's; "last" is last.ckpt of the output directory, and an interrupt is a `KeyboardInterrupt` again.
+    def fit(
+        self, model: pl.LightningModule, *args: Any, ckpt_path: Any = None, **kwargs: Any
+    ) -> None:
+        """Lightning's; "last" is last.ckpt of the output directory, and an interrupt is a
+        `KeyboardInterrupt` again.
 
         A run that has ended is left alone: the module gets its best weights.
         """
         if ckpt_path is not None and ckpt_path not in ("best", "hpc"):
             folder = Path(self.default_root_dir)
             ckpt_path = checkpoint_to_resume(ckpt_path, folder)
-            if ckpt_path and isinstance(model, RFDETRModule) and (reason := nothing_left(ckpt_path, self)):
+            if (
+                ckpt_path
+                and isinstance(model, RFDETRModule)
+                and (reason := nothing_left(ckpt_path, self))
+            ):
                 if self.is_global_zero:
                     with lines_shown():
                         logger.warning("%s", reason)
@@ -159,11 +186,15 @@ class _Trainer(pl.Trainer):
         except (Exception, SystemExit) as error:
             stop: BaseException | None = error
             while stop is not None and not isinstance(stop, SystemExit):
-                stop = stop.__context__  # Lightning's clean-up may fail when a signal ends the run in its midst
+                stop = (
+                    stop.__context__
+                )  # Lightning's clean-up may fail when a signal ends the run in its midst
             if stop is None:
                 raise
             if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == 128 + signal.SIGINT:
-                interrupt = KeyboardInterrupt() if hasattr(sys, "ps1") else Interrupted(128 + signal.SIGINT)
+                interrupt = (
+                    KeyboardInterrupt() if hasattr(sys, "ps1") else Interrupted(128 + signal.SIGINT)
+                )
                 raise interrupt from None
             raise stop from None
         finally:
@@ -178,19 +209,31 @@ class _Trainer(pl.Trainer):
 
 
 def nothing_left(path: Path, trainer: pl.Trainer) -> str:
-    """Why a checkpoint leaves nothing to do, in one sentence: its run has ended, its results are there; else ""."""
+    """Why a checkpoint leaves nothing to do, in one sentence: its run has ended, its results are
+    there; else "".
+    """
     folder = Path(trainer.default_root_dir)
     results = folder / "results.json"
-    if path.resolve().parent != folder.resolve() or (folder / LOCK_FILE).exists() or not results.exists():
+    if (
+        path.resolve().parent != folder.resolve()
+        or (folder / LOCK_FILE).exists()
+        or not results.exists()
+    ):
         return ""
-    if not (folder / "checkpoint_best_total.pth").exists() or path.stat().st_mtime_ns > results.stat().st_mtime_ns:
+    if (
+        not (folder / "checkpoint_best_total.pth").exists()
+        or path.stat().st_mtime_ns > results.stat().st_mtime_ns
+    ):
         return ""
     content = load_content(path)
     if not isinstance(content, dict) or "loops" not in content or "seed" not in content:
         return ""
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
     stopping = content["callbacks"].get("RFDETREarlyStopping", {})
-    patience = min((c.patience for c in trainer.callbacks if isinstance(c, RFDETREarlyStopping)), default=None)  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    patience = min(
+        (c.patience for c in callbacks if isinstance(c, RFDETREarlyStopping)), default=None
+    )
     ends = {
         f"it has had {epochs} epochs, and epochs is {trainer.max_epochs}: raise epochs to go on": (
             trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs
@@ -208,7 +251,9 @@ def nothing_left(path: Path, trainer: pl.Trainer) -> str:
 
 @contextmanager
 def without_noise() -> Iterator[None]:
-    """Holds back, for the length of a block, what Lightning says of code that is as it should be, and nothing else."""
+    """Holds back, for the length of a block, what Lightning says of code that is as it should be,
+    and nothing else.
+    """
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
 
     def is_no_tip(record: logging.LogRecord) -> bool:

@@ -1,4 +1,6 @@
-"""Proof that a killed run goes on exactly: the same short training, once undisturbed and once killed many times."""
+"""Proof that a killed run goes on exactly: the same short training, once undisturbed and once
+killed many times.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,23 @@ from pytorch_lightning import Callback
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.errors import RunError
-from rfdetr.weights.checksums import CHECKSUMS_FILE
+from rfdetr.files import CHECKSUMS_FILE
 
-_PRELOADED = ["rfdetr.training.trainer", "rfdetr.training.datamodule", "rfdetr.training.verify", "hotcoco"]
+_PRELOADED = [
+    "rfdetr.training.trainer",
+    "rfdetr.training.datamodule",
+    "rfdetr.training.verify",
+    "hotcoco",
+]
 _COUNT = "moments.txt"  # beside a run's folder: how many moments it had
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.truncate")
 
 
 @dataclass(frozen=True)
 class ResumeReport:
-    """What `verify_resume` found: `differences` names the files that are not those of the undisturbed run."""
+    """What `verify_resume` found: `differences` names the files that are not those of the
+    undisturbed run.
+    """
 
     kills: int
     moments: int
@@ -47,10 +56,12 @@ def verify_resume(
     limit_batches: int | None = None,
     seed: int = 0,
 ) -> ResumeReport:
-    """Trains once undisturbed, then again with SIGKILL at random moments and `resume="last"`, and compares the files.
+    """Trains once undisturbed, then again with SIGKILL at random moments and `resume="last"`, and
+    compares the files.
 
-    The moments are the parts of a step and of validation, and every opening, renaming and removing of a file in the
-    run's folder; `seed` draws them. Everything happens in a temporary folder; `train_config` needs a seed of its own.
+    The moments are the parts of a step and of validation, and every opening, renaming and removing
+    of a file in the run's folder; `seed` draws them. Everything happens in a temporary folder;
+    `train_config` needs a seed of its own.
     """
     if train_config.seed is None:
         train_config = train_config.model_copy(update={"seed": seed})
@@ -69,7 +80,9 @@ def verify_resume(
                 done += 1
             job.run(folder, None)
             found = content_hashes(folder)
-            differences += [name for name in sorted({*files, *found}) if files.get(name) != found.get(name)]
+            differences += [
+                name for name in sorted({*files, *found}) if files.get(name) != found.get(name)
+            ]
             round_ += 1
     return ResumeReport(done, moments, files, sorted(set(differences)))
 
@@ -83,15 +96,21 @@ class _Job:
     def run(self, folder: Path, kill_at: int | None) -> bool:
         """Trains, or goes on, in a process of its own; whether it was killed."""
         methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        context: Any = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
         if "forkserver" in methods:
             context.set_forkserver_preload(_PRELOADED)  # imported once for all runs
         config = self.train_config.model_copy(update={"output_dir": folder, "progress_bar": False})
-        process = context.Process(target=_train, args=(self.model_config, config, self.limit_batches, kill_at))
+        process = context.Process(
+            target=_train, args=(self.model_config, config, self.limit_batches, kill_at)
+        )
         process.start()
         process.join()
         if process.exitcode not in (0, -signal.SIGKILL):
-            raise RunError(f"the training in {folder} failed with exit code {process.exitcode}; its output tells why")
+            raise RunError(
+                f"the training in {folder} failed with exit code {process.exitcode}; its output tells why"
+            )
         return bool(process.exitcode)
 
 
@@ -114,7 +133,9 @@ class _Moments(Callback):
         self._tick()
 
 
-def _train(model_config: ModelConfig, config: TrainConfig, limit_batches: int | None, kill_at: int | None) -> None:
+def _train(
+    model_config: ModelConfig, config: TrainConfig, limit_batches: int | None, kill_at: int | None
+) -> None:
     from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 
     torch.set_num_threads(1)
@@ -133,15 +154,23 @@ def _train(model_config: ModelConfig, config: TrainConfig, limit_batches: int | 
             tick()
 
     sys.addaudithook(on_event)
-    limits = {} if limit_batches is None else dict.fromkeys(("limit_train_batches", "limit_val_batches"), limit_batches)
+    limits = (
+        {}
+        if limit_batches is None
+        else dict.fromkeys(("limit_train_batches", "limit_val_batches"), limit_batches)
+    )
     trainer: Any = build_trainer(config, model_config, **limits)
     trainer.callbacks.insert(0, _Moments(tick))
-    trainer.fit(RFDETRModule(model_config, config), RFDETRDataModule(model_config, config), ckpt_path="last")
+    trainer.fit(
+        RFDETRModule(model_config, config), RFDETRDataModule(model_config, config), ckpt_path="last"
+    )
     (config.output_dir.parent / _COUNT).write_text(str(seen))
 
 
 def content_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a run has left, by file: weights, training state, metrics, results; without the times in them."""
+    """SHA-256 of what a run has left, by file: weights, training state, metrics, results; without
+    the times in them.
+    """
     hashes = {}
     for path in sorted(folder.iterdir()):
         digest = hashlib.sha256()

@@ -1,1 +1,3 @@
-"""Files of weights: which are published, fetching, safe reading, names, fitting to another model, atomic writing."""
+"""Files of weights: which are published, fetching, safe reading, names, fitting to another model,
+atomic writing.
+"""

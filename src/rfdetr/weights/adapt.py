@@ -1,4 +1,6 @@
-"""Weights of a file into a detector: what fits is copied, what can be adapted is, anything else is an error."""
+"""Weights of a file into a detector: what fits is copied, what can be adapted is, anything else is
+an error.
+"""
 
 from __future__ import annotations
 
@@ -47,21 +49,30 @@ class LoadReport:
     """Not in the file: the segmentation head of a model that starts from a detector's weights."""
 
     def changes(self) -> list[str]:
-        """What was done to tensors of the file that did not fit, and what stays random, with counts of tensors."""
+        """What was done to tensors of the file that did not fit, and what stays random, with counts
+        of tensors.
+        """
         done = [f"{what} ({count})" for what, count in Counter(self.adapted.values()).items()]
         return [*done, f"segmentation head left random ({len(self.fresh)})"] if self.fresh else done
 
     def lines(self) -> tuple[str, ...]:
         """One line each for what was loaded, adapted and left, if anything was."""
-        changes = ", ".join(f"{what} ({count})" for what, count in Counter(self.adapted.values()).items())
+        changes = ", ".join(
+            f"{what} ({count})" for what, count in Counter(self.adapted.values()).items()
+        )
         return (
             f"loaded {len(self.loaded)} tensors as they are",
             *([f"adapted {len(self.adapted)} tensors: {changes}"] if changes else []),
-            *([f"left {len(self.left)} tensors of the file unused: {_listing(self.left, 3)}"] if self.left else []),
+            *(
+                [f"left {len(self.left)} tensors of the file unused: {_listing(self.left, 3)}"]
+                if self.left
+                else []
+            ),
         )
 
     def log(self, logger: logging.Logger, file: str) -> None:
-        """A line each for what was loaded, adapted and left; a warning of what is random, as no file has trained it.
+        """A line each for what was loaded, adapted and left; a warning of what is random, as no
+        file has trained it.
 
         Other classes than the file's are no warning: who asks for them is about to train them.
         """
@@ -75,13 +86,17 @@ class LoadReport:
 
 
 def load_weights(
-    detector: Detector, published: Mapping[str, Tensor], config: ModelConfig, source: str = "the checkpoint"
+    detector: Detector,
+    published: Mapping[str, Tensor],
+    config: ModelConfig,
+    source: str = "the checkpoint",
 ) -> LoadReport:
     """Copies published tensors into the detector, in its parameters' dtype.
 
-    The class heads take the rows of another class count, repeated; the position grid is resampled; of the query groups,
-    and of each group's queries, the first are kept; a segmentation head that the file has nothing of stays as it is.
-    Raises `CheckpointError` for all else, with the detector unchanged.
+    The class heads take the rows of another class count, repeated; the position grid is resampled;
+    of the query groups, and of each group's queries, the first are kept; a segmentation head that
+    the file has nothing of stays as it is. Raises `CheckpointError` for all else, with the detector
+    unchanged.
     """
     expected = to_published(detector.state_dict())
     source = _with_variant(source, published, config)
@@ -99,8 +114,14 @@ def load_weights(
     covered = {*fitted, *fresh}
     left = [name for name in published if name not in expected]
     problems = {
-        "missing": [name for name in expected if name not in covered and not name.endswith(_OPTIONAL)],
-        "unexpected": [name for name in left if not name.endswith(_OPTIONAL) and _group_of(name) < config.group_detr],
+        "missing": [
+            name for name in expected if name not in covered and not name.endswith(_OPTIONAL)
+        ],
+        "unexpected": [
+            name
+            for name in left
+            if not name.endswith(_OPTIONAL) and _group_of(name) < config.group_detr
+        ],
         "of another shape": [
             f"{name} (file {_shape(published[name])}, model {_shape(expected[name])})"
             for name, tensor in fitted.items()
@@ -108,7 +129,11 @@ def load_weights(
         ],
     }
     if any(problems.values()):
-        details = "; ".join(f"{len(names)} {kind}: {_listing(names, 10)}" for kind, names in problems.items() if names)
+        details = "; ".join(
+            f"{len(names)} {kind}: {_listing(names, 10)}"
+            for kind, names in problems.items()
+            if names
+        )
         raise CheckpointError(f"{source} does not fit this model; tensors {details}")
     detector.load_state_dict(from_published(expected | fitted))
     loaded = tuple(name for name in expected if name in fitted and name not in adapted)
@@ -124,12 +149,20 @@ class _QueryLayout(NamedTuple):
     queries: int
 
 
-def _query_layout(published: Mapping[str, Tensor], config: ModelConfig, source: str) -> _QueryLayout:
-    """Raises `CheckpointError` where the file has fewer than the model wants: queries cannot be made up."""
+def _query_layout(
+    published: Mapping[str, Tensor], config: ModelConfig, source: str
+) -> _QueryLayout:
+    """Raises `CheckpointError` where the file has fewer than the model wants: queries cannot be
+    made up.
+    """
     groups = count_blocks(published, GROUPS)
     if not groups or QUERIES not in published or not published[QUERIES].dim():
-        raise CheckpointError(f"{source} holds no RF-DETR detector: tensors {GROUPS}* and {QUERIES} are needed")
-    layout = _QueryLayout(groups, len(published[QUERIES]) // groups, config.group_detr, config.num_queries)
+        raise CheckpointError(
+            f"{source} holds no RF-DETR detector: tensors {GROUPS}* and {QUERIES} are needed"
+        )
+    layout = _QueryLayout(
+        groups, len(published[QUERIES]) // groups, config.group_detr, config.num_queries
+    )
     if layout.file_queries < layout.queries:
         raise CheckpointError(
             f"{source} has {layout.file_queries} queries per group, the model wants num_queries={layout.queries}; "
@@ -144,7 +177,9 @@ def _query_layout(published: Mapping[str, Tensor], config: ModelConfig, source: 
 
 
 def _fit(name: str, have: Tensor, want: Tensor, queries: _QueryLayout) -> tuple[Tensor, str]:
-    """The tensor in the wanted shape, where there is a way to it, and what was done ("" for nothing)."""
+    """The tensor in the wanted shape, where there is a way to it, and what was done ("" for
+    nothing).
+    """
     if have.dim() != want.dim() or not len(have):
         return have, ""
     if name in (QUERIES, REFERENCES):
@@ -165,16 +200,22 @@ def _fit(name: str, have: Tensor, want: Tensor, queries: _QueryLayout) -> tuple[
 
 
 def resample_positions(embeddings: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1, 1 + g*g, D) as float32 for another square grid; the class token's row stays."""
+    """Position embeddings (1, 1 + g*g, D) as float32 for another square grid; the class token's row
+    stays.
+    """
     old = round((embeddings.shape[1] - 1) ** 0.5)
     token, cells = embeddings[:, :1].float(), embeddings[:, 1:].float()
     maps = cells.transpose(1, 2).reshape(1, -1, old, old)  # (1, D, g, g)
-    maps = functional.interpolate(maps, size=(grid, grid), mode="bicubic", align_corners=False, antialias=True)
+    maps = functional.interpolate(
+        maps, size=(grid, grid), mode="bicubic", align_corners=False, antialias=True
+    )
     return torch.cat([token, maps.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _with_variant(source: str, published: Mapping[str, Tensor], config: ModelConfig) -> str:
-    """Names the variant that a file is, where that is another than the model: the likeliest reason not to fit."""
+    """Names the variant that a file is, where that is another than the model: the likeliest reason
+    not to fit.
+    """
     wanted = variant_name(config)
     try:
         found = nearest_variant(read_architecture(published, source))

@@ -1,4 +1,6 @@
-"""Low-rank adapters in a state of weights: how they are named, and merging them into the matrices they change."""
+"""Low-rank adapters in a state of weights: how they are named, and merging them into the matrices
+they change.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from torch import Tensor
 RANK = 16
 ALPHA = 16
 _BASE = ".base_layer."
-_DOWN, _UP, _MAGNITUDE = ".lora_A.default.weight", ".lora_B.default.weight", ".lora_magnitude_vector.default.weight"
+_DOWN, _UP, _MAGNITUDE = (
+    ".lora_A.default.weight",
+    ".lora_B.default.weight",
+    ".lora_magnitude_vector.default.weight",
+)
 
 
 def has_adapters(state: Mapping[str, Tensor]) -> bool:
@@ -19,15 +25,20 @@ def has_adapters(state: Mapping[str, Tensor]) -> bool:
 
 
 def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with each adapted matrix in place of its parts: m (W + s B A) / |W + s B A|, by row (arXiv 2402.09353).
+    """The state with each adapted matrix in place of its parts: m (W + s B A) / |W + s B A|, by row
+    (arXiv 2402.09353).
 
     A state without adapters comes back as it is.
     """
-    merged = {name.replace(_BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    merged = {
+        name.replace(_BASE, "."): tensor for name, tensor in state.items() if ".lora_" not in name
+    }
     for name in state:
         if name.endswith(_MAGNITUDE):
             stem = name.removesuffix(_MAGNITUDE)
             weight = state[f"{stem}{_BASE}weight"]
             moved = weight + ALPHA / RANK * (state[stem + _UP] @ state[stem + _DOWN])
-            merged[f"{stem}.weight"] = moved * (state[name] / torch.linalg.norm(moved, dim=1))[:, None]
+            merged[f"{stem}.weight"] = (
+                moved * (state[name] / torch.linalg.norm(moved, dim=1))[:, None]
+            )
     return merged

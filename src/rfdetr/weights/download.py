@@ -16,7 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from rfdetr.weights.registry import PUBLISHED, PublishedFile
 
@@ -33,7 +40,9 @@ class DownloadError(ConnectionError):
 
 
 def fetch(name: str) -> Path:
-    """The path of a published file: from the cache, else downloaded into it. Raises `DownloadError`."""
+    """The path of a published file: from the cache, else downloaded into it. Raises
+    `DownloadError`.
+    """
     return download(PUBLISHED[name], cache_dir())
 
 
@@ -53,8 +62,9 @@ def cache_dir() -> Path:
 def download(file: PublishedFile, folder: Path) -> Path:
     """The verified file in `folder`, downloaded if it is not there. Raises `DownloadError`.
 
-    A file of that name with another content is left alone and refused. An interrupted download continues where it
-    stopped; processes that want the same file take turns. RFDETR_WEIGHTS_URL replaces the address but for the name.
+    A file of that name with another content is left alone and refused. An interrupted download
+    continues where it stopped; processes that want the same file take turns. RFDETR_WEIGHTS_URL
+    replaces the address but for the name.
     """
     target = folder / file.name
     if _is_verified(target, file):
@@ -98,7 +108,9 @@ def _is_verified(target: Path, file: PublishedFile) -> bool:
 
 
 def _download(file: PublishedFile, url: str, target: Path) -> None:
-    """Fills the partial file and names it once its sum is right; a part that leads to a wrong sum is begun again."""
+    """Fills the partial file and names it once its sum is right; a part that leads to a wrong sum
+    is begun again.
+    """
     partial = target.with_name(f"{file.name}.rfdetr-part")
     resumed = partial.exists()
     _transfer_with_retries(url, partial, file.name)
@@ -126,14 +138,18 @@ def _transfer_with_retries(url: str, partial: Path, name: str) -> None:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether another attempt may help: a busy server or a lost connection, not a wrong address or a full disk."""
+    """Whether another attempt may help: a busy server or a lost connection, not a wrong address or
+    a full disk.
+    """
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 429) or error.code >= 500
     return isinstance(error, ConnectionError | TimeoutError | http.client.HTTPException)
 
 
 def _transfer(url: str, partial: Path, name: str) -> None:
-    """Appends to the partial file what it lacks; a server that cannot start in the middle starts over."""
+    """Appends to the partial file what it lacks; a server that cannot start in the middle starts
+    over.
+    """
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -147,7 +163,13 @@ def _transfer(url: str, partial: Path, name: str) -> None:
             have = 0
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None
-        logger.info("downloading %s from %s (%s bytes, %d already here)", name, url, total or "unknown", have)
+        logger.info(
+            "downloading %s from %s (%s bytes, %d already here)",
+            name,
+            url,
+            total or "unknown",
+            have,
+        )
         with open(partial, "ab" if have else "wb") as stream, _progress_bar() as progress:
             task = progress.add_task(name, total=total, completed=have)
             while chunk := response.read(_CHUNK_BYTES):
@@ -165,7 +187,11 @@ def _progress_bar() -> Progress:
     console = Console(stderr=True)
     size = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), *size, console=console, disable=not console.is_terminal
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *size,
+        console=console,
+        disable=not console.is_terminal,
     )
 
 
@@ -179,7 +205,9 @@ def _md5(path: Path) -> str:
 
 @contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """Holds a lock that the system releases with the process, however it ends; the empty file stays."""
+    """Holds a lock that the system releases with the process, however it ends; the empty file
+    stays.
+    """
     with open(path, "ab") as stream:
         if not _try_lock(stream.fileno()):
             logger.info("another process is downloading this file; waiting for it (%s)", path)

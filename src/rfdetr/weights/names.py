@@ -1,7 +1,9 @@
-"""Published tensor names to ours and back. This table is the only place that knows the published ones.
+"""Published tensor names to ours and back. This table is the only place that knows the published
+ones.
 
-Three layouts differ besides names: query, key and value of the encoder are one matrix here; the encoder stage's
-layers are stacked over the query groups; the published files carry an empty buffer that means nothing here.
+Three layouts differ besides names: query, key and value of the encoder are one matrix here; the
+encoder stage's layers are stacked over the query groups; the published files carry an empty buffer
+that means nothing here.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _UNUSED = "_kp_active_mask"
 _DINO = "backbone.0.encoder.encoder"
 _LEVELS = "backbone.0.projector"
 
-# (published prefix, our prefix); # stands for a number, and what follows the prefix is the same in both.
+# (published prefix, our prefix); # stands for a number, and what follows the prefix is the same in
+# both.
 _PREFIXES = (
     (f"{_DINO}.embeddings.cls_token", "encoder.class_token"),
     (f"{_DINO}.embeddings.mask_token", "encoder.mask_token"),
@@ -71,7 +74,10 @@ _GROUP_PART = re.compile(r"(proposals\.\w+)\.(\d+)\.(.+)")
 
 
 def _compile(pairs: Iterable[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
-    return [(re.compile(re.escape(old).replace(r"\#", r"(\d+)") + r"(?=\.|$)"), new) for old, new in pairs]
+    return [
+        (re.compile(re.escape(old).replace(r"\#", r"(\d+)") + r"(?=\.|$)"), new)
+        for old, new in pairs
+    ]
 
 
 _TO_OURS = _compile(_PREFIXES)
@@ -86,12 +92,15 @@ def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
 
 
 def our_name(published: str) -> str:
-    """The published name of one tensor in our words; a part of a joined tensor keeps its own (`qkv.query.weight`)."""
+    """The published name of one tensor in our words; a part of a joined tensor keeps its own
+    (`qkv.query.weight`).
+    """
     return _rename(published, _TO_OURS)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of ours under published names, complete with the published empty buffer; adapters are merged.
+    """A state of ours under published names, complete with the published empty buffer; adapters are
+    merged.
 
     Tensors may share memory.
     """
@@ -127,7 +136,9 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, found in parts.items():
         wanted = len(_QKV) if ".qkv." in name else max(found) + 1
         if len(found) != wanted:
-            raise InputError(f"tensor {name} needs {wanted} parts in the file, found those numbered {sorted(found)}")
+            raise InputError(
+                f"tensor {name} needs {wanted} parts in the file, found those numbered {sorted(found)}"
+            )
         in_order = [found[index] for index in range(wanted)]
         ours[name] = torch.cat(in_order) if ".qkv." in name else torch.stack(in_order)
     return ours

@@ -1,7 +1,8 @@
-"""Reading checkpoints safely: `.pth`, `.pt`, Lightning's `.ckpt` and `.safetensors`, none of which may run code.
+"""Reading checkpoints safely: `.pth`, `.pt`, Lightning's `.ckpt` and `.safetensors`, none of which
+may run code.
 
-Differences of packing end here: tensors come out under published names, class logits counted from 0, arguments as
-plain values.
+Differences of packing end here: tensors come out under published names, class logits counted from
+0, arguments as plain values.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rfdetr.errors import InputError
-from rfdetr.weights.checksums import CHECKSUMS_FILE, advice, is_damaged
+from rfdetr.files import CHECKSUMS_FILE, advice, is_damaged
 from rfdetr.weights.labels import classes_from_zero, first_class, names_by_logit
 from rfdetr.weights.names import to_published
 
@@ -67,14 +68,17 @@ class Checkpoint:
     extra: dict[str, Any] = field(default_factory=dict)
     """Everything else: epoch, optimizer, notes."""
     first_class: int = 0
-    """1 if the file counted its class logits from 1; those of `model` and `extra["ema_model"]` count from 0 now."""
+    """1 if the file counted its class logits from 1; those of `model` and `extra["ema_model"]`
+    count from 0 now.
+    """
 
 
 def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None) -> Checkpoint:
     """Reads a checkpoint of any of the known kinds.
 
-    `first_class` (0 or 1) is the logit of the file's first class; None: what `labels.first_class` finds. Raises
-    `CheckpointError` for a file that is no checkpoint, and for weights that are not finite.
+    `first_class` (0 or 1) is the logit of the file's first class; None: what `labels.first_class`
+    finds. Raises `CheckpointError` for a file that is no checkpoint, and for weights that are not
+    finite.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -93,8 +97,14 @@ def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None
 
 
 def refuse_not_finite(path: Path, tensors: Mapping[Any, Any]) -> None:
-    """Raises `CheckpointError` where a tensor holds NaN or infinity, naming the first ten such tensors."""
-    floating = {str(name): x for name, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    """Raises `CheckpointError` where a tensor holds NaN or infinity, naming the first ten such
+    tensors.
+    """
+    floating = {
+        str(name): x
+        for name, x in tensors.items()
+        if isinstance(x, Tensor) and x.is_floating_point()
+    }
     bad = [name for name, tensor in floating.items() if not tensor.isfinite().all()]
     if bad:
         more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
@@ -105,7 +115,9 @@ def refuse_not_finite(path: Path, tensors: Mapping[Any, Any]) -> None:
 
 
 def counted_from_zero(checkpoint: Checkpoint, first: int | None = None) -> Checkpoint:
-    """The checkpoint with the logit of its first class at 0; a guess, or that there is none, is told."""
+    """The checkpoint with the logit of its first class at 0; a guess, or that there is none, is
+    told.
+    """
     if first is None:
         first, sure = first_class(checkpoint.model, checkpoint.args, checkpoint.extra)
         if not sure:
@@ -120,8 +132,14 @@ def counted_from_zero(checkpoint: Checkpoint, first: int | None = None) -> Check
     if not first:
         return checkpoint
     average = checkpoint.extra.get("ema_model")
-    extra = {**checkpoint.extra, "ema_model": classes_from_zero(average)} if average else checkpoint.extra
-    return replace(checkpoint, model=classes_from_zero(checkpoint.model), extra=extra, first_class=1)
+    extra = (
+        {**checkpoint.extra, "ema_model": classes_from_zero(average)}
+        if average
+        else checkpoint.extra
+    )
+    return replace(
+        checkpoint, model=classes_from_zero(checkpoint.model), extra=extra, first_class=1
+    )
 
 
 def refuse_damaged(path: Path) -> None:
@@ -142,42 +160,58 @@ def _read_safetensors(path: Path) -> Checkpoint:
             model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         args = json.loads(header.pop("args", "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: it is damaged or no safetensors file ({error})") from error
+        raise CheckpointError(
+            f"{path} cannot be read: it is damaged or no safetensors file ({error})"
+        ) from error
     return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, header)
 
 
 def checkpoint_of(path: Path, content: Any) -> Checkpoint:
     """What a `torch.save` file that was read holds; `path` stands in the messages."""
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict with 'model' and 'args'")
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; expected a dict with 'model' and 'args'"
+        )
     entries = dict(content)
     model = entries.pop("model", None)
     if model is None:
         model = entries.pop("state_dict", None)  # Lightning
     if not isinstance(model, Mapping):
         found = ", ".join(sorted(map(str, content))[:10]) or "nothing"
-        raise CheckpointError(f"{path} has no tensors under 'model' (or 'state_dict'); it has: {found}")
-    # The published package, as it is now, keeps in "args" how the model was trained and in "model_config" what it is.
+        raise CheckpointError(
+            f"{path} has no tensors under 'model' (or 'state_dict'); it has: {found}"
+        )
+    # The published package, as it is now, keeps in "args" how the model was trained and in
+    # "model_config" what it is.
     told = [_plain(entries.pop(name, None)) for name in ("args", "model_config")]
     args = {key: value for part in told if isinstance(part, dict) for key, value in part.items()}
     return Checkpoint(path, _published(path, model), args, entries)
 
 
 def load_content(path: Path, *, mapped: bool = True) -> Any:
-    """The content of a `torch.save` file; if `mapped`, the tensors of a zip archive (all but the oldest files) stay on
-    the disk."""
+    """The content of a `torch.save` file; if `mapped`, the tensors of a zip archive (all but the
+    oldest files) stay on the disk.
+    """
     with safe_globals(_safe_globals()):
         try:
             with open(path, "rb") as stream:
                 archive = stream.read(4) == b"PK\x03\x04"
-            utf8 = str(path).encode(errors="replace").decode() == str(path)  # torch maps files of such names only
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive and utf8)
+            utf8 = str(path).encode(errors="replace").decode() == str(
+                path
+            )  # torch maps files of such names only
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=mapped and archive and utf8
+            )
         except _UNREADABLE as error:
             unsafe = _unsafe_names(path, str(error))
             if not unsafe:
-                told = re.search(r"WeightsUnpickler error:\s+(.+)", str(error))  # the rest is advice to trust the file
+                told = re.search(
+                    r"WeightsUnpickler error:\s+(.+)", str(error)
+                )  # the rest is advice to trust the file
                 reason = told[1] if told else str(error).partition("\n")[0]
-                raise CheckpointError(f"{path} cannot be read: it is damaged or no checkpoint ({reason})") from error
+                raise CheckpointError(
+                    f"{path} cannot be read: it is damaged or no checkpoint ({reason})"
+                ) from error
             raise CheckpointError(
                 f"{path} holds objects that could run code when read, so it was refused: {', '.join(unsafe)}. "
                 "If you trust its origin, open it with torch.load(..., weights_only=False) in an environment that has "
@@ -186,7 +220,9 @@ def load_content(path: Path, *, mapped: bool = True) -> Any:
 
 
 def _unsafe_names(path: Path, message: str) -> list[str]:
-    """Types that were refused: all of them in an archive, the first, from torch's message, in an older file."""
+    """Types that were refused: all of them in an archive, the first, from torch's message, in an
+    older file.
+    """
     try:
         return sorted(get_unsafe_globals_in_checkpoint(path))
     except _UNREADABLE:
@@ -195,11 +231,19 @@ def _unsafe_names(path: Path, message: str) -> list[str]:
 
 def _published(path: Path, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors under published names, whatever wrapped the model that was saved."""
-    strange = [name for name, value in tensors.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    strange = [
+        name
+        for name, value in tensors.items()
+        if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
     if strange:
-        raise CheckpointError(f"{path}: the entry {strange[0]!r} among the model's tensors is no named tensor")
+        raise CheckpointError(
+            f"{path}: the entry {strange[0]!r} among the model's tensors is no named tensor"
+        )
     state: dict[str, Tensor] = dict(tensors)
-    while wrapper := next((w for w in _WRAPPERS if state and all(name.startswith(w) for name in state)), None):
+    while wrapper := next(
+        (w for w in _WRAPPERS if state and all(name.startswith(w) for name in state)), None
+    ):
         state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
     if state and not any(name.startswith(_PUBLISHED_PREFIX) for name in state):
         state = to_published(state)
@@ -222,8 +266,8 @@ def _plain(value: Any) -> Any:
 def _safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Types without behaviour that published files are known to hold.
 
-    Paths are read as pure paths, so that a file from another operating system opens; Python and NumPy moved some of
-    these types, and a file keeps the name that held when it was written.
+    Paths are read as pure paths, so that a file from another operating system opens; Python and
+    NumPy moved some of these types, and a file keeps the name that held when it was written.
     """
     scalar = np.float64(0).__reduce__()[0]
     assert callable(scalar)

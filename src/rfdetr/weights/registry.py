@@ -34,9 +34,12 @@ rf-detr-seg-xxlarge.pt 040bc3412af840fa8a47e0ff69b552ba rf-detr-seg-2xl-ft.pth
 """
 
 PUBLISHED: dict[str, PublishedFile] = {
-    name: PublishedFile(name, _BASE_URL + path, md5) for name, md5, path in map(str.split, _FILES.split("\n")[1:-1])
+    name: PublishedFile(name, _BASE_URL + path, md5)
+    for name, md5, path in map(str.split, _FILES.split("\n")[1:-1])
 }
-"""By name; besides the variants' files, two more of the base model: another training and Objects365."""
+"""By name; besides the variants' files, two more of the base model: another training and
+Objects365.
+"""
 
 BUNDLED: frozenset[str] = frozenset({"rf-detr-mini.safetensors", "rf-detr-seg-mini.safetensors"})
 """Files that come with the package."""

@@ -25,12 +25,16 @@ Scores = list[tuple[float, float]]
 def make_scripted(make_run: Callable[..., Any]) -> Callable[..., Any]:
     """A run whose epochs are said to reach these (live, averaged) mAP."""
 
-    def make(scores: Scores, watch: dict[str, Callable[..., object]] | None = None, **settings: Any) -> Any:
+    def make(
+        scores: Scores, watch: dict[str, Callable[..., object]] | None = None, **settings: Any
+    ) -> Any:
         def log(trainer: Any, module: Any) -> None:
             module.log_dict(dict(zip((LIVE, EMA), scores[trainer.current_epoch], strict=True)))
 
         run = make_run(watch={"on_validation_epoch_end": log, **(watch or {})}, **settings)
-        run.trainer.callbacks[:] = [c for c in run.trainer.callbacks if not isinstance(c, COCOEvalCallback)]
+        run.trainer.callbacks[:] = [
+            c for c in run.trainer.callbacks if not isinstance(c, COCOEvalCallback)
+        ]
         return run
 
     return make
@@ -42,7 +46,9 @@ def class_head(path: Path) -> torch.Tensor:
 
 
 def best_of(run: Any) -> BestModelCallback:
-    return next(callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback))
+    return next(
+        callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback)
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,14 +64,20 @@ def test_the_better_weights_become_the_total_and_the_modules(
     kept: dict[int, dict[str, torch.Tensor]] = {}
 
     def remember(trainer: Any, module: Any) -> None:
-        average = next(callback for callback in trainer.callbacks if hasattr(callback, "averaged")).averaged()
+        average = next(
+            callback for callback in trainer.callbacks if hasattr(callback, "averaged")
+        ).averaged()
         models = {"regular": module.model, "ema": average}
-        kept[trainer.current_epoch] = {kind: m.class_head.weight.detach().clone() for kind, m in models.items()}
+        kept[trainer.current_epoch] = {
+            kind: m.class_head.weight.detach().clone() for kind, m in models.items()
+        }
 
     run = make_scripted(scores, {"on_train_epoch_end": remember}, epochs=3).fit()
     for kind, column in (("regular", 0), ("ema", 1)):
         epoch = max(range(3), key=lambda epoch: scores[epoch][column])
-        assert torch.equal(class_head(run.output / f"checkpoint_best_{kind}.pth"), kept[epoch][kind])
+        assert torch.equal(
+            class_head(run.output / f"checkpoint_best_{kind}.pth"), kept[epoch][kind]
+        )
     total = class_head(run.output / "checkpoint_best_total.pth")
     assert torch.equal(total, class_head(run.output / f"checkpoint_best_{winner}.pth"))
     assert torch.equal(total, run.module.model.class_head.weight)
@@ -83,14 +95,21 @@ def test_best_files_hold_what_loading_needs_and_nothing_else(make_run: Callable[
 
 def test_periodic_checkpoints_carry_everything(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=3, checkpoint_interval=2, run_test=False).fit()
-    assert [path.name for path in run.output.glob("*.ckpt") if path.name != "last.ckpt"] == ["checkpoint_0002.ckpt"]
+    assert [path.name for path in run.output.glob("*.ckpt") if path.name != "last.ckpt"] == [
+        "checkpoint_0002.ckpt"
+    ]
     again = make_run(epochs=3, output="again", run_test=False)
     again.fit(ckpt_path=run.output / "checkpoint_0002.ckpt")
-    ends = [torch.load(each.output / "last.ckpt")["state_dict"]["model.class_head.weight"] for each in (run, again)]
+    ends = [
+        torch.load(each.output / "last.ckpt")["state_dict"]["model.class_head.weight"]
+        for each in (run, again)
+    ]
     assert torch.equal(*ends)
 
 
-def test_results_are_those_of_the_best_weights_on_valid_and_test(make_run: Callable[..., Any]) -> None:
+def test_results_are_those_of_the_best_weights_on_valid_and_test(
+    make_run: Callable[..., Any],
+) -> None:
     run = make_run(epochs=2).fit()
     results = json.loads((run.output / "results.json").read_text())
     assert set(results["splits"]) == {"valid", "test"}
@@ -98,7 +117,9 @@ def test_results_are_those_of_the_best_weights_on_valid_and_test(make_run: Calla
     valid = results["splits"]["valid"]["overall"]["mAP_50_95"]
     assert valid == pytest.approx(best.best[best.best_kind]["score"], abs=1e-6)
     (tested,) = run.trainer.test(run.module, run.datamodule, verbose=False)
-    assert results["splits"]["test"]["overall"]["mAP_50_95"] == pytest.approx(tested["test/mAP_50_95"], abs=1e-6)
+    assert results["splits"]["test"]["overall"]["mAP_50_95"] == pytest.approx(
+        tested["test/mAP_50_95"], abs=1e-6
+    )
 
 
 def test_the_test_split_is_left_alone_where_told(make_run: Callable[..., Any]) -> None:
@@ -114,15 +135,21 @@ def test_a_run_in_another_folder_starts_a_new_contest(make_scripted: Callable[..
     assert (moved.output / "checkpoint_best_total.pth").exists()
 
 
-def test_a_resumed_run_without_a_new_best_reports_the_old_one(make_scripted: Callable[..., Any]) -> None:
+def test_a_resumed_run_without_a_new_best_reports_the_old_one(
+    make_scripted: Callable[..., Any],
+) -> None:
     first = make_scripted([(0.9, 0.8)], epochs=1).fit()
-    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2).fit(ckpt_path=first.output / "last.ckpt")
+    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2).fit(
+        ckpt_path=first.output / "last.ckpt"
+    )
     assert best_of(resumed).best["regular"]["epoch"] == 0
     assert set(best_of(resumed).results) == {"valid", "test"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of luck"), KeyboardInterrupt()])
-def test_a_run_that_breaks_off_leaves_its_best_weights(make_run: Callable[..., Any], error: BaseException) -> None:
+def test_a_run_that_breaks_off_leaves_its_best_weights(
+    make_run: Callable[..., Any], error: BaseException
+) -> None:
     def fail(trainer: Any, _: Any) -> None:
         if trainer.current_epoch == 1:
             raise error
@@ -135,7 +162,10 @@ def test_a_run_that_breaks_off_leaves_its_best_weights(make_run: Callable[..., A
     run.trainer.callbacks.append(last)
     with pytest.raises(type(error)):
         run.fit()
-    assert (held, lock.exists()) == ([True], False)  # no other run may come before the last file is written
+    assert (held, lock.exists()) == (
+        [True],
+        False,
+    )  # no other run may come before the last file is written
     assert torch.load(run.output / "last.ckpt")["epoch"] == 1  # the one to go on with
     kinds = ("total", best_of(run).best_kind)
     assert torch.equal(*(class_head(run.output / f"checkpoint_best_{kind}.pth") for kind in kinds))
@@ -145,14 +175,18 @@ def test_a_run_that_breaks_off_leaves_its_best_weights(make_run: Callable[..., A
 def test_a_run_that_was_never_evaluated_still_leaves_weights(make_run: Callable[..., Any]) -> None:
     run = make_run(trainer={"limit_val_batches": 0}, epochs=1, use_ema=False, run_test=False).fit()
     total = class_head(run.output / "checkpoint_best_total.pth")
-    assert torch.equal(total, torch.load(run.output / "last.ckpt")["state_dict"]["model.class_head.weight"])
+    assert torch.equal(
+        total, torch.load(run.output / "last.ckpt")["state_dict"]["model.class_head.weight"]
+    )
 
 
 def test_fast_dev_run_leaves_nothing(make_run: Callable[..., Any]) -> None:
     assert not make_run(trainer={"fast_dev_run": 2}).fit().output.exists()
 
 
-def test_of_a_segmentation_model_the_masks_decide(make_run: Callable[..., Any], edit_coco: Callable[..., None]) -> None:
+def test_of_a_segmentation_model_the_masks_decide(
+    make_run: Callable[..., Any], edit_coco: Callable[..., None]
+) -> None:
     def outline(content: dict[str, Any]) -> None:
         for record in content["annotations"]:
             x, y, w, h = record["bbox"]
@@ -165,7 +199,9 @@ def test_of_a_segmentation_model_the_masks_decide(make_run: Callable[..., Any], 
         edit_coco(dataset / split / "_annotations.coco.json", outline)
     run.fit()
     figures = run.trainer.callback_metrics
-    callback = next(callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback))
+    callback = next(
+        callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback)
+    )
     assert callback.best["regular"]["score"] == pytest.approx(float(figures["val/segm_mAP_50_95"]))
     assert callback.best["ema"]["score"] == pytest.approx(float(figures["val/ema_segm_mAP_50_95"]))
     written = json.loads((run.output / "results.json").read_text())["splits"]["valid"]
@@ -178,6 +214,8 @@ def test_best_weights_outlive_a_lost_checksums_file(make_scripted: Callable[...,
     first = make_scripted([(0.9, 0.8)], epochs=1, run_test=False).fit()
     (first.output / "checksums.json").unlink()
     before = (first.output / "checkpoint_best_regular.pth").read_bytes()
-    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2, run_test=False).fit(ckpt_path=first.output / "last.ckpt")
+    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2, run_test=False).fit(
+        ckpt_path=first.output / "last.ckpt"
+    )
     assert best_of(resumed).best["regular"] == {"score": pytest.approx(0.9), "epoch": 0}
     assert (first.output / "checkpoint_best_regular.pth").read_bytes() == before

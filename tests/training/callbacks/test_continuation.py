@@ -17,11 +17,16 @@ from typing import Any
 import pytest
 
 from rfdetr.config import TrainConfig
-from rfdetr.training.callbacks.continuation import RunStopped
+from rfdetr.training.callbacks.resume import RunStopped
 from rfdetr.training.verify import content_hashes
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "signalled.py"
-SETTINGS = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "run_test": False}  # three updates an epoch
+SETTINGS = {
+    "epochs": 2,
+    "batch_size": 1,
+    "grad_accum_steps": 2,
+    "run_test": False,
+}  # three updates an epoch
 
 
 @pytest.fixture
@@ -50,7 +55,9 @@ def test_a_signalled_run_goes_on_exactly(
     assert run.trainer.global_step == {"on_train_batch_end": 4, "on_validation_batch_end": 6}[hook]
     again = make_run(model={"amp": False}, **SETTINGS).fit(ckpt_path="last")
     found = content_hashes(again.output)
-    if hook == "on_validation_batch_end":  # Lightning's counters tell that a validation pass was begun twice
+    if (
+        hook == "on_validation_batch_end"
+    ):  # Lightning's counters tell that a validation pass was begun twice
         found["last.ckpt"] = whole["last.ckpt"]
     assert found == whole
 
@@ -78,7 +85,11 @@ def test_an_interrupt_saves_and_a_second_one_leaves_at_once(make_run: Callable[.
 @pytest.mark.parametrize(
     ("hook", "number", "send"),
     [
-        ("on_validation_batch_end", signal.SIGINT, os.killpg),  # Ctrl-C reaches the loader's workers as well
+        (
+            "on_validation_batch_end",
+            signal.SIGINT,
+            os.killpg,
+        ),  # Ctrl-C reaches the loader's workers as well
         ("on_train_end", signal.SIGTERM, os.kill),
     ],
 )
@@ -90,15 +101,25 @@ def test_a_signal_ends_a_run_with_workers_at_once_and_in_one_line(
     send: Callable[[int, int], None],
 ) -> None:
     config = train_config(epochs=1, num_workers=2)
-    settings = {"hook": hook, "train": config.model_dump(mode="json"), "model": tiny_model().model_dump(mode="json")}
+    settings = {
+        "hook": hook,
+        "train": config.model_dump(mode="json"),
+        "model": tiny_model().model_dump(mode="json"),
+    }
     command = [sys.executable, str(SCRIPT), json.dumps(settings)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
-        assert process.stdout and "READY\n" in iter(process.stdout.readline, "")  # after what is told of the data
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout and "READY\n" in iter(
+            process.stdout.readline, ""
+        )  # after what is told of the data
         started = time.monotonic()
         send(process.pid, number)
         told, errors = process.communicate(timeout=60)
-    assert time.monotonic() - started < 15  # 2 on an idle machine; workers that wait to be told take 30 more
+    assert (
+        time.monotonic() - started < 15
+    )  # 2 on an idle machine; workers that wait to be told take 30 more
     assert process.returncode == 128 + number
     after = told[told.index(number.name) :].splitlines()
     assert len(after) == 1 and "resume=" in after[0]
@@ -113,10 +134,14 @@ def test_a_full_disk_ends_nothing(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(trainer: Any, _: Any) -> None:  # no file may grow beyond 100 kB, in the first epoch
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000 if trainer.current_epoch == 0 else limits[0], limits[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (100_000 if trainer.current_epoch == 0 else limits[0], limits[1])
+        )
 
     def last(trainer: Any, _: Any) -> None:
-        sizes.append(sum(path.stat().st_size for path in Path(trainer.default_root_dir).glob("*.ckpt")))
+        sizes.append(
+            sum(path.stat().st_size for path in Path(trainer.default_root_dir).glob("*.ckpt"))
+        )
 
     sizes: list[int] = []
     watch = {"on_train_batch_start": fill, "on_train_batch_end": last}

@@ -13,7 +13,11 @@ def test_the_rate_falls_to_nothing_over_the_run(make_run: Callable[..., Any]) ->
     run = make_run(epochs=2, drop_path=0.4, run_test=False)
     last_block = run.module.model.encoder.blocks[-1]
     run.module.model.register_forward_pre_hook(
-        lambda model, _: rates.append((run.trainer.global_step, last_block.drop_path)) if model.training else None
+        lambda model, _: (
+            rates.append((run.trainer.global_step, last_block.drop_path))
+            if model.training
+            else None
+        )
     )
     run.fit()
     assert rates == [(step, pytest.approx(0.4 * (1 - step / 4))) for step in (0, 0, 1, 2, 2, 3)]

@@ -20,7 +20,10 @@ def evaluations_until_stop(
     for count, figures in enumerate(scores, 1):
         metrics = {name: torch.tensor(value) for name, value in figures.items()}
         trainer: Any = SimpleNamespace(
-            callback_metrics=metrics, state=SimpleNamespace(fn="fit"), sanity_checking=False, should_stop=False
+            callback_metrics=metrics,
+            state=SimpleNamespace(fn="fit"),
+            sanity_checking=False,
+            should_stop=False,
         )
         callback.on_validation_end(trainer, module)
         if trainer.should_stop:
@@ -58,5 +61,8 @@ def test_patience_goes_on_after_a_resume() -> None:
 
 def test_of_a_segmentation_model_the_masks_are_watched() -> None:
     rising, still = {LIVE: 0.5, "val/segm_mAP_50_95": 0.1}, {LIVE: 0.9, "val/segm_mAP_50_95": 0.1}
-    assert evaluations_until_stop(RFDETREarlyStopping(patience=2), [rising, still, still], masks=True) == 3
+    assert (
+        evaluations_until_stop(RFDETREarlyStopping(patience=2), [rising, still, still], masks=True)
+        == 3
+    )
     assert evaluations_until_stop(RFDETREarlyStopping(patience=2), [rising, still, still]) is None

@@ -18,14 +18,20 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def ema_of(trainer: Any) -> RFDETREMACallback:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, RFDETREMACallback))
+    return next(
+        callback for callback in trainer.callbacks if isinstance(callback, RFDETREMACallback)
+    )
 
 
-def test_the_average_moves_with_every_optimizer_step_and_only_then(make_run: Callable[..., Any]) -> None:
+def test_the_average_moves_with_every_optimizer_step_and_only_then(
+    make_run: Callable[..., Any],
+) -> None:
     live: list[Tensor] = []
     average: list[Tensor] = []
 
-    def look(trainer: Any, module: Any) -> None:  # runs before the callback: the average of the batch before
+    def look(
+        trainer: Any, module: Any
+    ) -> None:  # runs before the callback: the average of the batch before
         live.append(flat(module.model))
         average.append(flat(ema_of(trainer).averaged()))
 
@@ -46,7 +52,9 @@ def test_the_average_moves_with_every_optimizer_step_and_only_then(make_run: Cal
     assert ema_of(run.trainer).updates == len(stepped)
 
 
-def test_a_checkpoint_without_an_average_starts_one_from_its_weights(make_run: Callable[..., Any]) -> None:
+def test_a_checkpoint_without_an_average_starts_one_from_its_weights(
+    make_run: Callable[..., Any],
+) -> None:
     first = make_run(use_ema=False, epochs=1, output="first").fit()
     started: list[Tensor] = []
     watch = {"on_train_start": lambda trainer, _: started.append(flat(ema_of(trainer).averaged()))}

@@ -11,14 +11,16 @@ import torch
 
 from rfdetr.data import dataset as dataset_module
 from rfdetr.training import COCOEvalCallback
-from rfdetr.training.callbacks.evaluation import evaluate_loader
-from rfdetr.training.logs import read_rows
+from rfdetr.training.callbacks.validation import evaluate_loader
+from rfdetr.training.records import read_rows
 from rfdetr.weights.names import from_published
 
 FIGURES = {"mAP_50_95", "mAP_50", "mAP_75", "mAR", "F1", "precision", "recall"}
 
 
-def test_live_and_averaged_weights_are_logged_after_every_epoch(make_run: Callable[..., Any]) -> None:
+def test_live_and_averaged_weights_are_logged_after_every_epoch(
+    make_run: Callable[..., Any],
+) -> None:
     run = make_run(epochs=1).fit()
     names = set(run.trainer.callback_metrics)
     assert {f"val/{figure}" for figure in FIGURES} <= names
@@ -36,7 +38,9 @@ def test_live_and_averaged_weights_are_logged_after_every_epoch(make_run: Callab
         ({"use_ema": False}, "val/ema_"),
     ],
 )
-def test_what_is_switched_off_is_not_logged(make_run: Callable[..., Any], setting: dict[str, Any], absent: str) -> None:
+def test_what_is_switched_off_is_not_logged(
+    make_run: Callable[..., Any], setting: dict[str, Any], absent: str
+) -> None:
     run = make_run(epochs=1, run_test=False, **setting).fit()
     assert "val/mAP_50_95" in run.trainer.callback_metrics
     assert not [name for name in run.trainer.callback_metrics if name.startswith(absent)]
@@ -60,7 +64,9 @@ def test_both_sets_of_weights_share_one_pass_over_the_images(
 
 def test_the_average_is_judged_by_its_own_detections(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=1, model={"amp": False}, ema_decay=0.9, ema_tau=0, lr=1e-2).fit()
-    callback = next(callback for callback in run.trainer.callbacks if isinstance(callback, COCOEvalCallback))
+    callback = next(
+        callback for callback in run.trainer.callbacks if isinstance(callback, COCOEvalCallback)
+    )
     logged = callback.metrics["val/ema_"]
     average = torch.load(run.output / "checkpoint_best_ema.pth")["model"]
     run.module.model.load_state_dict(from_published(average))
@@ -90,25 +96,41 @@ def test_a_test_mirrors_the_names(make_run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("winner", ["val/", "val/ema_"])
-def test_after_fit_the_test_split_has_all_names_of_validation(make_run: Callable[..., Any], winner: str) -> None:
+def test_after_fit_the_test_split_has_all_names_of_validation(
+    make_run: Callable[..., Any], winner: str
+) -> None:
     def choose(trainer: Any, module: Any) -> None:
         module.log(winner + "mAP_50_95", 0.9, prog_bar=True)
 
-    run = make_run(watch={"on_validation_epoch_end": choose}, epochs=1, lr=1e-2, ema_decay=0.9, ema_tau=0)
+    run = make_run(
+        watch={"on_validation_epoch_end": choose}, epochs=1, lr=1e-2, ema_decay=0.9, ema_tau=0
+    )
     run.trainer.callbacks.append(run.trainer.callbacks.pop(0))  # its figure is the last word
     run.fit()
     rows = read_rows(run.output / "metrics.csv")
     logged = {name for row in rows for name, value in row.items() if value}
     beside = {"val/AP/", "val/ema_AP/"}  # a class may have objects in one split alone
-    mirrored = {name for name in logged if name.startswith("val/") and not name.startswith(tuple(beside))}
+    mirrored = {
+        name for name in logged if name.startswith("val/") and not name.startswith(tuple(beside))
+    }
     assert {"val/loss", "val/ema_mAP_50_95", "val/F1"} <= mirrored
     assert {name.replace("val/", "test/") for name in mirrored} <= logged
     (tested,) = run.trainer.test(run.module, run.datamodule, verbose=False)
-    last = {name: float(value) for row in rows for name, value in row.items() if value and name.startswith("test/")}
+    last = {
+        name: float(value)
+        for row in rows
+        for name, value in row.items()
+        if value and name.startswith("test/")
+    }
     assert tested == pytest.approx(last, abs=1e-5)
 
 
 def test_loaders_without_a_datamodule_number_the_classes(make_run: Callable[..., Any]) -> None:
     run = make_run()
-    (figures,) = run.trainer.validate(run.module, dataloaders=run.datamodule.val_dataloader(), verbose=False)
-    assert [name for name in figures if name.startswith("val/AP/")] == ["val/AP/0", "val/AP/2"]  # no 1
+    (figures,) = run.trainer.validate(
+        run.module, dataloaders=run.datamodule.val_dataloader(), verbose=False
+    )
+    assert [name for name in figures if name.startswith("val/AP/")] == [
+        "val/AP/0",
+        "val/AP/2",
+    ]  # no 1

@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 from rfdetr.config import TrainConfig
-from rfdetr.training.callbacks.files import epoch_line
+from rfdetr.training.callbacks.run_files import epoch_line
 
 
-def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any], with_plots: None) -> None:
+def test_every_file_is_there_and_can_be_read(
+    make_run: Callable[..., Any], with_plots: None
+) -> None:
     run = make_run(epochs=2).fit()
     weights = {
         "checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth",
@@ -31,12 +33,23 @@ def test_every_file_is_there_and_can_be_read(make_run: Callable[..., Any], with_
     }
     records = [json.loads(line) for line in (run.output / "log.txt").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in records] == [(0, 2), (1, 4)]
-    assert {"train/loss", "train/lr", "val/mAP_50_95", "val/ema_mAP_50_95", "val/loss", "seconds"} <= set(records[0])
+    assert {
+        "train/loss",
+        "train/lr",
+        "val/mAP_50_95",
+        "val/ema_mAP_50_95",
+        "val/loss",
+        "seconds",
+    } <= set(records[0])
     with open(run.output / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for name in ("train/loss", "val/mAP_50_95", "val/ema_mAP_50_95"):
         assert [row["epoch"] for row in rows if row[name]] == ["0", "1"]
-    terms = [name for name in rows[0] if name.startswith("train/") and not name.endswith("_step") and "lr" not in name]
+    terms = [
+        name
+        for name in rows[0]
+        if name.startswith("train/") and not name.endswith("_step") and "lr" not in name
+    ]
     assert {"train/loss", "train/loss_bbox", "train/loss_ce_enc"} <= set(terms)
     for term in terms:
         assert len([row for row in rows if row[f"{term}_step"]]) == 4  # every update

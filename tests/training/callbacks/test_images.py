@@ -11,12 +11,19 @@ from rfdetr.training.callbacks.images import SIDE, PredictionImagesCallback
 
 @pytest.mark.parametrize("score", [0.9, 0.1], ids=["found", "below the threshold"])
 def test_masks_are_drawn_on_both_halves_where_they_lie(score: float) -> None:
-    """The left half of the image outlined in the truth, its lower half found; grey pixels, so any colour is drawn."""
+    """The left half of the image outlined in the truth, its lower half found; grey pixels, so any
+    colour is drawn.
+    """
     outlined, logits = torch.zeros(1, 64, 64, dtype=torch.bool), torch.full((1, 16, 16), -1.0)
     outlined[:, :, :32] = True
     logits[:, 8:] = 1.0
     label, size = torch.tensor([1]), torch.tensor([100, 200])
-    truth = {"boxes": torch.tensor([[0.25, 0.5, 0.5, 1.0]]), "labels": label, "masks": outlined, "orig_size": size}
+    truth = {
+        "boxes": torch.tensor([[0.25, 0.5, 0.5, 1.0]]),
+        "labels": label,
+        "masks": outlined,
+        "orig_size": size,
+    }
     found = {
         "boxes": torch.tensor([[0.0, 50.0, 200.0, 100.0]]),
         "labels": label,

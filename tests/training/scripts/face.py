@@ -1,4 +1,6 @@
-"""`train()` as a user calls it, in every process of torchrun: what each then predicts is in rank<N>.json."""
+"""`train()` as a user calls it, in every process of torchrun: what each then predicts is in
+rank<N>.json.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Trains with loader workers, and in one hook says READY and waits a moment for the signal that the test sends."""
+"""Trains with loader workers, and in one hook says READY and waits a moment for the signal that the
+test sends.
+"""
 
 from __future__ import annotations
 

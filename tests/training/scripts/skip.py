@@ -29,9 +29,13 @@ if __name__ == "__main__":
         return {name: value * factor for name, value in losses.items()}
 
     module.compute_losses = compute_losses
-    trainer = build_trainer(config, model_config, accelerator="cpu", devices=2, strategy=settings["strategy"])
+    trainer = build_trainer(
+        config, model_config, accelerator="cpu", devices=2, strategy=settings["strategy"]
+    )
     trainer.fit(module, RFDETRDataModule(model_config, config))
-    faults = next(callback for callback in trainer.callbacks if isinstance(callback, FaultsCallback))
+    faults = next(
+        callback for callback in trainer.callbacks if isinstance(callback, FaultsCallback)
+    )
     total = sum(float(weight.double().sum()) for weight in whole_weights(trainer, module).values())
     content = {"skipped": faults.skipped, "step": trainer.global_step, "sum": total}
     Path(config.output_dir, f"rank{rank}.json").write_text(json.dumps(content))

@@ -1,4 +1,6 @@
-"""The documented script, run by tests with several processes: what each rank saw goes to rank<N>.json."""
+"""The documented script, run by tests with several processes: what each rank saw goes to
+rank<N>.json.
+"""
 
 import json
 import os
@@ -18,7 +20,9 @@ seen = {"images": [], "evaluated": [], "gradients": [], "checksums": {}}
 def write(trainer, module):
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     content = {**seen, "seed": module.seed, "epochs": trainer.current_epoch, "metrics": metrics}
-    with open(os.path.join(train_config.output_dir, f"rank{trainer.global_rank}.json"), "w") as file:
+    with open(
+        os.path.join(train_config.output_dir, f"rank{trainer.global_rank}.json"), "w"
+    ) as file:
         json.dump(content, file)
 
 
@@ -35,7 +39,9 @@ class Watch(pl.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         if trainer.global_step == 0:
             seen["gradients"] = [
-                float(parameter.grad.norm()) for group in optimizer.param_groups for parameter in group["params"]
+                float(parameter.grad.norm())
+                for group in optimizer.param_groups
+                for parameter in group["params"]
             ]
 
     def on_train_epoch_end(self, trainer, module):
@@ -47,7 +53,10 @@ class Watch(pl.Callback):
             if isinstance(callback, RFDETREMACallback):
                 models["ema"] = callback.model
         for name, model in models.items():
-            tensors = [getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)() for tensor in model.parameters()]
+            tensors = [
+                getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)()
+                for tensor in model.parameters()
+            ]
             seen["checksums"][name] = [float(tensor.detach().double().sum()) for tensor in tensors]
 
 
@@ -60,7 +69,8 @@ trainer.callbacks.insert(0, Watch())
 trainer.fit(module, datamodule)
 
 seen["best"] = [
-    float(getattr(t, "full_tensor", lambda t=t: t)().double().sum()) for t in module.model.state_dict().values()
+    float(getattr(t, "full_tensor", lambda t=t: t)().double().sum())
+    for t in module.model.state_dict().values()
 ]
 if settings["validate"]:
     seen["validated"] = trainer.validate(module, datamodule, verbose=False)[0]

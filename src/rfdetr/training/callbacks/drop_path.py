@@ -8,9 +8,11 @@ from pytorch_lightning import Callback
 
 
 class DropPathCallback(Callback):
-    """Anneals the encoder's drop-path rate linearly from `rate` to 0 over the run's optimizer steps.
+    """Anneals the encoder's drop-path rate linearly from `rate` to 0 over the run's optimizer
+    steps.
 
-    Early training profits from the noise; the last steps train the network that will be used, with all its blocks.
+    Early training profits from the noise; the last steps train the network that will be used, with
+    all its blocks.
     """
 
     def __init__(self, rate: float) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from pytorch_lightning import Callback
 
-from rfdetr.training.callbacks.evaluation import EMA, LIVE, in_training, main_figure
+from rfdetr.training.callbacks.validation import EMA, LIVE, in_training, main_figure
 
 logger = logging.getLogger(__name__)
 
 
 class RFDETREarlyStopping(Callback):
-    """Ends training after `patience` evaluations in a row whose mAP (of masks if there are any) rose by less than
-    `min_delta`.
+    """Ends training after `patience` evaluations in a row whose mAP (of masks if there are any)
+    rose by less than `min_delta`.
 
     Watches the better of live and averaged weights, or the averaged ones alone (`use_ema`).
     """
@@ -37,7 +37,9 @@ class RFDETREarlyStopping(Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         keys = [prefix + main_figure(pl_module) for prefix in self.prefixes]
-        scores = [float(trainer.callback_metrics[key]) for key in keys if key in trainer.callback_metrics]
+        scores = [
+            float(trainer.callback_metrics[key]) for key in keys if key in trainer.callback_metrics
+        ]
         if not in_training(trainer) or not scores:
             return
         if max(scores) > self.best + self.min_delta:

@@ -1,0 +1,77 @@
+"""Checks of plain arguments, for public functions that take no configuration: one line of found and
+expected.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from rfdetr.errors import InputError, InputTypeError
+
+MOST = 1_000_000  # more, of anything that is counted, is a slip of the keyboard that would eat the memory
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number (NumPy's too, no boolean) from `least` to `MOST`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputTypeError(
+            f"{name} is {shown(value)}: expected a whole number of {least} or more"
+        )
+    if value < least:
+        raise InputError(f"{name} is {value}: expected {least} or more")
+    if int(value) > MOST:
+        raise InputError(f"{name} is {short(value)}: expected {MOST:,} or less")
+    return int(value)
+
+
+def check_share(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputTypeError(f"{name} is {shown(value)}: expected a number from 0 to 1")
+    share = float(value)
+    if not 0 <= share <= 1:  # true for NaN
+        raise InputError(f"{name} is {value}: expected a number from 0 to 1")
+    return share
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A path as text or path object, which need not exist; `~` is the user's home."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise InputTypeError(f"{name} is {shown(value)}: expected a path, as text or pathlib.Path")
+    return Path(os.path.expanduser(plain_path(name, path)))
+
+
+def plain_path(name: str, path: str) -> str:
+    """The same text, unless no file can have that name."""
+    if not path:
+        raise InputError(f"{name} is empty: expected a path")
+    if "\0" in path:
+        raise InputError(f"{name} is {path!r}: a path holds no null character")
+    return path
+
+
+def check_kind(name: str, value: Any, *kinds: type) -> None:
+    """An instance of one of the classes."""
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise InputTypeError(f"{name} is {shown(value)}: expected {expected}")
+
+
+def shown(value: Any) -> str:
+    """A value and its type, short enough for a message."""
+    return f"{short(value)} ({type(value).__name__})"
+
+
+def short(value: Any) -> str:
+    """A value's repr in 80 characters, never written out first: nested YAML aliases would fill the
+    memory.
+    """
+    text = _REPR.repr(value)
+    return text if len(text) <= _REPR.maxother else text[: _REPR.maxother - 3] + "..."

@@ -1,0 +1,1 @@
+"""Synthetic scenes: labelled pictures of drawn objects, for the demo, tests and pre-training."""
