@@ -4,8 +4,10 @@ expected.
 
 from __future__ import annotations
 
+import difflib
 import os
 import reprlib
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,11 @@ def check_kind(name: str, value: Any, *kinds: type) -> None:
     if not isinstance(value, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise InputTypeError(f"{name} is {shown(value)}: expected {expected}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one resembles most; None where none resembles it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def shown(value: Any) -> str:
