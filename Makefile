@@ -1,11 +1,12 @@
-# One command each, working with no arguments: make demo (or make demo TASK=segment), make test, make lint, make bench.
+# One command each, working with no arguments: make demo (or make demo TASK=segment), make test (the quick lane),
+# make test-all (every test), make lint, make bench.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
 TASK ?= detect
 
-.PHONY: demo test lint format bench fuzz clean
+.PHONY: demo test test-all lint format bench fuzz clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -18,12 +19,16 @@ demo: $(STAMP)
 	$(BIN)/python scripts/demo.py --task $(TASK)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 10
+
+test-all: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/house.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""The guide says what is so: the tests it names exist, every statement has one, and its code runs."""
+"""The guide holds: the tests it names exist, every statement has one, and its code runs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("place", sorted(set(NAMED.findall(PAGE.read_text()))), ids="::".join)
-def test_every_test_that_is_named_exists(place: tuple[str, str]) -> None:
-    file, name = place
-    assert re.search(rf"^def {name}\(", (TESTS / file).read_text(), re.MULTILINE)
+def test_every_test_that_is_named_exists() -> None:
+    places = sorted(set(NAMED.findall(PAGE.read_text())))
+    assert places
+    sources = {file: (TESTS / file).read_text() for file, _ in places}
+    missing = [(file, name) for file, name in places if f"\ndef {name}(" not in sources[file]]
+    assert missing == []
 
 
 def test_no_statement_is_without_a_test() -> None:
@@ -48,14 +50,12 @@ def test_the_loss_term_of_the_guide_trains(
         value for value in names.values() if isinstance(value, type) and value is not RFDETRModule
     )
 
-    model = RFDETRMiniConfig(
-        resolution=64, hidden_dim=32, sa_nheads=4, ca_nheads=4, dim_feedforward=64, dec_layers=1, num_queries=10,
-        num_select=10, group_detr=2, num_classes=3, pretrain_weights=None,
-    )  # fmt: skip
-    train = TrainConfig(
-        dataset_dir=make_tiny_coco({"train": 2, "valid": 2}), output_dir=tmp_path, epochs=1, batch_size=2,
-        grad_accum_steps=1, num_workers=0, multi_scale=False,
-    )  # fmt: skip
+    size = {"resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dec_layers": 1}
+    queries = {"num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3}
+    model = RFDETRMiniConfig(**size, **queries, dim_feedforward=64, pretrain_weights=None)
+    data = make_tiny_coco({"train": 2, "valid": 2})
+    batches = {"batch_size": 2, "grad_accum_steps": 1, "num_workers": 0, "multi_scale": False}
+    train = TrainConfig(dataset_dir=data, output_dir=tmp_path, epochs=1, **batches)
     trainer = build_trainer(train, model)
     trainer.fit(own(model, train), RFDETRDataModule(model, train))
     terms = {
