@@ -18,13 +18,12 @@ from PIL import Image
 
 from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data import check
-from rfdetr.doctor import check as doctor
 from rfdetr.data.findings import RULES, DatasetError, Findings
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.doctor.check import Report
+from rfdetr.doctor.check import LARGE_LABELS, Report
 from rfdetr.doctor.fix import fix
-from rfdetr.doctor.images import Look, near_pairs
-from rfdetr.doctor.outlines import crossing
+from rfdetr.doctor.images import ImageFacts, near_pairs
+from rfdetr.doctor.labels import crossing
 from rfdetr.synthetic.generate import DEMO_CLASSES, generate
 
 NAME = "_annotations.coco.json"
@@ -581,11 +580,13 @@ def test_polygons_that_meet_themselves(points: list[tuple[int, int]], rule: str 
 def test_the_fingerprint_knows_a_picture_again_and_no_other() -> None:
     rng = np.random.default_rng(0)
     prints = [rng.integers(0, 200, 256, np.uint8) for _ in range(20)]
-    looks = [Look(digest=bytes([i]), fingerprint=one.tobytes()) for i, one in enumerate(prints)]
+    looks = [
+        ImageFacts(digest=bytes([i]), fingerprint=one.tobytes()) for i, one in enumerate(prints)
+    ]
     others = [
-        Look(digest=b"other", fingerprint=(prints[7] + 20).tobytes()),
-        Look(fingerprint=bytes(256)),
-        Look(),
+        ImageFacts(digest=b"other", fingerprint=(prints[7] + 20).tobytes()),
+        ImageFacts(fingerprint=bytes(256)),
+        ImageFacts(),
     ]
     assert list(near_pairs(looks, others)) == [(7, 0)]
 
@@ -614,7 +615,7 @@ def test_very_large_images_and_label_files_are_told(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rfdetr.doctor.images.LARGE_PIXELS", 60_000)  # of 25,600 to 102,400
-    monkeypatch.setitem(doctor._LARGE_LABELS, "coco", 1000)
+    monkeypatch.setitem(LARGE_LABELS, "coco", 1000)
     sizes = [Image.open(path).size for path in clean.rglob("*.jpg")]
     large = sum(width * height > 60_000 for width, height in sizes)
     counts = check(clean, processes=1).findings.counts
