@@ -225,31 +225,28 @@ class _Writer:
     ) -> list[Annotation]:
         """The corrected annotations of the images at these places; what is told of others goes."""
         assert records.image_places is not None and records.sizes is not None
-        source, of_box = str(records.source), records.image_of_box
-        for row in np.flatnonzero(records.xyxy).tolist() if records.xyxy is not None else ():
-            at = int(records.box_places[row])  # what is wrong of the whole file is so of each box
-            finding = Finding("boxes-xyxy", source, *records.describe_box(row, "")[1:])
-            self.findings[source, at, False].append(finding)
-        image_at = dict(
-            zip(records.box_places.tolist(), records.image_places[of_box].tolist(), strict=True)
-        )
-        size_at = dict(
-            zip(records.box_places.tolist(), records.sizes[of_box].tolist(), strict=True)
-        )
+        source = str(records.source)
+        row_at = {at: row for row, at in enumerate(records.box_places.tolist())}
         used = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         free = itertools.count(max((i for i in used if isinstance(i, int)), default=0) + 1)
         fixes = {**_FIXES, "annotation-id-repeated": lambda *_: {"id": next(free)}}
         kept = []
         for at, entry in enumerate(entries):
             findings = self.findings[source, at, False]
-            if self._drop(findings, _DROPPED_BOXES, "left out") or image_at[at] not in images:
+            if self._drop(findings, _DROPPED_BOXES, "left out"):
                 continue
-            told = {finding.rule: finding.record for finding in findings}
-            for rule in filter(told.__contains__, fixes):
-                changed = fixes[rule](entry, size_at[at])
+            row = row_at[at]  # of all that is not dropped there is a box
+            image = records.image_of_box[row]
+            if records.image_places[image] not in images:
+                continue
+            record_of = {finding.rule: finding.record for finding in findings}
+            if records.xyxy is not None and records.xyxy[row]:  # a finding about the whole file
+                record_of["boxes-xyxy"] = records.describe_box(row, "")[1]
+            for rule in filter(record_of.__contains__, fixes):
+                changed = fixes[rule](entry, records.sizes[image].tolist())
                 entry.update(changed)
                 text = ", ".join(f"{key} is now {short(value)}" for key, value in changed.items())
-                self._tell(source, told[rule], rule, text)
+                self._tell(source, record_of[rule], rule, text)
             kept.append(entry)
         return kept
 
@@ -258,6 +255,7 @@ class _Writer:
         records, folder = self.report.records[split], self.out / split
         assert records.label_files is not None  # as read_yolo leaves them
         (folder / "labels").mkdir(parents=True)
+        has_points = place.kpt_shape is not None
         images = boxes = boxes_kept = 0
         for i, (name, file) in enumerate(zip(records.names, records.label_files, strict=True)):
             content = file.read_bytes() if file.is_file() else b""
@@ -277,7 +275,7 @@ class _Writer:
             link = f"{i:06d}-{Path(name).stem}"
             _link(records.root / name, folder / "images" / f"{link}{Path(name).suffix}")
             if file.is_file():
-                kept = list(self._lines(str(file), lines, place))
+                kept = list(self._lines(str(file), lines, has_points))
                 boxes_kept += sum(bool(line.strip()) for line in kept)
                 text = "".join(f"{line}\n" for line in kept)
                 (folder / "labels" / f"{link}.txt").write_text(text, encoding="utf-8")
@@ -290,7 +288,7 @@ class _Writer:
         text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
         (self.out / "data.yaml").write_text(text, encoding="utf-8")
 
-    def _lines(self, file: str, lines: list[str], place: YoloConfig) -> Iterator[str]:
+    def _lines(self, file: str, lines: list[str], has_points: bool) -> Iterator[str]:
         """The lines of a label file that stay; a box or polygon that reaches out is clipped."""
         for number, line in enumerate(lines, 1):
             findings = self.findings[file, number, False]
@@ -298,7 +296,7 @@ class _Writer:
                 continue
             clips = [f for f in findings if f.rule in ("box-clipped", "outline-outside")]
             if clips:
-                line = _clipped_line(line, has_points=place.kpt_shape is not None)
+                line = _clipped_line(line, has_points)
                 self._tell(file, clips[0].record, clips[0].rule, f"clipped to {line}")
             yield line
 

@@ -20,21 +20,15 @@ from PIL import Image
 
 from rfdetr.errors import InputError
 from rfdetr.geometry.rle import runs_of_bitmap
+from rfdetr.synthetic import shapes
 from rfdetr.synthetic.scenes import Scene, render_scene
-from rfdetr.synthetic.shapes import (
-    CLUTTER_KINDS,
-    DEMO_KINDS,
-    DISTRACTOR_KINDS,
-    pixel_rings,
-    signed_area,
-)
 
-DEMO_CLASSES: tuple[str, ...] = tuple(DEMO_KINDS)
+DEMO_CLASSES: tuple[str, ...] = tuple(shapes.DEMO_KINDS)
 """Classes that the bundled weights have not seen."""
-DEMO_DISTRACTORS: tuple[str, ...] = tuple(DISTRACTOR_KINDS)
+DEMO_DISTRACTORS: tuple[str, ...] = tuple(shapes.DISTRACTOR_KINDS)
 """Shapes that resemble a demo class and are none."""
 
-_KINDS = DEMO_KINDS | DISTRACTOR_KINDS | CLUTTER_KINDS
+_KINDS = shapes.DEMO_KINDS | shapes.DISTRACTOR_KINDS | shapes.CLUTTER_KINDS
 _RECORD = "synthetic.json"  # the arguments a folder was made with
 
 
@@ -126,8 +120,8 @@ def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[st
         left, top, right, bottom = scene.boxes_xyxy[i].astype(int).tolist()
         shown = scene.owner == i
         segmentation: Any = []
-        for ring in pixel_rings(np.pad(shown[top:bottom, left:right], 1)):
-            if signed_area(ring) < 0:  # a hole, which polygons cannot say
+        for ring in shapes.pixel_rings(np.pad(shown[top:bottom, left:right], 1)):
+            if shapes.signed_area(ring) < 0:  # a hole, which polygons cannot say
                 segmentation = {"size": list(shown.shape), "counts": runs_of_bitmap(shown)}
                 break
             step = np.roll(ring, -1, axis=0) - ring

@@ -19,51 +19,38 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from rfdetr.synthetic.shapes import CLUTTER_KINDS, Kind, Ring, Rings, bounds, random_rings
 
-MIN_SIDE, PLAIN_MIN_SIDE = 12.0, 30.0
-"""Longer side of the smallest object, pixels; the same in plain scenes."""
-MIN_VISIBLE_SHARE = 0.3
-"""Share of an object that must show for it to count."""
+MIN_SIDE, PLAIN_MIN_SIDE = 12.0, 30.0  # longer side of the smallest object, pixels; if plain
+MIN_VISIBLE_SHARE = 0.3  # of an object that must show for it to count
 _MIN_VISIBLE_SIDE = 6
 _PLAIN_MOST_COVERED = 0.15  # of a new object's patch by others, in plain scenes
 _PLAIN_FAMILIES = ("plain", "slope")
-_BANK_SIDE = 512  # of a texture, pixels
+_BANK = 512  # side of a texture, pixels
 
-Colour: TypeAlias = NDArray[np.float64]
-"""(3,) RGB, 0 to 255."""
-Box: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right, bottom; the last two exclusive."""
+Picture: TypeAlias = Image.Image
+Colour: TypeAlias = NDArray[np.float64]  # (3,) RGB, 0 to 255
+Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 T = TypeVar("T")
 
 
 class Scene(NamedTuple):
     """An image and the n objects that can be seen in it."""
 
-    image: NDArray[np.uint8]
-    """(H, W, 3) RGB."""
-    boxes_xyxy: NDArray[np.float32]
-    """(n, 4) pixels, around the visible part."""
-    labels: NDArray[np.int64]
-    """(n,) positions in `kinds`."""
-    areas: NDArray[np.float32]
-    """(n,) visible pixels."""
-    rings: list[Rings]
-    """Whole objects in image coordinates, with what is hidden or outside the image."""
-    whole: NDArray[np.bool_]
-    """(n,) nothing of the object is hidden or outside."""
-    owner: NDArray[np.int16]
-    """(H, W) which of the objects a pixel shows; -1: none of them."""
+    image: NDArray[np.uint8]  # (H, W, 3) RGB
+    boxes_xyxy: NDArray[np.float32]  # (n, 4) pixels, around the visible part
+    labels: NDArray[np.int64]  # (n,) positions in `kinds`
+    areas: NDArray[np.float32]  # (n,) visible pixels
+    rings: list[Rings]  # n whole objects in pixels, with what is hidden or outside the image
+    whole: NDArray[np.bool_]  # (n,) nothing of the object is hidden or outside
+    owner: NDArray[np.int16]  # (H, W) which of the objects a pixel shows; -1: none of them
 
 
 class _Placed(NamedTuple):
     """An object as it was drawn, before others came to lie over it."""
 
-    label: int
-    """-1: none."""
+    label: int  # -1: none
     rings: Rings
-    box: Box
-    """The patch that was drawn, as far as it is in the image."""
-    area: int
-    """Pixels it covers, those outside the image included."""
+    box: Box  # the patch that was drawn, as far as it is in the image
+    area: int  # pixels it covers, those outside the image included
 
 
 def render_scene(
@@ -153,7 +140,7 @@ def _place(rng: Generator, rings: Rings, size: tuple[int, int]) -> tuple[Rings, 
     return [Ring(points + np.array((x, y)), filled) for points, filled in rings], patch
 
 
-def _coverage(rings: Rings, patch: Box) -> Image.Image:
+def _coverage(rings: Rings, patch: Box) -> Picture:
     """How much of each pixel of a patch the rings cover, 0 to 255, from four samples a pixel."""
     left, top, right, bottom = patch
     fine = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
@@ -164,12 +151,7 @@ def _coverage(rings: Rings, patch: Box) -> Image.Image:
 
 
 def _draw(
-    rng: Generator,
-    canvas: Image.Image,
-    mask: Image.Image,
-    patch: Box,
-    texture: Image.Image,
-    strong: bool,
+    rng: Generator, canvas: Picture, mask: Picture, patch: Box, texture: Picture, strong: bool
 ) -> None:
     """Paint an object over a patch of the canvas, where its mask says."""
     left, top, right, bottom = patch
@@ -191,9 +173,7 @@ def _draw(
 
 
 def _visible(owner: NDArray[np.int16], placed: Sequence[_Placed]) -> Iterator[tuple[int, Box, int]]:
-    """Index of each labelled object that shows enough, the box around its visible pixels, and how
-    many these are.
-    """
+    """Each labelled object of which enough shows: its index, the box and number of its pixels."""
     for index, (label, _, (left, top, right, bottom), whole) in enumerate(placed):
         shown = owner[top:bottom, left:right] == index
         area = int(shown.sum())
@@ -205,7 +185,7 @@ def _visible(owner: NDArray[np.int16], placed: Sequence[_Placed]) -> Iterator[tu
             yield index, box, area
 
 
-def _photographed(rng: Generator, canvas: Image.Image) -> NDArray[np.uint8]:
+def _photographed(rng: Generator, canvas: Picture) -> NDArray[np.uint8]:
     """The canvas (H, W, 3) with what a camera adds: blur, noise, compression, each at times."""
     if rng.random() < 0.35:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.2)))
@@ -260,19 +240,17 @@ def _palette(rng: Generator, colour: Colour, strong: bool = False) -> bytes:
     return (colour + (other - colour) * reach).astype(np.uint8).tobytes()
 
 
-def _random_texture(rng: Generator, families: Sequence[str]) -> Image.Image:
+def _random_texture(rng: Generator, families: Sequence[str]) -> Picture:
     patterns = _textures()[_pick(rng, families, 1)[0]]
     return patterns[int(rng.integers(len(patterns)))]
 
 
-def _textured(
-    rng: Generator, size: tuple[int, int], texture: Image.Image, palette: bytes
-) -> Image.Image:
+def _textured(rng: Generator, size: tuple[int, int], texture: Picture, palette: bytes) -> Picture:
     """A coloured (width, height) cut-out of a texture, at a random place and scale."""
     zoom, x, y = rng.random(3).tolist()
-    scale = min(math.exp(-1.1 + 1.5 * zoom), _BANK_SIDE / max(size))
+    scale = min(math.exp(-1.1 + 1.5 * zoom), _BANK / max(size))
     width, height = size[0] * scale, size[1] * scale
-    left, top = x * (_BANK_SIDE - width), y * (_BANK_SIDE - height)
+    left, top = x * (_BANK - width), y * (_BANK - height)
     box = (left, top, left + width, top + height)
     patch = texture.resize(size, Image.Resampling.BILINEAR, box=box)
     patch.putpalette(palette)
@@ -280,30 +258,28 @@ def _textured(
 
 
 @functools.cache
-def _textures() -> dict[str, list[Image.Image]]:
+def _textures() -> dict[str, list[Picture]]:
     """Gray patterns by family, the same in every process."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:_BANK_SIDE, 0:_BANK_SIDE].astype(np.float32)
+    y, x = np.mgrid[0:_BANK, 0:_BANK].astype(np.float32)
     clouds = []  # smooth noise of about unit range, more and more bumps a side
     for bumps in (3, 6, 12, 24, 48, 96):
         coarse = Image.fromarray(rng.normal(0, 0.5, (bumps, bumps)).astype(np.float32))
-        fine = coarse.resize((_BANK_SIDE, _BANK_SIDE), Image.Resampling.BICUBIC)
-        clouds.append(np.asarray(fine))
+        clouds.append(np.asarray(coarse.resize((_BANK, _BANK), Image.Resampling.BICUBIC)))
 
     def waves(angle: float, period: float, bend: NDArray[np.float32] | float = 0) -> Colour:
         along = x * np.cos(angle) + y * np.sin(angle) + bend
         return np.asarray(np.sin(along * (2 * np.pi / period)))
+
+    def picture(field: NDArray[np.floating]) -> Picture:
+        return Image.fromarray(np.clip(field * 127.5 + 127.5, 0, 255).astype(np.uint8))
 
     angles = rng.uniform(0, np.pi, 6).tolist()
     grids = list(zip(angles, (12, 16, 24, 32, 48, 64), strict=True))
     crossed = [(waves(angle, period), waves(angle + np.pi / 2, period)) for angle, period in grids]
     fields = {
         "plain": [0.05 * cloud for cloud in clouds[:3]],
-        "slope": [
-            (x + y) / _BANK_SIDE - 1,
-            (x - y) / _BANK_SIDE,
-            np.hypot(x - 256, y - 256) / 180 - 1,
-        ],
+        "slope": [(x + y) / _BANK - 1, (x - y) / _BANK, np.hypot(x - 256, y - 256) / 180 - 1],
         "clouds": [*clouds[:4], np.sum(clouds, axis=0) / 2, np.sum(clouds[2:], axis=0) / 1.5],
         "stripes": [np.sign(wave) * 0.9 + 0.1 * clouds[5] for wave, _ in crossed],
         "checks": [np.sign(wave) * np.sign(other) for wave, other in crossed],
@@ -311,10 +287,4 @@ def _textures() -> dict[str, list[Image.Image]]:
         "grain": [waves(*grids[i], 40 * clouds[i]) for i in range(3)],
         "speckle": [np.where(clouds[4] > 0.45, 1.0, -0.6), np.where(clouds[5] > 0.3, 1.0, -0.5)],
     }
-    return {
-        name: [
-            Image.fromarray(np.clip(field * 127.5 + 127.5, 0, 255).astype(np.uint8))
-            for field in family
-        ]
-        for name, family in fields.items()
-    }
+    return {name: [picture(field) for field in family] for name, family in fields.items()}

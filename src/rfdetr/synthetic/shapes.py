@@ -15,8 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Points: TypeAlias = NDArray[np.float64]
-"""(n, 2) x, y."""
+Points: TypeAlias = NDArray[np.float64]  # (n, 2) x, y
 
 
 class Ring(NamedTuple):
@@ -34,12 +33,9 @@ class Kind(NamedTuple):
     """How objects of one class look."""
 
     draw: Callable[[Generator], Rings]
-    tilt: float = 180.0
-    """Largest rotation either way, degrees."""
-    mirrored: bool = True
-    """Whether its mirror image is of the same class."""
-    texture: str | None = None
-    """Texture family by which the class is told; None: any."""
+    tilt: float = 180.0  # largest rotation either way, degrees
+    mirrored: bool = True  # its mirror image is of the same class
+    texture: str | None = None  # family of textures by which the class is told; None: any
 
 
 def fill(*polygons: Points) -> Rings:
