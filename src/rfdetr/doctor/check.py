@@ -23,7 +23,7 @@ from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.ids import id_key
 from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
-from rfdetr.doctor.images import check_copies, check_images, read_all_facts
+from rfdetr.doctor.images import check_copies, read_all_facts
 from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
 LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}
@@ -211,5 +211,7 @@ def _check_images(report: Report, processes: int) -> None:
     rest = iter(found)
     facts = {split: dict(zip(images, rest, strict=False)) for split, images in readable.items()}
     for split, of_image in facts.items():
-        check_images(report.records[split], of_image, report.findings)
+        for image, file in of_image.items():
+            for rule, text in file.faults.items():
+                report.findings.add(rule, *report.records[split].describe_image(image, text))
     check_copies(report.records, facts, report.findings)

@@ -1,7 +1,9 @@
 """A corrected copy of a dataset's annotations, with links to the images, which are never touched.
 
-The tables below say which rules' findings are corrected, and how; what no table names is left for a
-person to decide. A record is dropped if one of its findings asks for that, else it is corrected.
+Three tables say what a rule's findings change: `_DROPPED_IMAGES` leave an image out, with its
+boxes, `_DROPPED_BOXES` a box; `_FIXES` correct the box. What no table names is left for a person to
+decide. A copy has the files of the original, except that of a YOLO dataset is `<split>/images`,
+`<split>/labels` and data.yaml.
 """
 
 from __future__ import annotations
@@ -60,7 +62,11 @@ class Copy(NamedTuple):
     shares: list[Share]
 
 
+# Each correction takes an annotation and the size of its image, and returns the changed fields.
+
+
 def _from_xyxy(entry: Annotation, _: Size) -> Annotation:
+    """Box x1 y1 x2 y2 as x y width height; an area that cannot be the box's becomes the box's."""
     x, y, right, bottom = entry["bbox"]
     most, area = (right - x) * (bottom - y), entry.get("area")
     odd = area is not None and not 0 < area <= most
@@ -68,6 +74,7 @@ def _from_xyxy(entry: Annotation, _: Size) -> Annotation:
 
 
 def _clip(entry: Annotation, size: Size) -> Annotation:
+    """The part of the box that is inside the image; the area is at most that of the part."""
     x, y, w, h = entry["bbox"]
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])
     most, area = (right - left) * (bottom - top), entry.get("area")
@@ -84,6 +91,7 @@ def _usable_outline(entry: Annotation, _: Size) -> Annotation:
 
 
 def _clip_outline(entry: Annotation, size: Size) -> Annotation:
+    """The polygons moved into the image; those that are wholly outside have no area, and go."""
     parts = [np.array(part, np.float64).reshape(-1, 2) for part in entry["segmentation"]]
     clipped = [np.clip(part, 0, size[::-1]).ravel().tolist() for part in parts]
     return {"segmentation": [part for part in clipped if _encloses(part)]}
@@ -129,13 +137,9 @@ def fix(report: Report, out: str | os.PathLike[str], *, force: bool = False) -> 
     """
     folder = check_path("the folder of the copy", out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder}: not an empty folder; nothing is overwritten, choose another one"
-        )
+        raise FileExistsError(f"{folder}: no empty folder; nothing is overwritten, choose another")
     if report.layout is None or not report.records:
-        raise InputError(
-            f"{report.dataset}: there is no dataset that could be read, so none to correct"
-        )
+        raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     writer = _Writer(report, partial)
     try:
@@ -160,6 +164,7 @@ def fix(report: Report, out: str | os.PathLike[str], *, force: bool = False) -> 
 
 
 def _refuse_losses(report: Report, shares: list[Share]) -> None:
+    """Raise an `InputError` that names the splits of which less than half would be in the copy."""
     lost = []
     for split, images, images_kept, boxes, boxes_kept in shares:
         if split not in report.records:
@@ -199,12 +204,13 @@ class _Writer:
         for at, entry in enumerate(entries):
             if self._drop(self.findings[source, at, True], _DROPPED_IMAGES, _WITHOUT_IMAGE):
                 continue
-            name, written, identity = names.get(at), entry["file_name"], entry["id"]
-            if name is None or ids[id_key(identity)] > 1:
+            written, identity = entry["file_name"], entry["id"]
+            if ids[id_key(identity)] > 1:
                 record = f"{written} (image id {identity})"
                 self._tell(source, record, "image-id-repeated", _WITHOUT_IMAGE)
                 continue
-            outside = leaves(folder, folder / name)
+            name = names[at]
+            outside = leaves(folder, folder / name)  # a link there would not be in the copy
             link = f"outside-{at}{Path(name).suffix}" if outside else name
             _link(place.images / name, folder / link)
             if link != written:
@@ -223,7 +229,7 @@ class _Writer:
     def _annotations(
         self, records: SplitRecords, entries: list[Any], images: Set[int]
     ) -> list[Annotation]:
-        """The corrected annotations of the images at these places; what is told of others goes."""
+        """The corrected annotations of the `images`, which are places in the list of images."""
         assert records.image_places is not None and records.sizes is not None
         source = str(records.source)
         row_at = {at: row for row, at in enumerate(records.box_places.tolist())}
@@ -251,7 +257,11 @@ class _Writer:
         return kept
 
     def write_yolo(self, split: str, place: YoloConfig) -> None:
-        """Write `<split>/labels`, link images in `<split>/images`, and write data.yaml anew."""
+        """Write `<split>/labels`, link images in `<split>/images`, and write data.yaml.
+
+        Images are numbered, since those of several folders may share a name. data.yaml is the same
+        for each split: it has their places, the classes, and the other keys of the original.
+        """
         records, folder = self.report.records[split], self.out / split
         assert records.label_files is not None  # as read_yolo leaves them
         (folder / "labels").mkdir(parents=True)
@@ -313,7 +323,10 @@ class _Writer:
 
 
 def _clipped_line(line: str, has_points: bool) -> str:
-    """A line whose box or polygon is inside the image; key points, which may follow a box, stay."""
+    """A line whose box or polygon is inside the image; key points, which may follow a box, stay.
+
+    "0 0.95 0.5 0.2 0.1" is a box from x = 0.85 to 1.05: it becomes "0 0.925 0.5 0.15 0.1".
+    """
     label, *numbers = line.split()
     numbers, points = (numbers[:4], numbers[4:]) if has_points else (numbers, [])
     values = np.array(numbers, np.float64).reshape(-1, 2)
@@ -324,6 +337,7 @@ def _clipped_line(line: str, has_points: bool) -> str:
 
 
 def _link(original: Path, link: Path) -> None:
+    """Link an image in the copy, or copy it; two images that ask for one name are an error."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):
         if not filecmp.cmp(original, link):  # else two records list the image

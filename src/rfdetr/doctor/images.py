@@ -28,31 +28,38 @@ _FEW = 64  # files for which starting processes does not pay
 
 
 class ImageFacts(NamedTuple):
-    """What one image file turned out to be; `fault` says why it cannot be decoded."""
+    """What one image file turned out to be."""
 
-    fault: str = ""
-    format: str = ""
-    mode: str = ""
-    frames: int = 1
-    pixels: int = 0
-    digest: bytes = b""  # of the decoded pixels
-    fingerprint: bytes = b""  # 16 x 16 gray
-    unended: bool = False  # a JPEG without its end marker
+    faults: Mapping[str, str] = {}  # what was found, by the rule that the file breaks
+    digest: bytes = b""  # of the decoded pixels; empty where they could not be decoded
+    fingerprint: bytes = b""  # the picture as 16 x 16 gray pixels
 
 
 def read_facts(path: Path) -> ImageFacts:
-    """Decode a file."""
+    """Decode a file, and look for what is odd of it."""
     try:
         data = path.read_bytes()
         pixels = decode_image(data, str(path))
         with Image.open(path) as image:
             form, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
     except (ImageError, OSError) as error:
-        return ImageFacts(fault=str(error))
-    small = Image.fromarray(pixels).convert("L").resize((_PRINT, _PRINT), Image.Resampling.BOX)
+        return ImageFacts({"image-truncated": str(error)})
+    suffixes, size = IMAGE_FORMATS.get(form), pixels.shape[0] * pixels.shape[1]
+    rules = (
+        (
+            "image-extension",
+            suffixes and path.suffix.lower() not in suffixes,
+            f"the file is {form}",
+        ),
+        ("image-end-missing", lacks_end_marker(data), "no end marker"),
+        ("image-mode", mode not in ("RGB", "L") and not is_deep(mode), f"mode {mode}"),
+        ("image-animated", frames > 1 and form != "MPO", f"{frames} frames"),
+        ("image-large", size > LARGE_PIXELS, f"{size / 1e6:.0f} million pixels"),
+    )
+    faults = {rule: found for rule, broken, found in rules if broken}
     digest = hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
-    size, unended = pixels.shape[0] * pixels.shape[1], lacks_end_marker(data)
-    return ImageFacts("", form, mode, frames, size, digest, small.tobytes(), unended)
+    small = Image.fromarray(pixels).convert("L").resize((_PRINT, _PRINT), Image.Resampling.BOX)
+    return ImageFacts(faults, digest, small.tobytes())
 
 
 def read_all_facts(paths: Sequence[Path], processes: int) -> Iterator[ImageFacts]:
@@ -62,28 +69,6 @@ def read_all_facts(paths: Sequence[Path], processes: int) -> Iterator[ImageFacts
         return
     with ProcessPoolExecutor(processes, worker_context()) as pool:
         yield from pool.map(read_facts, paths, chunksize=16)
-
-
-def check_images(
-    records: SplitRecords, facts: Mapping[int, ImageFacts], findings: Findings
-) -> None:
-    """Find what is odd of single files; `facts` by the image's number in the records."""
-    for image, file in facts.items():
-        suffixes = IMAGE_FORMATS.get(file.format)
-        other_format = suffixes and Path(records.names[image]).suffix.lower() not in suffixes
-        odd_mode = file.mode not in ("", "RGB", "L") and not is_deep(file.mode)
-        several = file.frames > 1 and file.format != "MPO"
-        faults = {
-            "image-truncated": file.fault,
-            "image-extension": other_format and f"the file is {file.format}",
-            "image-end-missing": file.unended and "no end marker",
-            "image-mode": odd_mode and f"mode {file.mode}",
-            "image-animated": several and f"{file.frames} frames",
-            "image-large": file.pixels > LARGE_PIXELS and f"{file.pixels / 1e6:.0f} million pixels",
-        }
-        for rule, found in faults.items():
-            if found:
-                findings.add(rule, *records.describe_image(image, str(found)))
 
 
 def check_copies(
