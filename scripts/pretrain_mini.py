@@ -399,7 +399,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Start the other processes and be the first one itself, so that a signal to it ends the run."""
+    """Start the other processes and be the first one, so that a signal to it ends the run."""
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")
