@@ -235,6 +235,12 @@ COCO_FAULTS: dict[str, tuple[Plant, str, str]] = {
 }
 
 
+def test_the_check_is_found_in_both_rooms() -> None:
+    from rfdetr import doctor
+
+    assert doctor.check is check and doctor.Report is Report
+
+
 def test_a_clean_set_has_no_findings(clean: Path) -> None:
     report = look(clean)
     assert set(report.findings.counts) <= {"box-tiny", "outline-touching"}, [
@@ -319,7 +325,10 @@ def test_a_corrected_copy_trains_and_the_originals_are_untouched(
     changes, shares = fix(report, tmp_path / "fixed")
     assert [(share.split, share.images, share.images_kept) for share in shares] == [
         ("train", 24, 20), ("valid", 4, 4), ("test", 4, 4)]  # fmt: skip
-    assert {COCO_FAULTS[name][1] for name in names} <= {change.rule for change in changes}
+    text_of = {change.rule: change.change for change in changes}
+    assert {COCO_FAULTS[name][1] for name in names} <= set(text_of)
+    assert text_of["crowd-flag"] == "iscrowd is now 0"
+    assert text_of["box-clipped"].startswith("bbox is now [0, 3, 36, 40]")
     again = look(tmp_path / "fixed")
     assert rules_of(again) <= {"outline-apart"}, dict(
         again.findings.counts

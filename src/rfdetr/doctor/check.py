@@ -23,7 +23,7 @@ from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.ids import id_key
 from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
-from rfdetr.doctor.images import check_copies, read_all_facts
+from rfdetr.doctor.images import ImageFacts, check_copies, read_all_facts
 from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
 LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}
@@ -97,8 +97,8 @@ def check(
     model = model or RFDETRNanoConfig()
     for split in layout.splits:
         _read(report, layout, split, model.segmentation_head)
-    for split, records in report.records.items():
-        _check_files(split, records, layout, findings)
+    for split in report.records:
+        _check_files(report, layout, split)
     _check_outlines(report, layout)
     _check_images(report, os.cpu_count() or 1 if processes is None else processes)
     limits = model.model_dump(include={"resolution", "patch_size", "num_queries"})
@@ -126,11 +126,9 @@ def _read(report: Report, layout: DatasetLayout, split: str, masks: bool) -> Non
         report.findings.add(rule, source, record, str(error).removeprefix(f"{source}: "))
 
 
-def _check_files(
-    split: str, records: SplitRecords, layout: DatasetLayout, findings: Findings
-) -> None:
+def _check_files(report: Report, layout: DatasetLayout, split: str) -> None:
     """Find images that no label knows, labels of no image, label files of an odd size."""
-    place = layout.splits[split]
+    place, records, findings = layout.splits[split], report.records[split], report.findings
     if isinstance(place, CocoSplit):
         label_files = [place.annotations]
         listed = {os.path.normpath(records.root / name) for name in records.names}
@@ -140,8 +138,9 @@ def _check_files(
                 findings.add("image-unlisted", records.source, str(path), f"not listed by {split}")
     else:
         label_files = records.label_files or []
-        for folder in sorted({file.parent for file in label_files}):
-            for path in sorted(set(folder.glob("*.txt")).difference(label_files)):
+        known = set(label_files)
+        for folder in sorted({file.parent for file in known}):
+            for path in sorted(set(folder.glob("*.txt")) - known):
                 if not is_hidden(path.name) and path.name.lower() not in _NO_LABELS:
                     findings.add("label-orphan", path, "", f"no image of {split} belongs to it")
     for file in filter(Path.is_file, label_files):
@@ -167,9 +166,7 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
 
 def _coco_outlines(records: SplitRecords) -> Iterator[Finding]:
     assert records.image_keys is not None and records.sizes is not None  # as read_coco leaves them
-    size_of: dict[Any, list[int]] = dict(
-        zip(records.image_keys, records.sizes.tolist(), strict=True)
-    )
+    size_of: dict[Any, Any] = dict(zip(records.image_keys, records.sizes.tolist(), strict=True))
 
     def faults(entry: dict[str, Any]) -> Any:
         """An annotation's faults in its place, so that its outline is not kept in memory."""
@@ -189,9 +186,8 @@ def _yolo_outlines(records: SplitRecords) -> Iterator[Finding]:
     assert records.label_files is not None and records.sizes is not None  # as read_yolo leaves them
     first_boxes = np.searchsorted(records.image_of_box, np.arange(1, len(records.label_files)))
     lines_of = np.split(records.box_places, first_boxes)  # numbers of the lines of each image
-    for file, (height, width), lines in zip(
-        records.label_files, records.sizes.tolist(), lines_of, strict=True
-    ):
+    images = zip(records.label_files, records.sizes.tolist(), lines_of, strict=True)
+    for file, (height, width), lines in images:
         texts = file.read_text(encoding="utf-8-sig").splitlines() if len(lines) else []
         for number in lines.tolist():
             values = np.array(texts[number - 1].split()[1:], np.float64)
@@ -202,16 +198,16 @@ def _yolo_outlines(records: SplitRecords) -> Iterator[Finding]:
 
 def _check_images(report: Report, processes: int) -> None:
     """Decode every file that has a readable header, each once."""
-    readable = {
-        split: np.flatnonzero((index.sizes > 0).all(1)).tolist()
+    places = [
+        (split, image)
         for split, index in report.indexes.items()
-    }
-    paths = [report.indexes[split].path(i) for split, images in readable.items() for i in images]
-    found = list(with_progress(read_all_facts(paths, processes), "Looking at images", len(paths)))
-    rest = iter(found)
-    facts = {split: dict(zip(images, rest, strict=False)) for split, images in readable.items()}
-    for split, of_image in facts.items():
-        for image, file in of_image.items():
-            for rule, text in file.faults.items():
-                report.findings.add(rule, *report.records[split].describe_image(image, text))
+        for image in np.flatnonzero((index.sizes > 0).all(1)).tolist()
+    ]
+    paths = [report.indexes[split].path(image) for split, image in places]
+    found = with_progress(read_all_facts(paths, processes), "Looking at images", len(paths))
+    facts: dict[str, dict[int, ImageFacts]] = {split: {} for split in report.indexes}
+    for (split, image), file in zip(places, found, strict=True):
+        facts[split][image] = file
+        for rule, text in file.faults.items():
+            report.findings.add(rule, *report.records[split].describe_image(image, text))
     check_copies(report.records, facts, report.findings)

@@ -65,7 +65,7 @@ class Copy(NamedTuple):
 # Each correction takes an annotation and the size of its image, and returns the changed fields.
 
 
-def _from_xyxy(entry: Annotation, _: Size) -> Annotation:
+def from_xyxy(entry: Annotation, _: Size) -> Annotation:
     """Box x1 y1 x2 y2 as x y width height; an area that cannot be the box's becomes the box's."""
     x, y, right, bottom = entry["bbox"]
     most, area = (right - x) * (bottom - y), entry.get("area")
@@ -73,7 +73,7 @@ def _from_xyxy(entry: Annotation, _: Size) -> Annotation:
     return {"bbox": [x, y, right - x, bottom - y]} | ({"area": most} if odd else {})
 
 
-def _clip(entry: Annotation, size: Size) -> Annotation:
+def clip(entry: Annotation, size: Size) -> Annotation:
     """The part of the box that is inside the image; the area is at most that of the part."""
     x, y, w, h = entry["bbox"]
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])
@@ -82,7 +82,7 @@ def _clip(entry: Annotation, size: Size) -> Annotation:
     return clipped | ({"area": min(area, most)} if isinstance(area, int | float) else {})
 
 
-def _usable_outline(entry: Annotation, _: Size) -> Annotation:
+def usable_outline(entry: Annotation, _: Size) -> Annotation:
     """Leave out the polygons of which nothing can be drawn, and all that is no list of polygons."""
     parts = entry["segmentation"] if isinstance(entry["segmentation"], list) else []
     rules_of = [{rule for rule, _ in outline_faults([part], 0, 0)} for part in parts]
@@ -90,7 +90,7 @@ def _usable_outline(entry: Annotation, _: Size) -> Annotation:
     return {"segmentation": [part for part in whole if _encloses(part)]}
 
 
-def _clip_outline(entry: Annotation, size: Size) -> Annotation:
+def clip_outline(entry: Annotation, size: Size) -> Annotation:
     """The polygons moved into the image; those that are wholly outside have no area, and go."""
     parts = [np.array(part, np.float64).reshape(-1, 2) for part in entry["segmentation"]]
     clipped = [np.clip(part, 0, size[::-1]).ravel().tolist() for part in parts]
@@ -106,15 +106,15 @@ def _encloses(part: list[float]) -> bool:
 _BROKEN = {"outline-points", "outline-numbers"}
 # What a rule's finding changes in a COCO annotation, in the order in which they act.
 _FIXES: dict[str, Callable[[Annotation, Size], Annotation]] = {
-    "boxes-xyxy": _from_xyxy,
-    "box-likely-xyxy": _from_xyxy,
-    "box-clipped": _clip,
+    "boxes-xyxy": from_xyxy,
+    "box-likely-xyxy": from_xyxy,
+    "box-clipped": clip,
     "box-area": lambda entry, _: {"area": entry["bbox"][2] * entry["bbox"][3]},
     "crowd-flag": lambda *_: {"iscrowd": 0},
-    "outline-points": _usable_outline,
-    "outline-numbers": _usable_outline,
-    "outline-rle": _usable_outline,
-    "outline-outside": _clip_outline,
+    "outline-points": usable_outline,
+    "outline-numbers": usable_outline,
+    "outline-rle": usable_outline,
+    "outline-outside": clip_outline,
 }
 _DROPPED_BOXES = {
     "box-not-finite", "box-no-size", "box-outside", "box-repeated", "annotation-entry",

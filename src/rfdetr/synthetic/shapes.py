@@ -89,7 +89,10 @@ def stroke(path: Points, width: float) -> Points:
     return np.concatenate([path + normal * width / 2, (path - normal * width / 2)[::-1]])
 
 
-def _crescent(rng: Generator) -> Rings:
+# A function per kind that takes more than a line; each draws one object.
+
+
+def crescent(rng: Generator) -> Rings:
     """A disc less a disc: both arcs end where the circles cross."""
     inner, shift = rng.uniform(0.8, 1.0), rng.uniform(0.4, 0.6)
     x = (1 - inner**2 + shift**2) / (2 * shift)
@@ -99,7 +102,7 @@ def _crescent(rng: Generator) -> Rings:
     return fill(np.concatenate([arc(outer_end, 360 - outer_end), bite]))
 
 
-def _fish(rng: Generator) -> Rings:
+def fish(rng: Generator) -> Rings:
     height, tail = rng.uniform(0.42, 0.62), rng.uniform(0.4, 0.6)
     fins = corners((-0.1, -height * 0.9), (0.25, -height - 0.3), (0.45, -height * 0.8))
     tail_fin = corners((0.75, 0), (1.5, -tail), (1.3, 0), (1.5, tail))
@@ -107,13 +110,13 @@ def _fish(rng: Generator) -> Rings:
     return cut(fill(disc(0, 0, 1, height), fins, tail_fin), eye)
 
 
-def _heart(rng: Generator) -> Rings:
+def heart(rng: Generator) -> Rings:
     t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     return fill(np.stack([16 * np.sin(t) ** 3, y * rng.uniform(0.85, 1.2)], axis=1))
 
 
-def _house(rng: Generator) -> Rings:
+def house(rng: Generator) -> Rings:
     wall, roof, eaves = rng.uniform(0.6, 0.9), rng.uniform(0.5, 0.8), rng.uniform(0.12, 0.3)
     left = rng.uniform(0.3, 0.45)
     gable = corners((0, -roof), (0.8 + eaves, 0.05), (-0.8 - eaves, 0.05))
@@ -121,7 +124,7 @@ def _house(rng: Generator) -> Rings:
     return cut(fill(rect(-0.8, 0, 0.8, wall), gable, chimney), door)
 
 
-def _key(rng: Generator) -> Rings:
+def key(rng: Generator) -> Rings:
     length, bow, shaft = rng.uniform(1.6, 2.4), rng.uniform(0.5, 0.65), rng.uniform(0.09, 0.14)
     lefts = length - np.arange(rng.integers(2, 4)) * 0.32 - 0.17
     teeth = [rect(x, 0, x + 0.17, rng.uniform(0.3, 0.5)) for x in lefts]
@@ -129,7 +132,7 @@ def _key(rng: Generator) -> Rings:
     return head + fill(rect(bow * 0.9, -shaft, length, shaft), *teeth)
 
 
-def _leaf(rng: Generator) -> Rings:
+def leaf(rng: Generator) -> Rings:
     """Two bowed, toothed sides that meet in a point, on a stalk."""
     t = np.linspace(0, 1, 33)
     teeth = 0.07 * (np.arange(33) % 4) / 3
@@ -139,45 +142,39 @@ def _leaf(rng: Generator) -> Rings:
     return fill(blade, rect(-0.05, 0.9, 0.05, rng.uniform(1.3, 1.5)))
 
 
-def _magnifier(rng: Generator) -> Rings:
+def magnifier(rng: Generator) -> Rings:
     frame = cut(fill(disc(0, -0.6, 0.55)), disc(0, -0.6, rng.uniform(0.35, 0.43)))
     return frame + fill(rect(-0.1, -0.1, 0.1, 1))
 
 
-def _shield(rng: Generator) -> Rings:
+def shield(rng: Generator) -> Rings:
     tip = (0, rng.uniform(0.9, 1.2))
     return fill(symmetric((0, -0.85), (0.8, -1), (0.8, 0), (0.5, 0.6), tip))
 
 
-def _squiggle(rng: Generator) -> Rings:
+def squiggle(rng: Generator) -> Rings:
     t = np.linspace(0, 1, 24)
     x = t * rng.uniform(1, 4) + 0.3 * np.sin(t * rng.uniform(3, 9))
     y = rng.uniform(0.1, 0.8) * np.sin(t * rng.uniform(2, 12) + rng.uniform(0, 6))
     return fill(stroke(np.stack([x, y], axis=1), rng.uniform(0.04, 0.12)))
 
 
-DEMO_KINDS: dict[str, Kind] = {
-    "crescent": Kind(_crescent),
-    "fish": Kind(_fish),
-    "heart": Kind(_heart),
-    "house": Kind(_house),
-    "key": Kind(_key),
-    "leaf": Kind(_leaf),
-}
+_DEMO = (crescent, fish, heart, house, key, leaf)
+DEMO_KINDS: dict[str, Kind] = {draw.__name__: Kind(draw) for draw in _DEMO}
 """Classes of the demo, which the bundled weights have not seen."""
 DISTRACTOR_KINDS: dict[str, Kind] = {
     "drop": Kind(lambda r: fill(np.concatenate([[(0, r.uniform(-2.0, -1.5))], arc(-25, 205)]))),
     "disc": Kind(lambda _: fill(disc())),
     "arc": Kind(lambda r: fill(stroke(arc(0, r.uniform(180, 270)), r.uniform(0.25, 0.4)))),
     "bean": Kind(lambda r: fill(stroke(arc(20, r.uniform(140, 180)) * (1, 0.9), 0.75))),
-    "magnifier": Kind(_magnifier),
+    "magnifier": Kind(magnifier),
     "pentagon": Kind(lambda _: fill(regular(5))),
     "kite": Kind(lambda r: fill(symmetric((0, -1), (r.uniform(0.5, 0.8), -0.3), (0, 1.2)))),
-    "shield": Kind(_shield),
+    "shield": Kind(shield),
 }
 """Shapes that resemble a demo class and are none."""
 CLUTTER_KINDS: dict[str, Kind] = {
-    "squiggle": Kind(_squiggle),
+    "squiggle": Kind(squiggle),
     "shard": Kind(lambda r: fill(r.uniform(-1, 1, (3, 2)))),
 }
 """Lines and splinters, which belong to no class."""
