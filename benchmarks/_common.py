@@ -1,5 +1,6 @@
-"""What the benchmark scripts share: the same work under one or two interpreters in alternation, one
-JSON line.
+"""What the benchmark scripts share: work timed under one or two interpreters, as one JSON line.
+
+    python benchmarks/predict.py --rounds 5 --python other/bin/python
 
 A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls
 `main(work)`. Every round is a fresh process, so nothing of one round warms the next; `--python
@@ -74,22 +75,11 @@ def write_dataset(
                 corner, extent = rng.uniform(0, 0.7, 2) * size, rng.uniform(0.05, 0.3, 2) * size
                 box = [round(float(value), 2) for value in (*corner, *extent)]
                 outline = (ellipse * extent + corner).ravel().round(2).tolist()
-                row = {
-                    "id": objects * i + k,
-                    "image_id": i,
-                    "category_id": 1 + k % classes,
-                    "bbox": box,
-                }
-                annotations.append(
-                    {**row, "area": box[2] * box[3], "iscrowd": 0, "segmentation": [outline]}
-                )
-        content = {
-            "info": {},
-            "licenses": [],
-            "images": records,
-            "annotations": annotations,
-            "categories": categories,
-        }
+                row = {"id": objects * i + k, "image_id": i, "category_id": 1 + k % classes}
+                row |= {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+                annotations.append({**row, "segmentation": [outline]})
+        content = {"info": {}, "licenses": [], "categories": categories}
+        content |= {"images": records, "annotations": annotations}
         (folder / split / "_annotations.coco.json").write_text(json.dumps(content))
 
 
@@ -101,7 +91,10 @@ def main(
     JSON line.
     """
     script = Path(sys.argv[0]).resolve()
-    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser = argparse.ArgumentParser(
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--python", help="another interpreter to run the same work under, in alternation"
     )

@@ -1,5 +1,4 @@
-"""What colour jitter is worth: short fine-tunings of RFDETRMini at several strengths, data sets and
-seeds.
+"""What colour jitter is worth: short fine-tunings at several strengths, on data sets, with seeds.
 
     python benchmarks/color_jitter.py --out runs.jsonl --data path/to/another_set
 
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rfdetr import RFDETRMini
-from rfdetr.synthetic.generate import generate
+from rfdetr.synthetic import generate
 
 IMAGES = 214  # of a synthetic set; 150 of them to train on
 
@@ -42,15 +41,8 @@ def main() -> None:
     for seed, name, strength in itertools.product(range(options.seeds), sets, options.strengths):
         if (name, seed, strength) not in done:
             figures = run(sets[name], strength, seed, options.epochs)
-            rows.append(
-                {
-                    "set": name,
-                    "seed": seed,
-                    "strength": strength,
-                    "epochs": options.epochs,
-                    **figures,
-                }
-            )
+            row = {"set": name, "seed": seed, "strength": strength, "epochs": options.epochs}
+            rows.append({**row, **figures})
             print(json.dumps(rows[-1]), flush=True)
             with options.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
@@ -102,11 +94,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         gains = [
             found[name, strength, s] - found[name, 0.0, s] for s in seeds if (name, 0.0, s) in found
         ]
-        result[f"{name} {strength:g}"] = {
-            "seeds": len(seeds),
-            "mAP": spread(scores),
-            "gain": spread(gains),
-        }
+        figures = {"seeds": len(seeds), "mAP": spread(scores), "gain": spread(gains)}
+        result[f"{name} {strength:g}"] = figures
     for strength in sorted({key[1] for key in found} - {0.0}):
         pairs = [found[key] - found[key[0], 0.0, key[2]] for key in found if key[1] == strength]
         result[f"all {strength:g}"] = {"runs": len(pairs), "gain": spread(pairs)}

@@ -1,7 +1,9 @@
-"""Seconds and peak memory of indexing a COCO split of 100,000 images with 1,000,000 boxes, every
-image header read.
+"""Seconds and peak memory of indexing a COCO split of 100,000 images with 1,000,000 boxes.
 
-With --corners 20, every box has an outline of so many corners, read as a segmentation model's.
+    python benchmarks/index.py
+    python benchmarks/index.py --corners 20     # each box has an outline of so many corners
+
+Every image header is read; outlines are read as for a segmentation model.
 """
 
 from __future__ import annotations
@@ -35,9 +37,8 @@ def make_split(folder: Path, images: int, boxes: int, corners: int) -> Path:
     with (train / "_annotations.coco.json").open("w") as out:
         records = (json.dumps(_image(i)) for i in range(images))
         categories = [{"id": i, "name": f"class{i}", "supercategory": "none"} for i in range(80)]
-        out.write(
-            f'{{"categories": {json.dumps(categories)}, "images": [{",".join(records)}], "annotations": ['
-        )
+        out.write(f'{{"categories": {json.dumps(categories)}, "images": [{",".join(records)}], ')
+        out.write('"annotations": [')
         for i in range(boxes):
             out.write("," * (i > 0) + json.dumps(_annotation(i, i % images, corners, rng)))
         out.write("]}")
@@ -52,14 +53,8 @@ def _annotation(i: int, image: int, corners: int, rng: random.Random) -> dict[st
     x, y, w, h = rng.uniform(0, 500), rng.uniform(0, 400), rng.uniform(5, 140), rng.uniform(5, 80)
     box = [round(value, 2) for value in (x, y, w, h)]
     category = rng.randrange(80)
-    record = {
-        "id": i,
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": w * h,
-        "iscrowd": 0,
-    }
+    record = {"id": i, "image_id": image, "category_id": category, "bbox": box}
+    record |= {"area": w * h, "iscrowd": 0}
     if corners:
         angles = [2 * math.pi * k / corners for k in range(corners)]
         ring = [(x + w * (1 + math.cos(a)) / 2, y + h * (1 + math.sin(a)) / 2) for a in angles]

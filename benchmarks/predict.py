@@ -1,8 +1,10 @@
-"""Latency of `predict` on one 640x480 image, as a user calls it: RFDETRNano or RFDETRSegNano with
-random weights.
+"""Latency of `predict` on one 640x480 image, as a user calls it, with random weights.
 
-They find nothing; with --threshold 0 everything is found, and every query's mask built at the
-image's size.
+    python benchmarks/predict.py
+    python benchmarks/predict.py --variant seg-nano --threshold 0 --optimize bfloat16
+
+Such a model finds nothing; with --threshold 0 everything is found, and every query's mask built at
+the image's size.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds per image; `--optimize` applies `optimize_for_inference` with that dtype first."""
+    """Milliseconds per image; --optimize calls `optimize_for_inference` with that dtype first."""
     import rfdetr
 
     warnings.filterwarnings("ignore")

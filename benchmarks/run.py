@@ -1,5 +1,7 @@
-"""Every benchmark in turn and the README's table; `--python OTHER` adds another interpreter and the
-ratios.
+"""Every benchmark in turn, as a table like the README's.
+
+python benchmarks/run.py
+python benchmarks/run.py --python other/bin/python     # another interpreter, and the ratios
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ OURS_ALONE = {"evaluation.py", "index.py"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--python", help="another interpreter to compare with, in alternation")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -53,9 +57,8 @@ def main() -> None:
         result = json.loads(line)
         for key, value in result["ours"].items():
             other, ratio = (result.get(part, {}).get(key, "") for part in ("other", "ratio"))
-            rows.append(
-                f"| {name} | {key} | {value:g} | {other if other == '' else format(other, 'g')} | {ratio} |"
-            )
+            other = format(other, "g") if other != "" else other
+            rows.append(f"| {name} | {key} | {value:g} | {other} | {ratio} |")
     print("\n| benchmark | figure | this project | other | ratio |\n|---|---|---|---|---|")
     print("\n".join(rows))
 

@@ -1,5 +1,8 @@
-"""Seconds to `import rfdetr`, and from process start to the first prediction of an RFDETRNano with
-random weights.
+"""Seconds to `import rfdetr`, and from process start to an RFDETRNano's first prediction.
+
+    python benchmarks/start.py
+
+The weights are random.
 """
 
 from __future__ import annotations

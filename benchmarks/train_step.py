@@ -1,10 +1,10 @@
-"""Seconds of one training step (forward, assignment, losses, backward, clipping, optimizer) and
-peak memory.
+"""Seconds and peak memory of one training step, from the forward pass to the optimizer.
 
-RFDETRNano (or, with --variant seg-nano, RFDETRSegNano) with random weights, batch 4, 12 objects an
-image, at its resolution, no multi-scale, through the public `RFDETRModule` / `RFDETRDataModule` /
-`build_trainer`; loading of images and EMA stand apart. How memory grows with objects: --objects 0,
-50, 100.
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --variant seg-nano --objects 100     # masks of many objects
+
+Random weights, batch 4, 12 objects an image, at the variant's resolution, no multi-scale, through
+the public `RFDETRModule`, `RFDETRDataModule` and `build_trainer`; loading and EMA stand apart.
 """
 
 from __future__ import annotations

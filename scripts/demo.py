@@ -1,12 +1,11 @@
-"""The main job in a few minutes, offline: generate a data set, fine-tune RFDETRMini on it,
-evaluate, draw.
+"""The main job in a few minutes, offline: make a data set, fine-tune on it, evaluate, draw.
 
     python scripts/demo.py                    # boxes
     python scripts/demo.py --task segment     # RFDETRSegMini: boxes and masks
 
 The bundled weights have never seen the classes of the set. All that happens is what
 `RFDETRMini().train(...)` does with any folder of labelled images; the set itself can be had by
-`rfdetr.synthetic.generate.generate("folder", plain=True)`.
+`rfdetr.synthetic.generate("folder", plain=True)`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from rfdetr.evaluation.drawing import draw, import_supervision, side_by_side
 from rfdetr.evaluation.metrics import MASKS
 from rfdetr.evaluation.results import metrics_table
 from rfdetr.geometry.rle import rle_dict
-from rfdetr.synthetic.generate import generate
+from rfdetr.synthetic import generate
 
 TASKS: dict[str, tuple[type[RFDETR], int]] = {
     "detect": (RFDETRMini, 24),

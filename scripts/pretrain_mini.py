@@ -23,135 +23,31 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from pretrain.scenes import LEVELS, MASK_LEVELS, PRETRAIN_CLASSES, Batch, SceneBatches
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from rfdetr.config import ModelConfig, RFDETRMiniConfig, RFDETRSegMiniConfig
+from rfdetr.config import RFDETRMiniConfig, RFDETRSegMiniConfig
 from rfdetr.data.images import normalize
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.files import atomic_write
-from rfdetr.geometry.boxes import xyxy_to_cxcywh
 from rfdetr.geometry.rle import encode_bitmaps, pack_rles
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.encoder import Encoder
 from rfdetr.models.postprocess import postprocess, postprocess_outputs
-from rfdetr.synthetic.generate import PRETRAIN_CLASSES
-from rfdetr.synthetic.scenes import render_scene
 from rfdetr.weights.load import load_pretrained
 from rfdetr.weights.writing import save_safetensors
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights"
 HELD_OUT_SEED = 1_000_003
 LOG = logging.getLogger("pretrain_mini")
-
-FIRST_KINDS = (
-    "disc",
-    "square",
-    "triangle",
-    "star-5",
-    "ring",
-    "plus",
-    "arrow",
-    "gear",
-    "spiral",
-    "drop",
-    "8",
-    "A",
-)
-MORE_KINDS = (
-    "bar", "hexagon", "flower-4", "bolt", "mushroom", "umbrella", "ladder", "cloud", "hammer", "bone", "pin", "shield",
-    "cup", "wineglass", "chevron", "half-disc", "bitten-disc", "star-4", "sun", "frame", "comb", "wave", "magnifier",
-    "dumbbell", "pine", "rocket", "amoeba", "striped-pebble", "K", "5", "&", "R", "2", "?",
-)  # fmt: skip
-
-
-class Level(NamedTuple):
-    """What is rendered and learned in a part of the run."""
-
-    until: float
-    """Share of the run's time at which the next level begins."""
-    detects: bool
-    """Train the whole detector; else encoder and projector alone, by the dense head: four times as
-    many scenes.
-    """
-    plain: float
-    """Share of easy scenes."""
-    kinds: tuple[str, ...]
-    sizes: tuple[int, ...]
-    """Sides of the square scenes, pixels."""
-
-
-LEVELS = (
-    Level(0.07, False, 1.0, FIRST_KINDS, (128, 160, 192)),
-    Level(0.17, False, 1.0, FIRST_KINDS + MORE_KINDS, (128, 160, 192)),
-    Level(0.42, False, 0.5, PRETRAIN_CLASSES, (128, 160, 192, 224)),
-    Level(0.75, True, 0.7, PRETRAIN_CLASSES, (160, 192, 224)),
-    Level(1.00, True, 0.5, PRETRAIN_CLASSES, (192, 224, 256, 288)),
-)
-"""From easy to hard: given all classes and textures at once, an untrained transformer learns boxes
-but no classes.
-"""
-
-MASK_LEVELS = (Level(1.00, True, 0.6, PRETRAIN_CLASSES, (192, 224, 256)),)
-"""A detector that has learned goes on, with a mask head."""
-
-Batch = tuple[Tensor, list[dict[str, Tensor]], Tensor]
-
-
-class SceneBatches(Dataset[Batch]):
-    """Batch (index, level) of an endless set, a function of (seed, index, level).
-
-    Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B,
-    S / stride, S / stride), len(PRETRAIN_CLASSES) where none does. With `masks`, targets have the
-    visible pixels of each object.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        batch_size: int,
-        levels: tuple[Level, ...],
-        config: ModelConfig,
-        size: int | None = None,
-    ) -> None:
-        self.seed, self.batch_size, self.levels, self.size = seed, batch_size, levels, size
-        self.stride, self.masks = config.patch_size // 2, config.segmentation_head
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        index, level = key[0], self.levels[key[1]]
-        size = self.size or int(np.random.default_rng((self.seed, index)).choice(level.sizes))
-        images, targets, shown = [], [], []
-        for i in range(self.batch_size if level.detects else 2 * self.batch_size):
-            rng = np.random.default_rng((self.seed, index, i))
-            plain = bool(rng.random() < level.plain)
-            scene = render_scene(rng, level.kinds, (size, size), plain=plain)
-            labels = np.array(
-                [PRETRAIN_CLASSES.index(level.kinds[i]) for i in scene.labels], dtype=np.int64
-            )
-            images.append(torch.from_numpy(scene.image.copy()).permute(2, 0, 1))
-            boxes_xyxy = torch.from_numpy(scene.boxes_xyxy)
-            owner = scene.owner[self.stride // 2 :: self.stride, self.stride // 2 :: self.stride]
-            shown.append(torch.from_numpy(np.append(labels, len(PRETRAIN_CLASSES))[owner]))
-            targets.append(
-                {
-                    "labels": torch.from_numpy(labels),
-                    "boxes": xyxy_to_cxcywh(boxes_xyxy / size),
-                    "image_id": torch.tensor(index * self.batch_size + i),
-                    "orig_size": torch.tensor([size, size]),
-                }
-            )
-            if self.masks:
-                targets[-1]["masks"] = torch.from_numpy(
-                    scene.owner == np.arange(len(labels))[:, None, None]
-                )
-        return torch.stack(images), targets, torch.stack(shown)
 
 
 @torch.no_grad()
@@ -203,7 +99,7 @@ class DenseHead(nn.Module):
         self.features = levels[0]
 
     def loss(self, shown: Tensor) -> Tensor:
-        """Cross-entropy of the batch that last went through the projector; `shown` (B, 2 h, 2 w)."""
+        """Cross-entropy of the batch last seen by the projector; `shown` (B, 2 h, 2 w)."""
         logits = self.linear(self.features.permute(0, 2, 3, 1)).float()  # B h w (2 2 K)
         batch, height, width = logits.shape[:3]
         quarters = shown.view(batch, height, 2, width, 2).transpose(2, 3)  # B h w 2 2
@@ -503,7 +399,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Starts the other processes and is the first one itself, so that a signal to it ends the run."""
+    """Start the other processes and be the first one, so that a signal to it ends the run."""
     options = parse_options()
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.get_context("spawn")

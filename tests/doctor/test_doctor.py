@@ -18,17 +18,16 @@ from PIL import Image
 
 from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data import check
-from rfdetr.doctor import check as doctor
 from rfdetr.data.findings import RULES, DatasetError, Findings
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.doctor.check import Report
+from rfdetr.doctor.check import LARGE_LABELS, Report
 from rfdetr.doctor.fix import fix
-from rfdetr.doctor.images import Look, near_pairs
-from rfdetr.doctor.outlines import crossing
+from rfdetr.doctor.images import ImageFacts, near_pairs
+from rfdetr.doctor.labels import crossing
 from rfdetr.synthetic.generate import DEMO_CLASSES, generate
 
 NAME = "_annotations.coco.json"
-PINCHED = [[30, 30, 40, 30, 40, 40, 30, 40, 40, 50, 20, 50, 30, 40]]  # (30, 40) twice
+PINCHED = [30, 30, 40, 30, 40, 40, 30, 40, 40, 50, 20, 50, 30, 40]  # (30, 40) twice
 Content = dict[str, Any]
 
 
@@ -67,57 +66,37 @@ def box_of(entry: Content) -> list[float]:
     return box
 
 
-# ruff: noqa: E501 - one row a fault Each plants one fault in train and names the rule and the
-# record that must be found. `c` is the annotation file.
-COCO_FAULTS: dict[str, tuple[Callable[[Content, Path], object], str, str]] = {
-    "box of three numbers": (lambda c, _: c["annotations"][0].update(bbox=[1, 2, 3]), "annotation-entry", "id 1 "),
-    "text in a box": (lambda c, _: box_of(c["annotations"][1]).__setitem__(2, "9"), "annotation-entry", "id 2 "),
-    "entry is a number": (lambda c, _: c["annotations"].append(5), "annotation-entry", "number"),
-    "unknown image": (lambda c, _: c["annotations"][2].update(image_id=10**6), "annotation-unknown-image", "id 3"),
-    "unknown category": (lambda c, _: c["annotations"][3].update(category_id=99), "annotation-unknown-category", "id 4"),
-    "NaN": (lambda c, _: box_of(c["annotations"][4]).__setitem__(0, float("nan")), "box-not-finite", "id 5"),
-    "infinity": (lambda c, _: box_of(c["annotations"][5]).__setitem__(3, float("inf")), "box-not-finite", "id 6"),
-    "zero width": (lambda c, _: box_of(c["annotations"][6]).__setitem__(2, 0), "box-no-size", "id 7 "),
-    "negative height": (lambda c, _: box_of(c["annotations"][7]).__setitem__(3, -5), "box-no-size", "id 8 "),
-    "outside": (lambda c, _: box_of(c["annotations"][8]).__setitem__(0, 5000), "box-outside", "id 9 "),
-    "reaching out": (lambda c, _: c["annotations"][9].update(bbox=[-4, 3, 40, 40]), "box-clipped", "id 10 "),
-    "xyxy": (lambda c, _: c["annotations"][10].update(bbox=corners(c, 10), area=900), "box-likely-xyxy", "id 11 "),
-    "whole image": (lambda c, _: c["annotations"][11].update(bbox=[0, 0, *size(c, 11)]), "box-whole-image", "id 12 "),
-    "box twice": (lambda c, _: c["annotations"].append({**c["annotations"][12], "id": 9000}), "box-repeated", "id 9000 "),
-    "area": (lambda c, _: c["annotations"][13].update(area=-1), "box-area", "id 14 "),
-    "id twice": (lambda c, _: c["annotations"][15].update(id=15), "annotation-id-repeated", "id 15"),
-    "crowd flag": (lambda c, _: c["annotations"][16].update(iscrowd=7), "crowd-flag", "id 17"),
-    "crowd": (lambda c, _: c["annotations"][17].update(iscrowd=1), "crowd", "id 18 "),
-    "tiny object": (lambda c, _: c["annotations"][18].update(bbox=[20, 20, 2, 2], area=4), "box-tiny", ""),
-    "outline elsewhere": (lambda c, _: outline(c, 18, [[0, 0, 9, 0, 9, 9]]), "outline-apart", "id 19 "),
-    "polygon of 2 points": (lambda c, _: outline(c, 19, [[1, 1, 5, 5]]), "outline-points", "id 20"),
-    "odd polygon": (lambda c, _: outline(c, 20, [[1, 1, 5, 5, 9, 1, 4]]), "outline-numbers", "id 21"),
-    "polygon outside": (lambda c, _: outline(c, 21, [[1, 1, 900, 1, 900, 9]]), "outline-outside", "id 22"),
-    "pinched": (lambda c, _: outline(c, 25, PINCHED), "outline-touching", "id 26"),
-    "bow-tie": (lambda c, _: outline(c, 22, [[10, 10, 30, 30, 30, 10, 10, 30]]), "outline-crossing", "id 23"),
-    "RLE of another size": (lambda c, _: outline(c, 23, {"size": [4, 4], "counts": [8, 8]}), "outline-rle", "id 24"),
-    "damaged RLE": (lambda c, _: outline(c, 24, {"size": [4, 4], "counts": "~"}), "outline-rle", "id 25"),
-    "image record": (lambda c, _: c["images"].append({"id": None, "file_name": "x.jpg"}), "image-entry", "number"),
-    "image id twice": (lambda c, _: c["images"].append({**c["images"][0], "file_name": "000001.jpg"}), "image-id-repeated", "id 0"),
-    "file listed twice": (lambda c, _: c["images"].append({**c["images"][0], "id": 777}), "image-listed-twice", "777"),
-    "path": (lambda c, r: escaped(c, r), "path-outside", "id 778"),
-    "other size": (lambda c, _: c["images"][19].update(width=999), "image-size-differs", "000019.jpg"),
-    "missing file": (lambda c, r: (r / "000008.jpg").unlink(), "image-missing", "000008.jpg"),
-    "no image": (lambda c, r: (r / "000009.jpg").write_bytes(b"nothing"), "image-unreadable", "000009.jpg"),
-    "truncated": (lambda c, r: cut(r / "000010.jpg"), "image-truncated", "000010.jpg"),
-    "no end marker": (lambda c, r: cut(r / "000020.jpg", 2), "image-end-missing", "000020.jpg"),
-    "sideways": (lambda c, r: turned(r / "000021.jpg", 6), "image-boxes-turned", "000021.jpg"),
-    "16 bits": (lambda c, r: deep(r / "000006.jpg"), "image-deep", "000006.jpg"),
-    "extension": (lambda c, r: saved(r / "000011.jpg", "PNG"), "image-extension", "000011.jpg"),
-    "mode": (lambda c, r: saved(r / "000012.jpg", "JPEG", "CMYK"), "image-mode", "000012.jpg"),
-    "turned": (lambda c, r: turned(r / "000013.jpg"), "image-turned", "000013.jpg"),
-    "unlisted": (lambda c, r: Image.new("RGB", (9, 9)).save(r / "extra.png"), "image-unlisted", "extra.png"),
-    "copy": (lambda c, r: shutil.copy(r / "000014.jpg", r / "000015.jpg") and resize(c, 14, 15), "image-copy", "000015.jpg"),
-    "leak": (lambda c, r: shutil.copy(r / "000016.jpg", valid(r)), "split-leak", "000016.jpg"),
-    "near leak": (lambda c, r: darker(r / "000017.jpg", valid(r, 1)), "split-leak-near", "000017.jpg"),
-    "animation": (lambda c, r: animated(r / "000018.jpg"), "image-animated", "000018.jpg"),
-    "parent": (lambda c, _: c["categories"].append({"id": 90, "name": "shape", "supercategory": "none"}), "category-parent", "90"),
-}  # fmt: skip
+Plant = Callable[
+    [Content, Path], object
+]  # of the content of train's annotation file, and its folder
+
+
+def entry(row: int, **fields: Any) -> Plant:
+    """Changes fields of an annotation, to what a function makes of the content where one is."""
+
+    def plant(c: Content, _: Path) -> None:
+        for key, value in fields.items():
+            c["annotations"][row][key] = value(c) if callable(value) else value
+
+    return plant
+
+
+def number(row: int, place: int, value: object) -> Plant:
+    """Changes one number of a box."""
+    return lambda c, _: c["annotations"][row]["bbox"].__setitem__(place, value)
+
+
+def add(key: str, record: object) -> Plant:
+    return lambda c, _: c[key].append(record)
+
+
+def again(key: str, row: int, **fields: object) -> Plant:
+    """Adds a record like another one."""
+    return lambda c, _: c[key].append({**c[key][row], **fields})
+
+
+def file(name: str, change: Callable[..., object], *arguments: object) -> Plant:
+    return lambda _, train: change(train / name, *arguments)
 
 
 def size(c: Content, row: int) -> list[int]:
@@ -129,8 +108,25 @@ def corners(c: Content, row: int) -> list[float]:
     return [share * side for share in (0.6, 0.7) for side in size(c, row)]
 
 
-def outline(c: Content, row: int, segmentation: Any) -> None:
-    c["annotations"][row]["segmentation"] = segmentation
+def outline(row: int, polygon: list[int]) -> Plant:
+    return entry(row, segmentation=[polygon])
+
+
+def widened(c: Content, _: Path) -> None:
+    c["images"][19]["width"] = 999
+
+
+def copied(c: Content, train: Path) -> None:
+    shutil.copy(train / "000014.jpg", train / "000015.jpg")
+    resize(c, 14, 15)
+
+
+def leaked(_: Content, train: Path) -> None:
+    shutil.copy(train / "000016.jpg", valid(train))
+
+
+def nearly_leaked(_: Content, train: Path) -> None:
+    darker(train / "000017.jpg", valid(train, 1))
 
 
 def escaped(c: Content, train: Path) -> None:
@@ -180,6 +176,69 @@ def valid(train: Path, position: int = 0) -> Path:
 def darker(source: Path, target: Path) -> None:
     with Image.open(source) as image:
         image.point([value * 9 // 10 for value in range(256)] * 3).save(target, quality=60)
+
+
+OTHER_RLE, DAMAGED_RLE = {"size": [4, 4], "counts": [8, 8]}, {"size": [4, 4], "counts": "~"}
+PARENT = {"id": 90, "name": "shape", "supercategory": "none"}
+BOW_TIE = [10, 10, 30, 30, 30, 10, 10, 30]
+
+
+# Each plants one fault in train and names the rule and the record that must be found.
+COCO_FAULTS: dict[str, tuple[Plant, str, str]] = {
+    "box of three numbers": (entry(0, bbox=[1, 2, 3]), "annotation-entry", "id 1 "),
+    "text in a box": (number(1, 2, "9"), "annotation-entry", "id 2 "),
+    "entry is a number": (add("annotations", 5), "annotation-entry", "number"),
+    "unknown image": (entry(2, image_id=10**6), "annotation-unknown-image", "id 3"),
+    "unknown category": (entry(3, category_id=99), "annotation-unknown-category", "id 4"),
+    "NaN": (number(4, 0, float("nan")), "box-not-finite", "id 5"),
+    "infinity": (number(5, 3, float("inf")), "box-not-finite", "id 6"),
+    "zero width": (number(6, 2, 0), "box-no-size", "id 7 "),
+    "negative height": (number(7, 3, -5), "box-no-size", "id 8 "),
+    "outside": (number(8, 0, 5000), "box-outside", "id 9 "),
+    "reaching out": (entry(9, bbox=[-4, 3, 40, 40]), "box-clipped", "id 10 "),
+    "xyxy": (entry(10, bbox=lambda c: corners(c, 10), area=900), "box-likely-xyxy", "id 11 "),
+    "whole image": (entry(11, bbox=lambda c: [0, 0, *size(c, 11)]), "box-whole-image", "id 12 "),
+    "box twice": (again("annotations", 12, id=9000), "box-repeated", "id 9000 "),
+    "area": (entry(13, area=-1), "box-area", "id 14 "),
+    "id twice": (entry(15, id=15), "annotation-id-repeated", "id 15"),
+    "crowd flag": (entry(16, iscrowd=7), "crowd-flag", "id 17"),
+    "crowd": (entry(17, iscrowd=1), "crowd", "id 18 "),
+    "tiny object": (entry(18, bbox=[20, 20, 2, 2], area=4), "box-tiny", ""),
+    "outline elsewhere": (outline(18, [0, 0, 9, 0, 9, 9]), "outline-apart", "id 19 "),
+    "polygon of 2 points": (outline(19, [1, 1, 5, 5]), "outline-points", "id 20"),
+    "odd polygon": (outline(20, [1, 1, 5, 5, 9, 1, 4]), "outline-numbers", "id 21"),
+    "polygon outside": (outline(21, [1, 1, 900, 1, 900, 9]), "outline-outside", "id 22"),
+    "pinched": (outline(25, PINCHED), "outline-touching", "id 26"),
+    "bow-tie": (outline(22, BOW_TIE), "outline-crossing", "id 23"),
+    "RLE of another size": (entry(23, segmentation=OTHER_RLE), "outline-rle", "id 24"),
+    "damaged RLE": (entry(24, segmentation=DAMAGED_RLE), "outline-rle", "id 25"),
+    "image record": (add("images", {"id": None, "file_name": "x.jpg"}), "image-entry", "number"),
+    "image id twice": (again("images", 0, file_name="000001.jpg"), "image-id-repeated", "id 0"),
+    "file listed twice": (again("images", 0, id=777), "image-listed-twice", "777"),
+    "path": (escaped, "path-outside", "id 778"),
+    "other size": (widened, "image-size-differs", "000019.jpg"),
+    "missing file": (file("000008.jpg", Path.unlink), "image-missing", "000008.jpg"),
+    "no image": (file("000009.jpg", Path.write_text, "x"), "image-unreadable", "000009.jpg"),
+    "truncated": (file("000010.jpg", cut), "image-truncated", "000010.jpg"),
+    "no end marker": (file("000020.jpg", cut, 2), "image-end-missing", "000020.jpg"),
+    "sideways": (file("000021.jpg", turned, 6), "image-boxes-turned", "000021.jpg"),
+    "16 bits": (file("000006.jpg", deep), "image-deep", "000006.jpg"),
+    "extension": (file("000011.jpg", saved, "PNG"), "image-extension", "000011.jpg"),
+    "mode": (file("000012.jpg", saved, "JPEG", "CMYK"), "image-mode", "000012.jpg"),
+    "turned": (file("000013.jpg", turned), "image-turned", "000013.jpg"),
+    "unlisted": (file("extra.png", Image.new("RGB", (9, 9)).save), "image-unlisted", "extra.png"),
+    "copy": (copied, "image-copy", "000015.jpg"),
+    "leak": (leaked, "split-leak", "000016.jpg"),
+    "near leak": (nearly_leaked, "split-leak-near", "000017.jpg"),
+    "animation": (file("000018.jpg", animated), "image-animated", "000018.jpg"),
+    "parent": (add("categories", PARENT), "category-parent", "90"),
+}
+
+
+def test_the_check_is_found_in_both_rooms() -> None:
+    from rfdetr import doctor
+
+    assert doctor.check is check and doctor.Report is Report
 
 
 def test_a_clean_set_has_no_findings(clean: Path) -> None:
@@ -251,9 +310,11 @@ def renumbered(source: Path, root: Path) -> Path:
 def test_a_corrected_copy_trains_and_the_originals_are_untouched(
     damaged: Path, tmp_path: Path
 ) -> None:
-    names = ("text in a box", "unknown category", "NaN", "zero width", "outside", "reaching out", "xyxy", "box twice", "area",
-             "id twice", "crowd flag", "polygon of 2 points", "polygon outside", "damaged RLE", "image record", "path",
-             "missing file", "truncated", "leak")  # fmt: skip
+    names = (
+        "text in a box", "unknown category", "NaN", "zero width", "outside", "reaching out", "xyxy",
+        "box twice", "area", "id twice", "crowd flag", "polygon of 2 points", "polygon outside",
+        "damaged RLE", "image record", "path", "missing file", "truncated", "leak",
+    )  # fmt: skip
     with edited(damaged) as content:
         for name in names:
             COCO_FAULTS[name][0](content, damaged / "train")
@@ -264,7 +325,10 @@ def test_a_corrected_copy_trains_and_the_originals_are_untouched(
     changes, shares = fix(report, tmp_path / "fixed")
     assert [(share.split, share.images, share.images_kept) for share in shares] == [
         ("train", 24, 20), ("valid", 4, 4), ("test", 4, 4)]  # fmt: skip
-    assert {COCO_FAULTS[name][1] for name in names} <= {change.rule for change in changes}
+    text_of = {change.rule: change.change for change in changes}
+    assert {COCO_FAULTS[name][1] for name in names} <= set(text_of)
+    assert text_of["crowd-flag"] == "iscrowd is now 0"
+    assert text_of["box-clipped"].startswith("bbox is now [0, 3, 36, 40]")
     again = look(tmp_path / "fixed")
     assert rules_of(again) <= {"outline-apart"}, dict(
         again.findings.counts
@@ -347,14 +411,13 @@ def test_boxes_that_area_or_outline_prove_right_are_not_taken_for_xyxy(
     ]  # of 64 x 48 pixels
     with edited(tiny_coco) as content:
         first = content["annotations"][0]
-        content["annotations"] = [
-            {
-                **first, "id": i, "image_id": i % 6 + 1, "bbox": [x, y, w, h],
-                "area": w * h if proof == "area" else w * h * 0.8,
-                "segmentation": [] if proof == "area" else [[x, y, x + w, y, x + w, y + h, x, y + h]],
-            }
-            for i, (x, y, w, h) in enumerate(rows)
-        ]  # fmt: skip
+        content["annotations"] = []
+        for i, (x, y, w, h) in enumerate(rows):
+            ring = [x, y, x + w, y, x + w, y + h, x, y + h]
+            shape = {"area": w * h} if proof == "area" else {"area": w * h * 0.8}
+            shape["segmentation"] = [] if proof == "area" else [ring]
+            box = {"id": i, "image_id": i % 6 + 1, "bbox": [x, y, w, h]}
+            content["annotations"].append({**first, **box, **shape})
     findings = Findings()
     load_index(find_splits(tiny_coco), "train", findings=findings)
     assert not {"boxes-xyxy", "box-likely-xyxy"} & {
@@ -435,20 +498,6 @@ def test_good_parts_of_an_outline_stay(damaged: Path, tmp_path: Path) -> None:
     assert [entry["segmentation"] for entry in entries[:2]] == [[good], [[0, 0, 9, 0, 9, 9]]]
 
 
-def test_a_yolo_copy_keeps_key_points_and_other_keys(tiny_yolo: Path, tmp_path: Path) -> None:
-    with (tiny_yolo / "data.yaml").open("a") as stream:
-        stream.write("kpt_shape: [1, 2]\nlicense: CC0\n")
-    for label in tiny_yolo.rglob("labels/*.txt"):
-        label.write_text("0 0.95 0.5 0.2 0.1 1.2 0.5\n")
-    fix(look(tiny_yolo), tmp_path / "fixed")
-    content = yaml.safe_load((tmp_path / "fixed" / "data.yaml").read_text())
-    assert (content["kpt_shape"], content["license"], content["train"]) == (
-        [1, 2],
-        "CC0",
-        "train/images",
-    )
-
-
 def test_a_copy_keeps_the_boxes_of_text_ids_and_names_with_backslashes(
     damaged: Path, tmp_path: Path
 ) -> None:
@@ -463,14 +512,17 @@ def test_a_copy_keeps_the_boxes_of_text_ids_and_names_with_backslashes(
     assert len(copy) == len(before) and np.array_equal(copy.boxes, before.boxes)
 
 
-def test_a_copy_keeps_key_points(tiny_yolo: Path, tmp_path: Path) -> None:
+def test_a_yolo_copy_keeps_key_points_and_other_keys(tiny_yolo: Path, tmp_path: Path) -> None:
     for label in tiny_yolo.rglob("labels/*.txt"):
-        label.write_text("0 0.95 0.5 0.2 0.1 .9 .5 2\n")
-    with (tiny_yolo / "data.yaml").open("a") as file:
-        file.write("kpt_shape: [1, 3]\n")
+        label.write_text("0 0.95 0.5 0.2 0.1 1.2 .5 2\n")
+    with (tiny_yolo / "data.yaml").open("a") as stream:
+        stream.write("kpt_shape: [1, 3]\nlicense: CC0\n")
     fix(look(tiny_yolo), tmp_path / "fixed")
+    content = yaml.safe_load((tmp_path / "fixed" / "data.yaml").read_text())
+    assert (content["kpt_shape"], content["license"]) == ([1, 3], "CC0")
+    assert content["train"] == "train/images"
     label = next((tmp_path / "fixed" / "train" / "labels").glob("*.txt"))
-    assert label.read_text() == "0 0.925 0.5 0.15 0.1 .9 .5 2\n"
+    assert label.read_text() == "0 0.925 0.5 0.15 0.1 1.2 .5 2\n"
     copy = load_index(find_splits(tmp_path / "fixed"), "train", findings=(findings := Findings()))
     assert len(copy.boxes) == 4 and "label-line" not in findings.counts
 
@@ -581,11 +633,13 @@ def test_polygons_that_meet_themselves(points: list[tuple[int, int]], rule: str 
 def test_the_fingerprint_knows_a_picture_again_and_no_other() -> None:
     rng = np.random.default_rng(0)
     prints = [rng.integers(0, 200, 256, np.uint8) for _ in range(20)]
-    looks = [Look(digest=bytes([i]), fingerprint=one.tobytes()) for i, one in enumerate(prints)]
+    looks = [
+        ImageFacts(digest=bytes([i]), fingerprint=one.tobytes()) for i, one in enumerate(prints)
+    ]
     others = [
-        Look(digest=b"other", fingerprint=(prints[7] + 20).tobytes()),
-        Look(fingerprint=bytes(256)),
-        Look(),
+        ImageFacts(digest=b"other", fingerprint=(prints[7] + 20).tobytes()),
+        ImageFacts(fingerprint=bytes(256)),
+        ImageFacts(),
     ]
     assert list(near_pairs(looks, others)) == [(7, 0)]
 
@@ -614,7 +668,7 @@ def test_very_large_images_and_label_files_are_told(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rfdetr.doctor.images.LARGE_PIXELS", 60_000)  # of 25,600 to 102,400
-    monkeypatch.setitem(doctor._LARGE_LABELS, "coco", 1000)
+    monkeypatch.setitem(LARGE_LABELS, "coco", 1000)
     sizes = [Image.open(path).size for path in clean.rglob("*.jpg")]
     large = sum(width * height > 60_000 for width, height in sizes)
     counts = check(clean, processes=1).findings.counts

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rfdetr.cli.options import known_model
+from rfdetr.data.findings import RULES
 from rfdetr.errors import RunError
 
 if TYPE_CHECKING:
@@ -33,28 +34,29 @@ def check(  # noqa: PLR0913 - each is an option of the command
     force: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> None:
-    """Find what is wrong or odd in a dataset: files, labels, images, splits. Exit code 1 if there
-    are errors.
+    """Find what is wrong or odd in a dataset: files, labels, images, splits.
+
+    Exit code 1 if there are errors.
 
     Parameters
     ----------
     dataset
         Folder with the labelled images (COCO or YOLO layout).
     dataset_file
-        Layout of the folder: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.
+        Layout of the folder: "roboflow" detects COCO and YOLO exports, "coco" is the original one.
     model
         Variant to train: decides how many objects are too many, and which are too small.
     processes
         Processes that decode images; one per core by default.
     fix
-        New folder for a corrected copy: annotations are rewritten, images are links to the originals.
+        New folder for a corrected copy: rewritten annotations, and links to the images.
     force
         Write the copy even if a split loses most of its images or boxes.
     as_json
         Print one JSON object with every finding.
     """
     from rfdetr.config import VARIANTS
-    from rfdetr.data import check as look
+    from rfdetr.doctor.check import check as look
     from rfdetr.doctor.fix import fix as write_copy
 
     report = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
@@ -67,44 +69,32 @@ def check(  # noqa: PLR0913 - each is an option of the command
     elif copy is not None:
         _show_copy(copy, fix)
     if report.errors:
-        raise RunError(
-            f"{dataset}: {report.errors} error{'s' * (report.errors > 1)} in the dataset"
-        )
+        plural = "s" * (report.errors > 1)
+        raise RunError(f"{dataset}: {report.errors} error{plural} in the dataset")
 
 
 def _show(report: Report) -> None:
-    from rfdetr.data.findings import RULES
-
-    console = Console(soft_wrap=True, highlight=False)
+    console, counts = Console(soft_wrap=True, highlight=False), report.findings.counts
     sizes = ", ".join(f"{len(index):,} {split}" for split, index in report.indexes.items())
-    if not report.findings.counts:
+    if not counts:
         console.print(f"{report.dataset}: nothing to remark ({sizes} images)")
         return
     table = Table(title=f"{report.dataset}: {sizes or 'no'} images", title_justify="left")
     for column in ("severity", "rule", "found", "meaning"):
         table.add_column(column, justify="right" if column == "found" else "left")
-    rules = [rule for rule in RULES if report.findings.counts[rule]]
-    for rule in sorted(rules, key=lambda rule: list(_STYLE).index(report.findings.severity(rule))):
-        severity, meaning, advice = (
-            report.findings.severity(rule),
-            RULES[rule].meaning,
-            RULES[rule].advice,
-        )
+    severity = {rule: report.findings.severity(rule) for rule in RULES if counts[rule]}
+    rules = sorted(severity, key=lambda rule: list(_STYLE).index(severity[rule]))
+    for rule in rules:
+        shown = f"[{_STYLE[severity[rule]]}]{severity[rule]}[/]"
         table.add_row(
-            f"[{_STYLE[severity]}]{severity}[/]",
-            rule,
-            str(report.findings.counts[rule]),
-            f"{meaning}: {advice}",
+            shown, rule, str(counts[rule]), f"{RULES[rule].meaning}: {RULES[rule].advice}"
         )
     Console().print(table)
     for rule in rules:
-        found = report.of(rule)
-        for finding in found[:_EXAMPLES]:
-            console.print(
-                f"[{_STYLE[report.findings.severity(rule)]}]{rule}[/] {escape(str(finding))}"
-            )
-        if len(found) > _EXAMPLES:
-            console.print(f"[dim]{rule}: and {len(found) - _EXAMPLES} more; --json lists all[/]")
+        for finding in report.of(rule)[:_EXAMPLES]:
+            console.print(f"[{_STYLE[severity[rule]]}]{rule}[/] {escape(str(finding))}")
+        if (more := counts[rule] - _EXAMPLES) > 0:
+            console.print(f"[dim]{rule}: and {more} more; --json lists all[/]")
 
 
 def _show_copy(copy: Copy, folder: Path | None) -> None:
@@ -112,12 +102,12 @@ def _show_copy(copy: Copy, folder: Path | None) -> None:
     for file, record, rule, change in copy.changes:
         console.print(f"{rule}: {escape(file)}: {escape(record)}: {escape(change)}")
     for split, images, images_kept, boxes, boxes_kept in copy.shares:
+        parts = (images_kept, images, "images"), (boxes_kept, boxes, "boxes")
         kept = [
             f"{part:,} of {whole:,} {what} ({1 - part / whole:.1%} left out)"
-            for part, whole, what in ((images_kept, images, "images"), (boxes_kept, boxes, "boxes"))
+            for part, whole, what in parts
             if whole
         ]
         console.print(f"{split}: {' and '.join(kept) or 'left out'}")
-    console.print(
-        f"{len(copy.changes)} changes; corrected copy in {folder}, its images are links to the originals"
-    )
+    found = f"{len(copy.changes)} changes; corrected copy in {folder}"
+    console.print(f"{found}, its images are links to the originals")

@@ -1,5 +1,5 @@
-"""The earlier import path of `rfdetr.synthetic.generate`."""
+"""The earlier import path of `rfdetr.synthetic`."""
 
-from rfdetr.synthetic.generate import DEMO_CLASSES, DEMO_DISTRACTORS, PRETRAIN_CLASSES, generate
+from rfdetr.synthetic.generate import DEMO_CLASSES, DEMO_DISTRACTORS, generate
 
-__all__ = ["DEMO_CLASSES", "DEMO_DISTRACTORS", "PRETRAIN_CLASSES", "generate"]
+__all__ = ["DEMO_CLASSES", "DEMO_DISTRACTORS", "generate"]

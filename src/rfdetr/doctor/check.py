@@ -1,14 +1,12 @@
-"""The dataset doctor, `rfdetr check`: everything that is wrong or odd in a dataset, found in one
-pass over its files.
+"""The dataset doctor, `rfdetr check`: everything wrong or odd in a dataset, found in one pass.
 
-Labels are read by the readers that training uses, so that what stops a training is an error here;
-then every image is decoded, and outlines, copies, splits and classes are looked at. The rules are
-in `data/findings.py`.
+Labels are read by the readers that training uses, so that what stops a training is an error here.
+Then every image is decoded, and outlines, copies, splits and classes are looked at. The table of
+rules is in `data/findings.py`.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -20,24 +18,25 @@ import numpy as np
 
 from rfdetr.config import ModelConfig, RFDETRNanoConfig
 from rfdetr.console import with_progress
-from rfdetr.data.files import is_hidden
+from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.ids import id_key
 from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
-from rfdetr.doctor.images import Seen, check_copies, check_looks, image_files, look_at_all
-from rfdetr.doctor.outlines import outline_faults, ring_faults
-from rfdetr.doctor.splits import check_classes, check_for_model
+from rfdetr.doctor.images import ImageFacts, check_copies, read_all_facts
+from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
-_LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}  # bytes of a label file
-_NO_LABELS = frozenset(
-    {"classes.txt", "notes.txt", "readme.txt"}
-)  # text files that tools leave beside labels
+LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}
+"""Bytes of a label file that is told to be very large, by format."""
+_NO_LABELS = {"classes.txt", "notes.txt", "readme.txt"}  # that tools leave beside labels
 
 
 @dataclass
 class Report:
-    """What a check has found, and what it has read."""
+    """What a check has found, and what it has read.
+
+    Splits that cannot be read have no `records`; those with other classes have no `indexes` either.
+    """
 
     dataset: Path
     findings: Findings
@@ -55,7 +54,12 @@ class Report:
         return [finding for finding in self.findings.kept() if finding.rule == rule]
 
     def as_record(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """Everything as plain values, ready for JSON."""
+        rows = []
+        for rule, file, record, found, _ in self.findings.kept():
+            row = {"rule": rule, "severity": self.findings.severity(rule), "file": file}
+            row |= {"record": record, "found": found}
+            rows.append(row | {"meaning": RULES[rule].meaning, "advice": RULES[rule].advice})
         return {
             "dataset": str(self.dataset),
             "images": {split: len(index) for split, index in self.indexes.items()},
@@ -63,18 +67,7 @@ class Report:
             "errors": self.errors,
             "warnings": self.findings.count("warning"),
             "summary": dict(self.findings.counts),
-            "findings": [
-                {
-                    "rule": finding.rule,
-                    "severity": self.findings.severity(finding.rule),
-                    "file": finding.file,
-                    "record": finding.record,
-                    "found": finding.found,
-                    "meaning": RULES[finding.rule].meaning,
-                    "advice": RULES[finding.rule].advice,
-                }
-                for finding in self.findings.kept()
-            ],
+            "findings": rows,
         }
 
 
@@ -87,178 +80,134 @@ def check(
 ) -> Report:
     """Look at every file and label of a dataset; nothing is changed, and nothing found is raised.
 
-    `model` is the one to train (Nano by default): its queries and patches decide what is too many
-    or too small.
+    `dataset_file` is "roboflow", "coco" or "yolo", as in training. `model` is the one to train
+    (Nano by default): its queries and patches decide what is too many or too small. So many
+    `processes` decode images, one per core by default.
     """
-    report = Report(Path(dataset_dir), findings=Findings(checking=True))
+    findings = Findings(checking=True)
+    report = Report(Path(dataset_dir), findings)
     try:
-        layout = report.layout = find_splits(dataset_dir, dataset_file)  # type: ignore[arg-type]
+        layout = report.layout = find_splits(os.fspath(dataset_dir), dataset_file)
     except DatasetError as error:
-        report.findings.add("dataset-unreadable", report.dataset, "", str(error))
+        findings.add("dataset-unreadable", report.dataset, "", str(error))
         return report
     for split in ("train", "valid"):
         if split not in layout.splits:
-            report.findings.add("split-missing", layout.dataset_dir, f"split {split}", "not found")
+            findings.add("split-missing", layout.dataset_dir, f"split {split}", "not found")
     model = model or RFDETRNanoConfig()
     for split in layout.splits:
-        _read(report, split, model.segmentation_head)
-    _check_files(report, layout)
+        _read(report, layout, split, model.segmentation_head)
+    for split in report.records:
+        _check_files(report, layout, split)
     _check_outlines(report, layout)
     _check_images(report, os.cpu_count() or 1 if processes is None else processes)
-    _check_splits(report, model)
+    limits = model.model_dump(include={"resolution", "patch_size", "num_queries"})
+    for index in report.indexes.values():
+        check_for_model(index, findings, **limits)
+    if report.indexes:
+        check_classes(report.indexes, findings)
     return report
 
 
-def _read(report: Report, split: str, masks: bool) -> None:
-    """Records and index of a split, its labels in the order of the first one's classes; `masks` are
-    to be learned.
-    """
-    assert report.layout is not None
-    place = report.layout.splits[split]
+def _read(report: Report, layout: DatasetLayout, split: str, masks: bool) -> None:
+    """Records and index of a split; its labels follow the classes of the first split read."""
+    place = layout.splits[split]
     source = place.annotations if isinstance(place, CocoSplit) else place.path
+    rule, record = "dataset-unreadable", ""
     try:
-        records = read_split(
-            report.layout, split, report.findings, masks or report.layout.format == "coco"
-        )
+        records = read_split(layout, split, report.findings, masks or layout.format == "coco")
         index = build_index(records, lenient=True, masks=masks)
         report.records[split] = records
+        for first, known in list(report.indexes.items())[:1]:
+            rule, record = "classes-differ", f"split {split}"
+            index = index.with_classes(known.class_names, first)
+        report.indexes[split] = index
     except DatasetError as error:
-        report.findings.add(
-            "dataset-unreadable", source, "", str(error).removeprefix(f"{source}: ")
-        )
-        return
-    if report.indexes:
-        try:
-            index = index.with_classes(
-                next(iter(report.indexes.values())).class_names, next(iter(report.indexes))
-            )
-        except DatasetError as error:
-            report.findings.add(
-                "classes-differ", source, f"split {split}", str(error).removeprefix(f"{source}: ")
-            )
-            return
-    report.indexes[split] = index
+        report.findings.add(rule, source, record, str(error).removeprefix(f"{source}: "))
 
 
-def _check_files(report: Report, layout: DatasetLayout) -> None:
-    """Files that no label knows, labels of no image, label files of an odd size."""
-    for split, records in report.records.items():
-        place = layout.splits[split]
-        if isinstance(place, CocoSplit):
-            listed = {os.path.normpath(records.root / name) for name in records.names}
-            for path in sorted(image_files(place.images)):
-                if os.path.normpath(path) not in listed:
-                    report.findings.add(
-                        "image-unlisted", records.source, str(path), f"not listed by {split}"
-                    )
-            label_files = [place.annotations]
-        else:
-            label_files = [file for file in records.label_files or () if file.is_file()]
-            known = set(records.label_files or ())
-            for folder in sorted({file.parent for file in known}):
-                for path in sorted(folder.glob("*.txt")):
-                    if (
-                        path not in known
-                        and not is_hidden(path.name)
-                        and path.name.lower() not in _NO_LABELS
-                    ):
-                        report.findings.add(
-                            "label-orphan", path, "", f"no image of {split} belongs to it"
-                        )
-        for file in label_files:
-            size = file.stat().st_size
-            if size > _LARGE_LABELS[layout.format]:
-                report.findings.add("labels-large", file, "", f"{size / 2**20:.0f} MiB")
+def _check_files(report: Report, layout: DatasetLayout, split: str) -> None:
+    """Find images that no label knows, labels of no image, label files of an odd size."""
+    place, records, findings = layout.splits[split], report.records[split], report.findings
+    if isinstance(place, CocoSplit):
+        label_files = [place.annotations]
+        listed = {os.path.normpath(records.root / name) for name in records.names}
+        files = filter(is_image, walk(place.images)) if place.images.is_dir() else ()
+        for path in sorted(files):
+            if os.path.normpath(path) not in listed:
+                findings.add("image-unlisted", records.source, str(path), f"not listed by {split}")
+    else:
+        label_files = records.label_files or []
+        known = set(label_files)
+        for folder in sorted({file.parent for file in known}):
+            for path in sorted(set(folder.glob("*.txt")) - known):
+                if not is_hidden(path.name) and path.name.lower() not in _NO_LABELS:
+                    findings.add("label-orphan", path, "", f"no image of {split} belongs to it")
+    for file in filter(Path.is_file, label_files):
+        if (size := file.stat().st_size) > LARGE_LABELS[layout.format]:
+            findings.add("labels-large", file, "", f"{size / 2**20:.0f} MiB")
 
 
 def _check_outlines(report: Report, layout: DatasetLayout) -> None:
-    known = {
-        finding[:2] + finding[4:]
-        for finding in report.findings.kept()
-        if finding.rule.startswith("outline-")
-    }
-    for split, records in report.records.items():
-        index = report.indexes.get(split)
-        if index is None or records.sizes is None:
-            continue
-        place = layout.splits[split]
-        if not isinstance(place, CocoSplit) and place.kpt_shape:
+    """Find what is odd of outlines and was no fault to the reader, who has told the others."""
+    told = {(finding.rule, finding.file, finding.at) for finding in report.findings.kept()}
+    for split in report.indexes:
+        place, records = layout.splits[split], report.records[split]
+        if isinstance(place, CocoSplit):
+            found = _coco_outlines(records)
+        elif place.kpt_shape:
             continue  # what follows the boxes are key points
-        keys = index.image_ids.tolist() if records.image_keys is None else records.image_keys
-        size_of = {key: tuple(size) for key, size in zip(keys, records.sizes.tolist(), strict=True)}
-        found = (
-            _coco_outlines(records, size_of)
-            if layout.format == "coco"
-            else _yolo_outlines(records, size_of)
-        )
-        for rule, file, record, text, at in found:
-            if (rule, file, at) not in known:  # to the reader
-                report.findings.add(rule, file, record, text, at)
+        else:
+            found = _yolo_outlines(records)
+        for finding in found:
+            if (finding.rule, finding.file, finding.at) not in told:
+                report.findings.add(*finding)
 
 
-def _coco_outlines(records: SplitRecords, size_of: dict[Any, tuple[int, int]]) -> Iterator[Finding]:
+def _coco_outlines(records: SplitRecords) -> Iterator[Finding]:
+    assert records.image_keys is not None and records.sizes is not None  # as read_coco leaves them
+    size_of: dict[Any, Any] = dict(zip(records.image_keys, records.sizes.tolist(), strict=True))
+
     def faults(entry: dict[str, Any]) -> Any:
-        """An annotation's faults in its place, so that a million outlines are never in memory at
-        once.
-        """
+        """An annotation's faults in its place, so that its outline is not kept in memory."""
         if "image_id" not in entry or not entry.get("segmentation"):
             return entry
         height, width = size_of.get(id_key(entry["image_id"]), (0, 0))
-        return tuple(
-            (entry.get("id"), *fault)
-            for fault in outline_faults(entry["segmentation"], height, width)
-        )
+        found = outline_faults(entry["segmentation"], height, width)
+        return tuple((f"annotation id {entry.get('id')}", *fault) for fault in found)
 
     content = json.loads(records.source.read_text(encoding="utf-8-sig"), object_hook=faults)
     for at, found in enumerate(content["annotations"]):
-        for identity, rule, text in found if isinstance(found, tuple) else ():
-            yield Finding(rule, str(records.source), f"annotation id {identity}", text, at)
+        for record, rule, text in found if isinstance(found, tuple) else ():
+            yield Finding(rule, str(records.source), record, text, at)
 
 
-def _yolo_outlines(records: SplitRecords, size_of: dict[int, tuple[int, int]]) -> Iterator[Finding]:
-    for image, file in enumerate(records.label_files or ()):
-        height, width = size_of[image]
-        first, last = np.searchsorted(records.image_of_box, (image, image + 1))
-        lines = records.box_places[first:last]
+def _yolo_outlines(records: SplitRecords) -> Iterator[Finding]:
+    assert records.label_files is not None and records.sizes is not None  # as read_yolo leaves them
+    first_boxes = np.searchsorted(records.image_of_box, np.arange(1, len(records.label_files)))
+    lines_of = np.split(records.box_places, first_boxes)  # numbers of the lines of each image
+    images = zip(records.label_files, records.sizes.tolist(), lines_of, strict=True)
+    for file, (height, width), lines in images:
         texts = file.read_text(encoding="utf-8-sig").splitlines() if len(lines) else []
         for number in lines.tolist():
             values = np.array(texts[number - 1].split()[1:], np.float64)
-            if len(values) > 4:
-                for rule, text in ring_faults(
-                    values.reshape(-1, 2) * (width, height), height, width
-                ):
-                    yield Finding(rule, str(file), f"line {number}", text, number)
+            points = values.reshape(-1, 2) * (width, height)
+            for rule, text in ring_faults(points, height, width) if len(points) > 2 else ():
+                yield Finding(rule, str(file), f"line {number}", text, number)
 
 
 def _check_images(report: Report, processes: int) -> None:
     """Decode every file that has a readable header, each once."""
-    images = {
-        split: np.flatnonzero((report.indexes[split].sizes > 0).all(1)).tolist()
-        for split in report.records
-        if split in report.indexes
-    }
-    paths = [
-        report.records[split].root / report.records[split].names[i]
-        for split in images
-        for i in images[split]
+    places = [
+        (split, image)
+        for split, index in report.indexes.items()
+        for image in np.flatnonzero((index.sizes > 0).all(1)).tolist()
     ]
-    looks = iter(with_progress(look_at_all(paths, processes), "Looking at images", len(paths)))
-    seen: dict[str, Seen] = {}
-    for split, kept in images.items():
-        taken = list(itertools.islice(looks, len(kept)))
-        check_looks(report.records[split], kept, taken, report.findings)
-        seen[split] = (report.records[split], kept, taken)
-    check_copies(seen, report.findings)
-
-
-def _check_splits(report: Report, model: ModelConfig) -> None:
-    for index in report.indexes.values():
-        check_for_model(
-            index,
-            report.findings,
-            resolution=model.resolution,
-            patch_size=model.patch_size,
-            num_queries=model.num_queries,
-        )
-    if report.indexes:
-        check_classes(report.indexes, report.findings)
+    paths = [report.indexes[split].path(image) for split, image in places]
+    found = with_progress(read_all_facts(paths, processes), "Looking at images", len(paths))
+    facts: dict[str, dict[int, ImageFacts]] = {split: {} for split in report.indexes}
+    for (split, image), file in zip(places, found, strict=True):
+        facts[split][image] = file
+        for rule, text in file.faults.items():
+            report.findings.add(rule, *report.records[split].describe_image(image, text))
+    check_copies(report.records, facts, report.findings)

@@ -20,7 +20,7 @@ from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import SPLITS, DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.transforms import EvaluationView, TrainingView
-from rfdetr.doctor.splits import check_classes, check_for_model
+from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
 from rfdetr.training.optim import multi_scale_sizes
 from rfdetr.training.processes import is_sharded
