@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, features
 
 from rfdetr.data.images import (
     ImageError,
-    _tell_deep,
+    _warn_once,
     decode_image,
     lacks_end_marker,
     normalize,
@@ -107,7 +107,7 @@ def test_a_tiff_in_which_zero_is_white_is_not_a_negative(dtype: type) -> None:
 
 
 def test_scaling_of_deep_gray_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    _tell_deep.cache_clear()
+    _warn_once.cache_clear()
     for _ in range(3):
         decode_image(encode(Image.fromarray(RAMP.astype(np.uint16)), "PNG"))
     assert [record.levelname for record in caplog.records] == [

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from rfdetr.data.images import resize_square
 from rfdetr.data.transforms import (
-    EvaluationView,
-    TrainingView,
-    draw_window,
+    EvalTransform,
+    TrainTransform,
+    draw_crop,
     jitter_color,
     move_boxes,
 )
@@ -59,7 +59,7 @@ def test_no_boxes_keep_their_shape() -> None:
 def test_windows_lie_in_the_image_and_have_the_published_size(
     height: int, width: int, seed: int
 ) -> None:
-    window = draw_window(height, width, np.random.default_rng(seed))
+    window = draw_crop(height, width, np.random.default_rng(seed))
     assert 0 <= window.left < window.right <= width and 0 <= window.top < window.bottom <= height
     if (window.bottom - window.top, window.right - window.left) != (height, width):
         short = min(height, width)
@@ -68,7 +68,7 @@ def test_windows_lie_in_the_image_and_have_the_published_size(
 
 
 def test_the_odds_of_the_recipe() -> None:
-    windows = [draw_window(480, 640, np.random.default_rng(seed)) for seed in range(2000)]
+    windows = [draw_crop(480, 640, np.random.default_rng(seed)) for seed in range(2000)]
     assert abs(sum(window.flipped for window in windows) / 2000 - 0.5) < 0.05
     whole = sum(window[:4] == (0, 0, 640, 480) for window in windows) / 2000
     assert 0.45 < whole < 0.57  # half, and a few crops that are the whole image
@@ -79,7 +79,7 @@ def test_pixels_follow_boxes(seed: int) -> None:
     """A white rectangle on black stays under its box, through flip, crop and resize."""
     image = np.zeros((240, 320, 3), np.uint8)
     image[100:150, 140:220] = 255
-    view = TrainingView(96)(image, boxes_of([140, 100, 220, 150]), np.random.default_rng(seed))
+    view = TrainTransform(96)(image, boxes_of([140, 100, 220, 150]), np.random.default_rng(seed))
     assert view.image.shape == (3, 96, 96) and view.image.dtype == torch.uint8
     rows, columns = np.nonzero(view.image[0].numpy() > 127)
     cx, cy, w, h = view.boxes_cxcywh[0] * 96
@@ -90,7 +90,7 @@ def test_pixels_follow_boxes(seed: int) -> None:
 def test_the_evaluation_view_is_the_one_resize_and_all_boxes() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (50, 70, 3), np.uint8)
-    view = EvaluationView(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng)
+    view = EvalTransform(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng)
     assert torch.equal(view.image, resize_square(image, 32))
     np.testing.assert_allclose(view.boxes_cxcywh[0], [0.2, 0.3, 0.2, 0.4], atol=1e-6)
     assert view.kept.all()
@@ -113,10 +113,11 @@ def test_jitter_is_brightness_contrast_and_saturation() -> None:
 
 def test_without_jitter_colours_stay() -> None:
     image = np.full((40, 40, 3), (10, 200, 90), np.uint8)
-    plain = TrainingView(16)(image, boxes_of(), np.random.default_rng(1)).image
+    plain = TrainTransform(16)(image, boxes_of(), np.random.default_rng(1)).image
     assert (plain == torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1)).all()
     assert not torch.equal(
-        TrainingView(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image, plain
+        TrainTransform(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image,
+        plain,
     )
 
 

@@ -1,17 +1,18 @@
 """An object's outline, polygons or COCO's run lengths, and what a crop of its image shows of it.
 
 Which pixels a polygon covers is COCO's own rule, as hotcoco has it; several polygons of one object
-cover what any of them covers. hotcoco comes with the `train` extra and is imported on use.
+cover what any of them covers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr.geometry.rle import rle_dict
+from rfdetr.geometry.rle import coco_masks, rle_dict
 
 
 class Crop(NamedTuple):
@@ -60,41 +61,31 @@ class Segmentation(NamedTuple):
             x, y = grid.T
             found = self._pixels()[np.ix_(y, x[::-1] if crop.flipped else x)]
             return found.astype(np.bool_, order="C")
-        import hotcoco.mask
-
         moved = [(polygon - low) * (size / extent) for polygon in self.polygons]
         if crop.flipped:
             moved = [polygon * (-1, 1) + (size, 0) for polygon in moved]
-        return np.asarray(hotcoco.mask.decode(_drawn(moved, size, size)), np.bool_, order="C")
+        return np.asarray(coco_masks().decode(_drawn(moved, size, size)), np.bool_, order="C")
 
     def to_rle(self) -> bytes:
         """Compressed run lengths over the whole image, as COCO's tools make them of polygons."""
-        counts: bytes = self.rle or _drawn(self.polygons, self.height, self.width)["counts"]
-        return counts
+        return self.rle or bytes(_drawn(self.polygons, self.height, self.width)["counts"])
 
     def _pixels(self) -> NDArray[np.uint8]:
         """The run lengths as pixels (height, width) of 0 and 1."""
-        import hotcoco.mask
-
-        pixels: NDArray[np.uint8] = hotcoco.mask.decode(rle_dict(self.rle, self.height, self.width))
-        return pixels
+        return np.asarray(coco_masks().decode(rle_dict(self.rle, self.height, self.width)))
 
 
-def _drawn(polygons: Any, height: int, width: int) -> dict[str, Any]:
+def _drawn(polygons: Iterable[NDArray[Any]], height: int, width: int) -> Any:
     """What any of `polygons` covers of an image, as run lengths in the form of COCO's tools."""
-    import hotcoco.mask
-
-    parts = [hotcoco.mask.fr_poly(part.ravel().tolist(), height, width) for part in polygons]
-    drawn: dict[str, Any] = hotcoco.mask.merge(parts)
-    return drawn
+    masks = coco_masks()
+    return masks.merge([masks.fr_poly(part.ravel().tolist(), height, width) for part in polygons])
 
 
 def _corner_points(polygon: NDArray[np.float32], crop: Crop) -> NDArray[np.float64]:
-    """Points (n, 2) whose bounds are those of what `polygon` (k, 2) and `crop` share.
+    """Points (n, 2) whose bounds are those of the area that `polygon` (k, 2) and `crop` share.
 
-    The shared area is bordered by the polygon's edges inside the crop and by the crop's edges
-    inside the polygon. So the points are the ends of the clipped edges, and those corners of the
-    crop that the polygon covers.
+    Its border is made of the polygon's edges inside the crop and the crop's inside the polygon, so
+    these are the ends of the clipped edges, and the crop's corners that the polygon covers.
     """
     start = polygon.astype(np.float64)
     step = np.roll(start, -1, axis=0) - start
@@ -102,8 +93,8 @@ def _corner_points(polygon: NDArray[np.float32], crop: Crop) -> NDArray[np.float
     corners = np.array([(x, y) for x in crop[0:4:2] for y in crop[1:4:2]], np.float64)
     x, y = corners[:, :1], corners[:, 1:]
     with np.errstate(divide="ignore", invalid="ignore"):
-        # The shares of an edge at which it meets the crop's lines: it is inside from `enter` on,
-        # until `leave`. An edge along an axis (step 0) meets two of them never.
+        # Where along an edge, from 0 to 1, it meets the crop's lines: it is inside from `enter` to
+        # `leave`. An edge along an axis (step 0) never meets two of them.
         at_low, at_high = (low - start) / step, (high - start) / step
         # A ray from a corner to the right meets an odd number of edges if the corner is covered.
         meets = start[:, 0] + (y - start[:, 1]) / step[:, 1] * step[:, 0]

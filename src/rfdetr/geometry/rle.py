@@ -1,7 +1,6 @@
 """COCO's run lengths of a bitmap: pixels column by column, outside and inside in turn.
 
 The first run is outside, so it may be 0. The bitmap [[0, 1], [1, 1]] has the lengths [1, 3].
-hotcoco comes with the `train` extra and is imported on use; the rest needs numpy alone.
 """
 
 from __future__ import annotations
@@ -19,6 +18,13 @@ from rfdetr.errors import InputError
 _MOST_DIGITS = 12  # of a number in base 32, so that it fits 64 bits
 
 
+def coco_masks() -> Any:
+    """COCO's mask functions, by hotcoco: it comes with the `train` extra, so it loads on use."""
+    import hotcoco.mask
+
+    return hotcoco.mask
+
+
 def rle_dict(counts: bytes, height: int, width: int) -> dict[str, Any]:
     """Compressed run lengths as COCO's tools take them."""
     return {"size": [height, width], "counts": counts}
@@ -26,34 +32,28 @@ def rle_dict(counts: bytes, height: int, width: int) -> dict[str, Any]:
 
 def rle_of_box(box_xywh: NDArray[np.floating], height: int, width: int) -> bytes:
     """Compressed run lengths of a box (4,) in pixels of an image."""
-    import hotcoco.mask
-
-    counts: bytes = hotcoco.mask.fr_bbox(box_xywh.tolist(), height, width)["counts"]
-    return counts
+    return bytes(coco_masks().fr_bbox(box_xywh.tolist(), height, width)["counts"])
 
 
 def encode_bitmaps(bitmaps: Tensor) -> list[bytes]:
     """Compressed run lengths of bool bitmaps (n, height, width); transposed ones need no copy."""
-    import hotcoco.mask
-
     columns = bitmaps.mT.contiguous().cpu().view(torch.uint8).numpy().transpose(2, 1, 0)
-    return [rle["counts"] for rle in hotcoco.mask.encode(columns)] if len(bitmaps) else []
+    return [rle["counts"] for rle in coco_masks().encode(columns)] if len(bitmaps) else []
 
 
 def pack_rles(rles: Sequence[bytes]) -> dict[str, Tensor]:
-    """Run lengths of n objects in one stream: `rle_bytes` uint8 and `rle_offsets` (n + 1,).
+    """Compressed run lengths of n objects, object i from `rle_offsets[i]` to `rle_offsets[i + 1]`.
 
-    Object i has the bytes from `rle_offsets[i]` to `rle_offsets[i + 1]`.
+    That is {"rle_bytes": uint8, "rle_offsets": (n + 1,) int64}.
     """
     stream = torch.from_numpy(np.frombuffer(bytearray(b"".join(rles)), np.uint8))
     return {"rle_bytes": stream, "rle_offsets": torch.from_numpy(np.cumsum([0, *map(len, rles)]))}
 
 
 def compress(lengths: Sequence[int]) -> bytes:
-    """COCO's compressed form of run lengths.
+    """COCO's compressed form: base 32, low digits first, "0" + digit, 32 more if another follows.
 
-    Numbers from the fourth on are written as their difference to the last but one, in base 32, low
-    digits first: a digit is a character from "0" on, 32 more where another digit follows.
+    Of numbers from the fourth on, the difference to the last but one is written.
     """
     digits = bytearray()
     for place, length in enumerate(lengths):
