@@ -204,7 +204,7 @@ def test_a_small_set_is_repeated_in_new_orders(length: int, at_least: int, world
     assert len(EpochSampler(6, shuffle=False, at_least=20)) == 6  # an evaluation repeats nothing
 
 
-def test_a_repeated_image_is_seen_in_another_view(tiny_coco: Path) -> None:
+def test_a_repeated_image_is_transformed_in_another_way(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
     first, again = dataset[1, 4], dataset[1, 4 + len(dataset)]
     assert first[1]["image_id"] == again[1]["image_id"] and not torch.equal(first[0], again[0])
@@ -226,16 +226,14 @@ def test_each_step_has_images_of_its_size(tiny_coco: Path) -> None:
     assert_same(*loaded)
 
 
-def test_a_view_of_another_size_is_one_resize_of_the_same_window(tiny_coco: Path) -> None:
+def test_an_input_of_another_size_is_one_resize_of_the_same_crop(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
     for i in range(6):
         image, target = dataset[0, i, 96]
-        window = draw_crop(48, 64, keyed_generator(7, 0, i))
-        pixels = decode_image(dataset.index.path(i))[
-            window.top : window.bottom, window.left : window.right
-        ]
+        crop = draw_crop(48, 64, keyed_generator(7, 0, i))
+        pixels = decode_image(dataset.index.path(i))[crop.top : crop.bottom, crop.left : crop.right]
         expected = resize_square(pixels, 96)
-        assert torch.equal(image, expected.flip(-1) if window.flipped else expected)
+        assert torch.equal(image, expected.flip(-1) if crop.flipped else expected)
         assert torch.equal(target["boxes"], dataset[0, i][1]["boxes"])
 
 

@@ -1,8 +1,8 @@
 """How processes that load images are started: scripts, notebooks and threads need no special form.
 
-This rests on a private method of Python's, `_Popen` of a process class, that starts the process. A
-Python without it would start plain processes: spawned ones run a script that has no main guard
-again, which fails, and forked ones can keep a program that wants to exit waiting.
+This rests on `_Popen`, a private method of Python's process classes that starts the process. A
+Python that no longer calls it would start plain processes: spawned ones import the script, which
+needs a main guard then, and forked ones may keep a program that wants to exit waiting.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from typing import Any
 
@@ -46,8 +44,13 @@ class _SpawnWithoutMain(SpawnContext):
     class Process(SpawnProcess):
         @staticmethod
         def _Popen(process_obj: Any) -> Any:
-            with _hidden_main():
+            names = vars(sys.modules["__main__"])
+            hidden = {name: names[name] for name in names if name in ("__file__", "__spec__")}
+            names.update(dict.fromkeys(hidden))  # None: then there is nothing to import
+            try:
                 return _killable(SpawnProcess._Popen(process_obj))
+            finally:
+                names.update(hidden)
 
 
 if sys.platform != "win32":
@@ -58,16 +61,3 @@ if sys.platform != "win32":
             @staticmethod
             def _Popen(process_obj: Any) -> Any:
                 return _killable(ForkProcess._Popen(process_obj))
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Inside, the main module has neither file nor spec, by which a new process would find it."""
-    names = vars(sys.modules["__main__"])
-    known = [name for name in ("__file__", "__spec__") if name in names]  # a notebook has no file
-    before: dict[str, Any] = {name: names[name] for name in known}
-    names.update(dict.fromkeys(before))
-    try:
-        yield
-    finally:
-        names.update(before)

@@ -49,11 +49,6 @@ def elementwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return iou - (hull - union) / hull.clamp(min=_TINY_AREA)
 
 
-def pairwise_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and union area of every a (..., N, 4) with every b (..., M, 4): (..., N, M) each."""
-    return elementwise_iou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))
-
-
 def pairwise_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     """Generalised IoU of every a (..., N, 4) with every b (..., M, 4): (..., N, M)."""
     return elementwise_giou(a_xyxy.unsqueeze(-2), b_xyxy.unsqueeze(-3))

@@ -37,10 +37,7 @@ class Segmentation(NamedTuple):
     width: int
 
     def bounds(self, crop: Crop) -> NDArray[np.float32] | None:
-        """The box (4,) xyxy around what `crop` shows of the object, in pixels of the image.
-
-        None where the crop shows nothing of it.
-        """
+        """The box (4,) xyxy of what `crop` shows of the object, in image pixels; None: nothing."""
         if self.rle:
             shown = self._pixels()[crop.top : crop.bottom, crop.left : crop.right]
             x, y = np.flatnonzero(shown.any(0)) + crop.left, np.flatnonzero(shown.any(1)) + crop.top
@@ -51,12 +48,9 @@ class Segmentation(NamedTuple):
         return None if box is None else np.array(box, np.float32)
 
     def bitmap(self, crop: Crop, size: int) -> NDArray[np.bool_]:
-        """What `crop` shows of the object, stretched to (size, size); mirrored if the crop is.
-
-        Polygons are scaled and drawn anew; of run lengths, each pixel is the one under its centre.
-        """
+        """What `crop` shows of the object, stretched to (size, size), mirrored if it says so."""
         low, extent = np.array(crop[:2]), np.array(crop[2:4]) - crop[:2]
-        if self.rle:
+        if self.rle:  # the pixel under the centre of each one of the bitmap
             grid = low + ((np.arange(size) + 0.5)[:, None] * extent / size).astype(np.int64)
             x, y = grid.T
             found = self._pixels()[np.ix_(y, x[::-1] if crop.flipped else x)]
