@@ -204,7 +204,7 @@ def test_a_small_set_is_repeated_in_new_orders(length: int, at_least: int, world
     assert len(EpochSampler(6, shuffle=False, at_least=20)) == 6  # an evaluation repeats nothing
 
 
-def test_a_repeated_image_is_transformed_in_another_way(tiny_coco: Path) -> None:
+def test_a_repeated_image_is_seen_in_another_view(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
     first, again = dataset[1, 4], dataset[1, 4 + len(dataset)]
     assert first[1]["image_id"] == again[1]["image_id"] and not torch.equal(first[0], again[0])
@@ -226,7 +226,7 @@ def test_each_step_has_images_of_its_size(tiny_coco: Path) -> None:
     assert_same(*loaded)
 
 
-def test_an_input_of_another_size_is_one_resize_of_the_same_crop(tiny_coco: Path) -> None:
+def test_a_view_of_another_size_is_one_resize_of_the_same_window(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
     for i in range(6):
         image, target = dataset[0, i, 96]
@@ -284,3 +284,11 @@ def test_an_epoch_goes_on_with_other_batches_and_processes(
     rest, _ = handed_out(dataset, *after, state, None)
     assert (first + rest)[:6] == whole
     assert len(first + rest) - 6 < after[1]
+
+
+def test_an_iteration_without_a_batch_uses_up_where_to_start(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    loader = build_loader(dataset, EpochSampler(6, shuffle=True, seed=7), batch_size=2)
+    loader.load_state_dict({"images": 6, "batch": 2})
+    iter(loader)
+    assert len(list(loader)) == 3

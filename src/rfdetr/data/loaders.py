@@ -82,9 +82,15 @@ class ResumableLoader(DataLoader[Any]):
     _start = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._images, self._start = self._start, 0
+        # Not in the generator: an iteration that is never asked for a batch, of an epoch that has
+        # all its images, still uses up where to start.
+        start, self._start = self._start, 0
+        return self._batches_from(start)
+
+    def _batches_from(self, start: int) -> Iterator[Any]:
+        self._images = start
         if isinstance(self.sampler, EpochSampler):
-            self.sampler.skip = self._images
+            self.sampler.skip = start
         for batch in super().__iter__():
             self._images += self.images_per_batch
             yield batch

@@ -7,7 +7,6 @@ its intermediate pictures are never made.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -20,14 +19,12 @@ from torch import Tensor
 from rfdetr.data.images import resize_square
 from rfdetr.geometry.polygons import Crop, Segmentation
 
-# The published recipe: an image is mirrored or not, then one row of the table is drawn. It says to
-# which lengths the short side may be scaled, and the range from which height and width of the crop
-# are drawn at that scale, each for itself.
+# The published recipe: mirror the image or not, then draw one row of the table.
 FLIPPED = 0.5  # probability
 RECIPE = (
-    # probability, short side (pixels), side of the crop (pixels)
+    # probability, short side scaled to one of, height and width cut out at that scale (pixels)
     (0.5, None, None),  # the whole image
-    (0.5, (400, 500, 600), (384, 600)),
+    (0.5, (400, 500, 600), (384, 600)),  # each drawn from 384 to 600
 )
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
 
@@ -65,8 +62,9 @@ class TrainTransform:
         size: int | None = None,
     ) -> Transformed:
         height, width = image.shape[:2]
-        whole = Crop(0, 0, width, height)
-        crop = draw_crop(height, width, rng) if self._draws_crop else whole
+        crop = Crop(0, 0, width, height)
+        if self._draws_crop:
+            crop = draw_crop(height, width, rng)
         boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
         shown = image[crop.top : crop.bottom, crop.left : crop.right]
         pixels = resize_square(shown, size or self.size)
@@ -85,13 +83,16 @@ class EvalTransform(TrainTransform):
 def draw_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
     """A crop of an image (height, width), drawn by `RECIPE`, in the image's own pixels."""
     flipped = rng.random() < FLIPPED
-    share, limits = rng.random(), itertools.accumulate(probability for probability, *_ in RECIPE)
-    row = next(row for row, limit in zip(RECIPE, limits, strict=True) if share < limit)
-    _, short_sides, crop_sides = row
+    share = rng.random()
+    for row in RECIPE:
+        share -= row[0]
+        if share < 0:
+            break
+    _probability, short_sides, crop_sides = row
     if short_sides is None or crop_sides is None:
         return Crop(0, 0, width, height, flipped)
     scale = int(rng.choice(short_sides)) / min(height, width)
-    spans = []
+    spans = []  # first pixel and the one past the last, from top to bottom and from left to right
     for side in (height, width):
         scaled = round(side * scale)
         length = int(rng.integers(crop_sides[0], min(scaled, crop_sides[1]) + 1))
