@@ -13,22 +13,23 @@ import numpy as np
 import pytest
 import torch
 
+from rfdetr.data.batches import collate
 from rfdetr.data.dataset import DetectionDataset, keyed_generator
 from rfdetr.data.images import ImageError, decode_image, resize_square
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.data.loaders import EpochSampler, build_loader, collate
-from rfdetr.data.transforms import EvaluationView, TrainingView, draw_window
+from rfdetr.data.loaders import EpochSampler, build_loader
+from rfdetr.data.transforms import EvalTransform, TrainTransform, draw_crop
 
 Edit = Callable[[Path, Callable[[dict[str, Any]], object]], None]
 
 
 def training_set(root: Path, seed: int = 7) -> DetectionDataset:
-    return DetectionDataset(load_index(find_splits(root), "train"), TrainingView(32), seed=seed)
+    return DetectionDataset(load_index(find_splits(root), "train"), TrainTransform(32), seed=seed)
 
 
 def evaluation_set(root: Path) -> DetectionDataset:
     return DetectionDataset(
-        load_index(find_splits(root), "valid"), EvaluationView(32), evaluation=True
+        load_index(find_splits(root), "valid"), EvalTransform(32), evaluation=True
     )
 
 
@@ -106,7 +107,7 @@ def test_generator_keys_of_different_purposes_do_not_meet() -> None:
 
 def test_batches_are_the_same_with_any_number_of_workers(tiny_coco: Path) -> None:
     dataset = training_set(tiny_coco)
-    dataset.view = TrainingView(32, color_jitter=0.3)
+    dataset.transform = TrainTransform(32, color_jitter=0.3)
     assert_same(batches(dataset, epoch=3, workers=0), batches(dataset, epoch=3, workers=2))
 
 
@@ -229,12 +230,10 @@ def test_a_view_of_another_size_is_one_resize_of_the_same_window(tiny_coco: Path
     dataset = training_set(tiny_coco)
     for i in range(6):
         image, target = dataset[0, i, 96]
-        window = draw_window(48, 64, keyed_generator(7, 0, i))
-        pixels = decode_image(dataset.index.path(i))[
-            window.top : window.bottom, window.left : window.right
-        ]
+        crop = draw_crop(48, 64, keyed_generator(7, 0, i))
+        pixels = decode_image(dataset.index.path(i))[crop.top : crop.bottom, crop.left : crop.right]
         expected = resize_square(pixels, 96)
-        assert torch.equal(image, expected.flip(-1) if window.flipped else expected)
+        assert torch.equal(image, expected.flip(-1) if crop.flipped else expected)
         assert torch.equal(target["boxes"], dataset[0, i][1]["boxes"])
 
 
@@ -285,3 +284,11 @@ def test_an_epoch_goes_on_with_other_batches_and_processes(
     rest, _ = handed_out(dataset, *after, state, None)
     assert (first + rest)[:6] == whole
     assert len(first + rest) - 6 < after[1]
+
+
+def test_an_iteration_without_a_batch_uses_up_where_to_start(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    loader = build_loader(dataset, EpochSampler(6, shuffle=True, seed=7), batch_size=2)
+    loader.load_state_dict({"images": 6, "batch": 2})
+    iter(loader)
+    assert len(list(loader)) == 3

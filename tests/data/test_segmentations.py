@@ -20,7 +20,7 @@ from rfdetr.data.findings import DatasetError
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.segmentations import OutlineRecorder
-from rfdetr.data.transforms import EvaluationView, TrainingView
+from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.synthetic.generate import generate
 
 HEIGHT, WIDTH = 30, 40
@@ -101,7 +101,7 @@ def write(root: Path, segmentations: list[Any]) -> Path:
 
 def sample(root: Path, size: int = 24, evaluation: bool = True) -> dict[str, torch.Tensor]:
     index = load_index(find_splits(root), "train", masks=True)
-    return DetectionDataset(index, EvaluationView(size), evaluation=evaluation)[0][1]
+    return DetectionDataset(index, EvalTransform(size), evaluation=evaluation)[0][1]
 
 
 def run_length_strings(target: dict[str, torch.Tensor]) -> list[bytes]:
@@ -165,7 +165,7 @@ def test_a_set_without_objects_is_none_without_outlines(tmp_path: Path) -> None:
 def test_detection_reads_no_outlines_and_has_no_masks(tmp_path: Path) -> None:
     index = load_index(find_splits(write(tmp_path / "set", [SQUARE])), "train")
     assert index.outlines is None
-    target = DetectionDataset(index, EvaluationView(16), evaluation=True)[0][1]
+    target = DetectionDataset(index, EvalTransform(16), evaluation=True)[0][1]
     assert not {"masks", "has_mask", "rle_bytes", "rle_offsets"} & set(target)
 
 
@@ -173,7 +173,7 @@ def test_yolo_polygons_are_relative_and_lines_of_boxes_have_no_mask(tiny_yolo: P
     file = tiny_yolo / "train" / "labels" / "1.txt"
     file.write_text("0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n1 0.5 0.5 0.2 0.2\n")
     index = load_index(find_splits(tiny_yolo), "train", masks=True)
-    target = DetectionDataset(index, EvaluationView(32))[1][1]
+    target = DetectionDataset(index, EvalTransform(32))[1][1]
     assert target["has_mask"].tolist() == [True, False]
     assert target["masks"][0, 8:24, 8:24].all() and target["masks"][0].sum() == 256
     np.testing.assert_allclose(target["boxes"][0], [0.5, 0.5, 0.5, 0.5])
@@ -208,7 +208,7 @@ def test_boxes_of_training_views_are_those_around_their_masks(tmp_path: Path) ->
     index = load_index(
         find_splits(generate(tmp_path / "shapes", num_images=12, seed=1)), "train", masks=True
     )
-    dataset = DetectionDataset(index, TrainingView(32), seed=4)
+    dataset = DetectionDataset(index, TrainTransform(32), seed=4)
     for epoch in range(6):
         for image in range(len(index)):
             target = dataset[epoch, image, size][1]  # of a step of that size
@@ -228,7 +228,7 @@ def test_boxes_of_training_views_are_those_around_their_masks(tmp_path: Path) ->
 
 def test_targets_with_masks_travel_through_workers(tmp_path: Path) -> None:
     index = load_index(find_splits(write(tmp_path / "set", [*FORMS.values()])), "train", masks=True)
-    dataset = DetectionDataset(index, EvaluationView(16), evaluation=True)
+    dataset = DetectionDataset(index, EvalTransform(16), evaluation=True)
     loader = build_loader(dataset, EpochSampler(1, shuffle=False), batch_size=1, num_workers=1)
     ((_, (travelled,)),) = list(loader)
     here = dataset[0][1]

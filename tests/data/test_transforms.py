@@ -1,4 +1,4 @@
-"""The recipes: windows, moved boxes, pixels that follow them."""
+"""The recipes: crops, moved boxes, pixels that follow them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from rfdetr.data.images import resize_square
 from rfdetr.data.transforms import (
-    EvaluationView,
-    TrainingView,
-    draw_window,
+    EvalTransform,
+    TrainTransform,
+    draw_crop,
     jitter_color,
     move_boxes,
 )
@@ -26,7 +26,7 @@ def boxes_of(*rows: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("box", "window", "expected"),
+    ("box", "crop", "expected"),
     [
         ([10, 20, 30, 60], Crop(0, 0, 100, 200), [0.2, 0.2, 0.2, 0.2]),
         ([10, 20, 30, 60], Crop(0, 0, 100, 200, flipped=True), [0.8, 0.2, 0.2, 0.2]),
@@ -35,8 +35,8 @@ def boxes_of(*rows: list[float]) -> np.ndarray:
         ([10, 10, 10.5, 10.5], Crop(0, 0, 100, 100), [0.1025, 0.1025, 0.005, 0.005]),
     ],
 )
-def test_boxes_move_with_the_window(box: list[float], window: Crop, expected: list[float]) -> None:
-    moved, kept = move_boxes(boxes_of(box), window)
+def test_boxes_move_with_the_crop(box: list[float], crop: Crop, expected: list[float]) -> None:
+    moved, kept = move_boxes(boxes_of(box), crop)
     assert kept.tolist() == [True] and moved.dtype == np.float32
     np.testing.assert_allclose(moved[0], expected, atol=1e-6)
 
@@ -56,21 +56,34 @@ def test_no_boxes_keep_their_shape() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(sides, sides, st.integers(0, 2**32))
-def test_windows_lie_in_the_image_and_have_the_published_size(
+def test_crops_lie_in_the_image_and_have_the_published_size(
     height: int, width: int, seed: int
 ) -> None:
-    window = draw_window(height, width, np.random.default_rng(seed))
-    assert 0 <= window.left < window.right <= width and 0 <= window.top < window.bottom <= height
-    if (window.bottom - window.top, window.right - window.left) != (height, width):
+    crop = draw_crop(height, width, np.random.default_rng(seed))
+    assert 0 <= crop.left < crop.right <= width and 0 <= crop.top < crop.bottom <= height
+    if (crop.bottom - crop.top, crop.right - crop.left) != (height, width):
         short = min(height, width)
-        for side in (window.bottom - window.top, window.right - window.left):
+        for side in (crop.bottom - crop.top, crop.right - crop.left):
             assert short * 384 / 600 - 2 <= side <= short * 600 / 400 + 2
 
 
+def test_a_seed_draws_the_crops_it_always_drew() -> None:
+    """So that a run can be repeated by another version."""
+    drawn = [tuple(draw_crop(480, 640, np.random.default_rng(seed))) for seed in range(5)]
+    assert drawn == [
+        (0, 0, 640, 480, False),
+        (1, 14, 632, 478, False),
+        (0, 0, 640, 480, True),
+        (0, 0, 640, 480, True),
+        (145, 4, 466, 480, False),
+    ]
+    assert draw_crop(100, 37, np.random.default_rng(5)) == (6, 40, 37, 77, False)
+
+
 def test_the_odds_of_the_recipe() -> None:
-    windows = [draw_window(480, 640, np.random.default_rng(seed)) for seed in range(2000)]
-    assert abs(sum(window.flipped for window in windows) / 2000 - 0.5) < 0.05
-    whole = sum(window[:4] == (0, 0, 640, 480) for window in windows) / 2000
+    crops = [draw_crop(480, 640, np.random.default_rng(seed)) for seed in range(2000)]
+    assert abs(sum(crop.flipped for crop in crops) / 2000 - 0.5) < 0.05
+    whole = sum(crop[:4] == (0, 0, 640, 480) for crop in crops) / 2000
     assert 0.45 < whole < 0.57  # half, and a few crops that are the whole image
 
 
@@ -79,21 +92,21 @@ def test_pixels_follow_boxes(seed: int) -> None:
     """A white rectangle on black stays under its box, through flip, crop and resize."""
     image = np.zeros((240, 320, 3), np.uint8)
     image[100:150, 140:220] = 255
-    view = TrainingView(96)(image, boxes_of([140, 100, 220, 150]), np.random.default_rng(seed))
-    assert view.image.shape == (3, 96, 96) and view.image.dtype == torch.uint8
-    rows, columns = np.nonzero(view.image[0].numpy() > 127)
-    cx, cy, w, h = view.boxes_cxcywh[0] * 96
+    shown = TrainTransform(96)(image, boxes_of([140, 100, 220, 150]), np.random.default_rng(seed))
+    assert shown.image.shape == (3, 96, 96) and shown.image.dtype == torch.uint8
+    rows, columns = np.nonzero(shown.image[0].numpy() > 127)
+    cx, cy, w, h = shown.boxes_cxcywh[0] * 96
     edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     np.testing.assert_allclose(edges, [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], atol=1)
 
 
-def test_the_evaluation_view_is_the_one_resize_and_all_boxes() -> None:
+def test_the_evaluation_transform_is_the_one_resize_and_all_boxes() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (50, 70, 3), np.uint8)
-    view = EvaluationView(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng)
-    assert torch.equal(view.image, resize_square(image, 32))
-    np.testing.assert_allclose(view.boxes_cxcywh[0], [0.2, 0.3, 0.2, 0.4], atol=1e-6)
-    assert view.kept.all()
+    shown = EvalTransform(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng)
+    assert torch.equal(shown.image, resize_square(image, 32))
+    np.testing.assert_allclose(shown.boxes_cxcywh[0], [0.2, 0.3, 0.2, 0.4], atol=1e-6)
+    assert shown.kept.all()
 
 
 def test_jitter_is_brightness_contrast_and_saturation() -> None:
@@ -113,10 +126,11 @@ def test_jitter_is_brightness_contrast_and_saturation() -> None:
 
 def test_without_jitter_colours_stay() -> None:
     image = np.full((40, 40, 3), (10, 200, 90), np.uint8)
-    plain = TrainingView(16)(image, boxes_of(), np.random.default_rng(1)).image
+    plain = TrainTransform(16)(image, boxes_of(), np.random.default_rng(1)).image
     assert (plain == torch.tensor([10, 200, 90], dtype=torch.uint8).view(3, 1, 1)).all()
     assert not torch.equal(
-        TrainingView(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image, plain
+        TrainTransform(16, color_jitter=0.3)(image, boxes_of(), np.random.default_rng(1)).image,
+        plain,
     )
 
 
@@ -127,7 +141,7 @@ def corner_piece() -> Segmentation:
 
 
 @pytest.mark.parametrize(
-    ("window", "expected"),
+    ("crop", "expected"),
     [
         (Crop(0, 0, 100, 100), [20, 20, 80, 80]),
         (Crop(0, 0, 100, 60), [20, 20, 30, 60]),  # of the lower bar nothing shows
@@ -139,17 +153,15 @@ def corner_piece() -> Segmentation:
     ],
 )
 def test_a_cropped_box_follows_what_shows_of_the_outline(
-    window: Crop, expected: list[float] | None
+    crop: Crop, expected: list[float] | None
 ) -> None:
-    moved, kept = move_boxes(boxes_of([20, 20, 80, 80]), window, [corner_piece()])
+    moved, kept = move_boxes(boxes_of([20, 20, 80, 80]), crop, [corner_piece()])
     assert kept.tolist() == [expected is not None]
     if expected is not None:
-        side = np.array([window.right - window.left, window.bottom - window.top] * 2)
+        side = np.array([crop.right - crop.left, crop.bottom - crop.top] * 2)
         centre, half = moved[:, :2], moved[:, 2:] / 2
-        corners = np.concatenate((centre - half, centre + half), axis=1) * side + [
-            *window[:2],
-            *window[:2],
-        ]
+        corners = np.concatenate((centre - half, centre + half), axis=1) * side
+        corners += [crop.left, crop.top, crop.left, crop.top]
         np.testing.assert_allclose(corners, [expected], atol=1e-4)
 
 

@@ -1,16 +1,20 @@
-"""Loader workers of scripts without a main guard, of notebooks and of threads: each in a process of
-its own.
-"""
+"""Workers of scripts without a main guard, of notebooks, of threads: each in its own process."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rfdetr.data.workers import worker_context
 
 TRAIN = """
 from rfdetr import RFDETRMini
@@ -19,13 +23,13 @@ from rfdetr.evaluation import plots
 plots.plot_metrics = plots.plot_history = lambda *_: None  # drawing takes longer than the rest
 
 def train(dataset, output):
-    tiny = {{
-        "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
-        "num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3, "pretrain_weights": None,
-    }}
+    tiny = dict(
+        resolution=64, hidden_dim=32, sa_nheads=4, ca_nheads=4, dim_feedforward=64, dec_layers=1,
+        num_queries=10, num_select=10, group_detr=2, num_classes=3, pretrain_weights=None,
+    )
     RFDETRMini(**tiny).train(
-        dataset_dir=dataset, output_dir=output, epochs=1, batch_size=3, grad_accum_steps=1, num_workers=1,
-        multi_scale=False, run_test=False, use_ema=False,
+        dataset_dir=dataset, output_dir=output, epochs=1, batch_size=3, grad_accum_steps=1,
+        num_workers=1, multi_scale=False, run_test=False, use_ema=False,
     )
 """
 
@@ -55,6 +59,18 @@ thread.start()
 thread.join(timeout=250)
 assert not thread.is_alive()
 """  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has one way to end a process")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_terminate_kills_a_worker(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Python does so when it exits, and then waits: a worker that ignores signals must end."""
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none=False: method)
+    process: Any = worker_context().Process(target=time.sleep, args=(200,))
+    process.start()
+    process.terminate()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

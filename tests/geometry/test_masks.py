@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -48,7 +51,7 @@ def of_polygons(*polygons: np.ndarray) -> Segmentation:
     return Segmentation(tuple(polygons), b"", HEIGHT, WIDTH)
 
 
-def random_window(seed: int) -> Crop:
+def random_crop(seed: int) -> Crop:
     rng = np.random.default_rng(seed)
     left, right = np.sort(rng.choice(WIDTH + 1, 2, replace=False)).tolist()
     top, bottom = np.sort(rng.choice(HEIGHT + 1, 2, replace=False)).tolist()
@@ -93,6 +96,17 @@ def test_what_is_no_run_length_string_is_refused(damaged: bytes) -> None:
         run_lengths(damaged)
 
 
+def test_run_lengths_need_no_package_of_the_train_extra() -> None:
+    program = """
+import sys
+sys.modules["hotcoco"] = None
+from rfdetr.geometry.polygons import Segmentation
+from rfdetr.geometry.rle import compress, run_lengths
+assert run_lengths(compress([1, 3])).tolist() == [1, 3]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_a_batch_of_bitmaps_is_encoded_as_each_of_them() -> None:
     bitmaps = np.stack(
         [blobs(0), np.zeros((HEIGHT, WIDTH), bool), np.ones((HEIGHT, WIDTH), bool), blobs(1)]
@@ -124,14 +138,14 @@ def test_polygons_over_the_whole_image_are_those_of_pycocotools(seed: int) -> No
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_a_polygons_bitmap_has_the_pixels_whose_centres_it_covers(seed: int) -> None:
-    """Save for those at less than a pixel from its border, where COCO's rule may round either way."""
-    polygon, window, size = star(seed), random_window(seed), 24
-    bitmap = of_polygons(polygon).bitmap(window, size)
+    """Save for those within a pixel of its border, where COCO's rule may round either way."""
+    polygon, crop, size = star(seed), random_crop(seed), 24
+    bitmap = of_polygons(polygon).bitmap(crop, size)
     scale = (
-        np.array((window.right - window.left, window.bottom - window.top)) / size
+        np.array((crop.right - crop.left, crop.bottom - crop.top)) / size
     )  # image pixels to one of ours
-    ours = (polygon - window[:2]) / scale
-    if window.flipped:
+    ours = (polygon - crop[:2]) / scale
+    if crop.flipped:
         ours = ours * (-1, 1) + (size, 0)
     for row in range(0, size, 3):
         for column in range(0, size, 3):
@@ -151,41 +165,41 @@ def test_several_polygons_cover_what_any_of_them_covers() -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_a_run_length_bitmap_has_the_pixels_under_the_centres(seed: int) -> None:
-    bitmap, window, size = blobs(seed), random_window(seed), 17
-    found = of_bitmap(bitmap).bitmap(window, size)
+    bitmap, crop, size = blobs(seed), random_crop(seed), 17
+    found = of_bitmap(bitmap).bitmap(crop, size)
     for row in range(size):
         for column in range(size):
-            across = size - 1 - column if window.flipped else column
-            x = window.left + int((across + 0.5) * (window.right - window.left) / size)
-            y = window.top + int((row + 0.5) * (window.bottom - window.top) / size)
+            across = size - 1 - column if crop.flipped else column
+            x = crop.left + int((across + 0.5) * (crop.right - crop.left) / size)
+            y = crop.top + int((row + 0.5) * (crop.bottom - crop.top) / size)
             assert found[row, column] == bitmap[y, x]
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_bounds_of_run_lengths_are_those_of_the_visible_pixels(seed: int) -> None:
-    bitmap, window = blobs(seed), random_window(seed)
+    bitmap, crop = blobs(seed), random_crop(seed)
     shown = np.zeros_like(bitmap)
-    shown[window.top : window.bottom, window.left : window.right] = True
+    shown[crop.top : crop.bottom, crop.left : crop.right] = True
     ys, xs = np.nonzero(bitmap & shown)
     expected = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] if len(xs) else None
-    bounds = of_bitmap(bitmap).bounds(window)
+    bounds = of_bitmap(bitmap).bounds(crop)
     assert (None if bounds is None else bounds.tolist()) == expected
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_bounds_of_a_polygon_are_those_of_the_points_it_covers_in_the_window(seed: int) -> None:
-    polygon, window = star(seed), random_window(seed)
-    xs = np.linspace(window.left, window.right, 60)
-    ys = np.linspace(window.top, window.bottom, 60)
+    polygon, crop = star(seed), random_crop(seed)
+    xs = np.linspace(crop.left, crop.right, 60)
+    ys = np.linspace(crop.top, crop.bottom, 60)
     seen = np.array([(x, y) for x in xs[1:-1] for y in ys[1:-1] if covers(polygon, x, y)])
-    bounds = of_polygons(polygon).bounds(window)
+    bounds = of_polygons(polygon).bounds(crop)
     if not len(seen):
         return  # what is narrower than the grid's step may be anywhere
     assert bounds is not None
     assert (bounds[:2] <= seen.min(0) + 1e-4).all() and (bounds[2:] >= seen.max(0) - 1e-4).all()
-    low, high = np.maximum(polygon.min(0), window[:2]), np.minimum(polygon.max(0), window[2:4])
+    low, high = np.maximum(polygon.min(0), crop[:2]), np.minimum(polygon.max(0), crop[2:4])
     assert (bounds[:2] >= low - 1e-4).all() and (bounds[2:] <= high + 1e-4).all()
 
 
@@ -195,7 +209,7 @@ def test_bounds_around_a_window_that_the_polygon_surrounds() -> None:
 
 
 def test_bounds_of_a_polygon_that_winds_around_the_window() -> None:
-    """A horseshoe whose one end alone enters the window: its corners and the far side are not
+    """A horseshoe whose one end alone enters the crop: its corners and the far side are not
     bounds.
     """
     horseshoe = np.array(

@@ -18,7 +18,7 @@ from PIL import Image
 from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.data.transforms import EvaluationView
+from rfdetr.data.transforms import EvalTransform
 from rfdetr.inference.predictor import Predictor, in_batches, one_ahead
 from rfdetr.inference.sources import load_image
 from rfdetr.models.build import build_detector
@@ -53,7 +53,7 @@ def predictor() -> Predictor:
 
 def test_predict_and_validation_see_the_same_tensors(predictor: Predictor, tiny_coco: Path) -> None:
     index = load_index(find_splits(tiny_coco), "valid")
-    dataset = DetectionDataset(index, EvaluationView(SIDE), evaluation=True)
+    dataset = DetectionDataset(index, EvalTransform(SIDE), evaluation=True)
     for position in range(len(dataset)):  # JPEG and PNG in turn
         for source in (index.path(position), Image.open(index.path(position))):
             assert torch.equal(predictor.preprocess([load_image(source)])[0], dataset[position][0])

@@ -1,5 +1,16 @@
-"""Data: labelled folders in COCO or YOLO layout, indexed once, decoded and augmented on the fly,
-batched as uint8.
+"""Data: labelled folders in COCO or YOLO layout, indexed once, then read image by image.
+
+The life of an image, and the file in which each step is:
+
+1. `layout` finds the split, `coco` or `yolo` reads its labels, and `index` packs them into a few
+   flat arrays (`DatasetIndex`), boxes clipped to their image. Of images, only headers are read.
+2. `loaders`: an `EpochSampler` orders the epoch and hands out keys (epoch, image, size).
+3. `dataset`, in a worker process: the file is decoded to upright RGB (H, W, 3) by `images`; a
+   generator keyed by (seed, epoch, image) makes what follows repeatable.
+4. `transforms`: one crop of the original is drawn, and mirrored or not; pixels are resized once, to
+   (3, size, size) uint8, and boxes become cxcywh relative to the crop.
+5. `batches`: images are stacked to (B, 3, size, size), each with a `Target`. They go to the device
+   as uint8, a quarter of what floats take, and are normalised there by `images.normalize`.
 
 `check(dataset_dir)` is the dataset doctor; it loads on first use.
 """

@@ -1,11 +1,9 @@
-"""Pixels: any image file to upright RGB, the one resize and the one normalisation that training and
-predict share.
+"""Pixels: any image file to upright RGB, the one resize and the one normalisation of all images.
 
-JPEG goes through simplejpeg, everything else through Pillow. What is kept of other modes: alpha is
-dropped, as Pillow's `convert("RGB")` and OpenCV do, so that colours are those other tools train on;
-palettes are expanded; gray of 16 or 32 bits is brought to 8 by `_deep_gray` (of 16-bit colours
-Pillow keeps the upper 8 bits); of an animation only the first frame is read. An EXIF orientation is
-applied: images come out upright.
+JPEG goes through simplejpeg, everything else through Pillow, and an EXIF orientation is applied.
+Of other modes: alpha is dropped, as Pillow's `convert("RGB")` and OpenCV do, so that colours are
+those other tools train on; palettes are expanded; gray of 16 or 32 bits is brought to 8 by
+`_deep_gray`; of 16-bit colours the upper 8 bits are kept; of an animation the first frame.
 """
 
 from __future__ import annotations
@@ -34,22 +32,18 @@ from rfdetr.data.files import IMAGE_FORMATS
 from rfdetr.errors import InputError
 
 logger = logging.getLogger(__name__)
+_warn_once = functools.cache(logger.warning)
+
+Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.bool_])
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
 MAX_PIXELS = 178_956_970  # 512 MiB as RGB, and where Pillow too speaks of a decompression bomb
 
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # start-of-frame markers, which hold the size
-_EXIF_MARKER = 0xE1
-_ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
-_WHITE_IS_ZERO = 0  # of the photometric tag
-# What Pillow's readers are seen to raise for damaged files.
+_JPEG_START, _JPEG_SCAN, _JPEG_END, _EXIF_MARKER = b"\xff\xd8", b"\xff\xda", b"\xff\xd9", 0xE1
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of the segment with the size
+_ORIENTATION_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 0x0112, 0x0106, 0
+# What Pillow's readers are seen to raise for damaged files; other code is not run under it.
 _PILLOW_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError),
     *(RuntimeError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError),
@@ -61,17 +55,13 @@ class ImageError(InputError):
 
 
 class ImageHeader(NamedTuple):
-    """What the first bytes of an image file say. `orientation` is EXIF's: 1 upright, 2 to 8
-    mirrored or turned.
-
-    Height and width are the stored ones. `deep`: more than 8 bits a gray value.
-    """
+    """What the first bytes of an image file say; height and width are those before turning."""
 
     height: int
     width: int
     channels: int
-    orientation: int
-    deep: bool = False
+    orientation: int  # EXIF's: 1 upright, 2 to 8 mirrored or turned
+    deep: bool = False  # more than 8 bits a gray value
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -80,7 +70,10 @@ class ImageHeader(NamedTuple):
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and orientation of an image file without decoding it (tens of microseconds)."""
+    """Size and orientation of an image file without decoding it (tens of microseconds).
+
+    `ImageError` where it is none, or of more than `MAX_PIXELS`.
+    """
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
         raise ImageError(f"{path}: not a file")
     with path.open("rb") as stream:
@@ -96,67 +89,55 @@ def read_header(path: Path) -> ImageHeader:
     return header
 
 
-def decode_image(source: Path | bytes, name: str | None = None) -> NDArray[np.uint8]:
-    """Decode a file, or its bytes, to upright RGB (H, W, 3); `name` stands for bytes in error
-    messages.
+def decode_image(source: Path | bytes, name: str = "image bytes") -> NDArray[np.uint8]:
+    """Decode a file, or bytes that messages call `name`, to upright RGB (H, W, 3).
+
+    `ImageError` where that cannot be done, `OSError` where the file cannot be read.
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
     header = _jpeg_header(io.BytesIO(data))
     try:
-        if header is not None and header.channels in (
-            1,
-            3,
-        ):  # CMYK needs Pillow, which knows Adobe's inverted inks
+        if header and header.channels in (1, 3):  # Pillow knows Adobe's inverted inks (4)
             check_size(header.height, header.width)
-            with contextlib.suppress(
-                ValueError
-            ):  # damaged: Pillow forgives what viewers do, and says more of the rest
+            # What is damaged goes on to Pillow, which forgives what viewers do.
+            with contextlib.suppress(ValueError):
                 return turned(simplejpeg.decode_jpeg(data), header.orientation)
-        if header is not None and lacks_end_marker(data) and _has_all_scans(data, header.channels):
-            with contextlib.suppress(
-                ValueError
-            ):  # simplejpeg, unlike Pillow, refuses it if pixels are missing
+        if header and lacks_end_marker(data) and _has_all_scans(data, header.channels):
+            # simplejpeg, unlike Pillow, refuses a file with the marker if pixels are missing.
+            with contextlib.suppress(ValueError):
                 simplejpeg.decode_jpeg(data + _JPEG_END, "CMYK" if header.channels == 4 else "RGB")
                 data += _JPEG_END
         with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
             return upright_rgb(image)
     except _PILLOW_ERRORS as error:
-        what = name or ("image bytes" if isinstance(source, bytes) else source)
-        reason = _reason(error) if data else "it is empty"
-        raise ImageError(
-            f"{what}: cannot be decoded as an image: {reason}; replace or remove the file"
-        ) from error
+        reason = f"{_reason(error) if data else 'it is empty'}; replace or remove the file"
+        what = name if isinstance(source, bytes) else source
+        raise ImageError(f"{what}: cannot be decoded as an image: {reason}") from error
 
 
 def lacks_end_marker(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG without the marker that ends it; the picture itself may
-    be whole.
-    """
+    """Whether `data` is a JPEG without the marker that ends it; its picture may still be whole."""
     stream = io.BytesIO(data)
-    return (
-        _jpeg_header(stream) is not None and data.rfind(_JPEG_END, stream.tell()) < 0
-    )  # a thumbnail lies before
+    is_jpeg = _jpeg_header(stream) is not None
+    return is_jpeg and data.rfind(_JPEG_END, stream.tell()) < 0  # that of a thumbnail lies before
 
 
 def _has_all_scans(data: bytes, channels: int) -> bool:
-    """Whether the scans of a JPEG, of which a progressive one has many, bring every coefficient to
-    its last bit.
-    """
+    """Whether a JPEG's scans (a progressive one has many) bring each coefficient's last bit."""
     sent: set[tuple[int, int]] = set()
     at = data.find(_JPEG_SCAN)
     while 0 <= at < len(data) - 10:
-        count = data[at + 4]  # of components; then the identifiers of each and of its tables
-        first, last, bits = (*data[at + 5 + 2 * count : at + 8 + 2 * count], 0, 0, 1)[:3]
+        # Marker (2), length (2), number of channels, two bytes for each, range of coefficients, bit
+        end = at + 5 + 2 * data[at + 4]
+        first, last, bits = (*data[end : end + 3], 0, 0, 1)[:3]
         if bits & 15 == 0:
-            sent.update(
-                itertools.product(data[at + 5 : at + 5 + 2 * count : 2], range(first, last + 1))
-            )
+            sent.update(itertools.product(data[at + 5 : end : 2], range(first, last + 1)))
         at = data.find(_JPEG_SCAN, at + 2)
     return len(sent) >= 64 * channels
 
 
 def check_size(height: int, width: int, what: str = "it") -> None:
-    """Refuses an image without pixels, or with more than `MAX_PIXELS`."""
+    """`ImageError` for an image `what` without pixels, or with more than `MAX_PIXELS`."""
     if not 0 < height * width <= MAX_PIXELS:
         raise ImageError(f"{what} is {width} x {height}: expected 1 to {MAX_PIXELS:,} pixels")
 
@@ -167,15 +148,12 @@ def upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
     orientation = _pillow_orientation(image)
     if is_deep(image.mode):
         if multiprocessing.parent_process() is None:  # workers would each tell it
-            _tell_deep()
-        pixels = np.repeat(_deep_gray(image)[..., None], 3, axis=2)
-    else:
-        if (
-            "transparency" in image.info
-        ):  # Pillow warns where a palette's alpha is dropped in one step
-            image = image.convert("RGBA")
-        pixels = np.array(image.convert("RGB"))
-    return turned(pixels, orientation)
+            how = "each is scaled to 8 bits by its largest value"
+            _warn_once(f"there are images of 16 or 32 bits a gray value: {how}")
+        return turned(np.repeat(_deep_gray(image)[..., None], 3, axis=2), orientation)
+    if "transparency" in image.info:  # Pillow warns where a palette's alpha is dropped in one step
+        image = image.convert("RGBA")
+    return turned(np.array(image.convert("RGB")), orientation)
 
 
 def is_deep(mode: str) -> bool:
@@ -184,17 +162,14 @@ def is_deep(mode: str) -> bool:
 
 
 def resize_square(image: NDArray[np.uint8], size: int) -> Tensor:
-    """(H, W, 3) to a (3, size, size) uint8 tensor: bilinear, antialiased, stretched to the square."""
-    if not image.flags.writeable:
-        image = image.copy()
-    channels_last = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0)  # torch's fast uint8 path
+    """Stretch (H, W, 3) to a (3, size, size) uint8 tensor: bilinear, antialiased."""
+    pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
+    channels_last = pixels.permute(2, 0, 1)[None]  # which torch has a fast uint8 path for
     return F.interpolate(channels_last, (size, size), mode="bilinear", antialias=True)[0]
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 RGB (B, 3, H, W) to float32 with ImageNet mean and deviation; floats are taken as
-    normalised already.
-    """
+    """uint8 RGB (B, 3, H, W) to float32 by ImageNet's mean and deviation; floats stay."""
     if images.is_floating_point():
         return images
     mean, scale = _normalization(images.device)
@@ -203,83 +178,55 @@ def normalize(images: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal deviation of uint8 values, (3, 1, 1) each."""
     with torch.inference_mode(False):  # cached: the first caller's mode must not mark the constants
-        mean = (
-            torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device).mul(255).view(3, 1, 1)
-        )
-        scale = (
-            torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device)
-            .mul(255)
-            .reciprocal()
-            .view(3, 1, 1)
-        )
-    return mean, scale
+        constants = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), dtype=torch.float32, device=device)
+        mean, deviation = constants.mul(255).view(2, 3, 1, 1)
+        return mean, deviation.reciprocal()
 
 
 @functools.cache
 def _pillow_formats() -> list[str]:
-    Image.init()  # else formats that were not used yet are unknown; builds of Pillow differ in which they have
+    Image.init()  # else formats not used yet are unknown; builds of Pillow differ in what they have
     return [name for name in IMAGE_FORMATS if name in Image.OPEN]
 
 
 def _reason(error: Exception) -> str:
-    return (
-        "no known image format"
-        if isinstance(error, UnidentifiedImageError)
-        else str(error) or type(error).__name__
-    )
+    unknown = isinstance(error, UnidentifiedImageError)
+    return "no known image format" if unknown else str(error) or type(error).__name__
 
 
 def _deep_gray(image: Image.Image) -> NDArray[np.uint8]:
-    """Gray of 16 or 32 bits, integers or floats, to 8 bits: over the power of two that its largest
-    value just needs.
+    """Gray of 16 or 32 bits to 8: divided by the power of two that its largest value just needs.
 
     4095 of a 12-bit camera and 65535 of a 16-bit one are both white, so that the same picture comes
-    out the same from files of 8, 12 and 16 bits; values up to 255 stay. Negative values are lifted
-    to start at 0, NaN and infinity are 0.
+    out the same from files of 8, 12 and 16 bits; whole values up to 255 stay. Negative values are
+    lifted to start at 0; NaN and infinity are 0.
     """
     values = np.nan_to_num(np.array(image, np.float32), nan=0, posinf=0, neginf=0)
     values -= min(values.min(), 0)
     least = 0.0 if image.mode == "F" else 256.0
     scale = max(2.0 ** math.ceil(math.log2(values.max() or 1)), least)
     pixels: NDArray[np.uint8] = np.minimum(values * np.float32(256 / scale), 255).astype(np.uint8)
-    white_is_zero = (
-        getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
-    )  # Pillow inverts 8 bits only
-    return ~pixels if white_is_zero else pixels
-
-
-@functools.cache
-def _tell_deep() -> None:
-    logger.warning(
-        "there are images of 16 or 32 bits a gray value: each is scaled to 8 bits by its largest value"
-    )
-
-
-Pixels = TypeVar("Pixels", NDArray[np.uint8], NDArray[np.bool_])
+    photometric = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG)
+    return ~pixels if photometric == _WHITE_IS_ZERO else pixels  # Pillow inverts 8 bits only
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo an EXIF orientation: 5 to 8 are stored transposed; then rows, columns or both are
-    reversed.
-    """
+    """Undo an EXIF orientation: 5 to 8 are stored transposed, some with an axis reversed."""
     if orientation == 1:
         return pixels
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
+    pixels = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    pixels = pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
     return np.ascontiguousarray(pixels)
 
 
 def turned_points(points: NDArray[Any], orientation: int, sizes: NDArray[np.int64]) -> NDArray[Any]:
     """Where `turned` takes points (n, 2) x y of a stored image, for orientations 5 to 8.
 
-    `sizes` (n, 2) or (2,) are height and width of the upright image: with orientation 6, the point
-    (10, 0) of an image stored 100 wide and 40 high is (40, 10) of the upright one, 40 wide and 100
-    high.
+    `sizes` (n, 2) or (2,) are height and width of the upright image. With orientation 6, the point
+    (10, 0) of an image stored 100 wide and 40 high is (40, 10) of the upright one of 40 x 100.
     """
     moved = points[:, ::-1].copy()
     if orientation in (7, 8):
@@ -290,20 +237,17 @@ def turned_points(points: NDArray[Any], orientation: int, sizes: NDArray[np.int6
 
 
 def _jpeg_header(stream: BinaryIO) -> ImageHeader | None:
-    """Walk the segments of a JPEG up to its frame; None: no JPEG, or one that Pillow should judge."""
+    """Walk a JPEG's segments up to the frame; None: no JPEG, or one that Pillow should judge."""
     if stream.read(2) != _JPEG_START:
         return None
     orientation = 1
     while len(start := stream.read(4)) == 4 and start[0] == 0xFF:
         marker, length = start[1], int.from_bytes(start[2:], "big") - 2
         if marker in _JPEG_FRAMES:
-            frame = stream.read(6)  # precision, height, width, components
-            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-            return (
-                ImageHeader(height, width, frame[5], orientation)
-                if len(frame) == 6 and height and width
-                else None
-            )
+            if len(frame := stream.read(6)) < 6:
+                return None
+            _precision, height, width, channels = struct.unpack(">BHHB", frame)
+            return ImageHeader(height, width, channels, orientation) if height and width else None
         if length < 0:
             return None
         if marker == _EXIF_MARKER and orientation == 1:
@@ -315,7 +259,7 @@ def _jpeg_header(stream: BinaryIO) -> ImageHeader | None:
 
 def _pillow_header(image: Image.Image) -> ImageHeader:
     height, width, orientation = image.height, image.width, _pillow_orientation(image)
-    if image.format == "TIFF":
+    if image.format == "TIFF":  # of which Pillow tells the upright size
         tag = getattr(image, "tag_v2", {}).get(_ORIENTATION_TAG)
         orientation = int(tag) if tag is not None and tag in range(1, 9) else 1
         height, width = (width, height) if orientation >= 5 else (height, width)
@@ -323,27 +267,21 @@ def _pillow_header(image: Image.Image) -> ImageHeader:
 
 
 def _pillow_orientation(image: Image.Image) -> int:
-    """Orientation still to be applied: Pillow turns TIFF files itself and lists no "exif" for them."""
+    """Orientation still to be applied: Pillow turns TIFF itself, and lists no "exif" of it."""
     exif = image.info.get("exif", b"")
     return _exif_orientation(exif if exif.startswith(b"Exif") else b"Exif\0\0" + exif)
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """Orientation entry of the first directory; 1 where there is none or it is damaged (slices
-    never raise).
-    """
-    if not exif.startswith((b"Exif\0\0II", b"Exif\0\0MM")):
-        return 1
-
-    def number(at: int, length: int) -> int:
-        return int.from_bytes(exif[at : at + length], "little" if exif[6:7] == b"I" else "big")
-
-    directory = 6 + number(10, 4)
-    end = min(
-        directory + 2 + 12 * number(directory, 2), len(exif) - 11
-    )  # a count may promise more than there is
-    for entry in range(directory + 2, end, 12):
-        if number(entry, 2) == _ORIENTATION_TAG:
-            orientation = number(entry + 8, 2)
-            return orientation if 1 <= orientation <= 8 else 1
+    """Orientation in the first directory of an EXIF block; 1 if there is none or it is damaged."""
+    order = {b"Exif\0\0II": "<", b"Exif\0\0MM": ">"}.get(exif[:8])
+    if order:
+        with contextlib.suppress(struct.error):  # the block ends before what it promises
+            (directory,) = struct.unpack_from(order + "I", exif, 10)
+            (count,) = struct.unpack_from(order + "H", exif, 6 + directory)
+            entries = exif[8 + directory :][: 12 * count]
+            whole = entries[: len(entries) // 12 * 12]
+            for tag, _type, _count, value, _pad in struct.iter_unpack(order + "HHIHH", whole):
+                if tag == _ORIENTATION_TAG:
+                    return value if 1 <= value <= 8 else 1
     return 1

@@ -1,16 +1,15 @@
-"""The training and the evaluation recipe: upright RGB pixels and boxes in, square uint8 tensor and
-relative boxes out.
+"""Transforms: upright RGB pixels and boxes in, a square uint8 tensor and relative boxes out.
 
-A recipe is drawn first as one window of the original image; pixels are then cropped and resampled
-once, boxes and outlines move analytically, so no intermediate picture of the published recipe
-(resize, crop, resize) is ever made.
+A transform first draws one crop of the original image. Then pixels are cut out and resampled once,
+and boxes and outlines move by arithmetic. The published recipe resizes, crops and resizes again:
+its intermediate pictures are never made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,147 +19,130 @@ from torch import Tensor
 from rfdetr.data.images import resize_square
 from rfdetr.geometry.polygons import Crop, Segmentation
 
-SHORT_SIDES = (400, 500, 600)  # pixels the short side is scaled to before cropping
-CROP_SIDES = (384, 600)  # smallest and largest crop side, in pixels of that scale
-_LUMA = (0.299, 0.587, 0.114)
+# The published recipe: mirror the image or not, then draw one row of the table.
+FLIPPED = 0.5  # probability
+RECIPE = (
+    # probability, short side scaled to one of, height and width cut out at that scale (pixels)
+    (0.5, None, None),  # the whole image
+    (0.5, (400, 500, 600), (384, 600)),  # each drawn from 384 to 600
+)
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
 
-Segmentations = Sequence[Segmentation | None]
-"""One for each box, None where there is no outline; empty where outlines are not wanted."""
+Outlines: TypeAlias = Sequence[Segmentation | None]
+"""One for each box, None where a box has none; empty where outlines are not wanted."""
 
 
-class View(NamedTuple):
-    """A network input, the part of the image it shows, its boxes; `kept` says which of the given
-    ones these are.
-    """
+class Transformed(NamedTuple):
+    """A network input and its boxes; `kept` says which of the given boxes these are."""
 
     image: Tensor  # (3, size, size) uint8
-    boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the view
-    kept: NDArray[np.bool_]
-    window: Crop
+    boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the crop
+    kept: NDArray[np.bool_]  # of each given box
+    crop: Crop
 
 
 @dataclass(frozen=True)
-class EvaluationView:
-    """The whole image, resized to the square; what validation, test and predict share."""
+class TrainTransform:
+    """The published recipe; with `color_jitter`, other brightness, contrast and saturation as well.
 
-    size: int  # pixels
-
-    def __call__(
-        self,
-        image: NDArray[np.uint8],
-        boxes_xyxy: NDArray[np.float32],
-        _rng: np.random.Generator,
-        _outlines: Segmentations = (),
-        size: int | None = None,
-    ) -> View:
-        window = Crop(0, 0, image.shape[1], image.shape[0])
-        return View(
-            resize_square(image, size or self.size), *move_boxes(boxes_xyxy, window), window
-        )
-
-
-@dataclass(frozen=True)
-class TrainingView:
-    """Mirrored half the time; half the time a random crop; optionally other brightness, contrast
-    and saturation.
-
-    `size` of a call, in pixels, is for this view alone: that of its step in multi-scale training.
+    A call takes an image (H, W, 3) uint8 and its boxes (m, 4) xyxy in pixels, and draws from `rng`.
+    Its `size` in pixels is for this image alone: that of its step in multi-scale training.
     """
 
     size: int  # pixels
-    color_jitter: float = 0.0
+    color_jitter: float = 0.0  # from 0 to 1, see `jitter_color`
+    _draws_crop: ClassVar[bool] = True
 
     def __call__(
         self,
         image: NDArray[np.uint8],
         boxes_xyxy: NDArray[np.float32],
         rng: np.random.Generator,
-        outlines: Segmentations = (),
+        outlines: Outlines = (),
         size: int | None = None,
-    ) -> View:
-        window = draw_window(image.shape[0], image.shape[1], rng)
-        boxes, kept = move_boxes(boxes_xyxy, window, outlines)
-        shown = image[window.top : window.bottom, window.left : window.right]
+    ) -> Transformed:
+        height, width = image.shape[:2]
+        crop = Crop(0, 0, width, height)
+        if self._draws_crop:
+            crop = draw_crop(height, width, rng)
+        boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
+        shown = image[crop.top : crop.bottom, crop.left : crop.right]
         pixels = resize_square(shown, size or self.size)
-        if window.flipped:
-            pixels = pixels.flip(-1)
+        pixels = pixels.flip(-1) if crop.flipped else pixels
         if self.color_jitter:
             pixels = jitter_color(pixels, self.color_jitter, rng)
-        return View(pixels, boxes, kept, window)
+        return Transformed(pixels, boxes, kept, crop)
 
 
-def draw_window(height: int, width: int, rng: np.random.Generator) -> Crop:
-    """The published recipe's crop (short side to 400, 500 or 600; 384 to 600 a side) in the image's
-    own pixels.
-    """
-    flipped = rng.random() < 0.5
-    if rng.random() < 0.5:
+class EvalTransform(TrainTransform):
+    """The whole image, stretched to the square: what validation, test and predict share."""
+
+    _draws_crop = False
+
+
+def draw_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
+    """A crop of an image (height, width), drawn by `RECIPE`, in the image's own pixels."""
+    flipped = rng.random() < FLIPPED
+    share = rng.random()
+    for row in RECIPE:
+        share -= row[0]
+        if share < 0:
+            break
+    _probability, short_sides, crop_sides = row
+    if short_sides is None or crop_sides is None:
         return Crop(0, 0, width, height, flipped)
-    scale = int(rng.choice(SHORT_SIDES)) / min(height, width)
-    top, bottom = _draw_span(height, scale, rng)
-    left, right = _draw_span(width, scale, rng)
+    scale = int(rng.choice(short_sides)) / min(height, width)
+    spans = []  # first pixel and the one past the last, from top to bottom and from left to right
+    for side in (height, width):
+        scaled = round(side * scale)
+        length = int(rng.integers(crop_sides[0], min(scaled, crop_sides[1]) + 1))
+        start = int(rng.integers(0, scaled - length + 1))
+        first = min(round(start / scale), side - 1)
+        spans.append((first, min(max(round((start + length) / scale), first + 1), side)))
+    (top, bottom), (left, right) = spans
     return Crop(left, top, right, bottom, flipped)
 
 
-def _draw_span(side: int, scale: float, rng: np.random.Generator) -> tuple[int, int]:
-    smallest, largest = CROP_SIDES
-    scaled = round(side * scale)
-    length = int(rng.integers(smallest, min(scaled, largest) + 1))
-    start = int(rng.integers(0, scaled - length + 1))
-    first = min(round(start / scale), side - 1)
-    return first, min(max(round((start + length) / scale), first + 1), side)
-
-
 def move_boxes(
-    boxes_xyxy: NDArray[np.float32], window: Crop, outlines: Segmentations = ()
+    boxes_xyxy: NDArray[np.float32], crop: Crop, outlines: Outlines = ()
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Clip boxes (n, 4) to a window and express them as cxcywh relative to it.
+    """Clip boxes (m, 4) to `crop`; cxcywh (n, 4) relative to it, and which boxes are kept (m,).
 
-    A clipped box with an outline becomes the box around what the window shows of that. Dropped:
-    what shows less than a pixel of width or height, unless the whole box is that small and inside.
+    A clipped box with an outline becomes the box around what the crop shows of the outline. A box
+    that shows less than a pixel of width or height is dropped, unless it is that small by itself.
     """
-    corner = np.array([window.left, window.top], np.float32)
-    extent = np.array([window.right, window.bottom], np.float32) - corner
+    corner = np.array(crop[:2], np.float32)
+    extent = np.array(crop[2:4], np.float32) - corner
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    clipped_low = np.clip(low - corner, 0, extent)
-    clipped_high = np.clip(high - corner, 0, extent)
+    shown_low, shown_high = np.clip(low - corner, 0, extent), np.clip(high - corner, 0, extent)
     if outlines:
-        cut = ((clipped_low != low - corner) | (clipped_high != high - corner)).any(1)
-        overlaps = (clipped_high > clipped_low).all(1)
-        for i in np.flatnonzero(cut & overlaps).tolist():
+        cut = ((shown_low != low - corner) | (shown_high != high - corner)).any(1)
+        for i in np.flatnonzero(cut & (shown_high > shown_low).all(1)).tolist():
             if (outline := outlines[i]) is not None:
-                box = outline.bounds(window)
-                clipped_low[i], clipped_high[i] = (
-                    (0, 0) if box is None else (box[:2] - corner, box[2:] - corner)
-                )
-    visible = clipped_high - clipped_low
+                box = outline.bounds(crop)
+                moved = np.zeros((2, 2)) if box is None else box.reshape(2, 2) - corner
+                shown_low[i], shown_high[i] = moved
+    visible = shown_high - shown_low
     kept = ((visible > 0) & ((visible >= 1) | (visible >= 0.999 * (high - low)))).all(1)
-    centres = (clipped_low + clipped_high)[kept] / (2 * extent)
-    if window.flipped:
+    centres = (shown_low + shown_high)[kept] / (2 * extent)
+    if crop.flipped:
         centres[:, 0] = 1 - centres[:, 0]
     return np.concatenate((centres, visible[kept] / extent), axis=1, dtype=np.float32), kept
 
 
 def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast and saturation of a uint8 (3, H, W) image each times 1 - strength to 1 +
-    strength.
+    """Multiply brightness, contrast and saturation of `image` (3, H, W) uint8 by drawn factors.
 
-    All three are linear in a pixel's colour, its gray and the mean gray, so they are applied as
-    one. The mean is that of every fourth row. Each operation rounds each value by itself, so the
-    result does not depend on threads.
+    Each factor is from 1 - strength to 1 + strength. All three operations are linear in a pixel's
+    colour, its gray and the image's mean gray (of every fourth row), so they are applied as one.
+    Values are rounded one by one, so the result does not depend on the number of threads.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
     luma = torch.tensor(_LUMA, dtype=torch.float32)
     mean_gray = (image[:, ::4].double().mean((1, 2)) @ luma.double()).item()
     colors = image.float()
-    weights = brightness * contrast * (1 - saturation) * luma
-    shift = (
-        (colors[0] * weights[0]).add_(colors[1] * weights[1]).add_(colors[2] * weights[2])
-    )  # (H, W)
-    shift.add_(
-        brightness * (1 - contrast) * mean_gray + 0.5
-    )  # the half makes cutting to uint8 rounding
+    red, green, blue = brightness * contrast * (1 - saturation) * luma
+    shift = (colors[0] * red).add_(colors[1] * green).add_(colors[2] * blue)  # (H, W)
+    shift.add_(brightness * (1 - contrast) * mean_gray + 0.5)  # + 0.5: cutting to uint8 rounds
     colors.mul_(brightness * contrast * saturation).add_(shift).clamp_(0, 255)
-    return torch.from_numpy(
-        colors.numpy().astype(np.uint8)
-    )  # three times as fast as torch's own cast
+    return torch.from_numpy(colors.numpy().astype(np.uint8))  # a third of the time of torch's cast

@@ -1,5 +1,8 @@
-"""How the processes that load images are started, so that scripts, notebooks and threads need no
-special form.
+"""How processes that load images are started: scripts, notebooks and threads need no special form.
+
+This rests on `_Popen`, a private method of Python's process classes that starts the process. A
+Python that no longer calls it would start plain processes: spawned ones import the script, which
+needs a main guard then, and forked ones may keep a program that wants to exit waiting.
 """
 
 from __future__ import annotations
@@ -7,52 +10,47 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from typing import Any
 
 
 def worker_context() -> BaseContext:
-    """Forked processes on Linux, which start at once; elsewhere, or where the program chose so,
-    spawned ones.
-    """
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    method = chosen or (
-        "fork" if sys.platform == "linux" else "spawn"
-    )  # not the system's: Linux has left fork
+    """Forked processes on Linux, which start at once; elsewhere, or if so chosen, spawned ones."""
+    # `multiprocessing`'s own default would not do: from Python 3.14 on it no longer forks on Linux.
+    default = "fork" if sys.platform == "linux" else "spawn"
+    method = multiprocessing.get_start_method(allow_none=True) or default
     return _SpawnWithoutMain() if method != "fork" or sys.platform == "win32" else _Fork()
 
 
 def outlive_signals(_worker: int = 0) -> None:
-    """Lets a worker ignore what ends a run, which reaches its whole process group: the run ends its
-    workers itself.
-    """
+    """Let a worker ignore the signals that end a run: they reach it too, but the run ends it."""
     for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & signal.Signals.__members__.keys():
         signal.signal(signal.Signals[name], signal.SIG_IGN)
 
 
 def _killable(process: Any) -> Any:
-    """The process, which `terminate` kills: Python terminates workers when it exits, and then waits
-    for them.
-    """
+    """The same process, killed by `terminate`: Python does that at exit, and waits for the end."""
     process.terminate = process.kill
     return process
 
 
 class _SpawnWithoutMain(SpawnContext):
-    """Spawns processes that do not run the user's script again.
+    """Spawns processes that do not import the main module, which would run the user's script again.
 
-    Others import the main module first, and a script that trains without `if __name__ ==
-    "__main__":` would start to train in every worker. Ours need nothing of it: what they unpickle
-    is defined in this package.
+    A script without `if __name__ == "__main__":` would start to train in every worker. Workers need
+    nothing of it: what they unpickle is defined in this package.
     """
 
     class Process(SpawnProcess):
         @staticmethod
         def _Popen(process_obj: Any) -> Any:
-            with _hidden_main():
+            names = vars(sys.modules["__main__"])
+            hidden = {name: names[name] for name in names if name in ("__file__", "__spec__")}
+            names.update(dict.fromkeys(hidden))  # None: then there is nothing to import
+            try:
                 return _killable(SpawnProcess._Popen(process_obj))
+            finally:
+                names.update(hidden)
 
 
 if sys.platform != "win32":
@@ -63,15 +61,3 @@ if sys.platform != "win32":
             @staticmethod
             def _Popen(process_obj: Any) -> Any:
                 return _killable(ForkProcess._Popen(process_obj))
-
-
-@contextmanager
-def _hidden_main() -> Iterator[None]:
-    names = vars(sys.modules["__main__"])
-    known = [name for name in ("__file__", "__spec__") if name in names]  # a notebook has no file
-    before: dict[str, Any] = {name: names[name] for name in known}
-    names.update(dict.fromkeys(before))
-    try:
-        yield
-    finally:
-        names.update(before)

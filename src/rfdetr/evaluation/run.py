@@ -11,7 +11,7 @@ from rfdetr.console import with_progress
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.loaders import EpochSampler, build_loader
-from rfdetr.data.transforms import EvaluationView
+from rfdetr.data.transforms import EvalTransform
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
 
@@ -33,7 +33,7 @@ def evaluate_split(
     height, width, and gives for each image `scores`, `labels` of the index's classes, `boxes` xyxy
     in original pixels, `mask_logits`.
     """
-    dataset = DetectionDataset(index, EvaluationView(resolution), evaluation=True)
+    dataset = DetectionDataset(index, EvalTransform(resolution), evaluation=True)
     sampler = EpochSampler(len(dataset), shuffle=False)
     loader = build_loader(
         dataset, sampler, batch_size=batch_size, num_workers=min(num_workers, len(dataset))

@@ -1,1 +1,1 @@
-"""Boxes, masks and padded batches as plain tensor functions; no network here."""
+"""Boxes, outlines and run lengths as plain array functions; no network here."""

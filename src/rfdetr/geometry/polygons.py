@@ -1,23 +1,22 @@
-"""Segmentations of objects (polygons, or COCO's run lengths) and what becomes of them: bounds,
-bitmaps, run lengths.
+"""An object's outline, polygons or COCO's run lengths, and what a crop of its image shows of it.
 
-Run lengths count pixels column by column, outside and inside in turn, outside first. Which pixels a
-polygon covers is COCO's own rule, as hotcoco has it; several polygons of one object cover what any
-of them covers.
+Which pixels a polygon covers is COCO's own rule, as hotcoco has it; several polygons of one object
+cover what any of them covers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr.geometry.rle import run_lengths
+from rfdetr.geometry.rle import coco_masks, rle_dict
 
 
 class Crop(NamedTuple):
-    """A part of an image in whole pixels, mirrored or not."""
+    """A part of an image in whole pixels, mirrored left to right or not."""
 
     left: int
     top: int
@@ -27,8 +26,9 @@ class Crop(NamedTuple):
 
 
 class Segmentation(NamedTuple):
-    """One object's outline in pixels of its image: polygons (k, 2) of x, y, or else compressed run
-    lengths.
+    """One object's outline in pixels of its image of `height` x `width`.
+
+    Either `polygons`, each (k, 2) x y, or `rle`, compressed run lengths over the whole image.
     """
 
     polygons: tuple[NDArray[np.float32], ...]
@@ -36,124 +36,67 @@ class Segmentation(NamedTuple):
     height: int
     width: int
 
-    def bounds(self, window: Crop) -> NDArray[np.float32] | None:
-        """The box xyxy around what a window shows of the object; None where that is nothing."""
-        points = [_polygon_extremes(polygon, window) for polygon in self.polygons]
+    def bounds(self, crop: Crop) -> NDArray[np.float32] | None:
+        """The box (4,) xyxy of what `crop` shows of the object, in image pixels; None: nothing."""
         if self.rle:
-            points.append(_runs_extremes(run_lengths(self.rle), self.height, window))
-        extremes = np.concatenate(points)
-        if not len(extremes):
-            return None
-        return np.concatenate((extremes.min(0), extremes.max(0))).astype(np.float32)
+            shown = self._pixels()[crop.top : crop.bottom, crop.left : crop.right]
+            x, y = np.flatnonzero(shown.any(0)) + crop.left, np.flatnonzero(shown.any(1)) + crop.top
+            box = [x[0], y[0], x[-1] + 1, y[-1] + 1] if len(x) else None
+        else:
+            points = np.concatenate([_corner_points(polygon, crop) for polygon in self.polygons])
+            box = [*points.min(0), *points.max(0)] if len(points) else None
+        return None if box is None else np.array(box, np.float32)
 
-    def bitmap(self, window: Crop, size: int) -> NDArray[np.bool_]:
-        """What a window shows of the object, (size, size): the window is stretched, mirrored where
-        it is `flipped`.
-        """
-        if self.rle:
-            return _sampled_runs(run_lengths(self.rle), self.height, window, size)
-        import hotcoco.mask
-
-        scale = size / np.array((window.right - window.left, window.bottom - window.top))
-        moved = [(polygon - (window.left, window.top)) * scale for polygon in self.polygons]
-        if window.flipped:
+    def bitmap(self, crop: Crop, size: int) -> NDArray[np.bool_]:
+        """What `crop` shows of the object, stretched to (size, size), mirrored if it says so."""
+        low, extent = np.array(crop[:2]), np.array(crop[2:4]) - crop[:2]
+        if self.rle:  # the pixel under the centre of each one of the bitmap
+            grid = low + ((np.arange(size) + 0.5)[:, None] * extent / size).astype(np.int64)
+            x, y = grid.T
+            found = self._pixels()[np.ix_(y, x[::-1] if crop.flipped else x)]
+            return found.astype(np.bool_, order="C")
+        moved = [(polygon - low) * (size / extent) for polygon in self.polygons]
+        if crop.flipped:
             moved = [polygon * (-1, 1) + (size, 0) for polygon in moved]
-        rle = hotcoco.mask.merge(
-            [hotcoco.mask.fr_poly(polygon.ravel().tolist(), size, size) for polygon in moved]
-        )
-        return np.asarray(hotcoco.mask.decode(rle), np.bool_, order="C")
+        return np.asarray(coco_masks().decode(_drawn(moved, size, size)), np.bool_, order="C")
 
     def to_rle(self) -> bytes:
         """Compressed run lengths over the whole image, as COCO's tools make them of polygons."""
-        if self.rle:
-            return self.rle
-        import hotcoco.mask
+        return self.rle or bytes(_drawn(self.polygons, self.height, self.width)["counts"])
 
-        parts = [
-            hotcoco.mask.fr_poly(polygon.ravel().tolist(), self.height, self.width)
-            for polygon in self.polygons
-        ]
-        counts: bytes = hotcoco.mask.merge(parts)["counts"]
-        return counts
+    def _pixels(self) -> NDArray[np.uint8]:
+        """The run lengths as pixels (height, width) of 0 and 1."""
+        return np.asarray(coco_masks().decode(rle_dict(self.rle, self.height, self.width)))
 
 
-def _polygon_extremes(polygon: NDArray[np.float32], window: Crop) -> NDArray[np.float64]:
-    """Points (n, 2) whose bounds are those of polygon and window's intersection.
+def _drawn(polygons: Iterable[NDArray[Any]], height: int, width: int) -> Any:
+    """What any of `polygons` covers of an image, as run lengths in the form of COCO's tools."""
+    masks = coco_masks()
+    return masks.merge([masks.fr_poly(part.ravel().tolist(), height, width) for part in polygons])
 
-    Its border is made of the polygon's edges inside the window and of the window's inside the
-    polygon, so these are the ends of the clipped edges, and the window's corners that the polygon
-    covers.
+
+def _corner_points(polygon: NDArray[np.float32], crop: Crop) -> NDArray[np.float64]:
+    """Points (n, 2) whose bounds are those of the area that `polygon` (k, 2) and `crop` share.
+
+    Its border is made of the polygon's edges inside the crop and the crop's inside the polygon, so
+    these are the ends of the clipped edges, and the crop's corners that the polygon covers.
     """
     start = polygon.astype(np.float64)
     step = np.roll(start, -1, axis=0) - start
-    low, high = np.array(window[:2], np.float64), np.array(window[2:4], np.float64)
+    low, high = np.array(crop[:2], np.float64), np.array(crop[2:4], np.float64)
+    corners = np.array([(x, y) for x in crop[0:4:2] for y in crop[1:4:2]], np.float64)
+    x, y = corners[:, :1], corners[:, 1:]
     with np.errstate(divide="ignore", invalid="ignore"):
-        at_low, at_high = (
-            (low - start) / step,
-            (high - start) / step,
-        )  # where along an edge it meets the window's lines
+        # Where along an edge, from 0 to 1, it meets the crop's lines: it is inside from `enter` to
+        # `leave`. An edge along an axis (step 0) never meets two of them.
+        at_low, at_high = (low - start) / step, (high - start) / step
+        # A ray from a corner to the right meets an odd number of edges if the corner is covered.
+        meets = start[:, 0] + (y - start[:, 1]) / step[:, 1] * step[:, 0]
     outside = (step == 0) & ((start < low) | (start > high))
     enter = np.where(step == 0, 0, np.minimum(at_low, at_high)).max(1).clip(min=0)
     leave = np.where(step == 0, 1, np.maximum(at_low, at_high)).min(1).clip(max=1)
     seen = (enter <= leave) & ~outside.any(1)
     ends = [start[seen] + step[seen] * share[seen, None] for share in (enter, leave)]
-    corners = np.array([(x, y) for x in window[0:4:2] for y in window[1:4:2]], np.float64)
-    return np.concatenate([*ends, corners[_covered(corners, start, step)]])
-
-
-def _covered(
-    points: NDArray[np.float64], start: NDArray[np.float64], step: NDArray[np.float64]
-) -> NDArray[np.bool_]:
-    """Which points (n, 2) a polygon covers: those from which a ray to the right meets an odd number
-    of edges.
-    """
-    x, y = points[:, :1], points[:, 1:]
-    crossed = (start[:, 1] <= y) != (start[:, 1] + step[:, 1] <= y)  # (n, k)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        where = start[:, 0] + (y - start[:, 1]) / step[:, 1] * step[:, 0]
-    inside: NDArray[np.bool_] = ((crossed & (where > x)).sum(1) % 2).astype(bool)
-    return inside
-
-
-def _runs_extremes(lengths: NDArray[np.int64], height: int, window: Crop) -> NDArray[np.float64]:
-    """Corners (n, 2) of the vertical strips of which runs are made, as far as the window shows
-    them.
-    """
-    ends = np.cumsum(lengths)
-    first, past = ends[0:-1:2], ends[1::2]  # pixels of the runs inside
-    first, past = first[past > first], past[past > first]
-    columns = (past - 1) // height - first // height + 1  # that a run touches
-    before = np.cumsum(columns) - columns
-    x = np.arange(columns.sum()) + np.repeat(first // height - before, columns)
-    top = np.maximum(np.repeat(first, columns) - x * height, window.top)
-    bottom = np.minimum(np.repeat(past, columns) - x * height, min(window.bottom, height))
-    seen = (top < bottom) & (x >= window.left) & (x < window.right)
-    upper, lower = np.stack((x, top), 1)[seen], np.stack((x + 1, bottom), 1)[seen]
-    return np.concatenate((upper, lower)).astype(np.float64)
-
-
-def _sampled_runs(
-    lengths: NDArray[np.int64], height: int, window: Crop, size: int
-) -> NDArray[np.bool_]:
-    """The pixel under each centre of a (size, size) grid over the window, looked up among the runs.
-
-    Only inside the object's bounds: the image itself is never unpacked.
-    """
-    bitmap = np.zeros((size, size), np.bool_)
-    extremes = _runs_extremes(lengths, height, window)
-    if len(extremes):
-        (left, top), (right, bottom) = extremes.min(0).tolist(), extremes.max(0).tolist()
-        xs = window.left + ((np.arange(size) + 0.5) * (window.right - window.left) / size).astype(
-            np.int64
-        )
-        ys = window.top + ((np.arange(size) + 0.5) * (window.bottom - window.top) / size).astype(
-            np.int64
-        )
-        if window.flipped:
-            xs = xs[::-1]
-        columns, rows = (xs >= left) & (xs < right), (ys >= top) & (ys < bottom)
-        pixels = xs[columns, None] * height + ys[rows]  # in their own order, which the search likes
-        bitmap[np.ix_(rows, columns)] = (
-            np.searchsorted(np.cumsum(lengths), pixels, side="right") % 2
-        ).T
-    return bitmap
+    crossed = (start[:, 1] <= y) != (start[:, 1] + step[:, 1] <= y)  # (4, k)
+    covered = (crossed & (meets > x)).sum(1) % 2 == 1
+    return np.concatenate([*ends, corners[covered]])

@@ -13,10 +13,10 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from rfdetr.config import TrainConfig
+from rfdetr.data.batches import collate
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.images import normalize
-from rfdetr.data.loaders import collate
-from rfdetr.data.transforms import EvaluationView
+from rfdetr.data.transforms import EvalTransform
 from rfdetr.errors import InputError, RunError
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.memory import Peak, is_out_of_memory, measure_peak
@@ -108,7 +108,7 @@ class _Trial:
             self.side = max(multi_scale_sizes(*grid, train.expanded_scales))
         index = datamodule.index("train")
         counts = np.diff(index.offsets)
-        self.dataset = DetectionDataset(index, EvaluationView(config.resolution))
+        self.dataset = DetectionDataset(index, EvalTransform(config.resolution))
         self.densest: list[int] = np.argsort(-counts, kind="stable").tolist()
         self.most_objects = int(counts.max())
         copies = (

@@ -19,7 +19,7 @@ from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import SPLITS, DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
-from rfdetr.data.transforms import EvaluationView, TrainingView
+from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
 from rfdetr.training.optim import multi_scale_sizes
@@ -161,7 +161,7 @@ class RFDETRDataModule(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        view = TrainingView(self.model_config.resolution, self.train_config.color_jitter)
+        view = TrainTransform(self.model_config.resolution, self.train_config.color_jitter)
         return self._loader(
             DetectionDataset(self.index("train"), view, seed=self._seed, forgiving=True),
             shuffle=True,
@@ -174,7 +174,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         return self._evaluation_loader(self._test_split)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        view = EvaluationView(self.model_config.resolution)
+        view = EvalTransform(self.model_config.resolution)
         return self._loader(
             DetectionDataset(self.index(split), view, evaluation=True, forgiving=True),
             shuffle=False,
