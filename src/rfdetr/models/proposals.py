@@ -146,13 +146,14 @@ class Proposals(nn.Module):
         queries = self.transform(rows.index_select(0, chosen).view(groups, -1, width))  # G (B k) C
         boxes = boxes_cxcywh.expand(batch, -1, -1).flatten(0, 1)  # (B N) 4
         references = boxes.index_select(0, chosen).view(groups, -1, 4)
-        found = (
-            queries,
-            at_least_float32(self.class_head(queries)),
-            apply_box_deltas(self.box_head(queries), references),
-        )
+
+        def by_image(x: Tensor) -> Tensor:
+            return x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1)  # B G k, ...
+
         return ProposalOutput(
-            *(x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1) for x in found)
+            queries=by_image(queries),
+            logits=by_image(at_least_float32(self.class_head(queries))),
+            boxes=by_image(apply_box_deltas(self.box_head(queries), references)),
         )
 
     def transform(self, cells: Tensor) -> Tensor:
