@@ -52,8 +52,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    found: dict[str, Any]
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(found, dict):

@@ -3,6 +3,7 @@
 `detector` is the whole: encoder -> projector -> proposals -> decoder -> heads (-> segmentation);
 `postprocess` comes after it.
 
+Words (query group, proposal, reference box, ...) are explained in docs/glossary.md.
 Letters of all shapes in `rfdetr.models` and `rfdetr.losses` (an axis without a letter is a word):
 
     B     images of a batch
