@@ -64,18 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         text, code = "interrupted", 130
     except Exception as error:  # noqa: BLE001 - told, and ends the process
-        text, code = one_line(error), 1
-        if not isinstance(error, _FAILED) and not _is_out_of_memory(error):
+        text, code, expected = one_line(error), 1, isinstance(error, _FAILED)
+        if not expected and isinstance(error, RuntimeError):
+            from rfdetr.training.memory import is_out_of_memory  # of a CPU: it has no class
+
+            expected = is_out_of_memory(error)
+        if not expected:
             traceback.print_exception(error)
             text = "this is a bug, not a fault of yours: please report this with the lines above"
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"rfdetr: {text}", markup=False)
     return code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is torch's error of a full memory, which on a CPU is a plain RuntimeError."""
-    if not isinstance(error, RuntimeError):
-        return False
-    from rfdetr.training.memory import is_out_of_memory
-
-    return is_out_of_memory(error)

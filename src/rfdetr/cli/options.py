@@ -22,10 +22,7 @@ Dataset = Parameter(name=["--dataset-dir", "--dataset", "--data"])
 
 
 def options_of(config: type[BaseModel], group: Group, *, without: str = "") -> Any:
-    """A class with the fields of `config` but for `without` as options, each with its docstring.
-
-    An option that is not given stays unset: its default is that of `config`.
-    """
+    """A class with the fields of `config` but for `without` as options; unset if not given."""
     annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
     fields: dict[str, Any] = {}
     for name, field in config.model_fields.items():
@@ -46,10 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file: `name: value`, or the config.yaml that a run leaves.
-
-    Raises `InputError` for what is no such file, and for unknown names.
-    """
+    """Settings of a YAML file: `name: value`, or the config.yaml that a run leaves."""
     import yaml
 
     found: dict[str, Any]
@@ -58,8 +52,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {one_line(error)}") from error
     if not isinstance(found, dict):
-        kind = type(found).__name__
-        raise InputError(f"{path}: expected lines of `name: value`, found {kind}")
+        raise InputError(f"{path}: expected lines of `name: value`, found {type(found).__name__}")
     if isinstance(found.get("train"), dict) and isinstance(found.get("model"), dict):
         found = {**found["train"], **found["model"], "model": found.get("variant")}
     try:
@@ -105,7 +98,5 @@ def one_line(error: BaseException) -> str:
 def dashed(tokens: list[str]) -> list[str]:
     """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name."""
     setting = re.compile(r"[A-Za-z_][\w-]*=")
-    return [
-        f"--{token}" if setting.match(token) and not Path(token).exists() else token
-        for token in tokens
-    ]
+    named = [setting.match(token) and not Path(token).exists() for token in tokens]
+    return [f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,6 @@ def predict(
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
     from rfdetr.detector import RFDETR
-    from rfdetr.evaluation.drawing import draw
     from rfdetr.files import atomic_write
     from rfdetr.inference.sources import expand
 
@@ -61,45 +60,58 @@ def predict(
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        text = "not an empty folder; nothing is overwritten, choose another --out"
-        raise InputError(f"{out}: {text}")
+        raise InputError(
+            f"{out}: not an empty folder; nothing is overwritten, choose another --out"
+        )
     images = list(expand(sources))
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
     stream = detector.predict_stream(images, threshold, batch_size, on_error="skip")
-    records, taken = [], {JSON_NAME}
-    for prediction in with_progress(stream, "Predicting", len(images)):
-        record = _record(prediction)
-        records.append(record)
-        if prediction.error is None:
-            out.mkdir(parents=True, exist_ok=True)  # only now: unread images leave no empty folder
-        if pictures and prediction.error is None:
-            # The source's own name as a JPEG, numbered where two sources share it.
-            stem = Path(str(prediction.source).split("?")[0]).stem or "image"
-            name = next(name for name in _numbered(stem, ".jpg") if name not in taken)
-            taken.add(name)
-            record["picture"] = name
-            found = record["detections"]
-            texts = [f"{entry['class_name']} {entry['confidence']:.2f}" for entry in found]
-            draw(prediction.image, prediction.detections, texts).save(out / name, quality=92)
+    records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
     if len(unread) == len(records):
         raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
-    text = json.dumps(content, indent=1)
-    atomic_write(out / JSON_NAME, lambda file: file.write(text.encode()))
+    atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
     count = sum(len(record.get("detections", ())) for record in records)
     told = f"{len(records)} images, {count} objects: {out / JSON_NAME}"
     Console().print(told, soft_wrap=True, highlight=False)
     if unread:
-        share = f"{len(unread)} of {len(records)} images"
-        names = ", ".join(str(record["source"]) for record in unread)
-        raise RunError(f"{share} could not be read, the others are done: {names}")
+        share, names = (
+            f"{len(unread)} of {len(records)}",
+            (str(image["source"]) for image in unread),
+        )
+        raise RunError(f"{share} images could not be read, the others are done: {', '.join(names)}")
 
 
 def _numbered(stem: str, ending: str = "") -> Iterator[str]:
     """stem, stem-2, stem-3, ... without end, each with the `ending`."""
     yield f"{stem}{ending}"
     yield from (f"{stem}-{number}{ending}" for number in itertools.count(2))
+
+
+def _records(
+    predictions: Iterable[Prediction], folder: Path, pictures: bool
+) -> Iterator[dict[str, Any]]:
+    """What predictions.json says of each image; with `pictures`, draws those that were read.
+
+    A picture is a JPEG of the source's own name, numbered where two sources share it.
+    """
+    from rfdetr.evaluation.drawing import draw
+
+    taken = {JSON_NAME}
+    for prediction in predictions:
+        record = _record(prediction)
+        if prediction.error is None:
+            folder.mkdir(parents=True, exist_ok=True)  # only now: unread images leave no folder
+        if pictures and prediction.error is None:
+            stem = Path(str(prediction.source).split("?")[0]).stem or "image"
+            name = next(name for name in _numbered(stem, ".jpg") if name not in taken)
+            taken.add(name)
+            record["picture"] = name
+            found = record["detections"]
+            texts = [f"{entry['class_name']} {entry['confidence']:.2f}" for entry in found]
+            draw(prediction.image, prediction.detections, texts).save(folder / name, quality=92)
+        yield record
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:

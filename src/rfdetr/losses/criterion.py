@@ -65,22 +65,19 @@ class Criterion(nn.Module):
     def forward(
         self, outputs: DetectorOutput, targets: Targets, across_ranks: bool = True
     ) -> dict[str, Tensor]:
-        """Scalars named as `weights`, the masks' only where `outputs` have masks.
-
-        Those of the last decoder layer have these names; "_0", "_1", ... at the end means a layer
-        before it, "_enc" the proposals.
+        """Scalars `loss_ce`, ... of the last layer, `loss_ce_0`, ... before it, `loss_ce_enc`.
 
         A target has "labels" (T,) and "boxes" (T, 4) cxcywh relative to the image, on the outputs'
         device. Outputs with masks need targets with "masks" (T, H, W) of any type, of one size in a
-        batch, and "has_mask" (T,) bool where some objects have none.
-
-        In training the terms are divided by the number of targets, with `across_ranks` by its mean
-        over all ranks of a distributed run: then every rank must call this together.
+        batch, and "has_mask" (T,) bool where some objects have none. All terms are divided by the
+        number of targets; in training by its mean over all ranks, which all must call this
+        together, unless `across_ranks` is False.
         """
         groups = self.group_detr if self.training else 1
         ratio, weights = self.mask_point_sample_ratio, self.weights
         # Costs and losses are exact in float32 whatever the network ran in: autocast gains nothing.
         with torch.autocast(outputs.logits.device.type, enabled=False):
+            # Who answers for which target.
             logits, boxes, lengths = flatten_layers(outputs)
             costs = None
             if outputs.masks:
@@ -91,30 +88,32 @@ class Criterion(nn.Module):
             image, candidate, target = matches
             labels = torch.cat([t["labels"] for t in targets])[target]  # (M,)
             truth = torch.cat([t["boxes"] for t in targets])[target]  # (M, 4)
+
+            # What each pair and each candidate costs, and the sums of every layer, (S,) each.
             l1, giou, iou = box_losses(boxes[image, candidate], truth)
             ce = class_loss(logits, (image, candidate, labels), iou)
-
-            size = torch.tensor(lengths)
-            layer = torch.arange(len(lengths)).repeat_interleave(size).to(ce.device)  # (A,)
-            sums = {"loss_ce": ce.new_zeros(len(lengths)).index_add(0, layer, ce)}  # (S,) each
-            for name, loss in (("loss_bbox", l1), ("loss_giou", giou)):
-                sums[name] = loss.new_zeros(len(lengths)).index_add(0, layer[candidate], loss)
+            none = ce.new_zeros(len(lengths))
+            layer = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))  # (A,)
+            layer = layer.to(ce.device)
+            sums = {
+                "loss_ce": none.index_add(0, layer, ce),
+                "loss_bbox": none.index_add(0, layer[candidate], l1),
+                "loss_giou": none.index_add(0, layer[candidate], giou),
+            }
             if outputs.masks:
                 masks = mask_losses(outputs.masks, targets, matches, groups, ratio)
                 sums["loss_mask_ce"], sums["loss_mask_dice"] = masks
+
+            # The mean over targets. In evaluation ranks may have different numbers of batches: one
+            # that asks the others for their targets would wait forever.
             count = groups * sum(len(t["labels"]) for t in targets)
-            # In evaluation ranks may have different numbers of batches: one that waited for the
-            # others' counts could wait forever.
             shared = self.training and across_ranks
             normalizer = mean_count(count, ce.device) if shared else max(count, 1)
             return name_terms({name: weights[name] * sums[name] / normalizer for name in sums})
 
 
 def flatten_layers(outputs: DetectorOutput) -> tuple[Tensor, Tensor, list[int]]:
-    """Logits (B, A, K) and boxes (B, A, 4) of all candidates, and how many each of S sets has.
-
-    Three layers of 2 x 300 queries and 2 x 250 proposals: A = 2300, [600, 600, 600, 500].
-    """
+    """Logits (B, A, K) and boxes (B, A, 4) of all candidates, and how many each layer has (S,)."""
     logits = [*outputs.logits, outputs.proposal_logits]
     boxes = [*outputs.boxes, outputs.proposal_boxes]
     lengths = [part.shape[1] for part in logits]
@@ -165,7 +164,7 @@ class _ClassLoss(torch.autograd.Function):
 
 
 def mean_count(count: int, device: torch.device) -> Tensor:
-    """The mean of all ranks' counts, as if there were one target at least in all.
+    """The mean `count` of a rank, of 1 at least in all.
 
     Divided by it, the ranks' mean gradient is that of one batch that holds all ranks' images.
     """

@@ -40,8 +40,7 @@ def mask_losses(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and dice loss (S,) of each layer: means over points, summed over its pairs.
 
-    `ratio` is that of a mask's cells to its points. A target without an outline ("has_mask" False)
-    adds nothing.
+    A mask has `ratio` cells for each point. A target of which "has_mask" is False adds nothing.
     """
     height, width = features.spatial[0].shape[-2:]
     num_points = max(height, height * width // ratio)
@@ -88,8 +87,7 @@ def mask_costs(
 ) -> list[Tensor]:
     """What its mask adds to a candidate's cost for a target, (T, A) of each image.
 
-    All masks are compared at the same random points, with the weights of the loss terms. A target
-    without an outline adds 0.
+    All masks are compared at the same random points. A target of which "has_mask" is False adds 0.
     """
     height, width = features.spatial[0].shape[-2:]
     device = features.spatial[0].device
@@ -112,7 +110,7 @@ def mask_costs(
 
 
 def has_mask(target: Mapping[str, Tensor]) -> Tensor:
-    """Which objects of a target have an outline, (T,) bool: all, where "has_mask" is missing."""
+    """Which objects of an image have a mask, (T,) bool: all, where "has_mask" is missing."""
     return target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool))
 
 
@@ -128,7 +126,7 @@ def logits_at_points(
 
 
 class _LogitsAtPoints(torch.autograd.Function):
-    # Written out, since automatic differentiation would keep every mask (M, h, w).
+    # Automatic differentiation would keep every mask (M, h, w).
 
     @staticmethod
     def forward(
@@ -169,7 +167,7 @@ class _LogitsAtPoints(torch.autograd.Function):
 
 @torch.no_grad()
 def uncertain_points(masks: Tensor, count: int) -> Tensor:
-    """Points (M, count, 2) for mask logits (M, 1, h, w), most of them where a logit is near 0.
+    """Points (M, count, 2), most where the mask logits (M, 1, h, w) are nearest to 0.
 
     Of 3 * count random points those 0.75 * count with the least |logit|; the rest lie anywhere.
     """
@@ -182,10 +180,7 @@ def uncertain_points(masks: Tensor, count: int) -> Tensor:
 
 
 def bilinear_at(maps: Tensor, points: Tensor) -> Tensor:
-    """Maps (n, C, h, w) at points (n, P, 2): (n, C, P), at least float32.
-
-    Past the centres of the outermost cells a map goes on as it is there.
-    """
+    """Maps (n, C, h, w) at points (n, P, 2): (n, C, P), at least float32; flat at the border."""
     maps = at_least_float32(maps)
     grid = (2 * points[:, None] - 1).to(maps.dtype)
     found = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
