@@ -60,9 +60,8 @@ def predict(
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            f"{out}: not an empty folder; nothing is overwritten, choose another --out"
-        )
+        text = "not an empty folder; nothing is overwritten, choose another --out"
+        raise InputError(f"{out}: {text}")
     images = list(expand(sources))
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
     stream = detector.predict_stream(images, threshold, batch_size, on_error="skip")
@@ -76,11 +75,9 @@ def predict(
     told = f"{len(records)} images, {count} objects: {out / JSON_NAME}"
     Console().print(told, soft_wrap=True, highlight=False)
     if unread:
-        share, names = (
-            f"{len(unread)} of {len(records)}",
-            (str(image["source"]) for image in unread),
-        )
-        raise RunError(f"{share} images could not be read, the others are done: {', '.join(names)}")
+        share = f"{len(unread)} of {len(records)} images"
+        names = ", ".join(str(record["source"]) for record in unread)
+        raise RunError(f"{share} could not be read, the others are done: {names}")
 
 
 def _numbered(stem: str, ending: str = "") -> Iterator[str]:

@@ -18,10 +18,7 @@ from rfdetr.models.proposals import Memory
 
 
 class GroupSelfAttention(nn.Module):
-    """Self-attention among the queries of each group (Group DETR, arXiv 2207.13085).
-
-    Groups never see each other: training with G of them is like training G equal decoders.
-    """
+    """Self-attention inside each query group; groups never see each other (arXiv 2207.13085)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -33,10 +30,7 @@ class GroupSelfAttention(nn.Module):
         init_linears(self)
 
     def forward(self, content: Tensor, position: Tensor, groups: int) -> Tensor:
-        """`content` and `position` (B, GQ, C) -> (B, GQ, C).
-
-        Query and key are made of content + position, the value of the content alone.
-        """
+        """(B, GQ, C) twice -> (B, GQ, C): query and key of content + position, value of content."""
         batch, _, width = content.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
         both = F.linear(content + position, weight[: 2 * width], bias[: 2 * width])
@@ -94,9 +88,9 @@ class DeformableAttention(nn.Module):
         return self.output_proj(summed.view(query.shape[0], -1, query.shape[1]).transpose(1, 2))  # type: ignore[no-any-return]
 
     def sampling_locations(self, query: Tensor, references_cxcywh: Tensor) -> Tensor:
-        """Where to sample, relative to a level's map: (B, GQ, heads, levels, P, 2), x then y.
+        """Where to sample: (B, GQ, heads, levels, P, 2) x, y relative to the map, at least float32.
 
-        At least float32. An offset of P reaches half of the reference box's side.
+        An offset of P reaches half of the reference box's side.
         """
         shape = (self.heads, self.levels, self.points, 2)
         offsets = at_least_float32(self.sampling_offsets(query).unflatten(-1, shape))

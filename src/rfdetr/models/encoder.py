@@ -1,11 +1,11 @@
 """Windowed DINOv2 vision transformer (arXiv 2304.07193), the detector's encoder.
 
-It differs from plain DINOv2 in two ways. Most blocks attend inside windows of the image, and each
-window has its own copy of the class token (and of the register tokens, which carry no position).
-The states after several blocks are the output, not the last one alone.
+It differs from plain DINOv2 in two ways. Most blocks attend inside windows of the image, and the
+states after several blocks are the output, not the last one alone.
 
-Letters as in `rfdetr.models`; an image is cut into windows x windows, N tokens each: a class token,
-the registers, the window's patches. A row of a batch of tokens is a window: (B windows^2, N, D).
+Letters as in `rfdetr.models`. An image is cut into windows x windows of N tokens: a copy of the
+class token, of the registers (which carry no position), and the window's patches. A row of a batch
+of tokens is a window: (B windows^2, N, D).
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Encoder(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         # Part of DINOv2 and of its published files; plays no part in detection.
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
-        registers = nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
-        self.register_tokens = registers
+        registers = torch.empty(1, num_registers, width)
+        self.register_tokens = nn.Parameter(registers) if num_registers else None
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + position_grid**2, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         # Blocks after the last output are not run; ranks would wait for their gradients.
@@ -137,10 +137,8 @@ class Encoder(nn.Module):
         (height, width), patch = images.shape[-2:], self.patch_size
         step = patch * self.num_windows
         if height % step or width % step:
-            raise InputError(
-                f"image height {height} and width {width} must be multiples of "
-                f"patch_size {patch} x num_windows {self.num_windows} = {step}"
-            )
+            rule = f"multiples of patch_size {patch} x num_windows {self.num_windows} = {step}"
+            raise InputError(f"image height {height} and width {width} must be {rule}")
         return height // patch, width // patch
 
     def embed(self, images: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""From predictions to detections in pixels, the same for training, prediction and export.
-
-Letters as in `rfdetr.models`; n = `num_select` detections of an image.
-"""
+"""From predictions to n = `num_select` detections in pixels. Letters as in `rfdetr.models`."""
 
 from __future__ import annotations
 
