@@ -1,6 +1,4 @@
-"""The little that the library itself says on the console: rows of (name, value), progress where
-somebody watches.
-"""
+"""The one place that prints outside `cli/`: rows of (name, value), progress bars, log lines."""
 
 from __future__ import annotations
 
@@ -8,15 +6,16 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
 
 def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Prints the title and the rows with their values aligned; a long value is one line, so that it
-    can be copied.
-    """
+    """Prints the title and the rows, values aligned; each is one line, so that it can be copied."""
     from rich.console import Console
     from rich.text import Text
 
@@ -30,16 +29,28 @@ def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def with_progress(items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """The same items, with a bar and the time left on a terminal's error stream."""
+    """The same items, with a bar and the time left on the error stream if it is a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    return (
-        track(items, title, total, console=console, transient=True)
-        if console.is_terminal
-        else items
+    watched = console.is_terminal
+    return track(items, title, total, console=console, transient=True) if watched else items
+
+
+def download_bar() -> Progress:
+    """A bar with size, speed and time left on the error stream; nothing if it is no terminal."""
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    parts = (
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
     )
+    columns = progress.TextColumn("{task.description}"), progress.BarColumn(), *parts
+    return progress.Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 class LineHandler(logging.StreamHandler[Any]):
@@ -53,8 +64,7 @@ class LineHandler(logging.StreamHandler[Any]):
 
 @contextlib.contextmanager
 def lines_shown() -> Iterator[None]:
-    """Prints what the package logs while the block runs, warnings too, unless the program has set
-    up `logging` itself.
+    """Prints what the package logs while the block runs, unless the program has set up `logging`.
 
     A program that never heard of `logging` so sees each epoch; one that did sees each line once,
     where it wants it.

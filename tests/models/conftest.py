@@ -22,9 +22,13 @@ def _same_numbers_every_time() -> None:
 
 @pytest.fixture
 def make_detector() -> Callable[..., Detector]:
-    """`make_detector(num_queries=100, ...)`: the small network with some settings changed."""
+    """`make_detector(num_queries=100, ...)`: the small network with some settings changed.
 
-    def make(**changes: Any) -> Detector:
+    Fresh weights hide much: offsets, attention weights and box deltas do not depend on the input
+    yet. So all weights are stirred, unless `stir=False`.
+    """
+
+    def make(stir: bool = True, **changes: Any) -> Detector:
         settings: dict[str, Any] = {
             "out_feature_indexes": [2, 4],
             "patch_size": 8,
@@ -38,18 +42,12 @@ def make_detector() -> Callable[..., Detector]:
             "group_detr": 2,
             "num_classes": 3,
         }
-        detector = build_detector(
-            ModelConfig(**(settings | changes)), EncoderDims(width=24, depth=6, heads=2)
-        )
-        _stir(detector)
+        dims = EncoderDims(width=24, depth=6, heads=2)
+        detector = build_detector(ModelConfig(**(settings | changes)), dims)
+        if stir:
+            with torch.no_grad():
+                for parameter in detector.parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
         return detector
 
     return make
-
-
-@torch.no_grad()
-def _stir(detector: Detector) -> None:
-    # Fresh weights hide much: offsets, attention weights and box deltas do not depend on the input
-    # yet.
-    for parameter in detector.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))

@@ -163,20 +163,21 @@ def test_a_network_of_bfloat16_weights_runs(make_detector: Callable[..., Detecto
     assert all(x.dtype == torch.float32 and x.isfinite().all() for x in predictions(output))
 
 
-def test_reset_head_changes_the_class_heads_and_nothing_else(
+def test_fresh_heads_are_unsure_and_those_of_the_proposals_equal_them(
     make_detector: Callable[..., Detector],
 ) -> None:
-    detector = make_detector()
-    before = {name: p.clone() for name, p in detector.state_dict().items()}
-    detector.reset_head(7)
-    for name, tensor in detector.state_dict().items():
-        if "class_head" not in name:
-            assert torch.equal(tensor, before[name])
+    detector = make_detector(stir=False, num_classes=7)
     assert detector.class_head.weight.shape == (8, 16)
     assert_close(detector.class_head.bias.sigmoid(), torch.full((8,), 0.01))
-    for group in range(2):
-        assert torch.equal(detector.proposals.class_head.weight[group], detector.class_head.weight)
-    assert detector(torch.randn(IMAGES)).logits.shape[-1] == 8
+    heads = detector.proposals.class_head, *detector.proposals.box_head.layers
+    shared = detector.class_head, *detector.box_head.layers
+    for mine, source in zip(heads, shared, strict=True):
+        for group in range(2):
+            assert torch.equal(mine.weight[group], source.weight)
+            assert torch.equal(mine.bias[group], source.bias)
+    output = detector(torch.randn(IMAGES))
+    assert output.logits.shape[-1] == output.proposal_logits.shape[-1] == 8
+    assert torch.equal(detector.box_head.layers[-1].weight, torch.zeros(4, 16))
 
 
 def test_one_graph_captures_the_forward_pass(make_detector: Callable[..., Detector]) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from rfdetr.models.layers import ChannelNorm, attention, linear_of
+from rfdetr.models.layers import ChannelNorm, attention, linear_of_recomputed
 
 
 def test_attention_in_bfloat16_training_agrees_with_the_fused_kernel() -> None:
@@ -39,7 +39,7 @@ def test_what_is_computed_again_is_not_kept_and_changes_no_gradient() -> None:
     def kept_and_gradients(linear: nn.Linear) -> tuple[int, tuple[Tensor, ...]]:
         kept: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            result = linear_of(cheap, x, linear)
+            result = linear_of_recomputed(cheap, x, linear)
         gradients = torch.autograd.grad(result.square().sum(), (x, linear.weight, linear.bias))
         same = [
             tensor.numel() == x.numel() and torch.equal(tensor.reshape(x.shape), cheap(x))

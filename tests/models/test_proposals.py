@@ -9,7 +9,7 @@ from rfdetr.models.proposals import Proposals, cell_boxes, flatten_levels
 
 
 def make_proposals(num_queries: int = 5, groups: int = 3) -> Proposals:
-    proposals = Proposals(hidden_dim=8, num_logits=4, num_queries=num_queries, groups=groups)
+    proposals = Proposals(width=8, num_logits=4, num_queries=num_queries, groups=groups)
     with torch.no_grad():
         for parameter in proposals.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

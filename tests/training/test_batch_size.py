@@ -105,7 +105,6 @@ def test_the_trial_changes_nothing(
     )
     assert all(parameter.grad is None for parameter in run.module.parameters())
     assert torch.equal(torch.random.get_rng_state(), generator)
-    assert run.module.criterion.across_ranks
 
 
 def test_a_loader_of_ones_own_has_its_own_batch_size(make_run: Callable[..., Any]) -> None:

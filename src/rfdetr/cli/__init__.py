@@ -1,5 +1,6 @@
-"""The `rfdetr` command: thin over the Python interface, one file per verb. Exit codes: 1 failure, 2
-bad input.
+"""The `rfdetr` command: thin over the Python interface, one file per verb.
+
+Exit codes: 0 done, 1 the work failed, 2 what was asked for cannot be, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ app = App(
 for verb in (train, evaluate, predict, check, verify_resume, info):
     app.command(verb)
 
-
 # What the command line asks for, or a file it names, cannot be: exit code 2.
 _BAD_INPUT = (
     *(CycloptsError, InputError, ConnectionError),
     *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError),
 )
+# Work has failed for a reason that the message explains: exit code 1.
+_FAILED = RunError, MissingPackageError, OSError, FloatingPointError, MemoryError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the result is the exit code. A failure is one line on the error stream.
+    """Run the command line `arguments` (`sys.argv` by default); the result is the exit code.
 
-    An error that is none of ours (`rfdetr.errors`), nor the system's about a file, the network or
-    memory, is a bug: its traceback is shown.
+    A failure is one line on the error stream. An error that is none of ours (`rfdetr.errors`), nor
+    the system's about a file, the network or memory, is a bug: its traceback is shown too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
@@ -54,35 +56,21 @@ def main(arguments: list[str] | None = None) -> int:
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+        return 0
     except _BAD_INPUT as error:
-        return _complain(one_line(error), 2)
-    except KeyboardInterrupt as error:  # one that is a SystemExit too has told its line
-        return 130 if isinstance(error, SystemExit) else _complain("interrupted", 130)
+        text, code = one_line(error), 2
+    except KeyboardInterrupt as error:
+        if isinstance(error, SystemExit):  # a run that was stopped has told its line
+            return 130
+        text, code = "interrupted", 130
     except Exception as error:  # noqa: BLE001 - told, and ends the process
-        if _is_failure(error):
-            return _complain(one_line(error), 1)
-        traceback.print_exception(error)
-        return _complain(
-            "this is a bug, not a fault of yours: please report this with the lines above", 1
-        )
-    return 0
+        text, code, expected = one_line(error), 1, isinstance(error, _FAILED)
+        if not expected and isinstance(error, RuntimeError):
+            from rfdetr.training.memory import is_out_of_memory  # of a CPU: it has no class
 
-
-def _is_failure(error: Exception) -> bool:
-    """Whether work has failed for a reason that its message explains."""
-    if isinstance(
-        error, RunError | MissingPackageError | OSError | FloatingPointError | MemoryError
-    ):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    from rfdetr.training.memory import (
-        is_out_of_memory,  # torch's own error of a CPU is a plain RuntimeError
-    )
-
-    return is_out_of_memory(error)
-
-
-def _complain(text: str, code: int) -> int:
+            expected = is_out_of_memory(error)
+        if not expected:
+            traceback.print_exception(error)
+            text = "this is a bug, not a fault of yours: please report this with the lines above"
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"rfdetr: {text}", markup=False)
     return code

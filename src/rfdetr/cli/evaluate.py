@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from rfdetr.cli.options import Dataset
+
 
 def evaluate(  # noqa: PLR0913 (each is an option)
     checkpoint: str,
-    dataset: Annotated[Path, Parameter(name=["--dataset-dir", "--dataset", "--data"])],
+    dataset: Annotated[Path, Dataset],
     /,
     *,
     split: str = "test",
@@ -32,7 +34,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     split
         "train", "valid" or "test".
     dataset_file
-        Layout of the folder: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.
+        Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.
     batch_size
         Images at a time.
     device

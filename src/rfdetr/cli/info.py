@@ -17,14 +17,8 @@ from rfdetr.checks import check_path
 from rfdetr.console import show_rows
 
 PACKAGES = (
-    "torch",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "supervision",
-    "pytorch-lightning",
-    "hotcoco",
-    "scipy",
+    *("torch", "numpy", "pillow", "simplejpeg", "supervision"),
+    *("pytorch-lightning", "hotcoco", "scipy"),
 )
 
 
@@ -51,11 +45,8 @@ def _environment() -> dict[str, str]:
     from rfdetr.inference.predictor import best_device
     from rfdetr.weights.download import cache_dir
 
-    rows = {
-        "rfdetr": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-    }
+    rows = {"rfdetr": __version__, "python": platform.python_version()}
+    rows["system"] = platform.platform()
     for package in PACKAGES:
         try:
             rows[package] = importlib.metadata.version(package)
@@ -89,6 +80,7 @@ def _checkpoint(name: str) -> dict[str, str]:
 
 
 def _show_dataset(folder: Path) -> None:
+    """Prints how many boxes of each class, and how many images, each split has."""
     import numpy as np
 
     from rfdetr.data.layout import find_splits, load_index
@@ -97,18 +89,12 @@ def _show_dataset(folder: Path) -> None:
     indexes = {split: load_index(layout, split) for split in layout.splits}
     table = Table(title=f"{folder}: {layout.format}", title_justify="left")
     table.add_column("boxes of class")
-    for split in indexes:
+    counts = []  # by name: splits may list other classes, or the same in another order
+    for split, index in indexes.items():
         table.add_column(split, justify="right")
-    counts = [  # by name: splits may list other classes, or the same in another order
-        dict(
-            zip(
-                index.class_names,
-                np.bincount(index.labels, minlength=len(index.class_names)),
-                strict=True,
-            )
-        )
-        for index in indexes.values()
-    ]
+        names = index.class_names
+        boxes = np.bincount(index.labels, minlength=len(names))
+        counts.append(dict(zip(names, boxes, strict=True)))
     for name in dict.fromkeys(chain.from_iterable(counts)):
         table.add_row(name, *(str(count.get(name, "not listed")) for count in counts))
     table.add_section()

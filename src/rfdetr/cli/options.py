@@ -5,53 +5,34 @@ Precedence: option > file of `--config` > default. `key=value` is read as `--key
 
 from __future__ import annotations
 
-import ast
-import difflib
-import inspect
-import itertools
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
-from rfdetr.checks import short
+from rfdetr.checks import nearest, short
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.config.fields import fault_lines
 from rfdetr.errors import InputError
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
+Dataset = Parameter(name=["--dataset-dir", "--dataset", "--data"])
 
 
-def field_notes(config: type[BaseModel]) -> dict[str, str]:
-    """The line of documentation under each field of a class of `rfdetr.config`."""
-    return {
-        name: note
-        for cls in config.__mro__[::-1]
-        if "rfdetr" in cls.__module__
-        for name, note in _notes(cls)
-    }
-
-
-def _notes(config: type[Any]) -> Iterator[tuple[str, str]]:
-    tree = ast.parse(inspect.getsource(sys.modules[config.__module__]))
-    body = next(
-        node.body
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == config.__name__
-    )
-    for field, note in itertools.pairwise(body):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(note, ast.Expr)
-            and isinstance(note.value, ast.Constant)
-            and isinstance(note.value.value, str)
-        ):
-            yield field.target.id, note.value.value
+def options_of(config: type[BaseModel], group: Group, *, without: str = "") -> Any:
+    """A class with the fields of `config` but for `without` as options; unset if not given."""
+    annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
+    fields: dict[str, Any] = {}
+    for name, field in config.model_fields.items():
+        shows = config is not ModelConfig and field.default is not None  # variants have their own
+        note = f"{field.description} [default: {field.default}]" if shows else field.description
+        kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
+        kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
+        fields[name] = (kind, Field(None, description=" ".join(str(note).split())))
+    fields.pop(without, None)
+    return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]
 
 
 def _plain(value: Any) -> Any:
@@ -61,47 +42,17 @@ def _plain(value: Any) -> Any:
     return None if value in ("none", "null") else value
 
 
-def options_of(
-    config: type[BaseModel], group: Group, *, without: frozenset[str] = frozenset()
-) -> Any:
-    """A class with every field of `config` as an option; what is not given stays unset, and its
-    default in `config`.
-    """
-    notes = field_notes(config)
-    annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
-    fields: dict[str, Any] = {}
-    for name, field in config.model_fields.items():
-        if name not in without:
-            default = "" if field.default is None else f" [default: {field.default}]"
-            help_text = notes.get(name, "") + ("" if config is ModelConfig else default)
-            kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
-            kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
-            fields[name] = (kind, Field(None, description=help_text))
-    return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]
-
-
-def given(options: BaseModel | None) -> dict[str, Any]:
-    """The options that were on the command line."""
-    return options.model_dump(exclude_unset=True) if options is not None else {}
-
-
-def read_config_file(path: Path | None) -> dict[str, Any]:
+def read_config_file(path: Path) -> dict[str, Any]:
     """Settings of a YAML file: `name: value`, or the config.yaml that a run leaves."""
-    if path is None:
-        return {}
     import yaml
 
+    found: dict[str, Any]
     try:
-        settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path}: cannot be read as YAML: {' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(settings or {}, dict):
-        raise InputError(
-            f"{path}: expected lines of `name: value`, found {type(settings).__name__}"
-        )
-    found: dict[str, Any] = settings or {}
+        raise InputError(f"{path}: cannot be read as YAML: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected lines of `name: value`, found {type(found).__name__}")
     if isinstance(found.get("train"), dict) and isinstance(found.get("model"), dict):
         found = {**found["train"], **found["model"], "model": found.get("variant")}
     try:
@@ -112,14 +63,15 @@ def read_config_file(path: Path | None) -> dict[str, Any]:
 
 
 def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One flat set of settings into those of the model and those of the training."""
+    """One flat set of settings into those of the model and those of the training.
+
+    Raises `InputError` for unknown names, with the nearest known one of each.
+    """
     problems = []
     for name in settings:
         if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
-            near = difflib.get_close_matches(str(name), _FIELDS, n=1)
-            problems.append(
-                f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            near = nearest(str(name), _FIELDS)
+            problems.append(f"no setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     if problems:
         raise InputError("; ".join(problems))
     model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
@@ -127,11 +79,11 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def known_model(name: Any) -> str:
-    """The same name, of a variant."""
+    """The same name, if it is a variant's; else `InputError` with the nearest one."""
     if isinstance(name, str) and name in VARIANTS:
         return name
-    near = difflib.get_close_matches(short(name).strip("'"), VARIANTS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"the models are {', '.join(VARIANTS)}"
+    near = nearest(short(name).strip("'"), VARIANTS)
+    hint = f"did you mean {near!r}?" if near else f"the models are {', '.join(VARIANTS)}"
     raise InputError(f"no model {short(name)}; {hint}")
 
 
@@ -144,8 +96,7 @@ def one_line(error: BaseException) -> str:
 
 
 def dashed(tokens: list[str]) -> list[str]:
-    """`epochs=5` to `--epochs=5`, unless a file has that name."""
-    return [
-        f"--{token}" if re.match(r"[A-Za-z_][\w-]*=", token) and not Path(token).exists() else token
-        for token in tokens
-    ]
+    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name."""
+    setting = re.compile(r"[A-Za-z_][\w-]*=")
+    named = [setting.match(token) and not Path(token).exists() for token in tokens]
+    return [f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)]

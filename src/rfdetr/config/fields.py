@@ -71,7 +71,11 @@ class StrictConfig(BaseModel):
     """Rejects unknown fields by name, with the nearest known one or where they belong."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     PLACE: ClassVar[

@@ -1,15 +1,18 @@
-"""The training loss: every decoder layer and the encoder stage, matched and computed at once, named
-at the end.
+"""The training loss: classes, boxes and masks of every decoder layer and of the proposals.
 
-Classes by IoU-aware binary cross-entropy, as in LW-DETR (arXiv 2406.03459), boxes by L1 and GIoU,
-masks as `masks` says; queries in groups that each answer for all targets (Group DETR, arXiv
-2207.13085). Letters as in `matcher`; S stages: the decoder layers, then the encoder's proposals.
-The candidates of an image are the queries of all stages in that order.
+Classes by IoU-aware binary cross-entropy as in LW-DETR (arXiv 2406.03459), boxes by L1 and GIoU as
+in DETR (2005.12872), masks as in `masks`. Each query group answers for all targets (Group DETR,
+2207.13085). Letters as in `rfdetr.models`. All S sets of predictions are judged at once: put one
+after another they are the A candidates of an image,
+
+    layer 0: group 0 (Q), group 1 (Q), ... | layer 1: ... | proposals: group 0 (k), group 1 (k), ...
+
+The proposals count as one more layer here, the last of S.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,13 +27,11 @@ from rfdetr.geometry.boxes import (
     elementwise_iou,
 )
 from rfdetr.losses.masks import mask_costs, mask_losses
-from rfdetr.losses.matcher import match
+from rfdetr.losses.matcher import Targets, match
 from rfdetr.models.detector import DetectorOutput
 
-IOU_SHARE = (
-    0.75  # a matched class aims at p^0.25 IoU^0.75: a score that also tells how well the box fits
-)
-LEAST_AIM = 0.01
+IOU_SHARE = 0.75  # of the target score p^0.25 IoU^0.75: it tells how well the box fits, too
+LOWEST_TARGET = 0.01
 
 
 class Criterion(nn.Module):
@@ -52,10 +53,6 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.group_detr = group_detr
-        self.across_ranks = True
-        """Whether training divides by the mean number of objects over all ranks, which all must be
-        there for.
-        """
         self.mask_point_sample_ratio = mask_point_sample_ratio
         self.weights = {
             "loss_ce": cls_loss_coef,
@@ -66,130 +63,110 @@ class Criterion(nn.Module):
         }
 
     def forward(
-        self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]
+        self, outputs: DetectorOutput, targets: Targets, across_ranks: bool = True
     ) -> dict[str, Tensor]:
-        """Terms `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, `_0`, `_1`, ... of those
-        before it, `_enc`.
+        """Scalars `loss_ce`, ... of the last layer, `loss_ce_0`, ... before it, `loss_ce_enc`.
 
         A target has "labels" (T,) and "boxes" (T, 4) cxcywh relative to the image, on the outputs'
-        device. Outputs with masks have `loss_mask_ce` and `loss_mask_dice` too, and need targets
-        with "masks" (T, h, w) of the whole image, of one size in a batch and any type, and
-        "has_mask" (T,) bool where some objects have none.
+        device. Outputs with masks need targets with "masks" (T, H, W) of any type, of one size in a
+        batch, and "has_mask" (T,) bool where some objects have none. All terms are divided by the
+        number of targets; in training by its mean over all ranks, which all must call this
+        together, unless `across_ranks` is False.
         """
-        # Costs and losses are exact in float32 whatever the network ran in: what autocast would
-        # round is small anyway.
-        with torch.autocast(outputs.logits.device.type, enabled=False):
-            return self._terms(outputs, targets)
-
-    def _terms(
-        self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
         groups = self.group_detr if self.training else 1
-        logits = at_least_float32(
-            torch.cat((*outputs.logits, outputs.proposal_logits), dim=1)
-        )  # (B, C, K)
-        boxes = at_least_float32(
-            torch.cat((*outputs.boxes, outputs.proposal_boxes), dim=1)
-        )  # (B, C, 4)
-        layers, _, queries = outputs.logits.shape[:3]
-        lengths = [
-            *[queries] * layers,
-            outputs.proposal_logits.shape[1],
-        ]  # candidates of each stage
-        blocks = [length // groups for length in lengths for _ in range(groups)]
+        ratio, weights = self.mask_point_sample_ratio, self.weights
+        # Costs and losses are exact in float32 whatever the network ran in: autocast gains nothing.
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            # Who answers for which target.
+            logits, boxes, lengths = flatten_layers(outputs)
+            costs = None
+            if outputs.masks:
+                factors = weights["loss_mask_ce"], weights["loss_mask_dice"]
+                costs = mask_costs(outputs.masks, targets, ratio, *factors)
+            block_sizes = [length // groups for length in lengths for _ in range(groups)]
+            matches = match(logits, boxes, targets, block_sizes, costs)
+            image, candidate, target = matches
+            labels = torch.cat([t["labels"] for t in targets])[target]  # (M,)
+            truth = torch.cat([t["boxes"] for t in targets])[target]  # (M, 4)
 
-        ratio = self.mask_point_sample_ratio
-        other_costs = None
-        if outputs.masks:
-            weights = {
-                "ce_weight": self.weights["loss_mask_ce"],
-                "dice_weight": self.weights["loss_mask_dice"],
+            # What each pair and each candidate costs, and the sums of every layer, (S,) each.
+            l1, giou, iou = box_losses(boxes[image, candidate], truth)
+            ce = class_loss(logits, (image, candidate, labels), iou)
+            none = ce.new_zeros(len(lengths))
+            layer = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))  # (A,)
+            layer = layer.to(ce.device)
+            sums = {
+                "loss_ce": none.index_add(0, layer, ce),
+                "loss_bbox": none.index_add(0, layer[candidate], l1),
+                "loss_giou": none.index_add(0, layer[candidate], giou),
             }
-            other_costs = mask_costs(outputs.masks, targets, ratio, **weights)
-        image, candidate, target = matches = match(logits, boxes, targets, blocks, other_costs)
-        labels = torch.cat([t["labels"] for t in targets])[target]
-        boxes_xyxy = cxcywh_to_xyxy(matched_boxes := boxes[image, candidate])
-        target_xyxy = cxcywh_to_xyxy(
-            target_boxes := torch.cat([t["boxes"] for t in targets])[target]
-        )
-        iou, _ = elementwise_iou(boxes_xyxy, target_xyxy)
+            if outputs.masks:
+                masks = mask_losses(outputs.masks, targets, matches, groups, ratio)
+                sums["loss_mask_ce"], sums["loss_mask_dice"] = masks
 
-        stage = (
-            torch.arange(layers + 1).repeat_interleave(torch.tensor(lengths)).to(logits.device)
-        )  # (C,)
-        sums = {
-            "loss_ce": _sum_by(
-                stage, class_loss(logits, (image, candidate, labels), iou.detach()), layers + 1
-            ),
-            "loss_bbox": _sum_by(
-                stage[candidate], (matched_boxes - target_boxes).abs().sum(dim=-1), layers + 1
-            ),
-            "loss_giou": _sum_by(
-                stage[candidate], 1 - elementwise_giou(boxes_xyxy, target_xyxy), layers + 1
-            ),
-        }
-        if outputs.masks:
-            sums["loss_mask_ce"], sums["loss_mask_dice"] = mask_losses(
-                outputs.masks, targets, matches, groups, ratio
-            )
-        count = groups * sum(len(t["labels"]) for t in targets)
-        # In evaluation ranks may have different numbers of batches: one that asked the others could
-        # wait forever.
-        asks = self.training and self.across_ranks
-        n = _share_of_all(count, logits.device) if asks else max(count, 1)
-        suffixes = [*(f"_{layer}" for layer in range(layers - 1)), "", "_enc"]
-        return {
-            name + suffix: self.weights[name] * value / n
-            for name, values in sums.items()
-            for suffix, value in zip(suffixes, values, strict=True)
-        }
+            # The mean over targets. In evaluation ranks may have different numbers of batches: one
+            # that asks the others for their targets would wait forever.
+            count = groups * sum(len(t["labels"]) for t in targets)
+            shared = self.training and across_ranks
+            normalizer = mean_count(count, ce.device) if shared else max(count, 1)
+            return name_terms({name: weights[name] * sums[name] / normalizer for name in sums})
+
+
+def flatten_layers(outputs: DetectorOutput) -> tuple[Tensor, Tensor, list[int]]:
+    """Logits (B, A, K) and boxes (B, A, 4) of all candidates, and how many each layer has (S,)."""
+    logits = [*outputs.logits, outputs.proposal_logits]
+    boxes = [*outputs.boxes, outputs.proposal_boxes]
+    lengths = [part.shape[1] for part in logits]
+    return at_least_float32(torch.cat(logits, 1)), at_least_float32(torch.cat(boxes, 1)), lengths
+
+
+def box_losses(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L1 and 1 - GIoU of matched boxes (M, 4), and their IoU without gradient: (M,) each."""
+    boxes_xyxy, targets_xyxy = cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(targets_cxcywh)
+    iou, _ = elementwise_iou(boxes_xyxy, targets_xyxy)
+    l1 = (boxes_cxcywh - targets_cxcywh).abs().sum(dim=-1)
+    return l1, 1 - elementwise_giou(boxes_xyxy, targets_xyxy), iou.detach()
 
 
 def class_loss(logits: Tensor, matched: tuple[Tensor, Tensor, Tensor], iou: Tensor) -> Tensor:
-    """IoU-aware binary cross-entropy of logits (B, C, K), summed over images and classes: (C,).
+    """IoU-aware binary cross-entropy of `logits` (B, A, K), summed over images and classes: (A,).
 
-    At the `matched` indexes (image, candidate, class) the aim is a mix t of the score p and the
-    box's IoU (M,), and the loss t * -log(p) + (1 - t) * -log(1 - p); everywhere else it is p^2 *
-    -log(1 - p). t is a constant, p^2 is not.
+    With p = sigmoid(logit), every logit costs p^2 * -log(1 - p), but for those at the indexes
+    `matched` (image, candidate, class), (M,) each. Their target score is t = p^0.25 IoU^0.75, with
+    `iou` (M,), and they cost t * -log(p) + (1 - t) * -log(1 - p). t is a constant, p^2 is not.
     """
     return _ClassLoss.apply(logits, matched, iou)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ClassLoss(torch.autograd.Function):
-    # Its slope is known where its value is, and kept alone: automatic differentiation would keep
-    # six tensors this large, and this is by far the largest part of the loss.
+    # The gradient is computed with the value, and kept alone: automatic differentiation would keep
+    # six tensors (B, A, K), and this is by far the largest part of the loss.
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, matched: tuple[Tensor, Tensor, Tensor], iou: Tensor
     ) -> Tensor:
         p, loss = logits.sigmoid(), F.softplus(logits)  # softplus(x) = -log(1 - p)
-        slope = (1 - p).mul_(loss).mul_(2).add_(p)
-        matched_logits, matched_p = logits[matched], p[matched]
-        aim = (matched_p ** (1 - IOU_SHARE) * iou**IOU_SHARE).clamp(min=LEAST_AIM)
-
+        gradient = (1 - p).mul_(loss).mul_(2).add_(p)  # of p^2 softplus(x), but for a factor p^2
+        x, score = logits[matched], p[matched]
+        target = (score ** (1 - IOU_SHARE) * iou**IOU_SHARE).clamp(min=LOWEST_TARGET)
         p.square_()
-        loss.mul_(p)[matched] = F.binary_cross_entropy_with_logits(
-            matched_logits, aim, reduction="none"
-        )
-        slope.mul_(p)[matched] = matched_p - aim
-        ctx.save_for_backward(slope)
+        loss.mul_(p)[matched] = F.binary_cross_entropy_with_logits(x, target, reduction="none")
+        gradient.mul_(p)[matched] = score - target
+        ctx.save_for_backward(gradient)
         return loss.sum(dim=(0, 2))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * gradient[:, None], None, None
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * of_loss[:, None], None, None
 
 
-def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return values.new_zeros(size).index_add(0, index, values)
+def mean_count(count: int, device: torch.device) -> Tensor:
+    """The mean `count` of a rank, of 1 at least in all.
 
-
-def _share_of_all(count: int, device: torch.device) -> Tensor:
-    """The mean count of a rank, of at least one in all: what makes the mean gradient that of one
-    batch over all.
+    Divided by it, the ranks' mean gradient is that of one batch that holds all ranks' images.
     """
     total = torch.tensor(float(count), dtype=torch.float32, device=device)
     ranks = 1
@@ -197,3 +174,12 @@ def _share_of_all(count: int, device: torch.device) -> Tensor:
         torch.distributed.all_reduce(total)
         ranks = torch.distributed.get_world_size()
     return total.clamp(min=1) / ranks
+
+
+def name_terms(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Terms (S,) each to scalars: `x` of S = 3 to `x_0`, `x` (the last layer's) and `x_enc`."""
+    named: dict[str, Tensor] = {}
+    for name, values in terms.items():
+        suffixes = [*(f"_{layer}" for layer in range(len(values) - 2)), "", "_enc"]
+        named |= {name + end: value for end, value in zip(suffixes, values, strict=True)}
+    return named

@@ -1,10 +1,10 @@
-"""Mask losses and costs at points, never over whole masks (PointRend, arXiv 1912.08193;
-Mask2Former, 2112.01527).
+"""Mask losses and costs at points, never over whole masks.
 
-C channels, (H, W) the masks' size, P points (x, y) in [0, 1] of the image, T targets of an image, M
-matched pairs. Masks are formed for the matched queries of one image and one stage, sampled, and let
-go: their slope is put together from the points' alone, so that memory grows with matches, not with
-queries or layers.
+As in PointRend (arXiv 1912.08193) and Mask2Former (2112.01527). Letters as in `rfdetr.models`;
+points (x, y) lie in [0, 1] of the image. A mask (h, w) is formed for matched queries only, those of
+one image and one layer at a time: its logits at P points are read, and the mask is thrown away. The
+backward pass needs the gradient at these points and the factors of the mask, not the mask. So
+memory grows with M * P, not with queries or layers.
 """
 
 from __future__ import annotations
@@ -19,147 +19,123 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rfdetr.geometry.boxes import at_least_float32
-from rfdetr.losses.matcher import Matches
+from rfdetr.losses.matcher import Matches, Targets
 from rfdetr.models.segmentation import MaskFeatures
 
 OVERSAMPLING = 3  # points looked at for each that is used
 UNCERTAIN_SHARE = 0.75  # of the points used; the rest lie anywhere
 
 
-class StageMatches(NamedTuple):
-    """One stage's matched pairs in the order of images: the image's queries, and targets of the
-    whole batch.
-    """
+class LayerMatches(NamedTuple):
+    """One layer's matched pairs, image after image; M here is the number of these pairs."""
 
     counts: list[int]  # pairs of each image
     image: Tensor  # M
-    query: Tensor  # M
-    target: Tensor  # M
+    query: Tensor  # M, among the image's queries of this layer
+    target: Tensor  # M, among the targets of the whole batch
 
 
 def mask_losses(
-    features: MaskFeatures,
-    targets: Sequence[Mapping[str, Tensor]],
-    matches: Matches,
-    groups: int,
-    ratio: int,
+    features: MaskFeatures, targets: Targets, matches: Matches, groups: int, ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice loss of each stage (S,), means over points summed over its matched
-    masks.
+    """Cross-entropy and dice loss (S,) of each layer: means over points, summed over its pairs.
 
-    An object without an outline ("has_mask" False) adds nothing.
+    A mask has `ratio` cells for each point. A target of which "has_mask" is False adds nothing.
     """
     height, width = features.spatial[0].shape[-2:]
     num_points = max(height, height * width // ratio)
     masks = torch.cat([target["masks"] for target in targets])
     known = torch.cat([has_mask(target) for target in targets])
+    lengths = [queries.shape[1] for queries in features.queries]
+    layers = matches_by_layer(matches, lengths, groups, targets)
     sums = []
-    stages = by_stage(matches, [queries.shape[1] for queries in features.queries], groups, targets)
-    for spatial, queries, offsets, (counts, image, query, target) in zip(
-        *features, stages, strict=True
-    ):
-        logits, points = logits_at_points(
-            queries[image, query], offsets[image, query], spatial, counts, num_points
-        )
-        truth = nearest_at(masks, target, points).to(logits.dtype)
+    for spatial, queries, offsets, pairs in zip(*features, layers, strict=True):
+        matched = queries[pairs.image, pairs.query], offsets[pairs.image, pairs.query]
+        logits, points = logits_at_points(*matched, spatial, pairs.counts, num_points)
+        truth = nearest_at(masks, pairs.target, points).to(logits.dtype)
         ce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
-        sums.append(
-            torch.stack((ce, _dice_loss(logits.sigmoid(), truth))) @ known[target].to(logits.dtype)
-        )
-    ce_of_stages, dice_of_stages = torch.stack(sums, dim=1)
-    return ce_of_stages, dice_of_stages
+        p = logits.sigmoid()
+        dice = 1 - (2 * (p * truth).sum(dim=1) + 1) / (p.sum(dim=1) + truth.sum(dim=1) + 1)
+        sums.append(torch.stack((ce, dice)) @ known[pairs.target].to(logits.dtype))
+    ce_of_layers, dice_of_layers = torch.stack(sums, dim=1)
+    return ce_of_layers, dice_of_layers
 
 
-def by_stage(
-    matches: Matches, lengths: Sequence[int], groups: int, targets: Sequence[Mapping[str, Tensor]]
-) -> Iterator[StageMatches]:
-    """The matches of each stage, of `lengths` candidates in so many groups; how many there are
-    follows from the sizes.
+def matches_by_layer(
+    matches: Matches, lengths: Sequence[int], groups: int, targets: Targets
+) -> Iterator[LayerMatches]:
+    """Splits `matches` into those of each of S layers, which have `lengths` candidates an image.
 
-    So nothing is asked of the device.
+    `matches` come image by image, in an image layer by layer. A block of Q candidates and T targets
+    gives min(Q, T) pairs, so all sizes are known here, without waiting for the device.
     """
-    sizes = [
+    sizes = [  # of image 0 layer 0, image 0 layer 1, ...
         groups * min(len(target["labels"]), length // groups)
         for target in targets
         for length in lengths
     ]
-    parts = [torch.split(values, sizes) for values in matches]
-    for stage, first in enumerate(accumulate(lengths[:-1], initial=0)):
-        image, candidate, target = (torch.cat(part[stage :: len(lengths)]) for part in parts)
-        yield StageMatches(sizes[stage :: len(lengths)], image, candidate - first, target)
+    parts = [torch.split(indexes, sizes) for indexes in matches]
+    for layer, first in enumerate(accumulate(lengths[:-1], initial=0)):
+        own = slice(layer, None, len(lengths))
+        image, candidate, target = (torch.cat(part[own]) for part in parts)
+        yield LayerMatches(sizes[own], image, candidate - first, target)
 
 
 @torch.no_grad()
 def mask_costs(
-    features: MaskFeatures,
-    targets: Sequence[Mapping[str, Tensor]],
-    ratio: int,
-    *,
-    ce_weight: float,
-    dice_weight: float,
+    features: MaskFeatures, targets: Targets, ratio: int, ce_weight: float, dice_weight: float
 ) -> list[Tensor]:
-    """What each candidate's mask adds to its cost for each target: (T, C) of each image, at the
-    same random points.
+    """What its mask adds to a candidate's cost for a target, (T, A) of each image.
 
-    The weights are those of the loss terms. It is nothing for an object without an outline.
+    All masks are compared at the same random points. A target of which "has_mask" is False adds 0.
     """
     height, width = features.spatial[0].shape[-2:]
     device = features.spatial[0].device
     points = torch.rand(1, max(1, height * width // ratio), 2, dtype=torch.float32, device=device)
     costs = []
     for image, target in enumerate(targets):
-        truth = nearest_at(
-            target["masks"], torch.arange(len(target["masks"]), device=device), points
-        )
-        stages = []
+        rows = torch.arange(len(target["masks"]), device=device)
+        mask_truth = nearest_at(target["masks"], rows, points)  # T P
+        layers = []
         for spatial, queries, offsets in zip(*features, strict=True):
-            at_points = bilinear_at(spatial[image : image + 1], points)[0].to(
-                queries.dtype
-            )  # (C, P)
-            logits = at_least_float32(queries[image] @ at_points) + offsets[image][:, None]
-            stages.append(_mask_cost(logits, truth, ce_weight, dice_weight))
-        costs.append(torch.where(has_mask(target)[:, None], torch.cat(stages, dim=1), 0.0))
+            at_points = bilinear_at(spatial[image : image + 1], points)[0].to(queries.dtype)  # C P
+            logits = at_least_float32(queries[image] @ at_points) + offsets[image][:, None]  # GQ P
+            truth, p = mask_truth.to(logits.dtype), logits.sigmoid()
+            ce = F.softplus(logits).mean(dim=1) - truth @ logits.T / truth.shape[1]  # T GQ
+            areas = truth.sum(dim=1, keepdim=True) + p.sum(dim=1)
+            dice = 1 - (2 * truth @ p.T + 1) / (areas + 1)
+            layers.append(ce_weight * ce + dice_weight * dice)
+        costs.append(torch.where(has_mask(target)[:, None], torch.cat(layers, dim=1), 0.0))
     return costs
 
 
-def _mask_cost(logits: Tensor, truth: Tensor, ce_weight: float, dice_weight: float) -> Tensor:
-    """Cost (T, Q) of masks with logits (Q, P) for targets (T, P)."""
-    truth, p = truth.to(logits.dtype), logits.sigmoid()
-    ce = F.softplus(logits).mean(dim=1) - truth @ logits.T / truth.shape[1]
-    dice = 1 - (2 * truth @ p.T + 1) / (truth.sum(dim=1, keepdim=True) + p.sum(dim=1) + 1)
-    return ce_weight * ce + dice_weight * dice
-
-
-def _dice_loss(p: Tensor, truth: Tensor) -> Tensor:
-    return 1 - (2 * (p * truth).sum(dim=1) + 1) / (p.sum(dim=1) + truth.sum(dim=1) + 1)
-
-
 def has_mask(target: Mapping[str, Tensor]) -> Tensor:
-    """Which objects have an outline (T,): all, where nothing is said."""
+    """Which objects of an image have a mask, (T,) bool: all, where "has_mask" is missing."""
     return target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool))
 
 
 def logits_at_points(
     queries: Tensor, offsets: Tensor, maps: Tensor, counts: list[int], num_points: int
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits (M, P) of queries (M, C) with offsets (M,) at points (M, P, 2) where they are
-    unsure.
+    """Logits (M, P) of the masks of M queries at points (M, P, 2) where these are uncertain.
 
-    The first counts[0] queries are those of the first of the images, whose maps are (B, C, H, W).
-    Products are taken in the features' precision, everything after in float32.
+    `queries` (M, C), `offsets` (M,), `maps` (B, C, h, w); the first counts[0] queries belong to
+    image 0, and so on. Products are in the precision of `maps`, all after them in float32.
     """
     return _LogitsAtPoints.apply(queries, offsets, maps, counts, num_points)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LogitsAtPoints(torch.autograd.Function):
+    # Automatic differentiation would keep every mask (M, h, w).
+
     @staticmethod
     def forward(
         ctx: Any, queries: Tensor, offsets: Tensor, maps: Tensor, counts: list[int], num_points: int
     ) -> tuple[Tensor, Tensor]:
         parts = []
-        of_images = (torch.split(values, counts) for values in (queries, offsets))
-        for q, b, of_image in zip(*of_images, maps, strict=True):
-            masks = at_least_float32(q @ of_image.flatten(1)) + b[:, None]
+        by_image = (torch.split(values, counts) for values in (queries, offsets))
+        for q, offset, pixels in zip(*by_image, maps, strict=True):
+            masks = at_least_float32(q @ pixels.flatten(1)) + offset[:, None]
             masks = masks.reshape(len(q), 1, *maps.shape[2:])
             points = uncertain_points(masks, num_points)
             parts.append((bilinear_at(masks, points)[:, 0], points))
@@ -171,62 +147,48 @@ class _LogitsAtPoints(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slopes: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, of_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """With d for a gradient: d queries = d masks @ maps^T, d maps = queries^T @ d masks."""
         queries, offsets, maps, points = ctx.saved_tensors
         of_queries = torch.empty_like(queries)
-        of_maps = torch.empty_like(
-            maps, memory_format=torch.channels_last
-        )  # its images' pixels are rows
-        of_images = (
-            torch.split(values, ctx.counts) for values in (slopes, points, queries, of_queries)
-        )
-        for slope, at, q, of_q, of_image, out in zip(*of_images, maps, of_maps, strict=True):
-            of_masks = _slope_of_maps(slope, at, maps.shape[2:]).to(maps.dtype)
-            torch.mm(of_masks, of_image.flatten(1).T, out=of_q)
-            torch.mm(of_masks.T, q, out=out.flatten(1).T)
-        return of_queries, slopes.sum(dim=1).to(offsets.dtype), of_maps, None, None
-
-
-def _slope_of_maps(slope: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
-    """The slope (M, P) of `bilinear_at` as that of the maps (M, H W) it read."""
-    maps = slope.new_zeros(()).expand(len(slope), 1, *size).requires_grad_()
-    with torch.enable_grad():
-        read = bilinear_at(maps, points)[:, 0]
-    return torch.autograd.grad(read, maps, slope)[0].flatten(1)
+        # Channels last: an image's pixels are then the rows of a matrix.
+        of_maps = torch.empty_like(maps, memory_format=torch.channels_last)
+        rows = (torch.split(x, ctx.counts) for x in (of_logits, points, queries, of_queries))
+        for gradient, at, q, of_q, pixels, of_pixels in zip(*rows, maps, of_maps, strict=True):
+            # d masks by differentiating the reading: values do not matter, so all masks are one 0.
+            masks = gradient.new_zeros(()).expand(len(q), 1, *maps.shape[2:]).requires_grad_()
+            with torch.enable_grad():
+                read = bilinear_at(masks, at)[:, 0]
+            of_masks = torch.autograd.grad(read, masks, gradient)[0].flatten(1).to(maps.dtype)
+            torch.mm(of_masks, pixels.flatten(1).T, out=of_q)
+            torch.mm(of_masks.T, q, out=of_pixels.flatten(1).T)
+        return of_queries, of_logits.sum(dim=1).to(offsets.dtype), of_maps, None, None
 
 
 @torch.no_grad()
 def uncertain_points(masks: Tensor, count: int) -> Tensor:
-    """Points (M, count, 2) for mask logits (M, 1, H, W): most where a mask is nearest to 0, the
-    rest anywhere.
+    """Points (M, count, 2), most where the mask logits (M, 1, h, w) are nearest to 0.
+
+    Of 3 * count random points those 0.75 * count with the least |logit|; the rest lie anywhere.
     """
-    drawn = torch.rand(len(masks), OVERSAMPLING * count, 2, device=masks.device, dtype=masks.dtype)
-    unsure = int(UNCERTAIN_SHARE * count)
-    nearest = (
-        bilinear_at(masks, drawn)[:, 0]
-        .abs()
-        .topk(unsure, dim=1, largest=False, sorted=False)
-        .indices
-    )
-    anywhere = torch.rand(len(masks), count - unsure, 2, device=masks.device, dtype=masks.dtype)
-    return torch.cat((drawn.take_along_dim(nearest[..., None], dim=1), anywhere), dim=1)
+    uncertain = int(UNCERTAIN_SHARE * count)
+    points = masks.new_empty(len(masks), OVERSAMPLING * count, 2).uniform_()
+    size = bilinear_at(masks, points)[:, 0].abs()
+    nearest = size.topk(uncertain, dim=1, largest=False, sorted=False).indices
+    anywhere = masks.new_empty(len(masks), count - uncertain, 2).uniform_()
+    return torch.cat((points.take_along_dim(nearest[..., None], dim=1), anywhere), dim=1)
 
 
 def bilinear_at(maps: Tensor, points: Tensor) -> Tensor:
-    """Maps (N, C, H, W) at points (N, P, 2): (N, C, P). Past the outermost centres they go on as
-    they are there.
-    """
+    """Maps (n, C, h, w) at points (n, P, 2): (n, C, P), at least float32; flat at the border."""
     maps = at_least_float32(maps)
     grid = (2 * points[:, None] - 1).to(maps.dtype)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[
-        :, :, 0
-    ]
+    found = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    return found[:, :, 0]
 
 
 def nearest_at(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
-    """Pixels (M, P) of masks (T, h, w), of those in `rows` (M,), in which points (M or 1, P, 2)
-    lie.
-    """
+    """Values (M, P) of the masks `rows` (M,) among `masks` (T, H, W), at points (M or 1, P, 2)."""
     height, width = masks.shape[1:]
     x = (points[..., 0] * width).long().clamp(max=width - 1)
     y = (points[..., 1] * height).long().clamp(max=height - 1)

@@ -30,17 +30,13 @@ def _float32_by_default() -> Iterator[None]:
 def build_detector(
     config: ModelConfig, encoder_dims: EncoderDims | None = None, drop_path: float = 0.0
 ) -> Detector:
-    """A fresh network in training mode; `encoder_dims` replaces the size that the encoder's name
-    stands for.
+    """A fresh network in training mode; `encoder_dims` replaces the size of the encoder's name.
 
-    Its weights are float32, whatever `torch.set_default_dtype` says: the same seed draws the same
-    ones everywhere.
+    Weights are float32 whatever `torch.set_default_dtype` says, so that a seed draws the same ones.
     """
-    dims = encoder_dims or config.encoder_dims
+    dims, width = encoder_dims or config.encoder_dims, config.hidden_dim
     encoder = Encoder(
-        width=dims.width,
-        depth=dims.depth,
-        heads=dims.heads,
+        *dims,
         patch_size=config.patch_size,
         position_grid=config.position_grid,
         num_windows=config.num_windows,
@@ -49,39 +45,22 @@ def build_detector(
         gradient_checkpointing=config.gradient_checkpointing,
     )
     encoder.set_drop_path(drop_path)
-    projector = Projector(
-        width=dims.width,
-        num_maps=len(config.out_feature_indexes),
-        channels=config.hidden_dim,
-        scales=[PROJECTOR_SCALES[name] for name in config.projector_scale],
-    )
-    proposals = Proposals(
-        hidden_dim=config.hidden_dim,
-        num_logits=config.num_classes + 1,
-        num_queries=config.num_queries,
-        groups=config.group_detr,
-    )
+    scales = [PROJECTOR_SCALES[name] for name in config.projector_scale]
+    projector = Projector(dims.width, len(config.out_feature_indexes), width, scales)
+    num_logits = config.num_classes + 1
+    proposals = Proposals(width, num_logits, config.num_queries, config.group_detr)
     layers = (
         DecoderLayer(
-            hidden_dim=config.hidden_dim,
+            width=width,
             self_heads=config.sa_nheads,
             cross_heads=config.ca_nheads,
-            levels=len(config.projector_scale),
+            levels=len(scales),
             points=config.dec_n_points,
-            dim_feedforward=config.dim_feedforward,
+            hidden=config.dim_feedforward,
         )
         for _ in range(config.dec_layers)
     )
-    head = (
-        SegmentationHead(config.hidden_dim, config.dec_layers) if config.segmentation_head else None
-    )
-    return Detector(
-        encoder=encoder,
-        projector=projector,
-        proposals=proposals,
-        decoder=Decoder(layers, config.hidden_dim),
-        segmentation_head=head,
-        hidden_dim=config.hidden_dim,
-        num_classes=config.num_classes,
-        mask_downsample_ratio=config.mask_downsample_ratio,
-    )
+    head = SegmentationHead(width, config.dec_layers) if config.segmentation_head else None
+    decoder = Decoder(layers, width)  # after the head: the order in which weights are drawn
+    ratio = config.mask_downsample_ratio
+    return Detector(encoder, projector, proposals, decoder, head, mask_downsample_ratio=ratio)

@@ -1,8 +1,6 @@
-"""The detector: encode, project, propose, decode, predict, as in figure 2 of RF-DETR (arXiv
-2511.09554).
+"""The detector: encode, project, propose, decode, predict, as in figure 2 of RF-DETR (2511.09554).
 
-B images, L decoder layers, G query groups, Q queries of a group (GQ = all of them), K logits, C
-hidden width.
+Letters as in `rfdetr.models`.
 """
 
 from __future__ import annotations
@@ -20,109 +18,81 @@ from rfdetr.models.decoder import Decoder
 from rfdetr.models.encoder import Encoder
 from rfdetr.models.layers import MLP, init_linears
 from rfdetr.models.projector import Projector
-from rfdetr.models.proposals import GroupLinear, Memory, ProposalOutput, Proposals, flatten_levels
+from rfdetr.models.proposals import Memory, ProposalOutput, Proposals, flatten_levels
 from rfdetr.models.segmentation import MaskFeatures, SegmentationHead
 
 
 class DetectorOutput(NamedTuple):
-    """Predictions of every decoder layer and of the encoder stage, float32 (float64 of a float64
-    network).
+    """Predictions of every decoder layer and of the proposals, at least in float32.
 
-    In training GQ runs over all groups, one after another; in evaluation there is one group. The
-    encoder stage has fewer than Q per group where the feature maps have fewer cells. Boxes are
-    cxcywh relative to the image.
+    In training there are G groups, in evaluation the first alone (G = 1). Boxes are cxcywh relative
+    to the image.
     """
 
     logits: Tensor  # L B GQ K, the last layer's are the result
     boxes: Tensor  # L B GQ 4
-    proposal_logits: Tensor  # B GQ K
-    proposal_boxes: Tensor  # B GQ 4
+    proposal_logits: Tensor  # B Gk K
+    proposal_boxes: Tensor  # B Gk 4
     masks: MaskFeatures | None = None
 
     def not_finite(self) -> list[str]:
-        """Which of the last layer's predictions hold NaN or infinity: "logits", "boxes", "masks"."""
+        """Which of the last layer's "logits", "boxes", "masks" hold NaN or infinity."""
         last = len(self.logits) - 1
         parts = {"logits": [self.logits[last]], "boxes": [self.boxes[last]]}
         if self.masks is not None:
-            parts["masks"] = [
-                self.masks.spatial[last],
-                self.masks.queries[last],
-                self.masks.offsets[last],
-            ]
-        good = torch.stack(
-            [torch.stack([x.isfinite().all() for x in part]).all() for part in parts.values()]
-        )
-        return [name for name, fine in zip(parts, good.tolist(), strict=True) if not fine]
+            parts["masks"] = [features[last] for features in self.masks]
+        checks = [torch.stack([x.isfinite().all() for x in part]).all() for part in parts.values()]
+        finite = torch.stack(checks).tolist()  # one transfer from the device
+        return [name for name, good in zip(parts, finite, strict=True) if not good]
 
 
 class Detector(nn.Module):
     """Normalised images to class logits, boxes and, with a segmentation head, masks."""
 
-    def __init__(  # noqa: PLR0913 - keyword-only: the parts of the network
+    def __init__(
         self,
-        *,
         encoder: Encoder,
         projector: Projector,
         proposals: Proposals,
         decoder: Decoder,
         segmentation_head: SegmentationHead | None,
-        hidden_dim: int,
-        num_classes: int,
+        *,
         mask_downsample_ratio: int,
     ) -> None:
         super().__init__()
         self.num_queries = proposals.num_queries
-        self.groups = proposals.groups
+        self.groups, num_logits, width = proposals.class_head.weight.shape
         self.mask_downsample_ratio = mask_downsample_ratio
         self.encoder = encoder
         self.projector = projector
         self.proposals = proposals
         self.decoder = decoder
         self.segmentation_head = segmentation_head
-        self.query_content = nn.Parameter(torch.randn(self.groups * self.num_queries, hidden_dim))
+        self.query_content = nn.Parameter(torch.randn(self.groups * self.num_queries, width))
         self.query_boxes = nn.Parameter(torch.zeros(self.groups * self.num_queries, 4))
-        self.box_head = MLP(hidden_dim, hidden_dim, hidden_dim, 4)
+        self.box_head = MLP(width, width, width, 4)
         init_linears(self.box_head)
         nn.init.zeros_(self.box_head.layers[-1].weight)  # type: ignore[arg-type]
-        proposals.box_head.copy_from(self.box_head)
-        self.reset_head(num_classes)
-
-    def reset_head(self, num_classes: int) -> None:
-        """Fresh class heads, the decoder's and every group's of the encoder stage, for another set
-        of classes.
-        """
-        weight = self.query_content
-        hidden_dim = weight.shape[-1]
-        self.class_head = nn.Linear(
-            hidden_dim, num_classes + 1, device=weight.device, dtype=weight.dtype
-        )
+        self.class_head = nn.Linear(width, num_logits)
         nn.init.xavier_uniform_(self.class_head.weight)
-        nn.init.constant_(
-            self.class_head.bias, -math.log(99.0)
-        )  # every class starts at probability 0.01
-        group_head = GroupLinear(self.groups, hidden_dim, num_classes + 1).to(weight)
-        group_head.copy_from(self.class_head)
-        self.proposals.class_head = group_head
+        nn.init.constant_(self.class_head.bias, -math.log(99.0))  # each class at probability 0.01
+        proposals.start_from(self.class_head, self.box_head)
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth of the encoder: from 0 in the first block to `rate` in the last."""
         self.encoder.set_drop_path(rate)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> DetectorOutput:
-        """Images (B, 3, H, W), of any float type, and where they are padded (B, H, W) or None, to
-        predictions.
-        """
+        """Images (B, 3, H, W) of any float type; `mask` (B, H, W) is True at padding."""
         levels = self.project(self.encode(images))
         memory = flatten_levels(levels, mask)
         proposals = self.propose(memory)
         hidden, references = self.decode(memory, proposals)
         masks = None
         if self.segmentation_head is not None:
-            size = (
-                images.shape[-2] // self.mask_downsample_ratio,
-                images.shape[-1] // self.mask_downsample_ratio,
-            )
-            masks = self.segmentation_head(levels[0], size, hidden, proposals.queries.flatten(1, 2))
+            height, width = (side // self.mask_downsample_ratio for side in images.shape[-2:])
+            proposed = proposals.queries.flatten(1, 2)
+            masks = self.segmentation_head(levels[0], (height, width), hidden, proposed)
         return DetectorOutput(
             logits=at_least_float32(self.class_head(hidden)),
             boxes=apply_box_deltas(self.box_head(hidden), references),
@@ -136,36 +106,34 @@ class Detector(nn.Module):
         return self.encoder(images)  # type: ignore[no-any-return]
 
     def project(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Encoder maps to the decoder's levels (B, C, h, w)."""
+        """Encoder maps (B, D, h, w) to the decoder's levels (B, C, h, w), finest first."""
         return self.projector(maps)  # type: ignore[no-any-return]
 
     def propose(self, memory: Memory) -> ProposalOutput:
-        """The best cells of the levels, by group."""
+        """The best k cells of the levels, for each group."""
         return self.proposals(memory)  # type: ignore[no-any-return]
 
     def decode(self, memory: Memory, proposals: ProposalOutput) -> tuple[Tensor, Tensor]:
-        """Every layer's queries (L, B, GQ, C), and the reference boxes (B, GQ, 4) their box deltas
-        apply to.
-        """
+        """Each layer's queries (L, B, GQ, C), and the boxes (B, GQ, 4) that their deltas refine."""
         batch, groups = proposals.boxes.shape[:2]
-        boxes = proposals.boxes.detach().flatten(1, 2)  # B Gk 4
-        deltas, rest = self.query_boxes[: groups * self.num_queries].tensor_split((boxes.shape[1],))
-        # Where a group has fewer cells than queries, the published models give its proposals to the
-        # first rows of all queries, not of its own, and the last rows keep their own box.
-        references = torch.cat(
-            (apply_box_deltas(deltas, boxes), at_least_float32(rest).expand(batch, -1, -1)), dim=1
-        )
-        content = self.query_content[: groups * self.num_queries].expand(batch, -1, -1)
+        proposed = proposals.boxes.detach().flatten(1, 2)  # B Gk 4
+        count = groups * self.num_queries
+        deltas, own = self.query_boxes[:count].tensor_split((proposed.shape[1],))
+        # With fewer cells than queries (k < Q) the published models give the proposals to the first
+        # Gk of all queries, not to the first k of each group; the last rows keep their own box.
+        refined = apply_box_deltas(deltas, proposed)
+        references = torch.cat((refined, at_least_float32(own).expand(batch, -1, -1)), dim=1)
+        content = self.query_content[:count].expand(batch, -1, -1)
         return self.decoder(content, references, memory, groups), references
 
 
 def detector_in(network: nn.Module) -> Detector:
-    """The detector in a network that is one or wraps one: `torch.compile`, DataParallel, a module
-    of your own.
+    """The detector in `network`, which is one or wraps one (`torch.compile`, DataParallel, yours).
+
+    Raises `InputTypeError` where there is none.
     """
-    found = next((module for module in network.modules() if isinstance(module, Detector)), None)
-    if found is None:
-        raise InputTypeError(
-            f"a network of {type(network).__name__}: expected a Detector, or a module that wraps one"
-        )
-    return found
+    for module in network.modules():
+        if isinstance(module, Detector):
+            return module
+    kind = type(network).__name__
+    raise InputTypeError(f"a network of {kind}: expected a Detector, or a module that wraps one")

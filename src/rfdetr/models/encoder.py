@@ -1,10 +1,11 @@
 """Windowed DINOv2 vision transformer (arXiv 2304.07193), the detector's encoder.
 
-Differences from plain DINOv2: most blocks attend inside windows of the image, each window with its
-own copy of the class token (and of the register tokens, which carry no position); the states after
-several blocks are the output.
+It differs from plain DINOv2 in two ways. Most blocks attend inside windows of the image, and the
+states after several blocks are the output, not the last one alone.
 
-B images, w windows a side, N tokens of a window (class and registers included), D width.
+Letters as in `rfdetr.models`. An image is cut into windows x windows of N tokens: a copy of the
+class token, of the registers (which carry no position), and the window's patches. A row of a batch
+of tokens is a window: (B windows^2, N, D).
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
 from rfdetr.geometry.boxes import at_least_float32
-from rfdetr.models.layers import attention, linear_of
+from rfdetr.models.layers import attention, linear_of_recomputed
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth (arXiv 1603.09382): drops whole sequences of a residual branch, scales up
-    the others.
+    """Stochastic depth (arXiv 1603.09382) of a residual `branch` (rows, N, D), in training alone.
+
+    Each row becomes 0 with probability `rate`; the others are scaled up, which keeps the mean.
     """
     if rate == 0.0 or not training:
         return branch
@@ -32,9 +34,7 @@ def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale; attention among all tokens of each row of (B, N,
-    D).
-    """
+    """Pre-norm transformer block with LayerScale; the tokens of a row attend to each other."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -51,36 +51,38 @@ class Block(nn.Module):
         self.scale2 = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens in, tokens out."""
+        """Tokens (rows, N, D) -> (rows, N, D)."""
         x = torch.addcmul(x, drop_path(self.attend(x), self.drop_path, self.training), self.scale1)
-        return torch.addcmul(
-            x, drop_path(self.feed_forward(x), self.drop_path, self.training), self.scale2
-        )
+        branch = drop_path(self.feed_forward(x), self.drop_path, self.training)
+        return torch.addcmul(x, branch, self.scale2)
 
     def attend(self, x: Tensor) -> Tensor:
         """Multi-head self-attention."""
-        qkv = linear_of(self.norm1, x, self.qkv)
-        qkv = qkv.view(*qkv.shape[:-1], 3, self.heads, -1)  # B N 3 heads D/heads
+        qkv = linear_of_recomputed(self.norm1, x, self.qkv)
+        qkv = qkv.view(*qkv.shape[:-1], 3, self.heads, -1)  # rows N 3 heads D/heads
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
-        attended = attention(query, key, value)  # B heads N D/heads
+        attended = attention(query, key, value)  # rows heads N D/heads
         return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two linear layers with GELU between them."""
-        return linear_of(self.activation, linear_of(self.norm2, x, self.fc1), self.fc2)
+        hidden = linear_of_recomputed(self.norm2, x, self.fc1)
+        return linear_of_recomputed(self.activation, hidden, self.fc2)
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) to feature maps (B, D, H/patch, W/patch), one for each of
-    `out_feature_indexes`.
+    """Images (B, 3, H, W) to feature maps (B, D, H / patch, W / patch).
+
+    One map for each of `out_feature_indexes`: the states after so many blocks. Block i (from 0) of
+    a number among them attends over the whole image, all others inside windows.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only: what a vision transformer is
+    def __init__(  # noqa: PLR0913 - what a vision transformer is
         self,
-        *,
         width: int,
         depth: int,
         heads: int,
+        *,
         patch_size: int,
         position_grid: int,
         num_windows: int,
@@ -98,19 +100,13 @@ class Encoder(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         # Part of DINOv2 and of its published files; plays no part in detection.
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
-        self.register_tokens = (
-            nn.Parameter(torch.empty(1, num_registers, width)) if num_registers else None
-        )
+        registers = torch.empty(1, num_registers, width)
+        self.register_tokens = nn.Parameter(registers) if num_registers else None
         self.position_embeddings = nn.Parameter(torch.empty(1, 1 + position_grid**2, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.blocks[self.out_feature_indexes[-1] :].requires_grad_(
-            False
-        )  # not run; ranks would wait for gradients
+        # Blocks after the last output are not run; ranks would wait for their gradients.
+        self.blocks[self.out_feature_indexes[-1] :].requires_grad_(False)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Truncated normal 0.02 for matrices, tokens and positions; zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -137,46 +133,33 @@ class Encoder(nn.Module):
         return maps
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of the image's patch grid."""
-        height, width = images.shape[-2:]
-        step = self.patch_size * self.num_windows
+        """Rows and columns (h, w) of the image's patches. Raises `InputError` for other sizes."""
+        (height, width), patch = images.shape[-2:], self.patch_size
+        step = patch * self.num_windows
         if height % step or width % step:
-            raise InputError(
-                f"image height {height} and width {width} must be multiples of patch_size {self.patch_size} "
-                f"x num_windows {self.num_windows} = {step}"
-            )
-        return height // self.patch_size, width // self.patch_size
+            rule = f"multiples of patch_size {patch} x num_windows {self.num_windows} = {step}"
+            raise InputError(f"image height {height} and width {width} must be {rule}")
+        return height // patch, width // patch
 
     def embed(self, images: Tensor) -> Tensor:
-        """Tokens of the windows, those of one image adjacent: (B w w, 1 + registers + patches, D)."""
-        grid = self.grid_of(images)
-        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).permute(
-            0, 2, 3, 1
-        )  # B h w D
-        class_position, patch_positions = self.positions(grid)
-        windows = partition_windows(patches + patch_positions, self.num_windows)
-        tokens = [(self.class_token + class_position).expand(windows.shape[0], -1, -1), windows]
-        if self.register_tokens is not None:
-            tokens.insert(1, self.register_tokens.expand(windows.shape[0], -1, -1))
-        return torch.cat(tokens, dim=1)
-
-    def positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Position embeddings of the class token (1, 1, D) and of the patches (1, h, w, D),
-        resampled to `grid`.
-        """
-        side = self.position_grid
-        class_position = self.position_embeddings[:, :1]
-        patch_positions = self.position_embeddings[:, 1:].reshape(1, side, side, -1)
+        """Images (B, 3, H, W) to tokens (B windows^2, N, D), the windows of an image adjacent."""
+        grid, side = self.grid_of(images), self.position_grid
+        patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).permute(0, 2, 3, 1)
+        positions = self.position_embeddings[:, 1:].reshape(1, side, side, -1)
         if grid != (side, side):
-            patch_positions = resample_positions(patch_positions, grid)
-        return class_position, patch_positions
+            positions = resample_positions(positions, grid)  # 1 h w D
+        windows = partition_windows(patches + positions, self.num_windows)
+        tokens = [self.class_token + self.position_embeddings[:, :1]]
+        if self.register_tokens is not None:
+            tokens.append(self.register_tokens)
+        copies = (token.expand(windows.shape[0], -1, -1) for token in tokens)
+        return torch.cat((*copies, windows), dim=1)
 
     def run_block(self, index: int, x: Tensor) -> Tensor:
-        """Block `index`: inside windows, or over the whole image where its number is an output's."""
-        block = self.blocks[index]
-        shape = x.shape
-        if index in self.out_feature_indexes:
-            x = x.reshape(-1, self.num_windows**2 * shape[1], shape[2])  # B (w w N) D
+        """Block `index` on tokens (B windows^2, N, D), inside windows or over the whole image."""
+        block, shape = self.blocks[index], x.shape
+        if index in self.out_feature_indexes:  # a row is an image: (B, windows^2 N, D)
+            x = x.reshape(-1, self.num_windows**2 * shape[1], shape[2])
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             x = checkpoint(block, x, use_reentrant=False)
         else:
@@ -184,13 +167,13 @@ class Encoder(nn.Module):
         return x.view(shape)
 
     def to_map(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Patch tokens put back in place: (B w w, N, D) -> (B, D, h, w), channels last in memory."""
+        """Patch tokens back in place: (B windows^2, N, D) -> (B, D, h, w), channels last."""
         first = 1 + (0 if self.register_tokens is None else self.register_tokens.shape[1])
         return join_windows(x[:, first:], self.num_windows, grid).permute(0, 3, 1, 2)
 
 
 def partition_windows(x: Tensor, num_windows: int) -> Tensor:
-    """(B, h, w, D) -> (B windows windows, patches of a window, D), windows row by row."""
+    """(B, h, w, D) -> (B windows^2, patches of a window, D), windows row by row."""
     if num_windows == 1:
         return x.flatten(1, 2)
     rows, columns, width = x.shape[1] // num_windows, x.shape[2] // num_windows, x.shape[3]
@@ -199,19 +182,17 @@ def partition_windows(x: Tensor, num_windows: int) -> Tensor:
 
 
 def join_windows(x: Tensor, num_windows: int, grid: tuple[int, int]) -> Tensor:
-    """The inverse of `partition_windows`, for a grid of (rows, columns): -> (B, h, w, D)."""
+    """The inverse of `partition_windows`, for a `grid` of (h, w) patches: -> (B, h, w, D)."""
     rows, columns = grid[0] // num_windows, grid[1] // num_windows
     x = x.reshape(-1, num_windows, num_windows, rows, columns, x.shape[-1])
     return x.transpose(2, 3).reshape(-1, *grid, x.shape[-1])
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings (1, h, w, D) of another grid: bicubic, antialiased, at least in float32."""
-    resampled = F.interpolate(
-        at_least_float32(positions.permute(0, 3, 1, 2)),
-        size=grid,
-        mode="bicubic",
-        antialias=True,
-        align_corners=False,
-    )
+    """Position embeddings (1, h, w, D) for another `grid` (h, w): bicubic, antialiased.
+
+    Computed at least in float32, returned in the dtype of `positions`.
+    """
+    maps = at_least_float32(positions.permute(0, 3, 1, 2))
+    resampled = F.interpolate(maps, grid, mode="bicubic", antialias=True, align_corners=False)
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)

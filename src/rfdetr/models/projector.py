@@ -1,5 +1,6 @@
-"""Projector: the encoder's maps to one feature map per level, by a C2f block each (LW-DETR, arXiv
-2406.03459).
+"""Projector: the encoder's maps to one feature map per level, by a C2f block each.
+
+As in LW-DETR (arXiv 2406.03459). Letters as in `rfdetr.models`.
 """
 
 from __future__ import annotations
@@ -17,43 +18,38 @@ from rfdetr.models.layers import ChannelNorm
 class ConvNorm(nn.Module):
     """Convolution without bias, LayerNorm over channels, activation."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        stride: int = 1,
-        activation: Callable[[Tensor], Tensor] = F.silu,
-    ) -> None:
+    activation: Callable[[Tensor], Tensor] = staticmethod(F.silu)
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
-        )
-        self.norm = ChannelNorm(out_channels)
-        self.activation = activation
+        padding = kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
+        self.norm = ChannelNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) -> (B, out, h / stride, w / stride)."""
+        """(B, inputs, h, w) -> (B, outputs, h / stride, w / stride)."""
         return self.activation(self.norm(self.conv(x)))
 
 
 class C2f(nn.Module):
-    """1x1 convolution, a chain of bottlenecks on half of the channels, and a 1x1 convolution over
-    all of them.
+    """A 1x1 convolution, a chain of bottlenecks, and a 1x1 convolution over all their outputs.
+
+    The first bottleneck takes half of the channels: 2 halves + 3 outputs of a half are merged.
     """
 
-    def __init__(self, in_channels: int, channels: int, num_bottlenecks: int = 3) -> None:
+    def __init__(self, inputs: int, channels: int, bottlenecks: int = 3) -> None:
         super().__init__()
         half = channels // 2
-        self.reduce = ConvNorm(in_channels, channels, 1)
-        self.bottlenecks = nn.ModuleList(
+        self.reduce = ConvNorm(inputs, channels, 1)
+        chain = (
             nn.Sequential(ConvNorm(half, half, 3), ConvNorm(half, half, 3))
-            for _ in range(num_bottlenecks)
+            for _ in range(bottlenecks)
         )
-        self.merge = ConvNorm(half * (2 + num_bottlenecks), channels, 1)
+        self.bottlenecks = nn.ModuleList(chain)
+        self.merge = ConvNorm(half * (2 + bottlenecks), channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, h, w) -> (B, channels, h, w)."""
+        """(B, inputs, h, w) -> (B, channels, h, w)."""
         parts = list(self.reduce(x).chunk(2, dim=1))
         for bottleneck in self.bottlenecks:
             parts.append(bottleneck(parts[-1]))
@@ -65,34 +61,37 @@ class Level(nn.Module):
 
     def __init__(self, width: int, num_maps: int, channels: int, scale: float) -> None:
         super().__init__()
-        self.resample = nn.ModuleList(_resampler(width, scale) for _ in range(num_maps))
+        self.resample = nn.ModuleList(resampler(width, scale) for _ in range(num_maps))
         resampled = width // 2 if scale == 2.0 else width
         self.mix = C2f(resampled * num_maps, channels)
         self.norm = ChannelNorm(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """(B, D, h, w) each -> (B, C, h scale, w scale)."""
+        """Maps (B, D, h, w) each -> one (B, C, h scale, w scale)."""
         resampled = [resample(x) for resample, x in zip(self.resample, maps, strict=True)]
         return self.norm(self.mix(torch.cat(resampled, dim=1)))  # type: ignore[no-any-return]
 
 
-def _resampler(width: int, scale: float) -> nn.Module:
+def resampler(width: int, scale: float) -> nn.Module:
+    """Scales a map of `width` channels: by 2 (and half of the channels), 1, or 0.5."""
     if scale == 2.0:
         return nn.ConvTranspose2d(width, width // 2, 2, stride=2)
     if scale == 1.0:
         return nn.Identity()
     if scale == 0.5:
-        return ConvNorm(width, width, 3, stride=2, activation=F.relu)
+        halved = ConvNorm(width, width, 3, stride=2)
+        halved.activation = F.relu
+        return halved
     raise InputError(f"projector scale {scale} is not one of 2, 1, 0.5")
 
 
 class Projector(nn.Module):
-    """Feature maps of the encoder to the decoder's levels, finest first as `scales` lists them."""
+    """Maps of the encoder to the decoder's levels, in the order of `scales`: finest first."""
 
     def __init__(self, width: int, num_maps: int, channels: int, scales: Sequence[float]) -> None:
         super().__init__()
         self.levels = nn.ModuleList(Level(width, num_maps, channels, scale) for scale in scales)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """One (B, C, h, w) per level."""
+        """Maps (B, D, h, w) -> one (B, C, h, w) for each level."""
         return [level(maps) for level in self.levels]

@@ -1,13 +1,12 @@
-"""Two-stage proposals: the best cells of the feature maps, for each query group (Deformable DETR,
-arXiv 2010.04159).
+"""Two-stage proposals: each query group picks the best cells of the feature maps (Deformable DETR).
 
-B images, N cells of all levels, C hidden width, G groups, k proposals of a group, K logits.
+arXiv 2010.04159, section 4.2. Letters as in `rfdetr.models`; a cell is one position of one level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,41 +21,39 @@ _BORDER = 0.01  # proposals must lie inside (border, 1 - border)
 
 
 class Memory(NamedTuple):
-    """The levels as one sequence, and what of it is padding (None, None: nothing)."""
+    """The levels as one sequence of cells, and which of them are padding (None, None: none)."""
 
     tokens: Tensor  # B N C
-    shapes: list[tuple[int, int]]  # rows and columns of each level
+    shapes: list[tuple[int, int]]  # h, w of each level
     padding: Tensor | None = None  # B N bool, True where padded
     valid_ratios: Tensor | None = None  # B levels 2, the share of width and height that is image
 
 
 def flatten_levels(levels: Sequence[Tensor], mask: Tensor | None) -> Memory:
-    """Levels (B, C, h, w) and the image's padding mask (B, H, W) to memory."""
+    """Levels (B, C, h, w) and the images' padding mask (B, H, W), True at padding, to memory."""
     shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
     tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
     if mask is None:
         return Memory(tokens, shapes)
     masks = [F.interpolate(mask[:, None].float(), size=shape)[:, 0].bool() for shape in shapes]
-    ratios = [
-        torch.stack(((~m[:, 0]).float().mean(1), (~m[:, :, 0]).float().mean(1)), dim=-1)
+    ratios = [  # of the first row and of the first column
+        torch.stack([(~side).float().mean(1) for side in (m[:, 0], m[:, :, 0])], dim=-1)
         for m in masks
     ]
-    return Memory(
-        tokens, shapes, torch.cat([m.flatten(1) for m in masks], dim=1), torch.stack(ratios, dim=1)
-    )
+    padding = torch.cat([m.flatten(1) for m in masks], dim=1)
+    return Memory(tokens, shapes, padding, torch.stack(ratios, dim=1))
 
 
 def cell_boxes(memory: Memory) -> tuple[Tensor, Tensor]:
-    """One box_cxcywh per cell (B or 1, N, 4), and whether it may be proposed (B or 1, N); other
-    cells' boxes are 0.
+    """A box around each cell's centre: cxcywh (B or 1, N, 4), and whether it may be proposed.
+
+    The second, (B or 1, N), is False in padding and at the border; there the box is 0.
     """
     boxes = []
-    exact = at_least_float32(memory.tokens.new_empty(0))
+    kind = at_least_float32(memory.tokens.new_empty(0))
     for level, (height, width) in enumerate(memory.shapes):
-        y, x = torch.meshgrid(
-            *(torch.arange(n, device=exact.device, dtype=exact.dtype) for n in (height, width)),
-            indexing="ij",
-        )
+        sides = [torch.arange(n, device=kind.device, dtype=kind.dtype) for n in (height, width)]
+        y, x = torch.meshgrid(*sides, indexing="ij")
         extent = x.new_tensor((width, height)).expand(1, 1, 2)
         if memory.valid_ratios is not None:
             extent = extent * memory.valid_ratios[:, level, None]
@@ -69,7 +66,7 @@ def cell_boxes(memory: Memory) -> tuple[Tensor, Tensor]:
     return boxes_cxcywh.masked_fill(~valid.unsqueeze(-1), 0), valid
 
 
-class GroupLinear(nn.Module):
+class PerGroupLinear(nn.Module):
     """A linear layer for each group, as one batched product."""
 
     def __init__(self, groups: int, in_features: int, out_features: int) -> None:
@@ -79,21 +76,13 @@ class GroupLinear(nn.Module):
         for matrix in self.weight:
             nn.init.xavier_uniform_(matrix)
 
-    @torch.no_grad()
-    def copy_from(self, linear: nn.Linear) -> None:
-        """Makes every group's layer equal to `linear`."""
-        self.weight.copy_(linear.weight)
-        self.bias.copy_(linear.bias)
-
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the first g groups (g, rows, in) -> (g, rows, out)."""
-        groups = x.shape[0]
-        return torch.baddbmm(
-            self.bias[:groups].unsqueeze(1), x, self.weight[:groups].transpose(1, 2)
-        )
+        weight, bias = self.weight[: x.shape[0]], self.bias[: x.shape[0]]
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
 
 
-class GroupNorm(nn.Module):
+class PerGroupLayerNorm(nn.Module):
     """A LayerNorm for each group."""
 
     def __init__(self, groups: int, features: int) -> None:
@@ -103,77 +92,63 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows of the first g groups (g, rows, features), normalised."""
-        groups = x.shape[0]
+        weight, bias = self.weight[: x.shape[0]], self.bias[: x.shape[0]]
         normalised = F.layer_norm(x, x.shape[-1:])
-        return torch.addcmul(
-            self.bias[:groups].unsqueeze(1), normalised, self.weight[:groups].unsqueeze(1)
-        )
-
-
-class GroupMLP(nn.Module):
-    """`MLP` for each group."""
-
-    def __init__(self, groups: int, *widths: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(GroupLinear(groups, a, b) for a, b in pairwise(widths))
-
-    def copy_from(self, mlp: MLP) -> None:
-        """Makes every group's layers equal to those of `mlp`."""
-        for mine, shared in zip(self.layers, mlp.layers, strict=True):
-            mine.copy_from(shared)  # type: ignore[operator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(g, rows, in) -> (g, rows, out)."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x), inplace=True)
-        return self.layers[-1](x)  # type: ignore[no-any-return]
+        return torch.addcmul(bias.unsqueeze(1), normalised, weight.unsqueeze(1))
 
 
 class ProposalOutput(NamedTuple):
-    """The k best cells of each of g groups."""
+    """The k best cells of each of G groups (in evaluation of the first: G = 1), best first."""
 
-    queries: Tensor  # B g k C, the cells' normalised features
-    logits: Tensor  # B g k K
-    boxes: Tensor  # B g k 4, cxcywh
+    queries: Tensor  # B G k C, the cells' normalised features
+    logits: Tensor  # B G k K
+    boxes: Tensor  # B G k 4, cxcywh
 
 
 class Proposals(nn.Module):
     """Scores every cell, and predicts logits and a box for the best `num_queries` of each group."""
 
-    def __init__(self, *, hidden_dim: int, num_logits: int, num_queries: int, groups: int) -> None:
+    def __init__(self, width: int, num_logits: int, num_queries: int, groups: int) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.groups = groups
-        self.linear = GroupLinear(groups, hidden_dim, hidden_dim)
-        self.norm = GroupNorm(groups, hidden_dim)
-        self.class_head = GroupLinear(groups, hidden_dim, num_logits)
-        self.box_head = GroupMLP(groups, hidden_dim, hidden_dim, hidden_dim, 4)
+        linear = partial(PerGroupLinear, groups)
+        self.linear = linear(width, width)
+        self.norm = PerGroupLayerNorm(groups, width)
+        self.class_head = linear(width, num_logits)
+        self.box_head = MLP(width, width, width, 4, linear=linear)
+
+    @torch.no_grad()
+    def start_from(self, class_head: nn.Linear, box_head: MLP) -> None:
+        """Makes every group's heads equal to those of the decoder."""
+        mine = (*self.class_head.parameters(), *self.box_head.parameters())
+        shared = (*class_head.parameters(), *box_head.parameters())
+        for parameter, source in zip(mine, shared, strict=True):
+            parameter.copy_(source)
 
     def forward(self, memory: Memory) -> ProposalOutput:
-        """Proposals of all groups in training, of the first in evaluation; all cells where there
-        are fewer than k.
+        """Proposals of all groups in training, of the first in evaluation.
+
+        Where there are fewer than `num_queries` cells, all of them are proposed.
         """
         groups = self.groups if self.training else 1
         boxes_cxcywh, valid = cell_boxes(memory)
         cells = memory.tokens.masked_fill(~valid.unsqueeze(-1), 0)
         batch, num_cells, width = cells.shape
+        rows = cells.flatten(0, 1)  # (B N) C
         # Only the best cells carry gradients, so only they are computed with a graph.
-        best = self._best_cells(cells, groups)  # g B k
-        chosen = (
-            best + num_cells * torch.arange(batch, device=best.device).unsqueeze(-1)
-        ).flatten()
-        queries = self.transform(
-            cells.flatten(0, 1).index_select(0, chosen).view(groups, -1, width)
-        )  # g (B k) C
-        references = (
-            boxes_cxcywh.expand(batch, -1, -1)
-            .flatten(0, 1)
-            .index_select(0, chosen)
-            .view(groups, -1, 4)
-        )
+        with torch.no_grad():
+            logits = self.class_head(self.transform(rows.expand(groups, -1, -1)))  # G (B N) K
+            scores = logits.amax(-1).view(groups, batch, num_cells)
+            best = scores.topk(min(self.num_queries, num_cells)).indices  # G B k
+        offsets = num_cells * torch.arange(batch, device=best.device).unsqueeze(-1)
+        chosen = (best + offsets).flatten()
+        queries = self.transform(rows.index_select(0, chosen).view(groups, -1, width))  # G (B k) C
+        boxes = boxes_cxcywh.expand(batch, -1, -1).flatten(0, 1)  # (B N) 4
+        references = boxes.index_select(0, chosen).view(groups, -1, 4)
 
         def by_image(x: Tensor) -> Tensor:
-            return x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1)
+            return x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1)  # B G k, ...
 
         return ProposalOutput(
             queries=by_image(queries),
@@ -182,14 +157,5 @@ class Proposals(nn.Module):
         )
 
     def transform(self, cells: Tensor) -> Tensor:
-        """Features of cells (g, rows, C), by each group's own layer."""
+        """Features of cells (G, rows, C) -> (G, rows, C), by each group's own layer."""
         return self.norm(self.linear(cells))  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def _best_cells(self, cells: Tensor, groups: int) -> Tensor:
-        batch, num_cells, _ = cells.shape
-        logits = self.class_head(
-            self.transform(cells.flatten(0, 1).expand(groups, -1, -1))
-        )  # g (B N) K
-        scores: Tensor = logits.amax(-1).view(groups, batch, num_cells)
-        return scores.topk(min(self.num_queries, num_cells)).indices

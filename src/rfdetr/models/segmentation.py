@@ -1,6 +1,6 @@
 """Segmentation head: mask logits as products of per-pixel and per-query features.
 
-B images, C hidden width, (Hm, Wm) the masks' size, Q queries of all groups, L decoder layers.
+Letters as in `rfdetr.models`; (h, w) is the size of the predicted masks.
 """
 
 from __future__ import annotations
@@ -15,23 +15,21 @@ from rfdetr.models.layers import ChannelNorm
 
 
 class MaskFeatures(NamedTuple):
-    """What mask logits are made of; entry i is decoder layer i's, the last entry the encoder
-    stage's.
+    """What mask logits are made of: an entry for each decoder layer, the last for the proposals.
 
-    The logits of all queries are seldom needed (training forms only the matched ones), so they are
-    made on demand.
+    The logits of all queries are seldom needed: training forms those of the matched ones alone. So
+    they are made on demand.
     """
 
-    spatial: list[Tensor]  # B C Hm Wm each
-    queries: list[Tensor]  # B Q C each
-    offsets: list[Tensor]  # B Q each
+    spatial: list[Tensor]  # S of B C h w
+    queries: list[Tensor]  # S of B GQ C, the last B Gk C
+    offsets: list[Tensor]  # S of B GQ, the last B Gk
 
     def mask_logits(self, layer: int) -> Tensor:
-        """All masks of one entry: (B, Q, Hm, Wm)."""
+        """All masks of entry `layer`: (B, GQ, h, w)."""
         spatial = self.spatial[layer]
-        products = (
-            torch.matmul(self.queries[layer], spatial.flatten(2)) + self.offsets[layer][..., None]
-        )
+        products = torch.matmul(self.queries[layer], spatial.flatten(2))
+        products = products + self.offsets[layer][..., None]
         return products.reshape(*products.shape[:2], *spatial.shape[-2:])
 
 
@@ -45,13 +43,13 @@ class MaskBlock(nn.Module):
         self.linear = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, Hm, Wm) -> (B, C, Hm, Wm)."""
+        """(B, C, h, w) -> (B, C, h, w)."""
         mixed = self.linear(self.norm(self.depthwise(x)).permute(0, 2, 3, 1))
         return x + F.gelu(mixed).permute(0, 3, 1, 2)
 
 
 class SegmentationHead(nn.Module):
-    """One spatial block per decoder layer; the query branch and the projections are shared by all."""
+    """One spatial block per decoder layer; all share the query branch and the projections."""
 
     def __init__(self, channels: int, num_layers: int) -> None:
         super().__init__()
@@ -66,11 +64,11 @@ class SegmentationHead(nn.Module):
     def forward(
         self, features: Tensor, size: tuple[int, int], hidden: Tensor, proposal_queries: Tensor
     ) -> MaskFeatures:
-        """First-level features (B, C, h, w), queries of the layers (L, B, Q, C) and of the encoder
-        stage (B, Q, C).
+        """From the first level's `features`, queries `hidden` (L, B, GQ, C) and the proposals'.
 
-        A mask is (W x + v) . q + b for every pixel x, which is x . (W' q) + (v . q + b): queries
-        are fewer than pixels.
+        `proposal_queries` are (B, Gk, C), `size` is (h, w). The logit of a query q at a pixel x is
+        (W x + v) . q + b. Computed is x . (W' q) + (v . q + b), the same for less: queries are
+        fewer than pixels.
         """
         x = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
         spatial = [x]

@@ -129,15 +129,12 @@ class _Trial:
         batch = self.module.transfer_batch_to_device(
             [resize_batch(images, self.side), targets], device, 0
         )
-        criterion = self.module.criterion
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            criterion.across_ranks = False  # one of them may run out of memory and not come
             try:
                 return measure_peak(
                     lambda: self._step(batch), device, sharers=self.trainer.num_devices
                 )
             finally:
-                criterion.across_ranks = True
                 self.module.zero_grad(set_to_none=True)
 
     def _step(self, batch: Any) -> None:
@@ -145,6 +142,7 @@ class _Trial:
         ballast = torch.ones(self.ballast, dtype=torch.uint8, device=images.tensors.device)
         with self.trainer.precision_plugin.train_step_context():
             outputs = self.module.model(normalize(images.tensors), images.mask)
-            losses = self.module.criterion(outputs, targets)
+            # Not across ranks: one of them may run out of memory and not come.
+            losses = self.module.criterion(outputs, targets, across_ranks=False)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         del ballast

@@ -15,16 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
+from rfdetr.console import download_bar
 from rfdetr.weights.registry import PUBLISHED, PublishedFile
 
 logger = logging.getLogger(__name__)
@@ -170,7 +161,7 @@ def _transfer(url: str, partial: Path, name: str) -> None:
             total or "unknown",
             have,
         )
-        with open(partial, "ab" if have else "wb") as stream, _progress_bar() as progress:
+        with open(partial, "ab" if have else "wb") as stream, download_bar() as progress:
             task = progress.add_task(name, total=total, completed=have)
             while chunk := response.read(_CHUNK_BYTES):
                 stream.write(chunk)
@@ -180,19 +171,6 @@ def _transfer(url: str, partial: Path, name: str) -> None:
             os.fsync(stream.fileno())
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
-
-
-def _progress_bar() -> Progress:
-    """On a terminal's standard error; nothing elsewhere, where the log tells."""
-    console = Console(stderr=True)
-    size = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *size,
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _md5(path: Path) -> str:
