@@ -115,7 +115,7 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """One flat set of settings into those of the model and those of the training."""
     problems = []
     for name in settings:
-        if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
+        if name not in _FIELDS and name not in TrainConfig.BELONGS_TO_TRAINER:
             near = difflib.get_close_matches(str(name), _FIELDS, n=1)
             problems.append(
                 f"no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
