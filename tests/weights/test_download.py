@@ -18,7 +18,7 @@ import pytest
 
 from rfdetr.weights import download as download_module
 from rfdetr.weights.download import DownloadError, cache_dir, download, fetch
-from rfdetr.weights.registry import PUBLISHED, PublishedFile
+from rfdetr.weights.download import PUBLISHED, PublishedFile
 
 CONTENT = bytes(range(256)) * 1024  # 256 KiB
 NAME = "rf-detr-test.pth"
@@ -204,7 +204,7 @@ def test_processes_that_want_the_same_file_download_it_once(site: Site, tmp_path
     site.pause_s = 0.05
     code = (
         "import sys; from pathlib import Path; from rfdetr.weights.download import download\n"
-        "from rfdetr.weights.registry import PublishedFile\n"
+        "from rfdetr.weights.download import PublishedFile\n"
         "print(download(PublishedFile(*sys.argv[1:4]), Path(sys.argv[4])))"
     )
     command = [sys.executable, "-c", code, *site.file(), str(tmp_path)]

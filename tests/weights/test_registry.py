@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rfdetr.config import VARIANTS
-from rfdetr.weights.registry import BUNDLED, PUBLISHED
+from rfdetr.weights.download import BUNDLED, PUBLISHED
 
 
 def test_registry_is_the_published_list_without_key_points(golden_dir: Path) -> None:

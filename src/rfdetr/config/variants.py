@@ -169,7 +169,7 @@ def adds_masks_to(detector: type[model.ModelConfig], variant: type[model.ModelCo
     return without != with_head == {**without, "segmentation_head": True}
 
 
-def variant_name(config: model.ModelConfig | type[model.ModelConfig]) -> str | None:
+def variant_name(config: model.Architecture | type[model.Architecture]) -> str | None:
     """Short name ("nano") of a configuration's variant; None for a design of your own."""
     cls = config if isinstance(config, type) else type(config)
     return next((name for name, variant in VARIANTS.items() if variant is cls), None)
