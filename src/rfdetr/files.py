@@ -66,9 +66,7 @@ def atomic_write(
 
 
 def link_checkpoint(source: Path, path: Path) -> None:
-    """Gives a checkpoint a second name that takes no room; a copy where the file system has no
-    links.
-    """
+    """Gives a checkpoint a second name; a copy where the file system has no links."""
     if path.exists() and path.samefile(source):  # the same link again, which no rename replaces
         return
     temporary = _temporary(path)

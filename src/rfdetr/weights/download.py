@@ -69,9 +69,7 @@ class DownloadError(ConnectionError):
 
 
 def fetch(name: str) -> Path:
-    """The path of a published file, which is downloaded into the cache if it is not there. Raises
-    `DownloadError`.
-    """
+    """A published file by name, downloaded into the cache if need be. Raises `DownloadError`."""
     return download(PUBLISHED[name], cache_dir())
 
 
@@ -79,13 +77,10 @@ def cache_dir() -> Path:
     """Where published files are kept: RFDETR_HOME, or a folder in the user's cache."""
     if home := os.environ.get("RFDETR_HOME"):
         return Path(home).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "rfdetr"
+    local = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    base = {"win32": local, "darwin": "~/Library/Caches"}.get(sys.platform)
+    base = base or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "rfdetr"
 
 
 def download(file: PublishedFile, folder: Path) -> Path:
@@ -102,9 +97,7 @@ def download(file: PublishedFile, folder: Path) -> Path:
     url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
     from filelock import FileLock, Timeout
 
-    lock = FileLock(
-        folder / f"{file.name}.rfdetr-lock"
-    )  # freed with its process, however that ends
+    lock = FileLock(folder / f"{file.name}.rfdetr-lock")  # the system frees it with its process
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -151,8 +144,8 @@ def _is_verified(target: Path, file: PublishedFile, md5: str | None = None) -> b
 
 
 def _download(file: PublishedFile, url: str, target: Path) -> None:
-    """Fills the partial file, trying again where that may help, and names it once its sum is
-    right; a part that leads to a wrong sum is begun again.
+    """Fills the partial file and names it once its sum is right; a part that leads to a wrong sum
+    is begun again.
     """
     partial = target.with_name(f"{file.name}.rfdetr-part")
     resumed = partial.exists()

@@ -38,11 +38,9 @@ def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[in
     """Name of each class id: the given ones, COCO's for the published files (90 classes, without
     a list of names), else numbers.
     """
-    if class_names is not None:
-        return dict(enumerate(class_names))
-    if num_classes == max(COCO_CLASSES):
+    if class_names is None and num_classes == max(COCO_CLASSES):
         return dict(COCO_CLASSES)
-    return {label: str(label) for label in range(num_classes)}
+    return dict(enumerate(map(str, range(num_classes)) if class_names is None else class_names))
 
 
 def given_names(class_names: ClassNames | None) -> tuple[int | None, list[str] | None]:
@@ -81,8 +79,7 @@ def first_class(
         return int(min(names) == 1), True
     told = re.match(r"(\d+)\.(\d+)", str(version))
     recent = (int(told[1]), int(told[2])) >= _FROM_ZERO if told else "model_name" in extra
-    ours = "resize" in args
-    if recent or ours or args.get("dataset_file") == "yolo":
+    if recent or "resize" in args or args.get("dataset_file") == "yolo":  # "resize": by us
         return 0, True
     biases = [bias.float().sort() for bias in heads]
     lowest = [int(places[0]) for values, places in biases if values[0] < values[1]]  # no ties

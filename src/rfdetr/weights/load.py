@@ -28,6 +28,7 @@ from rfdetr.weights.reading import Checkpoint, CheckpointError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
+_MASKS = "segmentation_head."
 _NO_PART = (UNUSED, "encoder.mask_token")  # published, but no part of the computation
 
 
@@ -65,9 +66,8 @@ class LoadReport:
         return tuple(lines)
 
     def log(self, logger: logging.Logger, file: str) -> None:
-        """The lines, and a warning of what is random, as no file has trained it.
-
-        Other classes than the file's are no warning: who asks for them is about to train them.
+        """Logs the lines, and as a warning what stays random. (Other classes than the file's are no
+        warning: who asks for them is about to train them.)
         """
         for line in self.lines():
             logger.info("%s: %s", file, line)
@@ -156,16 +156,12 @@ def load_weights(
         if name in published and name != UNUSED:
             fitted[name], change = _fit(name, published[name], want, known, config)
             adapted |= {name: change} if change else {}
-    masks = [name for name in expected if name.startswith("segmentation_head.")]
-    fresh = [] if known["segmentation_head"] else masks
+    lacking = [name for name in expected if name not in fitted and not _is_spare(name, config)]
+    fresh = [] if known["segmentation_head"] else [n for n in lacking if n.startswith(_MASKS)]
     left = [name for name in published if name not in expected]
     problems = {
-        "missing": [
-            name
-            for name in expected
-            if name not in {*fitted, *fresh} and our_name(name) not in _NO_PART
-        ],
-        "unexpected": [name for name in left if not _is_spare(our_name(name), config.group_detr)],
+        "missing": [name for name in lacking if name not in fresh],
+        "unexpected": [name for name in left if not _is_spare(name, config)],
         "of another shape": [
             f"{name} (file {_shape(published[name])}, model {_shape(expected[name])})"
             for name, tensor in fitted.items()
@@ -190,10 +186,8 @@ def _fit(
     if have.dim() != want.dim() or not have.numel():
         pass
     elif ours in ("query_content", "query_boxes"):
-        there, here = (
-            (known["group_detr"], known["num_queries"]),
-            (config.group_detr, config.num_queries),
-        )
+        there = known["group_detr"], known["num_queries"]
+        here = config.group_detr, config.num_queries
         if there != here and len(have) == there[0] * there[1]:
             rows = have.reshape(*there, -1)[: here[0], : here[1]].flatten(0, 1)
             return rows, "queries {} x {} -> {} x {}".format(*there, *here)
@@ -211,12 +205,13 @@ def _fit(
     return have, ""
 
 
-def _is_spare(name: str, groups: int) -> bool:
-    """Whether a tensor of the file (in our words) may go unused: it has no part in the computation,
-    or belongs to a query group past the model's.
+def _is_spare(published: str, config: Architecture) -> bool:
+    """Whether the model can do without a tensor: it has no part in the computation, or belongs to a
+    query group past the model's.
     """
+    name = our_name(published)
     group = re.match(r"proposals\.\w+\.(\d+)\.", name)
-    return name in _NO_PART or (group is not None and int(group[1]) >= groups)
+    return name in _NO_PART or (group is not None and int(group[1]) >= config.group_detr)
 
 
 def _shape(tensor: Tensor) -> str:
