@@ -112,7 +112,7 @@ def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
 
 
 def test_queries_are_not_mixed_up_where_the_row_counts_agree(tiny: Any) -> None:
-    """3 groups of 4 in the file, 2 of 4 wanted: 12 rows; and 2 of 6, also 12 rows, cannot be had."""
+    """Of 3 groups of 4 (12 rows), 2 of 4 are kept; 2 of 6, also 12 rows, cannot be had."""
     file = _file(tiny, num_queries=4, num_select=4)
     loaded, _ = _load(tiny, file, num_queries=4, num_select=4, group_detr=2)
     torch.testing.assert_close(
@@ -185,8 +185,9 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tiny: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_weights(detector, file, tiny.config(), "a.pth")
     assert str(caught.value) == (
-        "a.pth does not fit this model; tensors 1 missing: bbox_embed.layers.2.bias; 1 unexpected: extra.weight; "
-        "1 of another shape: transformer.decoder.norm.weight (file 7, model 16)"
+        "a.pth does not fit this model; tensors 1 missing: bbox_embed.layers.2.bias; "
+        "1 unexpected: extra.weight; 1 of another shape: transformer.decoder.norm.weight "
+        "(file 7, model 16)"
     )
     torch.testing.assert_close(detector.state_dict(), before, rtol=0, atol=0)
 
@@ -198,7 +199,9 @@ def test_long_lists_are_cut_and_counted(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["query_feat.weight", "class_embed.bias", POSITIONS])
-@pytest.mark.parametrize("shape", [(), (0,), (5,), (0, 3), (17, 5), (1, 2, 3), (1, 10, 7), (1, 12, 24)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (5,), (0, 3), (17, 5), (1, 2, 3), (1, 10, 7), (1, 12, 24)]
+)
 def test_misshapen_tensors_that_could_have_been_adapted_are_an_error(
     tiny: Any, name: str, shape: tuple[int, ...]
 ) -> None:

@@ -91,7 +91,8 @@ def test_a_full_size_model_goes_through_a_file_in_a_fresh_process(tmp_path: Path
         "load_pretrained(detector, config)\n"
         "image = torch.linspace(-2, 2, 3 * 416 * 416).reshape(1, 3, 416, 416)\n"
         "with torch.no_grad(): output = detector(image)\n"
-        "torch.save((type(config).__name__, config.resolution, names, output.boxes, output.logits), sys.argv[2])\n"
+        "found = (type(config).__name__, config.resolution, names, output.boxes, output.logits)\n"
+        "torch.save(found, sys.argv[2])\n"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(path), str(tmp_path / "result")], check=True, timeout=120
