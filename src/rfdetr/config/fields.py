@@ -46,8 +46,16 @@ class ConfigError(InputError, ValidationError):
 
 def fault_lines(error: ValidationError) -> list[str]:
     """A line for each field that pydantic refuses: `epochs: Input should be ...; found 0 (int)`."""
+
+    def place_of(fault: Any) -> str:
+        """`projector_scale.1`: the field, and the number of a list's element. (The names of a
+        union's types, which pydantic adds, are left out.)
+        """
+        first, *rest = fault["loc"] or ("",)
+        return ".".join([str(first), *(str(step) for step in rest if isinstance(step, int))])
+
     lines: list[str] = []
-    for place, group in itertools.groupby(error.errors(), lambda fault: _place(fault["loc"])):
+    for place, group in itertools.groupby(error.errors(), place_of):
         faults = list(group)  # one for each type of a union
         texts = [fault["msg"].removeprefix("Value error, ") for fault in faults]
         if place:
@@ -55,13 +63,6 @@ def fault_lines(error: ValidationError) -> list[str]:
             texts = [f"{place}: {' or '.join(texts)}{found}"]
         lines += texts
     return lines
-
-
-def _place(steps: tuple[str | int, ...]) -> str:
-    """The field, and the number of a list's element: `projector_scale.1`. The names of a union's
-    types, which pydantic adds, are left out.
-    """
-    return ".".join(str(step) for i, step in enumerate(steps) if i == 0 or isinstance(step, int))
 
 
 class StrictConfig(BaseModel):

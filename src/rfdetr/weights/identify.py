@@ -36,14 +36,16 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
     if known["encoder"] not in ENCODERS:
         sizes = ", ".join(f"{name} ({x.width} x {x.depth})" for name, x in ENCODERS.items())
         raise CheckpointError(f"{path} has an encoder {known['encoder']}; known are {sizes}")
-    for field in NOT_IN_TENSORS:
+    told = {field: args[field] for field in NOT_IN_TENSORS if args.get(field) is not None}
+    for field, value in told.items():
         kind = list if field == "out_feature_indexes" else int
-        if (value := args.get(field)) is not None:
-            if not isinstance(value, kind):
-                expected = f"expected type {kind.__name__}"
-                raise CheckpointError(f"{path}: 'args' has {field}={value!r}; {expected}")
-            known[field] = value
-    variant = _named_variant(checkpoint) or nearest_variant(known)
+        if not isinstance(value, kind):
+            expected = f"expected type {kind.__name__}"
+            raise CheckpointError(f"{path}: 'args' has {field}={value!r}; {expected}")
+    known |= told
+    name, public_class = args.get("variant"), f"{checkpoint.extra.get('model_name')}Config"
+    named = [key for key, cls in VARIANTS.items() if key == name or cls.__name__ == public_class]
+    variant = named[0] if named else nearest_variant(known)
     lacking = [field for field in NOT_IN_TENSORS if field not in known]
     if variant is None and lacking:
         raise CheckpointError(
@@ -53,7 +55,7 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
     cls = VARIANTS[variant] if variant else ModelConfig
     usual, grid, patch = cls(), known["positional_encoding_size"], known["patch_size"]
     if "resolution" not in known:  # another grid than the variant's is of another resolution
-        divides = grid % known.get("num_windows", usual.num_windows) == 0
+        divides = grid % (known.get("num_windows") or usual.num_windows) == 0
         other = grid != usual.position_grid and divides
         known["resolution"] = grid * patch if other else usual.resolution
     if usual.positional_encoding_size is None and known["resolution"] == grid * patch:
@@ -62,9 +64,8 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
         return cls(**known, pretrain_weights=str(path)), class_names(checkpoint)
     except ConfigError as error:
         reasons = str(error).replace("\n", "; ")
-        raise CheckpointError(
-            f"{path}: its tensors and 'args' give no possible model: {reasons}"
-        ) from error
+        fault = f"its tensors and 'args' give no possible model: {reasons}"
+        raise CheckpointError(f"{path}: {fault}") from error
 
 
 def class_names(checkpoint: Checkpoint) -> list[str] | None:
@@ -137,10 +138,3 @@ def nearest_variant(known: Mapping[str, Any]) -> str | None:
         if all(getattr(config, field) == known[field] for field in _STRUCTURE)
     }
     return min(distances, key=lambda name: distances[name], default=None)
-
-
-def _named_variant(checkpoint: Checkpoint) -> str | None:
-    """The variant that a file names: "nano", or, in the published package's words, RFDETRNano."""
-    name, face = checkpoint.args.get("variant"), checkpoint.extra.get("model_name")
-    named = (key for key, cls in VARIANTS.items() if name == key or cls.__name__ == f"{face}Config")
-    return next(named, None)
