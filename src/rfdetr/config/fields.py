@@ -48,9 +48,7 @@ def fault_lines(error: ValidationError) -> list[str]:
     """A line for each field that pydantic refuses: `epochs: Input should be ...; found 0 (int)`."""
 
     def place_of(fault: Any) -> str:
-        """`projector_scale.1`: the field, and the number of a list's element. (The names of a
-        union's types, which pydantic adds, are left out.)
-        """
+        """`projector_scale.1`: field and list element, without the names of a union's types."""
         first, *rest = fault["loc"] or ("",)
         return ".".join([str(first), *(str(step) for step in rest if isinstance(step, int))])
 
@@ -91,17 +89,13 @@ class StrictConfig(BaseModel):
                 raise self._error(error.errors()) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assigns what fits the other fields; a refused value changes nothing (pydantic would
-        assign it and then check).
-        """
-        type(self)(**{**self.__dict__, name: value})
+        """Assigns what fits the other fields; a refused value changes nothing."""
+        type(self)(**{**self.__dict__, name: value})  # pydantic would assign first, then check
         super().__setattr__(name, value)
 
     @classmethod
     def refuse_unknown(cls, settings: Mapping[str, Any], model: str = "ModelConfig") -> None:
-        """Raises `ConfigError` for names that are no fields; `model` names the class that takes
-        fields of the model.
-        """
+        """Raises `ConfigError` for names of no fields; `model` is the class with the model's."""
         kind = {"type": "extra_forbidden", "msg": ""}
         unknown = [name for name in settings if name not in cls.model_fields]
         if unknown:

@@ -144,9 +144,7 @@ def _is_verified(target: Path, file: PublishedFile, md5: str | None = None) -> b
 
 
 def _download(file: PublishedFile, url: str, target: Path) -> None:
-    """Fills the partial file and names it once its sum is right; a part that leads to a wrong sum
-    is begun again.
-    """
+    """Fills the partial file, and names it if its sum is right; a wrong part is begun again."""
     partial = target.with_name(f"{file.name}.rfdetr-part")
     resumed = partial.exists()
     for attempt in range(_ATTEMPTS):
@@ -171,9 +169,7 @@ def _download(file: PublishedFile, url: str, target: Path) -> None:
 
 
 def _is_temporary(error: Exception) -> bool:
-    """Whether another attempt may help: with a busy server or a lost connection, not with a wrong
-    address or a full disk.
-    """
+    """Whether another attempt may help: a busy server, a lost connection; no wrong address."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 429) or error.code >= 500
     return isinstance(error, ConnectionError | TimeoutError | http.client.HTTPException)

@@ -128,9 +128,7 @@ def read_architecture(
 
 
 def nearest_variant(known: Mapping[str, Any]) -> str | None:
-    """The variant of the structure that `read_architecture` tells, with the nearest position grid;
-    None where there is none.
-    """
+    """The variant of a structure (from `read_architecture`) and of the nearest grid, if any."""
     configs = {name: cls() for name, cls in VARIANTS.items()}
     distances = {
         name: abs(config.position_grid - known["positional_encoding_size"])

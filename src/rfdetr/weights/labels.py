@@ -25,9 +25,7 @@ _MOST = 0.75  # of the heads must agree
 
 
 def names_by_logit(args: Mapping[str, Any]) -> dict[int, str] | None:
-    """The class names of a file's `args`, by logit: as a dict numbers them, from 0 in a list. None:
-    there are none.
-    """
+    """The class names in a file's `args`, if any: as a dict numbers them, a list from 0."""
     names = args.get("class_names")
     if isinstance(names, Mapping) and all(str(logit).isdecimal() for logit in names):
         return {int(logit): str(names[logit]) for logit in sorted(names, key=int)}
@@ -35,9 +33,7 @@ def names_by_logit(args: Mapping[str, Any]) -> dict[int, str] | None:
 
 
 def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
-    """Name of each class id: the given ones, COCO's for the published files (90 classes, without
-    a list of names), else numbers.
-    """
+    """Name of each class id: as given, COCO's for 90 classes (published files), else numbers."""
     if class_names is None and num_classes == max(COCO_CLASSES):
         return dict(COCO_CLASSES)
     return dict(enumerate(map(str, range(num_classes)) if class_names is None else class_names))
@@ -88,9 +84,7 @@ def first_class(
 
 
 def classes_from_zero(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors (by published name) of a file that counts classes from 1, counted from 0: logit 0,
-    of no class, comes last.
-    """
+    """Published tensors that count from 1, counted from 0: logit 0, of no class, comes last."""
     return {
         name: tensor.roll(-1, 0) if CLASS_HEADS.fullmatch(name) and tensor.dim() else tensor
         for name, tensor in tensors.items()

@@ -1,6 +1,4 @@
-"""Weights by name or path into a detector: what fits is copied, what can be adapted is, anything
-else is an error.
-"""
+"""Weights by name or path into a detector: copied where they fit, adapted, or refused."""
 
 from __future__ import annotations
 
@@ -206,9 +204,7 @@ def _fit(
 
 
 def _is_spare(published: str, config: Architecture) -> bool:
-    """Whether the model can do without a tensor: it has no part in the computation, or belongs to a
-    query group past the model's.
-    """
+    """Whether a tensor is of no use to the model: of a query group past its own, or of none."""
     name = our_name(published)
     group = re.match(r"proposals\.\w+\.(\d+)\.", name)
     return name in _NO_PART or (group is not None and int(group[1]) >= config.group_detr)

@@ -22,9 +22,7 @@ from rfdetr.errors import InputError
 UNUSED = "_kp_active_mask"
 CLASS_HEAD = "class_embed.weight"
 CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)")
-"""Published names of the tensors whose rows are class logits: the decoder's head and the encoder
-stage's, one per query group.
-"""
+"""Published names of tensors whose rows are class logits: the decoder's, each query group's."""
 RANK = ALPHA = 16
 """Of the low-rank adapters: B A is of rank `RANK` and counts `ALPHA / RANK` times."""
 

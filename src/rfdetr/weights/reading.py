@@ -49,9 +49,7 @@ class Checkpoint:
     extra: dict[str, Any] = field(default_factory=dict)
     """Everything else: epoch, optimizer, notes."""
     first_class: int = 0
-    """1 if the file counts class logits from 1; those of `model` and `extra["ema_model"]` count
-    from 0 all the same.
-    """
+    """1 if the file counts classes from 1; `model` and `extra["ema_model"]` here count from 0."""
 
 
 def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None) -> Checkpoint:
@@ -87,9 +85,7 @@ def refuse_damaged(path: Path) -> None:
 
 
 def refuse_not_finite(path: Path, tensors: Mapping[Any, Any]) -> None:
-    """Raises `CheckpointError` where a tensor holds NaN or infinity, naming the first ten such
-    tensors.
-    """
+    """Raises `CheckpointError` where tensors hold NaN or infinity, naming the first ten."""
     numbers = {n: x for n, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}
     bad = [str(name) for name, tensor in numbers.items() if not tensor.isfinite().all()]
     if bad:

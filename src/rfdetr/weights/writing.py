@@ -68,9 +68,7 @@ def description(
     class_names: Sequence[str] | None,
     data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a file says beside its tensors: `args`, and for a variant what `from_checkpoint` of the
-    published package looks for.
-    """
+    """What a file says beside its tensors: `args`, and what the published package looks for."""
     told: dict[str, Any] = {"args": checkpoint_args(model_config, class_names, data)}
     if variant_name(model_config) is not None:
         told["model_name"] = type(model_config).__name__.removesuffix("Config")
