@@ -1,4 +1,4 @@
-"""Damaged checkpoints are named, and a good one beside them is offered."""
+"""Files are written whole or not at all, damaged checkpoints are named, one process alone locks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ import torch
 from rfdetr.files import (
     CHECKSUMS_FILE,
     DiskFullError,
+    LockHeldError,
+    RecordLock,
     atomic_write,
     digest_of,
     is_damaged,
+    is_locked,
     link_checkpoint,
     newest_good,
     record_digests,
@@ -28,6 +32,53 @@ from rfdetr.weights.reading import CheckpointError, read_checkpoint
 def write(path: Path, content: bytes = b"content") -> Path:
     atomic_write(path, lambda stream: stream.write(content), checksum=True)
     return path
+
+
+def _fail_half_way(stream: BinaryIO) -> None:
+    stream.write(b"half")
+    raise KeyboardInterrupt
+
+
+def test_atomic_write_replaces_content_and_makes_folders(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    atomic_write(path, lambda stream: stream.write(b"one"))
+    atomic_write(path, lambda stream: stream.write(b"two"))
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_interrupted_write_leaves_the_last_good_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"good")
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, _fail_half_way)
+    assert path.read_bytes() == b"good"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_a_link_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    target, link = tmp_path / "theirs", tmp_path / "ours"
+    target.write_bytes(b"theirs")
+    link.symlink_to(target)
+    atomic_write(link, lambda stream: stream.write(b"ours"))
+    assert target.read_bytes() == b"theirs"
+    assert link.read_bytes() == b"ours"
+    assert not link.is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_written_files_have_the_users_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    atomic_write(tmp_path / "atomic", lambda stream: stream.write(b""))
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_in_the_way_is_an_error_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        atomic_write(tmp_path / "taken", lambda stream: stream.write(b""))
+    assert os.listdir(tmp_path) == ["taken"]
 
 
 def test_a_file_that_changed_is_damaged(tmp_path: Path) -> None:
@@ -143,7 +194,7 @@ def test_torch_save_writes_the_digest_of_the_file(tmp_path: Path) -> None:
     assert torch.equal(torch.load(path)["a"], torch.arange(100_000))
 
 
-def test_a_full_disk_is_told_with_the_room_it_takes(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_with_the_room_there_is(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     tensor = torch.zeros(1_000_000)
 
@@ -155,15 +206,62 @@ def test_a_full_disk_is_told_with_the_room_it_takes(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
     with pytest.raises(OSError, match="No space"):
-        atomic_write(tmp_path / "b", on_full_disk)  # measuring fails as well
+        atomic_write(tmp_path / "b", on_full_disk)
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(DiskFullError, match=r"a\.ckpt could not be written: it needs 4\.0 MB"):
+        with pytest.raises(
+            DiskFullError, match=r"a\.ckpt could not be written: File too large; .* MB are free"
+        ):
             atomic_write(path, lambda stream: torch.save(tensor, stream), checksum=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"content"
     assert not is_damaged(path)
+
+
+def hold(path: Path, ready: Any) -> None:
+    RecordLock(path).acquire()
+    ready.send(os.getpid())
+    ready.recv()  # until killed
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ".lock"
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(path, theirs))
+    process.start()
+    pid = ours.recv()
+    assert is_locked(path)
+    with pytest.raises(LockHeldError, match=rf"^process {pid} on .* since 20.*: "):
+        RecordLock(path).acquire()
+    process.kill()
+    process.join()
+    assert not is_locked(path)
+    lock = RecordLock(path)
+    lock.acquire()
+    lock.acquire()  # held already
+    assert is_locked(path)
+    with pytest.raises(LockHeldError, match="this same process"):
+        RecordLock(path).acquire()
+    lock.release()
+    lock.release()
+    assert not is_locked(path) and not path.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": "1"}', '{"pid": 4194305}'])
+def test_a_lock_file_that_tells_nothing_is_taken(tmp_path: Path, content: str) -> None:
+    path = tmp_path / ".lock"
+    path.write_text(content)
+    assert not is_locked(path)
+    RecordLock(path).acquire()
+    assert is_locked(path)
+
+
+def test_a_lock_that_cannot_be_made_is_the_systems_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as caught:
+        RecordLock(tmp_path / "file" / ".lock").acquire()
+    assert not isinstance(caught.value, LockHeldError)

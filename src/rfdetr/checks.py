@@ -1,6 +1,4 @@
-"""Checks of plain arguments, for public functions that take no configuration: one line of found and
-expected.
-"""
+"""Checks of plain arguments: an error is one line of what was found and what was expected."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from typing import Any
 
 from rfdetr.errors import InputError, InputTypeError
 
-MOST = 1_000_000  # more, of anything that is counted, is a slip of the keyboard that would eat the memory
+MOST = 1_000_000  # of anything that is counted; more is a slip of the keyboard and fills the memory
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 
@@ -22,9 +20,8 @@ _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """A whole number (NumPy's too, no boolean) from `least` to `MOST`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputTypeError(
-            f"{name} is {shown(value)}: expected a whole number of {least} or more"
-        )
+        expected = f"a whole number of {least} or more"
+        raise InputTypeError(f"{name} is {shown(value)}: expected {expected}")
     if value < least:
         raise InputError(f"{name} is {value}: expected {least} or more")
     if int(value) > MOST:
@@ -77,8 +74,6 @@ def shown(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value's repr in 80 characters, never written out first: nested YAML aliases would fill the
-    memory.
-    """
+    """A value's repr in 80 characters. (The whole of nested YAML aliases fills the memory.)"""
     text = _REPR.repr(value)
     return text if len(text) <= _REPR.maxother else text[: _REPR.maxother - 3] + "..."

@@ -23,7 +23,7 @@ from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_devi
 from rfdetr.inference.sources import ImageSources, is_single
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
-from rfdetr.weights.adapt import load_weights
+from rfdetr.weights.load import load_weights
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names
 from rfdetr.weights.load import resolve_weights

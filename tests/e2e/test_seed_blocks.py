@@ -25,7 +25,7 @@ from rfdetr.config import RFDETRMediumConfig
 from rfdetr.training import RFDETREMACallback, build_trainer
 from rfdetr.weights import download
 from rfdetr.weights.names import to_published
-from rfdetr.weights.registry import PUBLISHED
+from rfdetr.weights.download import PUBLISHED
 
 LAYOUTS = Path(__file__).parents[1] / "golden" / "layouts.json"
 

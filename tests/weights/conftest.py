@@ -66,7 +66,7 @@ def layouts(golden_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def weightless() -> Any:
-    """A published state of full-size tensors that take no memory: every one repeats a single zero."""
+    """A published state of full-size tensors that take no memory: each repeats a single zero."""
 
     def build(layout: dict[str, Any]) -> dict[str, Tensor]:
         return {name: torch.zeros(()).expand(shape) for name, shape in layout["state_dict"].items()}

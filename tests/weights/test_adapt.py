@@ -11,12 +11,13 @@ from torch import Tensor
 
 from rfdetr.config import EncoderDims, RFDETRNanoConfig, RFDETRSmallConfig
 from rfdetr.models.build import build_detector
-from rfdetr.weights.adapt import load_weights, resample_positions
-from rfdetr.weights.identify import POSITIONS
+from rfdetr.models.encoder import resample_positions
+from rfdetr.weights.load import load_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import CheckpointError
 
 UNUSED = "_kp_active_mask"
+POSITIONS = "backbone.0.encoder.encoder.embeddings.position_embeddings"
 
 
 def _file(tiny: Any, seed: int = 1, **changes: Any) -> dict[str, Tensor]:
@@ -111,7 +112,7 @@ def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
 
 
 def test_queries_are_not_mixed_up_where_the_row_counts_agree(tiny: Any) -> None:
-    """3 groups of 4 in the file, 2 of 4 wanted: 12 rows; and 2 of 6, also 12 rows, cannot be had."""
+    """Of 3 groups of 4 (12 rows), 2 of 4 are kept; 2 of 6, also 12 rows, cannot be had."""
     file = _file(tiny, num_queries=4, num_select=4)
     loaded, _ = _load(tiny, file, num_queries=4, num_select=4, group_detr=2)
     torch.testing.assert_close(
@@ -135,7 +136,9 @@ def test_position_grids_are_resampled(tiny: Any, resolution: int, grid: int) -> 
     file = _file(tiny)
     loaded, report = _load(tiny, file, resolution=resolution)
     assert report.adapted == {POSITIONS: f"position grid 4 x 4 -> {grid} x {grid}"}
-    torch.testing.assert_close(loaded[POSITIONS], resample_positions(file[POSITIONS], grid))
+    cells = file[POSITIONS][:, 1:].reshape(1, 4, 4, -1)
+    expected = resample_positions(cells, (grid, grid)).flatten(1, 2)
+    torch.testing.assert_close(loaded[POSITIONS][:, 1:], expected)
     torch.testing.assert_close(loaded[POSITIONS][:, 0], file[POSITIONS][:, 0])
 
 
@@ -143,21 +146,21 @@ def test_position_grids_are_resampled(tiny: Any, resolution: int, grid: int) -> 
 def test_resampling_is_bicubic_with_antialiasing(grid: int) -> None:
     """Pillow's bicubic filter, which widens with the reduction, is the independent measure."""
     torch.manual_seed(0)
-    embeddings = torch.randn(1, 1 + 8 * 8, 2)
-    found = resample_positions(embeddings, grid)[0, 1:].reshape(grid, grid, 2).permute(2, 0, 1)
-    for channel, plane in enumerate(embeddings[0, 1:].reshape(8, 8, 2).permute(2, 0, 1)):
+    embeddings = torch.randn(1, 8, 8, 2)
+    found = resample_positions(embeddings, (grid, grid))[0].permute(2, 0, 1)
+    for channel, plane in enumerate(embeddings[0].permute(2, 0, 1)):
         expected = np.array(
             Image.fromarray(plane.numpy(), mode="F").resize((grid, grid), Image.Resampling.BICUBIC)
         )
         torch.testing.assert_close(found[channel], torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_resampling_moves_along_the_right_axes() -> None:
+def test_resampling_moves_along_the_right_axes(tiny: Any) -> None:
     """Rows of the sequence run along x first: a ramp in x stays one in x."""
-    ramp = torch.arange(4.0).expand(4, 4).reshape(1, 16, 1)
-    wider = resample_positions(torch.cat([torch.zeros(1, 1, 1), ramp], dim=1), 8)[0, 1:, 0].reshape(
-        8, 8
-    )
+    file = _file(tiny)
+    file[POSITIONS][:, 1:] = torch.arange(4.0).repeat(4)[None, :, None]
+    loaded, _ = _load(tiny, file, resolution=128)
+    wider = loaded[POSITIONS][0, 1:, 0].reshape(8, 8)
     torch.testing.assert_close(wider, wider[:1].expand(8, 8))
     assert (wider.diff(dim=1) > 0).all()
 
@@ -182,8 +185,9 @@ def test_what_does_not_fit_is_listed_and_nothing_is_loaded(tiny: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_weights(detector, file, tiny.config(), "a.pth")
     assert str(caught.value) == (
-        "a.pth does not fit this model; tensors 1 missing: bbox_embed.layers.2.bias; 1 unexpected: extra.weight; "
-        "1 of another shape: transformer.decoder.norm.weight (file 7, model 16)"
+        "a.pth does not fit this model; tensors 1 missing: bbox_embed.layers.2.bias; "
+        "1 unexpected: extra.weight; 1 of another shape: transformer.decoder.norm.weight "
+        "(file 7, model 16)"
     )
     torch.testing.assert_close(detector.state_dict(), before, rtol=0, atol=0)
 
@@ -195,7 +199,9 @@ def test_long_lists_are_cut_and_counted(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["query_feat.weight", "class_embed.bias", POSITIONS])
-@pytest.mark.parametrize("shape", [(), (0,), (5,), (0, 3), (17, 5), (1, 2, 3), (1, 10, 7)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (5,), (0, 3), (17, 5), (1, 2, 3), (1, 10, 7), (1, 12, 24)]
+)
 def test_misshapen_tensors_that_could_have_been_adapted_are_an_error(
     tiny: Any, name: str, shape: tuple[int, ...]
 ) -> None:

@@ -1,8 +1,11 @@
-"""Downloads from a real HTTP server on this machine, which can be slow, break off, lie or be gone."""
+"""Downloads from a real HTTP server on this machine, which can be slow, break off, lie or be gone;
+the list of published files.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -16,9 +19,17 @@ from typing import Any
 
 import pytest
 
+from rfdetr.config import VARIANTS
 from rfdetr.weights import download as download_module
-from rfdetr.weights.download import DownloadError, cache_dir, download, fetch
-from rfdetr.weights.registry import PUBLISHED, PublishedFile
+from rfdetr.weights.download import (
+    BUNDLED,
+    PUBLISHED,
+    DownloadError,
+    PublishedFile,
+    cache_dir,
+    download,
+    fetch,
+)
 
 CONTENT = bytes(range(256)) * 1024  # 256 KiB
 NAME = "rf-detr-test.pth"
@@ -26,7 +37,7 @@ NAME = "rf-detr-test.pth"
 
 @dataclass
 class Site:
-    """What the server does, and the Range header of every request it has seen (None without one)."""
+    """What the server does, and the Range header of each request that came (None without one)."""
 
     url: str = ""
     content: bytes = CONTENT
@@ -203,8 +214,8 @@ def test_a_file_changed_after_it_was_verified_is_noticed(site: Site, tmp_path: P
 def test_processes_that_want_the_same_file_download_it_once(site: Site, tmp_path: Path) -> None:
     site.pause_s = 0.05
     code = (
-        "import sys; from pathlib import Path; from rfdetr.weights.download import download\n"
-        "from rfdetr.weights.registry import PublishedFile\n"
+        "import sys; from pathlib import Path\n"
+        "from rfdetr.weights.download import PublishedFile, download\n"
         "print(download(PublishedFile(*sys.argv[1:4]), Path(sys.argv[4])))"
     )
     command = [sys.executable, "-c", code, *site.file(), str(tmp_path)]
@@ -241,3 +252,17 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
         assert cache_dir() == Path("/somewhere/rfdetr")
         monkeypatch.delenv("XDG_CACHE_HOME")
         assert cache_dir() == Path.home() / ".cache" / "rfdetr"
+
+
+def test_registry_is_the_published_list_without_key_points(golden_dir: Path) -> None:
+    rows = json.loads((golden_dir / "weights.json").read_text())
+    expected = {
+        (row["file"], row["url"], row["md5"]) for row in rows if "keypoint" not in row["file"]
+    }
+    assert {tuple(file) for file in PUBLISHED.values()} == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_starts_from_a_known_file(variant: str) -> None:
+    name = VARIANTS[variant]().pretrain_weights
+    assert name in (BUNDLED if variant.endswith("mini") else PUBLISHED)

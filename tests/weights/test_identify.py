@@ -10,6 +10,7 @@ import torch
 from rfdetr import config as configs
 from rfdetr.config import (
     VARIANTS,
+    RFDETRLargeConfig,
     RFDETRMediumConfig,
     RFDETRMiniConfig,
     RFDETRNanoConfig,
@@ -88,6 +89,28 @@ def test_a_design_of_ones_own_is_restored_too() -> None:
         CheckpointError, match=r"x\.pth is none of the variants .* do not tell out_feature_indexes"
     ):
         config_from_checkpoint(Checkpoint(Path("x.pth"), state, {}))
+
+
+def test_the_published_packages_name_of_a_class_is_believed(
+    layouts: dict[str, Any], weightless: Any
+) -> None:
+    """Where the grid alone would tell another variant of that structure."""
+    state = weightless(layouts["RFDETRMediumConfig"])
+    config, _ = config_from_checkpoint(
+        Checkpoint(Path("a"), state, {"resolution": 704}, {"model_name": "RFDETRLarge"})
+    )
+    assert config == RFDETRLargeConfig(
+        resolution=704, positional_encoding_size=36, pretrain_weights="a"
+    )
+
+
+@pytest.mark.parametrize("said", [{"num_windows": 0}, {"num_windows": "2"}, {"resolution": [384]}])
+def test_arguments_that_cannot_be_are_one_clear_error(
+    said: dict[str, Any], layouts: dict[str, Any], weightless: Any
+) -> None:
+    state = weightless(layouts["RFDETRNanoConfig"])
+    with pytest.raises(CheckpointError, match=rf"a\.pth: .*{next(iter(said))}"):
+        config_from_checkpoint(Checkpoint(Path("a.pth"), state, said))
 
 
 def test_how_to_run_is_not_taken_from_a_file(layouts: dict[str, Any], weightless: Any) -> None:

@@ -27,10 +27,10 @@ NAMES = ["cat", "dog", "owl"]
 
 
 def config(num_classes: int) -> RFDETRMiniConfig:
-    return RFDETRMiniConfig(
-        resolution=64, hidden_dim=32, sa_nheads=4, ca_nheads=4, dim_feedforward=64, dec_layers=1, num_queries=10,
-        num_select=10 * (num_classes + 1), group_detr=3, num_classes=num_classes, pretrain_weights=None,
-    )  # fmt: skip
+    tiny: dict[str, int] = {"resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4}
+    tiny |= {"dim_feedforward": 64, "dec_layers": 1, "num_queries": 10, "group_detr": 3}
+    tiny |= {"num_classes": num_classes, "num_select": 10 * (num_classes + 1)}
+    return RFDETRMiniConfig(**tiny, pretrain_weights=None)
 
 
 @pytest.fixture(scope="module")

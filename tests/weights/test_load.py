@@ -66,11 +66,10 @@ def test_loading_is_told_in_a_line_for_each_fate_of_tensors(
     )
     config = RFDETRMiniConfig(num_classes=5, pretrain_weights=str(path))
     with caplog.at_level(logging.INFO, logger="rfdetr"):
-        meta = load_pretrained(build_detector(config), config)
-    assert meta is not None
-    assert (meta.path, meta.class_names, meta.args["variant"]) == (path, ["cat", "dog"], "mini")
+        report = load_pretrained(build_detector(config), config)
+    assert report is not None and report.class_names == ["cat", "dog"]
     assert [record.getMessage().split(" tensors")[0] for record in caplog.records] == [
-        f"mine.safetensors: loaded {len(meta.report.loaded)}",
+        f"mine.safetensors: loaded {len(report.loaded)}",
         f"mine.safetensors: adapted {2 + 2 * config.group_detr}",
     ]
 
@@ -92,7 +91,8 @@ def test_a_full_size_model_goes_through_a_file_in_a_fresh_process(tmp_path: Path
         "load_pretrained(detector, config)\n"
         "image = torch.linspace(-2, 2, 3 * 416 * 416).reshape(1, 3, 416, 416)\n"
         "with torch.no_grad(): output = detector(image)\n"
-        "torch.save((type(config).__name__, config.resolution, names, output.boxes, output.logits), sys.argv[2])\n"
+        "found = (type(config).__name__, config.resolution, names, output.boxes, output.logits)\n"
+        "torch.save(found, sys.argv[2])\n"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(path), str(tmp_path / "result")], check=True, timeout=120

@@ -69,7 +69,7 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     problems = []
     for name in settings:
-        if name not in _FIELDS and name not in TrainConfig.DERIVED_FROM_TRAINER:
+        if name not in _FIELDS and name not in TrainConfig.BELONGS_TO_TRAINER:
             near = nearest(str(name), _FIELDS)
             problems.append(f"no setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     if problems:

@@ -1,30 +1,30 @@
-"""`ModelConfig`: what the network is. Every field has its unit or range and one line of why."""
+"""What a network is (`Architecture`) and how it is run (`ModelConfig`).
+
+Every field has its unit or range and one line of why.
+"""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
-from rfdetr.config.fields import PathText, PositiveInt, StrictConfig
+from rfdetr.config.fields import PathText, PositiveInt, Side, StrictConfig
 from rfdetr.errors import InputError
+
+__all__ = ["ENCODERS", "PROJECTOR_SCALES", "Architecture", "EncoderDims", "ModelConfig"]
 
 
 class EncoderDims(NamedTuple):
-    """Size of a DINOv2 encoder: token width, number of blocks, attention heads."""
+    """Size of a DINOv2 encoder: token width, number of blocks, attention heads of a block, learned
+    tokens beside the class token (arXiv 2309.16588).
+    """
 
     width: int
     depth: int
     heads: int
+    registers: int = 0
 
-
-ENCODERS: dict[str, EncoderDims] = {
-    "mini": EncoderDims(width=160, depth=5, heads=5),
-    "small": EncoderDims(width=384, depth=12, heads=6),
-    "base": EncoderDims(width=768, depth=12, heads=12),
-}
-PROJECTOR_SCALES: dict[str, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
-MAX_RESOLUTION = 8192
 
 EncoderName = Literal[
     "dinov2_windowed_mini",
@@ -33,34 +33,36 @@ EncoderName = Literal[
     "dinov2_registers_windowed_small",
     "dinov2_registers_windowed_base",
 ]
+Level = Literal["P3", "P4", "P5"]
+ENCODERS: dict[str, EncoderDims] = {
+    "dinov2_windowed_mini": EncoderDims(width=160, depth=5, heads=5),
+    "dinov2_windowed_small": EncoderDims(width=384, depth=12, heads=6),
+    "dinov2_windowed_base": EncoderDims(width=768, depth=12, heads=12),
+    "dinov2_registers_windowed_small": EncoderDims(width=384, depth=12, heads=6, registers=4),
+    "dinov2_registers_windowed_base": EncoderDims(width=768, depth=12, heads=12, registers=4),
+}
+PROJECTOR_SCALES: dict[Level, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
+"""Resolution of each feature level, in that of the patch grid."""
 
 
-class ModelConfig(StrictConfig):
-    """What the network is. Use a variant class (`RFDETRNanoConfig`, ...) unless you design your
-    own.
-
-    Source: RF-DETR (arXiv 2511.09554), table of variants.
-    """
+class Architecture(StrictConfig):
+    """What the network is. Source: RF-DETR (arXiv 2511.09554), table of variants."""
 
     PLACE = "the model: {model}({setting})"
 
     encoder: EncoderName = "dinov2_windowed_small"
     """DINOv2 family and size; `registers` encoders carry 4 extra learned tokens."""
     out_feature_indexes: list[int] = [3, 6, 9, 12]
-    """States handed to the projector, counted in encoder blocks (1 = after the first). Those blocks
-    attend globally.
-    """
+    """Encoder blocks whose outputs the projector gets, counted from 1; these attend globally."""
     patch_size: PositiveInt = 16
     """Side of an image patch, pixels."""
     num_windows: PositiveInt = 2
     """Attention windows per image side; 1 = every block attends globally."""
-    resolution: PositiveInt = 384
+    resolution: Side = 384
     """Side of the square network input, pixels; a multiple of patch_size * num_windows."""
-    positional_encoding_size: PositiveInt | None = None
-    """Side of the stored position grid, patches. None: resolution // patch_size; set where
-    published weights fix it.
-    """
-    projector_scale: list[Literal["P3", "P4", "P5"]] = ["P4"]
+    positional_encoding_size: Side | None = None
+    """Side of the stored position grid, patches; None: resolution // patch_size."""
+    projector_scale: list[Level] = ["P4"]
     """Feature levels for the decoder: P3 twice, P4 once, P5 half the patch grid's resolution."""
     hidden_dim: PositiveInt = 256
     """Width of projector and decoder; a multiple of 4 and of both head counts."""
@@ -86,14 +88,67 @@ class ModelConfig(StrictConfig):
     """Predict a mask for every box."""
     mask_downsample_ratio: PositiveInt = 4
     """Masks are predicted at input size / this."""
+
+    @property
+    def encoder_dims(self) -> EncoderDims:
+        """Width, depth, heads and registers of the encoder."""
+        return ENCODERS[self.encoder]
+
+    @property
+    def num_registers(self) -> int:
+        """Extra learned tokens of the encoder."""
+        return self.encoder_dims.registers
+
+    @property
+    def position_grid(self) -> int:
+        """Side of the stored position grid, patches."""
+        return self.positional_encoding_size or self.resolution // self.patch_size
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Architecture:
+        patch, windows, hidden = self.patch_size, self.num_windows, self.hidden_dim
+        blocks, levels = self.out_feature_indexes, self.projector_scale
+        step, most = patch * windows, self.num_queries * (self.num_classes + 1)
+        if self.resolution % step:
+            low = max(self.resolution // step, 1) * step
+            fault = (
+                f"resolution {self.resolution} is not a multiple of patch_size {patch} x "
+                f"num_windows {windows} = {step}; the nearest that fit are {low} and {low + step}"
+            )
+        elif not blocks or blocks != sorted(set(blocks)) or blocks[0] < 1:
+            fault = f"out_feature_indexes {blocks} must be ascending, distinct and at least 1"
+        elif blocks[-1] > (depth := self.encoder_dims.depth):
+            encoder = f"the {depth} blocks of encoder {self.encoder!r}"
+            fault = f"out_feature_indexes {blocks} go past {encoder}"
+        elif hidden % self.sa_nheads:
+            fault = f"hidden_dim {hidden} is not a multiple of sa_nheads {self.sa_nheads}"
+        elif hidden % self.ca_nheads:
+            fault = f"hidden_dim {hidden} is not a multiple of ca_nheads {self.ca_nheads}"
+        elif hidden % 4:
+            fault = f"hidden_dim {hidden} is not a multiple of 4, the coordinates of a box"
+        elif not levels or len(set(levels)) != len(levels):
+            fault = f"projector_scale {levels} needs one or more levels, each once"
+        elif self.num_select > most:
+            fault = (
+                f"num_select {self.num_select} is more than num_queries {self.num_queries} x "
+                f"(num_classes {self.num_classes} + 1) = {most}"
+            )
+        else:
+            return self
+        raise InputError(fault)
+
+
+class ModelConfig(Architecture):
+    """What the network is and how it is run. Use a variant class (`RFDETRNanoConfig`, ...) unless
+    you design your own.
+    """
+
     pretrain_weights: PathText | None = None
     """Published file name (downloaded once), path to a checkpoint, or None for random weights."""
     freeze_encoder: bool = False
     """Leave the encoder as it is: projector, decoder and heads alone learn."""
     backbone_lora: bool = False
-    """Train low-rank adapters (DoRA, rank 16) in the encoder instead of its own weights (extra
-    `[lora]`).
-    """
+    """Train low-rank adapters (DoRA, rank 16) in the encoder, not its own weights (`[lora]`)."""
     gradient_checkpointing: bool = False
     """Recompute encoder blocks in the backward pass: less memory, slower steps."""
     amp: bool = True
@@ -101,74 +156,11 @@ class ModelConfig(StrictConfig):
     device: str | None = None
     """Where `predict` runs ("cpu", "cuda:1", "mps"); None: the best there is."""
 
-    @property
-    def encoder_dims(self) -> EncoderDims:
-        """Width, depth and heads of the encoder."""
-        return ENCODERS[self.encoder.rsplit("_", 1)[1]]
-
-    @property
-    def num_registers(self) -> int:
-        """Extra learned tokens of the encoder."""
-        return 4 if "registers" in self.encoder else 0
-
-    @property
-    def position_grid(self) -> int:
-        """Side of the stored position grid, patches."""
-        return self.positional_encoding_size or self.resolution // self.patch_size
-
-    @field_validator("resolution", "positional_encoding_size")
-    @classmethod
-    def _refuse_huge(cls, side: int | None) -> int | None:
-        if side is not None and side > MAX_RESOLUTION:
-            raise InputError(f"{side} is more than {MAX_RESOLUTION}: no memory holds the tokens")
-        return side
-
     @model_validator(mode="after")
     def _check_trained_part(self) -> ModelConfig:
         if self.freeze_encoder and self.backbone_lora:
             raise InputError(
-                "freeze_encoder True leaves the encoder as it is, backbone_lora True adapts it: choose one"
+                "freeze_encoder True leaves the encoder as it is, backbone_lora True adapts it: "
+                "choose one"
             )
         return self
-
-    @model_validator(mode="after")
-    def _check_consistency(self) -> ModelConfig:
-        step = self.patch_size * self.num_windows
-        if self.resolution % step:
-            low = max(self.resolution // step, 1) * step
-            raise InputError(
-                f"resolution {self.resolution} is not a multiple of patch_size {self.patch_size} x num_windows "
-                f"{self.num_windows} = {step}; the nearest that fit are {low} and {low + step}"
-            )
-        _check_feature_indexes(self.out_feature_indexes, self.encoder, self.encoder_dims.depth)
-        for name, heads in (("sa_nheads", self.sa_nheads), ("ca_nheads", self.ca_nheads)):
-            if self.hidden_dim % heads:
-                raise InputError(
-                    f"hidden_dim {self.hidden_dim} is not a multiple of {name} {heads}"
-                )
-        if self.hidden_dim % 4:
-            raise InputError(
-                f"hidden_dim {self.hidden_dim} is not a multiple of 4, the coordinates of a box"
-            )
-        if not self.projector_scale or len(set(self.projector_scale)) != len(self.projector_scale):
-            raise InputError(
-                f"projector_scale {self.projector_scale} needs one or more levels, each once"
-            )
-        most = self.num_queries * (self.num_classes + 1)
-        if self.num_select > most:
-            raise InputError(
-                f"num_select {self.num_select} is more than num_queries {self.num_queries} x (num_classes "
-                f"{self.num_classes} + 1) = {most}"
-            )
-        return self
-
-
-def _check_feature_indexes(indexes: list[int], encoder: str, depth: int) -> None:
-    if not indexes or indexes != sorted(set(indexes)) or indexes[0] < 1:
-        raise InputError(
-            f"out_feature_indexes {indexes} must be ascending, distinct and at least 1"
-        )
-    if indexes[-1] > depth:
-        raise InputError(
-            f"out_feature_indexes {indexes} go past the {depth} blocks of encoder {encoder!r}"
-        )

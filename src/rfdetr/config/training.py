@@ -9,28 +9,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from rfdetr.checks import check_path
-from rfdetr.config.fields import (
-    Factor,
-    NonNegativeFloat,
-    PathText,
-    PositiveFloat,
-    PositiveInt,
-    Rate,
-    Seed,
-    Share,
-    StrictConfig,
-    WorkerCount,
-)
+from rfdetr.config import fields
+from rfdetr.config.fields import NonNegativeFloat, PathText, PositiveFloat, PositiveInt
 from rfdetr.errors import InputError
 
+__all__ = ["SegmentationTrainConfig", "TrainConfig"]
 
-class TrainConfig(StrictConfig):
-    """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554); lists of paths and files
-    are in the guide.
-    """
+
+class TrainConfig(fields.StrictConfig):
+    """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554)."""
 
     PLACE = "train({setting}) or TrainConfig({setting})"
-    DERIVED_FROM_TRAINER: ClassVar[dict[str, str]] = {
+    BELONGS_TO_TRAINER: ClassVar[dict[str, str]] = {
         "strategy": "pass strategy= to build_trainer(train_config, model_config, strategy=...)",
         "devices": "pass devices= to build_trainer(train_config, model_config, devices=...)",
         "callbacks": "pass callbacks= to build_trainer, or extend trainer.callbacks",
@@ -39,26 +29,22 @@ class TrainConfig(StrictConfig):
     dataset_dir: Path
     """Folder with the labelled images, COCO or YOLO layout."""
     dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow"
-    """Layout: "roboflow" detects COCO or YOLO exports; "coco" has train2017/, val2017/; "yolo" has
-    data.yaml.
-    """
+    """Layout: "roboflow" finds COCO or YOLO; "coco" has train2017/, val2017/; "yolo" data.yaml."""
     output_dir: Path = Path("output")
     """Where checkpoints, metrics and plots are written."""
     epochs: PositiveInt = 100
     """Passes over the training images."""
     batch_size: PositiveInt | Literal["auto"] = 4
-    """Images per device and step; "auto": as many as fit, grad_accum_steps then making 16 an
-    update.
-    """
+    """Images per device and step; "auto": what fits, with grad_accum_steps to 16 an update."""
     grad_accum_steps: PositiveInt = 4
     """Steps summed into one update; batch_size x grad_accum_steps x devices is best kept at 16."""
     lr: PositiveFloat = 1e-4
     """Learning rate of projector, heads and queries; the decoder gets lr_component_decay of it."""
     lr_encoder: NonNegativeFloat = 1.5e-4
     """Learning rate of the encoder before layer decay."""
-    lr_vit_layer_decay: Factor = 0.8
+    lr_vit_layer_decay: fields.UnitIntervalAbove0 = 0.8
     """Factor per encoder block, from the output down: early blocks change least."""
-    lr_component_decay: Factor = 0.7
+    lr_component_decay: fields.UnitIntervalAbove0 = 0.7
     """Factor of the decoder's learning rate; squared, of the encoder's."""
     weight_decay: NonNegativeFloat = 1e-4
     """AdamW's decoupled weight decay."""
@@ -66,48 +52,44 @@ class TrainConfig(StrictConfig):
     """Shape of the learning rate over the run, per optimizer step."""
     lr_drop: PositiveInt = 100
     """Epoch from which "step" multiplies the learning rate by 0.1."""
-    lr_min_factor: Share = 0.0
-    """Share of the learning rate "cosine" ends at."""
+    lr_min_factor: fields.UnitInterval = 0.0
+    """Fraction of the learning rate that "cosine" ends at."""
     warmup_epochs: NonNegativeFloat = 0.0
     """Epochs of linear warm-up from 0."""
     clip_max_norm: NonNegativeFloat = 0.1
     """Largest total gradient norm; 0 turns clipping off."""
-    drop_path: Rate = 0.0
+    drop_path: fields.UnitIntervalBelow1 = 0.0
     """Stochastic depth rate of the encoder's last block."""
     use_ema: bool = True
     """Keep and evaluate an exponential moving average of the weights."""
-    ema_decay: Rate = 0.993
-    """Share of the average kept at each update."""
+    ema_decay: fields.UnitIntervalBelow1 = 0.993
+    """Fraction of the average kept at each update."""
     ema_tau: NonNegativeFloat = 100
     """Updates over which the decay warms up; 0: full decay at once."""
     multi_scale: bool = True
     """Train each batch at a random size around the resolution."""
     expanded_scales: bool = True
     """Multi-scale over 11 sizes instead of 8."""
-    color_jitter: Rate = 0.2
-    """Largest relative change of brightness, contrast, saturation in training; 0: none. Measured:
-    +0.004 mAP.
-    """
+    color_jitter: fields.UnitIntervalBelow1 = 0.2
+    """Largest relative change of brightness, contrast, saturation in training; 0: none."""
     cls_loss_coef: NonNegativeFloat = 1.0
     """Weight of the classification loss."""
     bbox_loss_coef: NonNegativeFloat = 5.0
     """Weight of the L1 box loss."""
     giou_loss_coef: NonNegativeFloat = 2.0
     """Weight of the GIoU box loss."""
-    num_workers: WorkerCount = 2
+    num_workers: fields.WorkerCount = 2
     """Processes that load images, per device; 0 loads in the training process."""
-    seed: Seed | None = None
+    seed: fields.Seed | None = None
     """Seed of everything random; None draws one and records it."""
     accelerator: str = "auto"
     """Lightning's accelerator: "auto", "cpu", "gpu", "mps"."""
     sync_bn: bool = False
-    """Convert batch norms to synchronised ones when training on several devices."""
+    """Accepted and without effect: the network has no batch norm to synchronise."""
     resume: PathText | None = None
     """Checkpoint to continue from: "last" (of output_dir), or a path."""
     allow_changed_data: bool = False
-    """Resume on images or labels other than the checkpoint's too; what changed is then a warning,
-    not an error.
-    """
+    """Resume on other images or labels than the checkpoint's; what changed is then a warning."""
     run_test: bool = True
     """Evaluate the best weights on the test split at the end, where there is one."""
     eval_interval: PositiveInt = 1
@@ -133,50 +115,41 @@ class TrainConfig(StrictConfig):
     checkpoint_every_minutes: PositiveFloat | None = 30.0
     """Minutes from one last.ckpt to the next inside an epoch; None: none by time."""
     save_safetensors: bool = False
-    """Write the best weights as checkpoint_best_total.safetensors too, for other readers than this
-    package.
-    """
+    """Write the best weights as checkpoint_best_total.safetensors too, for other programs."""
     overwrite: bool = False
     """Start anew in an output_dir that holds a run, and lose that run."""
     tensorboard: bool = False
     """Log to TensorBoard too (extra `[tensorboard]`)."""
     wandb: bool = False
-    """Log to Weights & Biases too (extra `[wandb]`); WANDB_MODE=offline keeps it on this machine.
-    """
+    """Log to Weights & Biases too (extra `[wandb]`); WANDB_MODE=offline keeps it here."""
     mlflow: bool = False
-    """Log to MLflow too (extra `[mlflow]`): to MLFLOW_TRACKING_URI, or output_dir/mlflow.db where
-    that is not set.
-    """
+    """Log to MLflow too (extra `[mlflow]`): to MLFLOW_TRACKING_URI or output_dir/mlflow.db."""
     project: str | None = None
     """Project of Weights & Biases, experiment of MLflow; None: "rfdetr"."""
     run: str | None = None
     """Name of the run there; None: the service makes one up."""
     progress_bar: bool = True
-    """A bar within each epoch, on a terminal or in a notebook; without one, the line at each
-    epoch's end is all.
-    """
+    """A bar within each epoch, on a terminal or in a notebook, beside the line at its end."""
 
     @classmethod
-    def _unknown_name_message(cls, name: str, value: Any, model: str) -> str:
-        if name in cls.DERIVED_FROM_TRAINER:
-            return f"TrainConfig has no field {name!r}: {cls.DERIVED_FROM_TRAINER[name]}"
-        return super()._unknown_name_message(name, value, model)
+    def _unknown_name(cls, name: str, value: Any, model: str) -> str:
+        if name in cls.BELONGS_TO_TRAINER:
+            return f"TrainConfig has no field {name!r}: {cls.BELONGS_TO_TRAINER[name]}"
+        return super()._unknown_name(name, value, model)
 
     @field_validator("dataset_dir", "output_dir", mode="before")
     @classmethod
     def _expand_user(cls, value: Any, info: ValidationInfo) -> Any:
         """Before pydantic makes a Path of it, and of an empty text the working directory."""
-        return (
-            check_path(str(info.field_name), value)
-            if isinstance(value, str | os.PathLike)
-            else value
-        )
+        text = isinstance(value, str | os.PathLike)
+        return check_path(str(info.field_name), value) if text else value
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
-        if self.warmup_epochs >= self.epochs:
+        warmup, epochs = self.warmup_epochs, self.epochs
+        if warmup >= epochs:
             raise InputError(
-                f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs} to train at full rate"
+                f"warmup_epochs {warmup} leaves nothing of epochs {epochs} to train at full rate"
             )
         if self.early_stopping_use_ema and not self.use_ema:
             raise InputError(
@@ -188,7 +161,10 @@ class TrainConfig(StrictConfig):
 class SegmentationTrainConfig(TrainConfig):
     """How a segmentation model is trained; `train` takes these fields for one by itself."""
 
-    PLACE = "the training of a segmentation model: RFDETRSegNano().train({setting}), SegmentationTrainConfig({setting})"
+    PLACE = (
+        "the training of a segmentation model: RFDETRSegNano().train({setting}), "
+        "SegmentationTrainConfig({setting})"
+    )
 
     mask_ce_loss_coef: NonNegativeFloat = 5.0
     """Weight of the masks' cross-entropy loss."""

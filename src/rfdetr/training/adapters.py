@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rfdetr.errors import MissingPackageError
 from rfdetr.models.detector import Detector
 from rfdetr.models.encoder import Block
-from rfdetr.weights.adapters import ALPHA, RANK, has_adapters
+from rfdetr.weights.names import ALPHA, RANK, has_adapters
 from rfdetr.weights.names import from_published, to_published
 from rfdetr.weights.reading import CheckpointError
 

@@ -1,3 +1,1 @@
-"""Files of weights: which are published, fetching, safe reading, names, fitting to another model,
-atomic writing.
-"""
+"""Files of weights: published names, download, safe reading, fitting to a model, writing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http
 import http.client
 import logging
@@ -11,12 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from rfdetr.console import download_bar
-from rfdetr.weights.registry import PUBLISHED, PublishedFile
+from rfdetr.files import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +23,43 @@ _ATTEMPTS = 4
 _TIMEOUT_S = 30.0
 _PAUSE_S = 1.0
 _CHUNK_BYTES = 1 << 20
+_BASE_URL = "https://storage.googleapis.com/rfdetr/"
+# Name, MD5, path under the address. Besides the variants' files there are two more of the base
+# model: another training, and Objects365.
+_FILES = """
+rf-detr-base.pth       b4d3ce46099eaed50626ede388caf979 rf-detr-base-coco.pth
+rf-detr-base-o365.pth  d93f4921ccbb0f0a2e4364bed290892b \
+top-secret-1234/lwdetr_dinov2_small_o365_checkpoint.pth
+rf-detr-base-2.pth     462f4d9df407ddc1812f42614040e913 rf-detr-base-2.pth
+rf-detr-large.pth      992c8e862aa733a7bb2777e45d49f1a0 rf-detr-large.pth
+rf-detr-large-2026.pth 5cb72153541cbcb9aa6efa26222acc75 rf-detr-large-2026.pth
+rf-detr-nano.pth       fb6504cce7fbdc783f7a46991f07639f nano_coco/checkpoint_best_regular.pth
+rf-detr-small.pth      fb37061c1af7bace359c91b723a8d5c1 small_coco/checkpoint_best_regular.pth
+rf-detr-medium.pth     7223f764a87b863f02eb8d52bf0ce2ee medium_coco/checkpoint_best_regular.pth
+rf-detr-seg-preview.pt e35820c28fb86080558123e47a5e49ca rf-detr-seg-preview.pt
+rf-detr-seg-nano.pt    9995497791d0ff1664a1d9ddee9cfd20 rf-detr-seg-n-ft.pth
+rf-detr-seg-small.pt   0a2a3006381d0c42853907e700eadd08 rf-detr-seg-s-ft.pth
+rf-detr-seg-medium.pt  a49af1562c3719227ad43d0ca53b4c7a rf-detr-seg-m-ft.pth
+rf-detr-seg-large.pt   275f7b094909544ed2841c94a677d07e rf-detr-seg-l-ft.pth
+rf-detr-seg-xlarge.pt  3693b35d0eea86ebb3e0444f4a611fba rf-detr-seg-xl-ft.pth
+rf-detr-seg-xxlarge.pt 040bc3412af840fa8a47e0ff69b552ba rf-detr-seg-2xl-ft.pth
+"""
+
+
+class PublishedFile(NamedTuple):
+    """One file that can be downloaded; `md5` is the hexadecimal sum of its bytes."""
+
+    name: str
+    url: str
+    md5: str
+
+
+PUBLISHED: dict[str, PublishedFile] = {
+    name: PublishedFile(name, _BASE_URL + path, md5)
+    for name, md5, path in map(str.split, _FILES.split("\n")[1:-1])
+}
+BUNDLED: frozenset[str] = frozenset({"rf-detr-mini.safetensors", "rf-detr-seg-mini.safetensors"})
+"""Files that come with the package."""
 
 
 class DownloadError(ConnectionError):
@@ -31,9 +67,7 @@ class DownloadError(ConnectionError):
 
 
 def fetch(name: str) -> Path:
-    """The path of a published file: from the cache, else downloaded into it. Raises
-    `DownloadError`.
-    """
+    """A published file by name, downloaded into the cache if need be. Raises `DownloadError`."""
     return download(PUBLISHED[name], cache_dir())
 
 
@@ -41,13 +75,10 @@ def cache_dir() -> Path:
     """Where published files are kept: RFDETR_HOME, or a folder in the user's cache."""
     if home := os.environ.get("RFDETR_HOME"):
         return Path(home).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "rfdetr"
+    local = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    base = {"win32": local, "darwin": "~/Library/Caches"}.get(sys.platform)
+    base = base or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "rfdetr"
 
 
 def download(file: PublishedFile, folder: Path) -> Path:
@@ -62,24 +93,35 @@ def download(file: PublishedFile, folder: Path) -> Path:
         return target
     mirror = os.environ.get("RFDETR_WEIGHTS_URL")
     url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f"{file.name}.rfdetr-lock")  # the system frees it with its process
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _turn(folder / f"{file.name}.rfdetr-lock"):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock.acquire(blocking=False))
+            except Timeout:
+                logger.info("another process downloads %s; waiting for it", file.name)
+                stack.enter_context(lock.acquire())
             if not _is_verified(target, file):  # another process may have brought it meanwhile
                 _download(file, url, target)
     except DownloadError:
         raise
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(
-            f"cannot download {file.name} from {url}: {error}. It was looked for in {folder}. To place it by hand, get "
-            f"{file.url} on a machine that can, and save it as {target} (MD5 {file.md5}); or pass "
-            "pretrain_weights=PATH for a file of your own, pretrain_weights=None for random weights"
+            f"cannot download {file.name} from {url}: {error}. It was looked for in {folder}. To "
+            f"place it by hand, get {file.url} on a machine that can, and save it as {target} (MD5 "
+            f"{file.md5}); or pass pretrain_weights=PATH for a file of your own, "
+            "pretrain_weights=None for random weights"
         ) from error
     return target
 
 
-def _is_verified(target: Path, file: PublishedFile) -> bool:
-    """Whether the published file is there; it is not hashed again while it has not changed."""
+def _is_verified(target: Path, file: PublishedFile, md5: str | None = None) -> bool:
+    """Whether the published file is there (`md5`: its sum, if known). A file beside it remembers
+    that it was, so that it is hashed again only when its size or time changes.
+    """
     if not target.exists():
         return False
     status = target.stat()
@@ -87,11 +129,12 @@ def _is_verified(target: Path, file: PublishedFile) -> bool:
     marker = target.with_name(f"{file.name}.rfdetr-verified")
     if marker.is_file() and marker.read_text() == stamp:
         return True
-    found = _md5(target)
+    found = md5 or digest_of(target, "md5")
     if found != file.md5:
         raise DownloadError(
-            f"{target} is not the published {file.name}: its MD5 is {found}, expected {file.md5}. It was left as it "
-            "is; move it away to have the published file downloaded, or give it another name and pass its path"
+            f"{target} is not the published {file.name}: its MD5 is {found}, expected {file.md5}. "
+            "It was left as it is; move it away to have the published file downloaded, or give it "
+            "another name and pass its path"
         )
     with suppress(OSError):  # a cache that cannot be written to is hashed every time
         marker.write_text(stamp)
@@ -99,16 +142,22 @@ def _is_verified(target: Path, file: PublishedFile) -> bool:
 
 
 def _download(file: PublishedFile, url: str, target: Path) -> None:
-    """Fills the partial file and names it once its sum is right; a part that leads to a wrong sum
-    is begun again.
-    """
+    """Fills the partial file, and names it if its sum is right; a wrong part is begun again."""
     partial = target.with_name(f"{file.name}.rfdetr-part")
     resumed = partial.exists()
-    _transfer_with_retries(url, partial, file.name)
-    found = _md5(partial)
+    for attempt in range(_ATTEMPTS):
+        try:
+            _transfer(url, partial, file.name)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            if attempt == _ATTEMPTS - 1 or not _is_temporary(error):
+                raise
+            logger.info("%s: %s; trying again", file.name, error)
+            time.sleep(_PAUSE_S * 2**attempt)
+    found = digest_of(partial, "md5")
     if found == file.md5:
         os.replace(partial, target)
-        _is_verified(target, file)
+        _is_verified(target, file, found)
         return
     partial.unlink()
     if not resumed:
@@ -117,21 +166,8 @@ def _download(file: PublishedFile, url: str, target: Path) -> None:
     _download(file, url, target)
 
 
-def _transfer_with_retries(url: str, partial: Path, name: str) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return _transfer(url, partial, name)
-        except (OSError, http.client.HTTPException) as error:
-            if attempt == _ATTEMPTS or not _is_temporary(error):
-                raise
-            logger.info("%s: %s; trying again", name, error)
-            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
-
-
 def _is_temporary(error: Exception) -> bool:
-    """Whether another attempt may help: a busy server or a lost connection, not a wrong address or
-    a full disk.
-    """
+    """Whether another attempt may help: a busy server, a lost connection; no wrong address."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 429) or error.code >= 500
     return isinstance(error, ConnectionError | TimeoutError | http.client.HTTPException)
@@ -139,7 +175,7 @@ def _is_temporary(error: Exception) -> bool:
 
 def _transfer(url: str, partial: Path, name: str) -> None:
     """Appends to the partial file what it lacks; a server that cannot start in the middle starts
-    over.
+    over. A bar on a terminal's standard error; elsewhere the log tells.
     """
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -150,66 +186,18 @@ def _transfer(url: str, partial: Path, name: str) -> None:
             return  # nothing is lacking; the sum will tell
         raise
     with response:
-        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            have = 0
+        have = have if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None
-        logger.info(
-            "downloading %s from %s (%s bytes, %d already here)",
-            name,
-            url,
-            total or "unknown",
-            have,
-        )
-        with open(partial, "ab" if have else "wb") as stream, download_bar() as progress:
-            task = progress.add_task(name, total=total, completed=have)
+        size = f"{total or 'unknown'} bytes, {have} already here"
+        logger.info("downloading %s from %s (%s)", name, url, size)
+        with open(partial, "ab" if have else "wb") as stream, download_bar() as bar:
+            task = bar.add_task(name, total=total, completed=have)
             while chunk := response.read(_CHUNK_BYTES):
                 stream.write(chunk)
                 have += len(chunk)
-                progress.advance(task, len(chunk))
+                bar.advance(task, len(chunk))
             stream.flush()
             os.fsync(stream.fileno())
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Holds a lock that the system releases with the process, however it ends; the empty file
-    stays.
-    """
-    with open(path, "ab") as stream:
-        if not _try_lock(stream.fileno()):
-            logger.info("another process is downloading this file; waiting for it (%s)", path)
-            while not _try_lock(stream.fileno()):
-                time.sleep(0.2)
-        yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -11,9 +11,7 @@ import argparse
 import json
 import logging
 import os
-import pickle
 import re
-import struct
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,28 +26,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from rfdetr.errors import InputError
 from rfdetr.files import CHECKSUMS_FILE, advice, is_damaged
 from rfdetr.weights.labels import classes_from_zero, first_class, names_by_logit
-from rfdetr.weights.names import to_published
+from rfdetr.weights.names import UNUSED, our_name, to_published
 
 logger = logging.getLogger(__name__)
 
-IGNORED_TENSORS = {"_kp_active_mask"}
 _WRAPPERS = ("module.", "model.", "_orig_mod.")  # data parallel, a Lightning module, torch.compile
-# What torch.load is seen to raise for damaged files and for files of other kinds.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    AssertionError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-_PUBLISHED_PREFIX = "backbone.0."
 
 
 class CheckpointError(InputError):
@@ -68,9 +49,7 @@ class Checkpoint:
     extra: dict[str, Any] = field(default_factory=dict)
     """Everything else: epoch, optimizer, notes."""
     first_class: int = 0
-    """1 if the file counted its class logits from 1; those of `model` and `extra["ema_model"]`
-    count from 0 now.
-    """
+    """1 if the file counts classes from 1; `model` and `extra["ema_model"]` here count from 0."""
 
 
 def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None) -> Checkpoint:
@@ -96,27 +75,30 @@ def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None
     return counted_from_zero(checkpoint, first_class)
 
 
-def refuse_not_finite(path: Path, tensors: Mapping[Any, Any]) -> None:
-    """Raises `CheckpointError` where a tensor holds NaN or infinity, naming the first ten such
-    tensors.
-    """
-    floating = {
-        str(name): x
-        for name, x in tensors.items()
-        if isinstance(x, Tensor) and x.is_floating_point()
-    }
-    bad = [name for name, tensor in floating.items() if not tensor.isfinite().all()]
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+def refuse_damaged(path: Path) -> None:
+    """Raises `CheckpointError` for a file that is not what the checksum beside it says."""
+    if is_damaged(path):
         raise CheckpointError(
-            f"{path} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: {', '.join(bad[:10])}{more}; "
+            f"{path} is damaged: it is not what {CHECKSUMS_FILE} beside it (or its .sha256) says "
+            f"(delete its line there if you changed the checkpoint yourself){advice(path)}"
+        )
+
+
+def refuse_not_finite(path: Path, tensors: Mapping[Any, Any]) -> None:
+    """Raises `CheckpointError` where tensors hold NaN or infinity, naming the first ten."""
+    numbers = {n: x for n, x in tensors.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    bad = [str(name) for name, tensor in numbers.items() if not tensor.isfinite().all()]
+    if bad:
+        named = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
+        raise CheckpointError(
+            f"{path} holds NaN or infinity in {len(bad)} of {len(tensors)} tensors: {named}; "
             "nothing can be computed with them: use a checkpoint from before the training failed"
         )
 
 
 def counted_from_zero(checkpoint: Checkpoint, first: int | None = None) -> Checkpoint:
-    """The checkpoint with the logit of its first class at 0; a guess, or that there is none, is
-    told.
+    """The checkpoint with its first class at logit 0. `first` is where the file has it; where that
+    is None and the file does not say it, a warning tells what is assumed.
     """
     if first is None:
         first, sure = first_class(checkpoint.model, checkpoint.args, checkpoint.extra)
@@ -124,31 +106,17 @@ def counted_from_zero(checkpoint: Checkpoint, first: int | None = None) -> Check
             names = list((names_by_logit(checkpoint.args) or {}).values())
             why = "as its class heads show" if first else "though its class heads do not show it"
             logger.warning(
-                "%s does not say which logit is its first class, %r: it is taken to be logit %d, %s (files of the "
-                "published package before version 1.6 count from 1). If names are one class off, pass class_names=%r "
-                "to RFDETR.from_checkpoint",
-                checkpoint.path, names[0], first, why, dict(enumerate(names, 1 - first)),
-            )  # fmt: skip
+                "%s does not say which logit is its first class, %r: it is taken to be logit %d, "
+                "%s (files of the published package before version 1.6 count from 1). If names are "
+                "one class off, pass class_names=%r to RFDETR.from_checkpoint",
+                *(checkpoint.path, names[0], first, why, dict(enumerate(names, 1 - first))),
+            )
     if not first:
         return checkpoint
-    average = checkpoint.extra.get("ema_model")
-    extra = (
-        {**checkpoint.extra, "ema_model": classes_from_zero(average)}
-        if average
-        else checkpoint.extra
-    )
-    return replace(
-        checkpoint, model=classes_from_zero(checkpoint.model), extra=extra, first_class=1
-    )
-
-
-def refuse_damaged(path: Path) -> None:
-    """Raises `CheckpointError` for a file that is not what the checksum beside it says."""
-    if is_damaged(path):
-        raise CheckpointError(
-            f"{path} is damaged: it is not what {CHECKSUMS_FILE} beside it (or its .sha256) says (delete its line "
-            f"there if you changed the checkpoint yourself){advice(path)}"
-        )
+    model, extra = classes_from_zero(checkpoint.model), dict(checkpoint.extra)
+    if extra.get("ema_model"):
+        extra["ema_model"] = classes_from_zero(extra["ema_model"])
+    return replace(checkpoint, model=model, extra=extra, first_class=1)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -160,18 +128,16 @@ def _read_safetensors(path: Path) -> Checkpoint:
             model = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         args = json.loads(header.pop("args", "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: it is damaged or no safetensors file ({error})"
-        ) from error
+        reason = f"it is damaged or no safetensors file ({error})"
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
     return Checkpoint(path, _published(path, model), args if isinstance(args, dict) else {}, header)
 
 
 def checkpoint_of(path: Path, content: Any) -> Checkpoint:
     """What a `torch.save` file that was read holds; `path` stands in the messages."""
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}; expected a dict with 'model' and 'args'"
-        )
+        found = type(content).__name__
+        raise CheckpointError(f"{path} holds a {found}; expected a dict with 'model' and 'args'")
     entries = dict(content)
     model = entries.pop("model", None)
     if model is None:
@@ -181,8 +147,8 @@ def checkpoint_of(path: Path, content: Any) -> Checkpoint:
         raise CheckpointError(
             f"{path} has no tensors under 'model' (or 'state_dict'); it has: {found}"
         )
-    # The published package, as it is now, keeps in "args" how the model was trained and in
-    # "model_config" what it is.
+    # The published package now keeps in "args" how the model was trained, in "model_config" what
+    # it is; before, all was in "args".
     told = [_plain(entries.pop(name, None)) for name in ("args", "model_config")]
     args = {key: value for part in told if isinstance(part, dict) for key, value in part.items()}
     return Checkpoint(path, _published(path, model), args, entries)
@@ -190,64 +156,47 @@ def checkpoint_of(path: Path, content: Any) -> Checkpoint:
 
 def load_content(path: Path, *, mapped: bool = True) -> Any:
     """The content of a `torch.save` file; if `mapped`, the tensors of a zip archive (all but the
-    oldest files) stay on the disk.
+    oldest files) stay on the disk. Raises `CheckpointError`, also for content that could run code.
     """
     with safe_globals(_safe_globals()):
         try:
             with open(path, "rb") as stream:
-                archive = stream.read(4) == b"PK\x03\x04"
-            utf8 = str(path).encode(errors="replace").decode() == str(
-                path
-            )  # torch maps files of such names only
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=mapped and archive and utf8
-            )
-        except _UNREADABLE as error:
-            unsafe = _unsafe_names(path, str(error))
-            if not unsafe:
-                told = re.search(
-                    r"WeightsUnpickler error:\s+(.+)", str(error)
-                )  # the rest is advice to trust the file
-                reason = told[1] if told else str(error).partition("\n")[0]
+                mapped = mapped and stream.read(4) == b"PK\x03\x04"
+            # torch maps no file whose name is not UTF-8: its bytes are no printable characters.
+            mapped = mapped and str(path).isprintable()
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # damage makes torch raise whatever it likes
+            told = str(error)
+            try:
+                unsafe = sorted(get_unsafe_globals_in_checkpoint(path))
+            except Exception:  # noqa: BLE001 - no archive: the message names the first such type
+                unsafe = re.findall(r"GLOBAL (\S+) (?:was not|whose module)", told)
+            if unsafe:
                 raise CheckpointError(
-                    f"{path} cannot be read: it is damaged or no checkpoint ({reason})"
+                    f"{path} holds objects that could run code when read, so it was refused: "
+                    f"{', '.join(unsafe)}. If you trust its origin, open it with torch.load(..., "
+                    "weights_only=False) in an environment that has these types, keep "
+                    '{"model": ..., "args": ...} with plain values, save that and use the new file.'
                 ) from error
+            found = re.search(r"WeightsUnpickler error:\s+(.+)", told)  # its rest: trust the file
+            reason = found[1] if found else told.partition("\n")[0]
             raise CheckpointError(
-                f"{path} holds objects that could run code when read, so it was refused: {', '.join(unsafe)}. "
-                "If you trust its origin, open it with torch.load(..., weights_only=False) in an environment that has "
-                'these types, keep {"model": ..., "args": ...} with plain values, save that and use the new file.'
+                f"{path} cannot be read: it is damaged or no checkpoint ({reason})"
             ) from error
-
-
-def _unsafe_names(path: Path, message: str) -> list[str]:
-    """Types that were refused: all of them in an archive, the first, from torch's message, in an
-    older file.
-    """
-    try:
-        return sorted(get_unsafe_globals_in_checkpoint(path))
-    except _UNREADABLE:
-        return re.findall(r"GLOBAL (\S+) (?:was not|whose module)", message)
 
 
 def _published(path: Path, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors under published names, whatever wrapped the model that was saved."""
-    strange = [
-        name
-        for name, value in tensors.items()
-        if not isinstance(name, str) or not isinstance(value, Tensor)
-    ]
-    if strange:
-        raise CheckpointError(
-            f"{path}: the entry {strange[0]!r} among the model's tensors is no named tensor"
-        )
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            entry = f"the entry {name!r} among the model's tensors"
+            raise CheckpointError(f"{path}: {entry} is no named tensor")
     state: dict[str, Tensor] = dict(tensors)
-    while wrapper := next(
-        (w for w in _WRAPPERS if state and all(name.startswith(w) for name in state)), None
-    ):
-        state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    if state and not any(name.startswith(_PUBLISHED_PREFIX) for name in state):
+    while state and (found := [w for w in _WRAPPERS if all(name.startswith(w) for name in state)]):
+        state = {name.removeprefix(found[0]): tensor for name, tensor in state.items()}
+    if all(our_name(name) == name for name in state):  # of ours
         state = to_published(state)
-    return {name: tensor for name, tensor in state.items() if name not in IGNORED_TENSORS}
+    return {name: tensor for name, tensor in state.items() if name != UNUSED}
 
 
 def _plain(value: Any) -> Any:
@@ -269,21 +218,13 @@ def _safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     Paths are read as pure paths, so that a file from another operating system opens; Python and
     NumPy moved some of these types, and a file keeps the name that held when it was written.
     """
-    scalar = np.float64(0).__reduce__()[0]
-    assert callable(scalar)
-    numeric = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
-    paths: list[tuple[Callable[..., Any], str]] = [
+    numbers = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    moved = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    moved += [
         (pure, f"{module}.{prefix}{flavour}Path")
         for pure, flavour in ((PurePosixPath, "Posix"), (PureWindowsPath, "Windows"))
         for module in ("pathlib", "pathlib._local")
         for prefix in ("", "Pure")
     ]
-    return [
-        argparse.Namespace,
-        types.SimpleNamespace,
-        np.dtype,
-        *numeric,
-        *paths,
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-    ]
+    return [argparse.Namespace, types.SimpleNamespace, np.dtype, *numbers, *moved]

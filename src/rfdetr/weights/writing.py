@@ -32,7 +32,7 @@ def save_checkpoint(
     `extra` adds entries beside `model` and `args`; tensors and plain values only, since reading is
     `weights_only`. `data` adds to `args` what is known of the training data.
     """
-    model = {name: _owned(tensor) for name, tensor in to_published(dict(detector_state)).items()}
+    model = _published(detector_state)
     content = {**(extra or {}), "model": model, **description(model_config, class_names, data)}
     atomic_write(path, lambda stream: torch.save(content, stream), checksum=True)
 
@@ -47,31 +47,20 @@ def save_safetensors(  # noqa: PLR0913 - what a file holds, all but the first fo
     notes: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a `.safetensors` file: floating-point tensors as `dtype` if given, `notes` on its
-    origin in the header.
+    """Writes a `.safetensors` file: numbers as `dtype` (float32 if None), `notes` on its origin in
+    the header, `data` as in `save_checkpoint`.
     """
     from safetensors.torch import save
 
-    model = {name: _owned(tensor) for name, tensor in to_published(dict(detector_state)).items()}
-    if dtype is not None:
-        model = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in model.items()
-        }
     header = {"format": "pt", "args": json.dumps(checkpoint_args(model_config, class_names, data))}
     header |= {"notes": json.dumps(dict(notes))} if notes else {}
-    content = _in_order(save(model, metadata=header))
-    atomic_write(path, lambda stream: stream.write(content), checksum=True)
-
-
-def _in_order(content: bytes) -> bytes:
-    """The same file with the header sorted, which the library leaves in any order: equal runs make
-    equal files.
-    """
+    content = save(_published(detector_state, dtype or torch.float32), metadata=header)
+    # The library writes the header's entries in any order; sorted, equal runs make equal files.
     end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[end:]
+    entries = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    entries += b" " * (-len(entries) % 8)
+    content = len(entries).to_bytes(8, "little") + entries + content[end:]
+    atomic_write(path, lambda stream: stream.write(content), checksum=True)
 
 
 def description(
@@ -79,21 +68,12 @@ def description(
     class_names: Sequence[str] | None,
     data: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a file says beside its tensors: `args`, and what `from_checkpoint` of the published
-    package looks for.
-    """
-    told = {"args": checkpoint_args(model_config, class_names, data)}
-    if variant_name(model_config) is None:
-        return told
-    fields = {
-        **model_config.model_dump(mode="json"),
-        "positional_encoding_size": model_config.position_grid,
-    }
-    return {
-        **told,
-        "model_name": type(model_config).__name__.removesuffix("Config"),
-        "model_config": fields,
-    }
+    """What a file says beside its tensors: `args`, and what the published package looks for."""
+    told: dict[str, Any] = {"args": checkpoint_args(model_config, class_names, data)}
+    if variant_name(model_config) is not None:
+        told["model_name"] = type(model_config).__name__.removesuffix("Config")
+        told["model_config"] = _fields(model_config)
+    return told
 
 
 def checkpoint_args(
@@ -103,8 +83,7 @@ def checkpoint_args(
 ) -> dict[str, Any]:
     """The `args` entry of a file: all that is needed to build the model again, as plain values."""
     return {
-        **model_config.model_dump(mode="json"),
-        "positional_encoding_size": model_config.position_grid,  # readers of published files expect a number
+        **_fields(model_config),
         "variant": variant_name(model_config),
         "class_names": None if class_names is None else list(class_names),
         "resize": RESIZE_POLICY,
@@ -113,13 +92,22 @@ def checkpoint_args(
     }
 
 
-def _owned(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous and alone in its storage: a view would drag the whole
-    storage into the file.
+def _fields(config: ModelConfig) -> dict[str, Any]:
+    """The configuration; readers of published files expect the position grid to be a number."""
+    return config.model_dump(mode="json") | {"positional_encoding_size": config.position_grid}
 
-    Numbers are float32, as in published files, whatever precision they were trained in.
+
+def _published(
+    state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """A detector's tensors under published names, on the CPU, numbers as `dtype` whatever precision
+    they were trained in, contiguous, and alone in their storage: a view would drag the whole
+    storage into the file.
     """
-    tensor = tensor.detach().cpu().contiguous()
-    tensor = tensor.float() if tensor.is_floating_point() else tensor
-    shares = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-    return tensor.clone() if shares else tensor
+    model = to_published(state)
+    for name, tensor in model.items():
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        tensor = tensor.detach().cpu().contiguous().to(kind)
+        shares = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        model[name] = tensor.clone() if shares else tensor
+    return model
