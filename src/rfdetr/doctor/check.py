@@ -23,8 +23,9 @@ from rfdetr.console import with_progress
 from rfdetr.data.files import is_hidden
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.ids import id_key
-from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
+from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
+from rfdetr.data.records import SplitRecords
 from rfdetr.doctor.images import Seen, check_copies, check_looks, image_files, look_at_all
 from rfdetr.doctor.outlines import outline_faults, ring_faults
 from rfdetr.doctor.splits import check_classes, check_for_model
@@ -179,13 +180,13 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
     }
     for split, records in report.records.items():
         index = report.indexes.get(split)
-        if index is None or records.sizes is None:
+        if index is None:
             continue
         place = layout.splits[split]
         if not isinstance(place, CocoSplit) and place.kpt_shape:
             continue  # what follows the boxes are key points
-        keys = index.image_ids.tolist() if records.image_keys is None else records.image_keys
-        size_of = {key: tuple(size) for key, size in zip(keys, records.sizes.tolist(), strict=True)}
+        sizes = records.images["size"].tolist()
+        size_of = dict(zip(records.image_keys, map(tuple, sizes), strict=True))
         found = (
             _coco_outlines(records, size_of)
             if layout.format == "coco"
@@ -218,8 +219,8 @@ def _coco_outlines(records: SplitRecords, size_of: dict[Any, tuple[int, int]]) -
 def _yolo_outlines(records: SplitRecords, size_of: dict[int, tuple[int, int]]) -> Iterator[Finding]:
     for image, file in enumerate(records.label_files or ()):
         height, width = size_of[image]
-        first, last = np.searchsorted(records.image_of_box, (image, image + 1))
-        lines = records.box_places[first:last]
+        first, last = np.searchsorted(records.boxes["image"], (image, image + 1))
+        lines = records.boxes["place"][first:last]
         texts = file.read_text(encoding="utf-8-sig").splitlines() if len(lines) else []
         for number in lines.tolist():
             values = np.array(texts[number - 1].split()[1:], np.float64)

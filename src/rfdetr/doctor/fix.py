@@ -23,10 +23,11 @@ import yaml
 from numpy.typing import NDArray
 
 from rfdetr.checks import check_path
+from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
 from rfdetr.data.ids import id_key
-from rfdetr.data.index import SplitRecords, leaves
 from rfdetr.data.layout import CocoSplit
+from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import SPLIT_KEYS
 from rfdetr.doctor.check import Report
 from rfdetr.doctor.outlines import outline_faults
@@ -225,8 +226,8 @@ def _by_place(report: Report) -> Places:
         if finding.at is not None:
             found[finding.file, finding.rule.startswith(_ABOUT_IMAGES)][finding.at].append(finding)
     for records in report.records.values():
-        if records.xyxy is not None:
-            for row in np.flatnonzero(records.xyxy).tolist():
+        if records.swapped is not None:
+            for row in np.flatnonzero(records.swapped).tolist():
                 file, record, text, at = records.describe_box(row, "")
                 found[str(file), False][at or 0].append(
                     Finding("boxes-xyxy", str(file), record, text, at)
@@ -237,11 +238,10 @@ def _by_place(report: Report) -> Places:
 def _fix_coco(
     records: SplitRecords, found: Places, split: str, place: CocoSplit, root: Path, out: Path
 ) -> tuple[list[Change], Share]:
-    assert records.image_places is not None
     source = str(place.annotations)
     content = json.loads(place.annotations.read_text(encoding="utf-8-sig"))
     of_image = found[source, True]
-    names = dict(zip(records.image_places.tolist(), records.names, strict=True))
+    names = dict(zip(records.images["place"].tolist(), records.names, strict=True))
     changes, images, left_out = [], [], set()
     # Whose boxes are whose is not known of images with one id: all of them are left out.
     ids = Counter(id_key(entry.get("id")) for entry in content["images"] if isinstance(entry, dict))
@@ -289,9 +289,14 @@ def _fix_annotations(
     """The annotations of the images that stay, corrected; what the reader did not take stays as it
     is.
     """
-    assert records.image_places is not None and records.sizes is not None
-    image_of = dict(zip(records.box_places.tolist(), records.image_of_box.tolist(), strict=True))
-    places, sizes, file = records.image_places.tolist(), records.sizes.tolist(), str(records.source)
+    image_of = dict(
+        zip(*(records.boxes[name].tolist() for name in ("place", "image")), strict=True)
+    )
+    places, sizes, file = (
+        records.images["place"].tolist(),
+        records.images["size"].tolist(),
+        str(records.source),
+    )
     fixes = {**_ANNOTATION_FIXES, "annotation-id-repeated": _new_id(entries)}
     kept, changes = [], []
     for at, entry in enumerate(entries):
