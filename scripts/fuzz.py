@@ -124,7 +124,7 @@ def _indexes(folder: Path, layout: Any = None) -> Any:
     """The split's index, checked, or None where the dataset was refused; outlines are read and
     checked as well.
     """
-    from rfdetr.data.index import DatasetError
+    from rfdetr.data.findings import DatasetError
     from rfdetr.data.layout import find_splits
 
     try:
@@ -139,7 +139,7 @@ def _indexes(folder: Path, layout: Any = None) -> Any:
 def _index(layout: Any, masks: bool) -> Any:
     import numpy as np
 
-    from rfdetr.data.index import DatasetError
+    from rfdetr.data.findings import DatasetError
     from rfdetr.data.layout import load_index
 
     try:

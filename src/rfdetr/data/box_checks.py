@@ -29,11 +29,11 @@ def box_faults(boxes: Boxes, clipped: Boxes, limits: Boxes) -> dict[str, Rows]:
     """By rule, the boxes of images of known size that are not as they should be; `clipped` are the
     boxes inside their images.
     """
-    known, drawn = (limits > 0).all(1), has_area(clipped)
+    known, drawn = np.all(limits > 0, axis=1), has_area(clipped)
     beyond = (boxes[:, :2] >= limits[:, 2:]).any(1) | (boxes[:, 2:] <= 0).any(1)
     outside = beyond & has_area(boxes)
     moved = (np.abs(clipped - boxes) > _ROUNDING).any(1)
-    whole = (clipped[:, 2:] - clipped[:, :2] >= _WHOLE * limits[:, 2:]).all(1)
+    whole = np.all(clipped[:, 2:] - clipped[:, :2] >= _WHOLE * limits[:, 2:], axis=1)
     return {
         "box-no-size": known & ~drawn & ~outside,
         "box-outside": known & outside,
@@ -44,14 +44,16 @@ def box_faults(boxes: Boxes, clipped: Boxes, limits: Boxes) -> dict[str, Rows]:
 
 def has_area(boxes: Boxes) -> Rows:
     """Boxes with a width and a height."""
-    return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    drawn: Rows = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    return drawn
 
 
 def odd_areas(areas: Boxes, boxes: Boxes) -> Rows:
-    """Annotated areas (M,) that are not positive, or larger than their boxes; NaN stands for none."""
+    """Annotated areas (M,) that are not positive, or larger than their boxes; NaN: none."""
     widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    odd = (areas <= 0) | (areas > (1 + _AREA_SLACK) * widths * heights + 1)
-    return ~np.isnan(areas) & odd & (widths > 0) & (heights > 0)
+    odd: Rows = (areas <= 0) | (areas > (1 + _AREA_SLACK) * widths * heights + 1)
+    drawn: Rows = (widths > 0) & (heights > 0)
+    return odd & drawn  # false for NaN
 
 
 def repeated_boxes(image_of_box: NDArray[np.int64], boxes: Boxes) -> Rows:
@@ -116,8 +118,8 @@ def apart(boxes: Boxes, outlines: Boxes) -> Rows:
 
 
 def _areas(boxes: Boxes) -> Boxes:
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).T
-    return np.multiply(widths, heights)
+    areas: Boxes = np.prod((boxes[:, 2:] - boxes[:, :2]).clip(min=0), axis=1)
+    return areas
 
 
 def _shared(first: Boxes, second: Boxes) -> Boxes:
@@ -128,4 +130,5 @@ def _shared(first: Boxes, second: Boxes) -> Boxes:
 
 def _iou(first: Boxes, second: Boxes) -> Boxes:
     shared = _shared(first, second)
-    return shared / np.maximum(_areas(first) + _areas(second) - shared, 1e-9)
+    iou: Boxes = shared / np.maximum(_areas(first) + _areas(second) - shared, 1e-9)
+    return iou

@@ -90,7 +90,7 @@ class DatasetIndex:
         return _sha256(names, *map(np.ascontiguousarray, [*arrays, *outlines]))
 
     def facts(self) -> dict[str, Any]:
-        """What tells a changed split: its images, boxes by class, and digests of names and labels."""
+        """What tells a changed split: images, boxes by class, digests of names and labels."""
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return {
             "images": len(self),
@@ -131,6 +131,7 @@ def build_index(
     table, image = records.boxes, records.boxes["image"]
     sizes, turns = _read_sizes(records)
     boxes = _boxes_inside(records)
+    kept = np.flatnonzero(box_checks.has_area(boxes))
     outlines = _usable_outlines(records, boxes, masks) if records.masks else None
     for turn in np.unique(turns[turns > 1]).tolist():
         rows = np.flatnonzero(turns[image] == turn)
@@ -142,7 +143,6 @@ def build_index(
     if not lenient:
         records.findings.stop_on_errors(records.source)
         records.findings.log(logger, records.source)
-    kept = np.flatnonzero(box_checks.has_area(boxes))
     order = kept[np.argsort(image[kept], kind="stable")]
     boxes, areas = boxes[order], table["area"][order]
     own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -229,7 +229,7 @@ def _boxes_inside(records: SplitRecords) -> NDArray[np.float32]:
     Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such.
     """
     table, findings = records.boxes, records.findings
-    limits = _limits(records)
+    limits = records.images["size"][table["image"]][:, [1, 0, 1, 0]].astype(np.float64)
     boxes = table["xyxy"] * limits if records.relative else table["xyxy"]
     likely = np.zeros(len(boxes), np.bool_)
     if not records.relative:
@@ -243,7 +243,7 @@ def _boxes_inside(records: SplitRecords) -> NDArray[np.float32]:
             boxes = np.where(swapped[:, None], box_checks.as_written(boxes), boxes)
             records.swapped, likely = swapped, np.zeros_like(likely)
     # In single precision before the check: rounding may take the last of an area.
-    clipped = np.clip(boxes, 0, limits).astype(np.float32)
+    clipped: NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
     faults = box_checks.box_faults(boxes, clipped, limits)
     faults["box-clipped"] &= ~likely
     faults["box-outside"] &= ~likely
@@ -265,12 +265,6 @@ def _boxes_inside(records: SplitRecords) -> NDArray[np.float32]:
     return clipped
 
 
-def _limits(records: SplitRecords) -> NDArray[np.float64]:
-    """Width, height, width, height (M, 4) of the images in which the boxes are; 0: unknown."""
-    sizes = records.images["size"][records.boxes["image"]]
-    return np.tile(sizes[:, ::-1], 2).astype(np.float64)
-
-
 def _usable_outlines(
     records: SplitRecords, boxes: NDArray[np.float32], tell_missing: bool
 ) -> Segmentations:
@@ -281,7 +275,7 @@ def _usable_outlines(
     sizes = records.images["size"][table["image"]]
     outlines = recorder.build(table["outline"], sizes, records.relative)
     if not records.relative:
-        bounds = np.clip(recorder.bounds()[table["outline"]], 0, _limits(records))
+        bounds = np.clip(recorder.bounds()[table["outline"]], 0, sizes[:, [1, 0, 1, 0]])
         shown = (outlines.entries >= 0) & box_checks.has_area(boxes)
         elsewhere = shown & box_checks.apart(boxes, bounds)
 

@@ -48,7 +48,7 @@ class DatasetLayout:
 
 
 def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> DatasetLayout:
-    """Find the splits of a dataset; `dataset_file` is TrainConfig's ("roboflow", "coco" or "yolo")."""
+    """Find the splits of a dataset; `dataset_file` is "roboflow", "coco" or "yolo"."""
     root = check_path("dataset_dir", dataset_dir)
     if not root.is_dir():
         expected = "dataset_dir must be the folder that holds the dataset's splits"

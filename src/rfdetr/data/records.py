@@ -19,10 +19,8 @@ IMAGE = np.dtype([("id", "<i8"), ("place", "<i8"), ("annotated", "<i8", 2), ("si
 """`place`: of its entry in the file. `annotated`: height, width by the annotations; 0: unknown.
 `size`: height, width of the image in which the boxes are; `build_index` fills it in.
 """
-BOX = np.dtype(
-    [*((name, "<i8") for name in _IDS), ("crowd", "<i1")]
-    + [("xyxy", "<f8", 4), ("area", "<f8"), ("place", "<i8")]
-)
+_REST = (("crowd", "<i1"), ("xyxy", "<f8", 4), ("area", "<f8"), ("place", "<i8"))
+BOX = np.dtype([*((name, "<i8") for name in _IDS), *_REST])
 """`id`: the file's own, or NO_ID. `image`: row of the table of images. `outline`: its entry in the
 recorder, or -1. `area`: in pixels; NaN: that of the box. `place`: of its entry in the file, from 0,
 or line, from 1.

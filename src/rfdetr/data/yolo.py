@@ -60,7 +60,7 @@ def read_data_yaml(path: Path) -> YoloConfig:
     if len(content) < len(written):
         found = f"keys {', '.join(written)}: some differ in capitals only"
         raise DatasetError(f"{path}: {found}; keep one of them")
-    places = {split: found for split in SPLIT_KEYS if (found := _places(path, content, split))}
+    places = {split: there for split in SPLIT_KEYS if (there := _places(path, content, split))}
     class_names, shape = _class_names(path, content), short(content.get("kpt_shape") or None)
     match = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)
     if shape != "None" and match is None:
@@ -158,12 +158,11 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
             raise DatasetError(f"{path}: {found}; expected 0 to {len(names) - 1} without gaps")
         names = [names[key] for key in expected]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        expected = "expected class names as a list, or as a map from 0, 1, ..."
-        raise DatasetError(f"{path}: 'names' is {short(names)}; {expected}")
+        found = f"'names' is {short(names)}"
+        raise DatasetError(f"{path}: {found}; expected class names as a list, or a map 0, 1, ...")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DatasetError(
-            f"{path}: class names {twice} occur more than once; rename or merge them"
-        )
+        found = f"class names {twice} occur more than once"
+        raise DatasetError(f"{path}: {found}; rename or merge them")
     if (count := content.get("nc", str(len(names)))) != str(len(names)):
         found = f"nc is {count}, but {len(names)} names are listed: {', '.join(names)}"
         raise DatasetError(f"{path}: {found}; correct one")
@@ -248,30 +247,25 @@ def _read_labels(
         if line.strip():
             try:
                 yield number, *_parse_line(line, len(config.class_names), config.kpt_shape)
-            except LineError as error:
-                findings.add(error.rule, file, f"line {number}", str(error), number)
-
-
-class LineError(InputError):
-    """A label line that cannot be used, and the rule it breaks."""
-
-    def __init__(self, rule: str, found: str) -> None:
-        super().__init__(found)
-        self.rule = rule
+            except InputError as error:
+                rule, found = error.args
+                findings.add(rule, file, f"line {number}", found, number)
 
 
 def _parse_line(
     line: str, num_classes: int, kpt_shape: tuple[int, int] | None
 ) -> tuple[int, tuple[float, ...], list[float]]:
-    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank."""
+    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank; an
+    `InputError` of the rule that it breaks and what was found.
+    """
     tokens = line.split()
     try:
         label, *values = map(float, tokens)
     except ValueError:
-        raise LineError("label-line", f"{line[:80]!r}, expected numbers only") from None
+        raise InputError("label-line", f"{line[:80]!r}, expected numbers only") from None
     if label not in range(num_classes):
         found = f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}"
-        raise LineError("label-class", found)
+        raise InputError("label-class", found)
     count, form, right = len(values), "4 (cx cy w h) or a polygon's x y pairs", False
     if kpt_shape is None:
         right = count == 4 or (count >= 6 and count % 2 == 0)
@@ -280,10 +274,10 @@ def _parse_line(
         form, right = f"{expected} (cx cy w h and the key points)", count == expected
         values = values[:4]
     if not right:
-        raise LineError("label-line", f"{count} numbers after the class, expected {form}")
+        raise InputError("label-line", f"{count} numbers after the class, expected {form}")
     if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
         found = f"{line[:80]!r}, expected numbers relative to the image, 0 to 1"
-        raise LineError("label-range", found)
+        raise InputError("label-range", found)
     if len(values) == 4:
         cx, cy, w, h = values
         return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []

@@ -186,7 +186,7 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
         if not isinstance(place, CocoSplit) and place.kpt_shape:
             continue  # what follows the boxes are key points
         sizes = records.images["size"].tolist()
-        size_of = dict(zip(records.image_keys, map(tuple, sizes), strict=True))
+        size_of: dict[Any, Any] = dict(zip(records.image_keys, sizes, strict=True))
         found = (
             _coco_outlines(records, size_of)
             if layout.format == "coco"
