@@ -95,12 +95,12 @@ def read_coco(
         try:
             content: Any = json.load(stream, object_hook=packer.hook)
         except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-            raise DatasetError(
-                f"{path}: not a valid JSON file: {error}; export it again"
-            ) from error
-    found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            found = f"not a valid JSON file: {error}"
+            raise DatasetError(f"{path}: {found}; export it again") from error
+    fields = content if isinstance(content, dict) else {}
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        if not isinstance(fields.get(key), list):
+            found = sorted(fields) if fields is content else type(content).__name__
             needed = f"it needs a list {key!r}; found {found}"
             raise DatasetError(f"{path}: not a COCO annotation file: {needed}")
     table = _annotations(path, content.pop("annotations"), findings)
@@ -121,13 +121,13 @@ def read_coco(
     findings.add_masks(faults, functools.partial(_describe, path, ids, table))
     table["image"], table["label"] = image_of_box, labels
     table["xyxy"][:, 2:] += table["xyxy"][:, :2]
-    if ids.odd:
-        text = f"{ids.odd} ids are text or no plain numbers, such as {short(ids.example)}"
-    if not (exact := are_exact(images["id"])):
+    odd = f"{ids.odd} ids are text or no plain numbers, such as {short(ids.example)}"
+    odd = odd if ids.odd else "long numbers"
+    if not are_exact(images["id"]):
         images["id"] = np.arange(len(images))
-    if ids.odd or not exact:
-        note = "" if exact else "; images are numbered by their places in the file"
-        findings.add("ids-odd", path, "", (text if ids.odd else "long numbers") + note)
+        odd += "; images are numbered by their places in the file"
+    if odd != "long numbers":
+        findings.add("ids-odd", path, "", odd)
     return SplitRecords(
         source=path,
         root=image_root,

@@ -130,9 +130,10 @@ def build_index(
     """
     table, image = records.boxes, records.boxes["image"]
     sizes, turns = _read_sizes(records)
-    boxes = _boxes_inside(records)
+    bounds = records.outlines.bounds()[table["outline"]]
+    boxes = _boxes_inside(records, bounds)
     kept = np.flatnonzero(box_checks.has_area(boxes))
-    outlines = _usable_outlines(records, boxes, masks) if records.masks else None
+    outlines = _usable_outlines(records, boxes, bounds, masks) if records.masks else None
     for turn in np.unique(turns[turns > 1]).tolist():
         rows = np.flatnonzero(turns[image] == turn)
         upright = sizes[image[rows]]
@@ -223,17 +224,17 @@ def _headers(
     return found
 
 
-def _boxes_inside(records: SplitRecords) -> NDArray[np.float32]:
+def _boxes_inside(records: SplitRecords, bounds: NDArray[np.float32]) -> NDArray[np.float32]:
     """Boxes in pixels clipped to the image in which they are; what is odd of them is a finding.
 
-    Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such.
+    Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such: `bounds` (M,
+    4) of the outlines, NaN for none, help to tell.
     """
     table, findings = records.boxes, records.findings
     limits = records.images["size"][table["image"]][:, [1, 0, 1, 0]].astype(np.float64)
     boxes = table["xyxy"] * limits if records.relative else table["xyxy"]
     likely = np.zeros(len(boxes), np.bool_)
     if not records.relative:
-        bounds = records.outlines.bounds()[table["outline"]]
         right = box_checks.proved_right(boxes, table["area"], bounds)
         likely, swapped = box_checks.xyxy_boxes(boxes, limits, right)
         if swapped.any():
@@ -266,16 +267,19 @@ def _boxes_inside(records: SplitRecords) -> NDArray[np.float32]:
 
 
 def _usable_outlines(
-    records: SplitRecords, boxes: NDArray[np.float32], tell_missing: bool
+    records: SplitRecords,
+    boxes: NDArray[np.float32],
+    bounds: NDArray[np.float32],
+    tell_missing: bool,
 ) -> Segmentations:
-    """Segmentations in pixels; those that show another place than their box, inside the images,
-    are findings, and so are the objects without one, if it is to be told.
+    """Segmentations in pixels; those whose `bounds` (M, 4) show another place than their box,
+    inside the images, are findings, and so are the objects without one, if it is to be told.
     """
     table, findings, recorder = records.boxes, records.findings, records.outlines
     sizes = records.images["size"][table["image"]]
     outlines = recorder.build(table["outline"], sizes, records.relative)
     if not records.relative:
-        bounds = np.clip(recorder.bounds()[table["outline"]], 0, sizes[:, [1, 0, 1, 0]])
+        bounds = np.clip(bounds, 0, sizes[:, [1, 0, 1, 0]])
         shown = (outlines.entries >= 0) & box_checks.has_area(boxes)
         elsewhere = shown & box_checks.apart(boxes, bounds)
 

@@ -95,7 +95,8 @@ def read_yolo(
         findings.add("labels-few", config.path, split, found)
     rows = np.array(numbers).reshape(-1, 7)
     boxes, table = np.zeros(len(rows), BOX), np.zeros(len(images), IMAGE)
-    boxes["id"], boxes["area"], boxes["outline"] = NO_ID, np.nan, np.arange(len(rows))
+    boxes["id"], boxes["area"] = NO_ID, np.nan
+    boxes["outline"] = np.arange(len(rows)) if masks else -1
     boxes["image"], boxes["label"], boxes["place"] = rows[:, :3].T
     boxes["xyxy"] = rows[:, 3:]
     table["id"] = table["place"] = np.arange(len(images))
