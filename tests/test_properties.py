@@ -45,7 +45,6 @@ def accepted(cases: int, read: Callable[..., object], *drawn: st.SearchStrategy[
         results.append(read(*case) is not None)
 
     run()
-    print("SHARE", sum(results) / len(results), len(results))
     assert len(results) >= cases // 2  # what is drawn twice is read once
     return sum(results) / len(results)
 
@@ -118,7 +117,7 @@ def test_annotation_files(folder: Path) -> None:
     def read(content: dict[str, Any]) -> object:
         return fuzz.coco(json.dumps(content).encode(), folder)
 
-    assert accepted(1500, read, COCO) > 0.05
+    assert accepted(1500, read, COCO) > 0.1
 
 
 GOOD = st.lists(st.floats(0, 1, width=16).map("{:g}".format), min_size=4, max_size=4)
@@ -178,7 +177,9 @@ TEXT = st.text(st.characters(exclude_characters="/"), max_size=8)
 VALUE = st.one_of(st.sampled_from(VALUES), TEXT, ODD.map(repr))
 USUAL = {"names": "[a, b]", "train": "train/images", "Val": "train/images"}
 DATA_YAML = st.tuples(
-    st.fixed_dictionaries({key: st.one_of(st.just(good), VALUE) for key, good in USUAL.items()}),
+    st.fixed_dictionaries(
+        {key: st.one_of(st.just(v), st.just(v), VALUE) for key, v in USUAL.items()}
+    ),
     st.dictionaries(st.sampled_from(["test", "nc", "path", "kpt_shape"]), VALUE, max_size=2),
 ).map(lambda parts: parts[0] | parts[1])
 
@@ -248,7 +249,8 @@ def test_configurations(drawn: tuple[type[BaseModel], dict[str, Any]]) -> None:
         )  # type: ignore
 
 
-EDITS = st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=3)
+PATCHES = st.one_of(st.sampled_from([b"0", b"1", b"9", b" "]), st.binary(min_size=1, max_size=4))
+EDITS = st.lists(st.tuples(st.integers(0, 4000), PATCHES), max_size=3)
 
 
 def edited(data: bytes, edits: list[tuple[int, bytes]], within: int) -> bytes:
@@ -266,15 +268,12 @@ def test_image_headers(folder: Path) -> None:
     def read(picture: bytes, edits: list[tuple[int, bytes]], within: int) -> object:
         return fuzz.image(edited(picture, edits, within), folder)
 
-    assert accepted(1500, read, pictures, EDITS, st.sampled_from([12, 40, 4000])) > 0.05
+    assert accepted(1500, read, pictures, EDITS, st.sampled_from([12, 40, 4000])) > 0.1
 
 
-@pytest.mark.parametrize(
-    ("name", "least"),
-    [("coco", 0), ("labels", 0), ("data_yaml", 0), ("config", 0), ("checkpoint", 0)],
-)
+@pytest.mark.parametrize("name", ["coco", "labels", "data_yaml", "config", "checkpoint"])
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damaged_bytes(folder: Path, name: str, least: float) -> None:
+def test_damaged_bytes(folder: Path, name: str) -> None:
     (folder / "data.yaml").unlink(missing_ok=True)
     (folder / "train" / "_annotations.coco.json").unlink(missing_ok=True)
     (folder / "train" / "labels" / "0.txt").write_text("0 .5 .5 .1 .1\n")
@@ -283,8 +282,6 @@ def test_damaged_bytes(folder: Path, name: str, least: float) -> None:
         data = edits if isinstance(edits, bytes) else edited(seed, edits, 4000)
         return fuzz.READERS[name](data, folder)
 
-    seeds, edits = (
-        st.sampled_from(fuzz.seeds(name)),
-        st.one_of(EDITS, EDITS, st.binary(max_size=64)),
-    )
-    assert accepted(200, read, seeds, edits) > least
+    seeds = st.sampled_from(fuzz.seeds(name))
+    damage = st.one_of(EDITS, EDITS, st.binary(max_size=64))
+    assert accepted(200, read, seeds, damage) > 0.01

@@ -95,8 +95,8 @@ def read_coco(
         try:
             content: Any = json.load(stream, object_hook=packer.hook)
         except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-            found = f"not a valid JSON file: {error}"
-            raise DatasetError(f"{path}: {found}; export it again") from error
+            text = f"not a valid JSON file: {error}"
+            raise DatasetError(f"{path}: {text}; export it again") from error
     fields = content if isinstance(content, dict) else {}
     for key in ("images", "annotations", "categories"):
         if not isinstance(fields.get(key), list):
