@@ -93,11 +93,13 @@ def checkpoint(data: bytes, folder: Path) -> Any:
         folder / ("weights.pth", "weights.safetensors", "weights.ckpt")[data[0] % 3 if data else 0]
     )
     path.write_bytes(data[1:])
+    content = None
     try:
-        return config_from_checkpoint(read_checkpoint(path))
+        content = read_checkpoint(path)
+        config_from_checkpoint(content)
     except CheckpointError as error:
         assert path.name in str(error)
-        return None
+    return content  # which may hold another network than a detector
 
 
 @reader
@@ -124,7 +126,7 @@ def _indexes(folder: Path, layout: Any = None) -> Any:
     """The split's index, checked, or None where the dataset was refused; outlines are read and
     checked as well.
     """
-    from rfdetr.data.index import DatasetError
+    from rfdetr.data.findings import DatasetError
     from rfdetr.data.layout import find_splits
 
     try:
@@ -139,7 +141,7 @@ def _indexes(folder: Path, layout: Any = None) -> Any:
 def _index(layout: Any, masks: bool) -> Any:
     import numpy as np
 
-    from rfdetr.data.index import DatasetError
+    from rfdetr.data.findings import DatasetError
     from rfdetr.data.layout import load_index
 
     try:
@@ -351,9 +353,8 @@ def main() -> int:
         found = re.findall(r"^(?:FOUND|==\d+== ERROR:).*", result.stdout, re.MULTILINE)
         failed += bool(found or result.returncode)
         count = runs[1] if runs else "no"
-        print(
-            f"{name}: {count} executions in {seconds} s, exit {result.returncode}, {len(found)} findings"
-        )
+        what = f"{count} executions in {seconds} s, exit {result.returncode}"
+        print(f"{name}: {what}, {len(found)} findings")
         print(
             *(f"  {line}" for line in found),
             "" if runs else result.stdout[-2000:],

@@ -17,7 +17,7 @@ import torch
 from rfdetr import RFDETR, RFDETRMini
 from rfdetr.cli import main
 from rfdetr.config import RFDETRMiniConfig, TrainConfig
-from rfdetr.data.index import DatasetError
+from rfdetr.data.findings import DatasetError
 from rfdetr.data.layout import find_splits
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer, convert_legacy_checkpoint
 from rfdetr.weights.reading import CheckpointError

@@ -202,6 +202,16 @@ def test_boxes_and_outlines_lie_on_the_pixels_of_turned_images(
     }
 
 
+def test_a_box_without_area_is_skipped_in_a_turned_image_too(
+    tmp_path: Path, edit_coco: Edit
+) -> None:
+    folder = turned_set(tmp_path / "set", 6, 40, "stored", "polygon")
+    edit_coco(folder / NAME, lambda c: c["annotations"].append(box(2, 1, 1, [30, 20, -10, 5])))
+    index = index_of(folder, findings := Findings())
+    assert findings.counts == {"image-boxes-turned": 1, "box-no-size": 1}
+    assert len(index.boxes) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -241,7 +241,8 @@ def test_an_outline_costs_its_numbers_and_a_few_bytes() -> None:
     recorder, objects, corners = OutlineRecorder(), 5_000, 25
     for _ in range(objects):
         recorder.add([np.random.default_rng(0).uniform(0, 30, 2 * corners).tolist()])
-    outlines = recorder.build(np.full((objects, 2), 30), relative=False)
+    sizes = np.full((objects, 2), 30)
+    outlines = recorder.build(np.arange(objects), sizes, relative=False)
     arrays = [value for value in vars(outlines).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) <= objects * (8 * corners + 40)
     assert not [value for value in vars(outlines).values() if isinstance(value, list | dict)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Set
 from pathlib import Path
+from typing import TypeGuard
 
 _JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"})
-IMAGE_FORMATS: dict[str, Set[str]] = {  # what Pillow may try; others are no photographs, or run an interpreter (EPS)
-    "JPEG": _JPEG, "MPO": _JPEG, "PNG": {".png"}, "BMP": {".bmp"}, "DIB": {".bmp"}, "WEBP": {".webp"},
-    "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "JPEG2000": {".jp2"}, "AVIF": {".avif"},
-    "PPM": {".ppm", ".pgm", ".pbm", ".pnm"},
-}  # fmt: skip
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes)
+# What Pillow may try, with the suffixes; others are no photographs, or run an interpreter (EPS).
+IMAGE_FORMATS: dict[str, Set[str]] = {
+    **{"JPEG": _JPEG, "MPO": _JPEG, "PNG": {".png"}, "BMP": {".bmp"}, "DIB": {".bmp"}},
+    **{"WEBP": {".webp"}, "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "JPEG2000": {".jp2"}},
+    **{"AVIF": {".avif"}, "PPM": {".ppm", ".pgm", ".pbm", ".pnm"}},
+}
+IMAGE_SUFFIXES = frozenset().union(*IMAGE_FORMATS.values())
 
 
 def is_image(path: Path) -> bool:
@@ -25,10 +27,28 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files in a folder and below it, without hidden names.
+def is_file_name(name: object) -> TypeGuard[str]:
+    """Whether a value can name a file: text without NUL that a file system can store."""
+    try:
+        return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
 
-    Links to folders are followed, unless they lead to a folder that they are in; `above` are the
+
+def with_slashes(folder: Path, name: str) -> str:
+    r"""`images\1.jpg`, as written on Windows, with slashes, unless the file exists as it stands."""
+    return name if "\\" not in name or os.path.exists(folder / name) else name.replace("\\", "/")
+
+
+def leaves(folder: Path, path: Path) -> bool:
+    """Whether a path is outside a folder, by its text: `set/../x.jpg` is outside `set`."""
+    return not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Files in a folder and below it, in order, without hidden names.
+
+    Links to folders are followed, unless they lead to a folder that they are in: `above` has the
     real paths of those.
     """
     real = os.path.realpath(folder)
@@ -37,16 +57,7 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
             continue
-        if entry.is_dir(follow_symlinks=False) or (
-            entry.is_symlink() and os.path.isdir(entry.path)
-        ):
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from walk(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)
-
-
-def with_slashes(folder: Path, name: str) -> str:
-    r"""A name written on Windows (`images\1.jpg`) with slashes, unless a file has the name as it
-    stands.
-    """
-    return name if "\\" not in name or os.path.exists(folder / name) else name.replace("\\", "/")

@@ -1,6 +1,4 @@
-"""Ids of annotation files: whole numbers, or what tools write in their place (`"7"`, `7.0`, UUIDs,
-long numbers).
-"""
+"""Ids of annotation files: whole numbers, or what tools write for them (`"7"`, `7.0`, UUIDs)."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ from rfdetr.errors import InputError
 
 Key: TypeAlias = "int | str"
 
+NO_ID = -1  # in arrays, where a record has none
 _EXACT = 2**53  # metrics compare ids as float64, which holds whole numbers below this one
 _LONGEST = 1000  # digits; Python refuses to read thousands
 _FIRST_CODE = -(2**63)
@@ -21,14 +20,11 @@ _LAST_CODE = -(2**62)
 
 def id_key(value: Any) -> Key | None:
     """The id that a JSON value means: `7`, `7.0` and `"7"` are 7, other text stands for itself;
-    None: it is no id.
+    None for a value that is no id.
     """
     if isinstance(value, str):
-        return (
-            int(value)
-            if value.removeprefix("-").isdecimal() and len(value) <= _LONGEST
-            else value or None
-        )
+        is_number = value.removeprefix("-").isdecimal() and len(value) <= _LONGEST
+        return int(value) if is_number else value or None
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) else None
@@ -40,8 +36,8 @@ def are_exact(codes: NDArray[np.int64]) -> bool:
 
 
 class IdCodes:
-    """Whole numbers of 64 bits for the ids of one file: a number stands for itself, anything else
-    for a code.
+    """64-bit numbers for the ids of one file: 7 stands for itself, the first UUID gets -2**63, the
+    next one -2**63 + 1.
     """
 
     def __init__(self) -> None:
@@ -52,7 +48,7 @@ class IdCodes:
         self._keys: list[Key] = []  # the same in order
 
     def code(self, value: Any) -> int:
-        """The number of an id; a ValueError if the value can be none."""
+        """The number of an id; an `InputError` if the value can be none."""
         key = id_key(value)
         if key is None:
             raise InputError("no id")

@@ -11,9 +11,8 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,29 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rfdetr.data.box_checks import (
-    apart,
-    as_written,
-    box_faults,
-    has_area,
-    odd_areas,
-    proved_right,
-    repeated_boxes,
-    xyxy_boxes,
-)
-from rfdetr.data.findings import SHOWN, DatasetError, Description, Findings
-from rfdetr.data.ids import Key
+from rfdetr.data import box_checks
+from rfdetr.data.findings import DatasetError, Description
 from rfdetr.data.images import ImageError, read_header, turned_points
-from rfdetr.data.segmentations import OutlineRecorder, Segmentations
+from rfdetr.data.records import SplitRecords
+from rfdetr.data.segmentations import Segmentations
 from rfdetr.geometry.polygons import Segmentation
 
 logger = logging.getLogger(__name__)
 
-_MOST, _PATTERN = (
-    0.5,
-    3,
-)  # of a split's outlines, and in all: if more are apart from their boxes, the file is at fault
+# Of a split's outlines, and in all: if more are apart from their boxes, the file is at fault.
+_MOST, _PATTERN = 0.5, 3
 _CHUNK = 512  # files a thread reads the headers of in one go
+_MISSING, _UNREADABLE = 0, -1  # in place of a height
 
 
 @dataclass(frozen=True)
@@ -94,22 +83,14 @@ class DatasetIndex:
         """SHA-256 of the labels: classes, file names, sizes, boxes and outlines; pixels are not
         read.
         """
-        arrays = [
-            self.name_bytes,
-            self.name_offsets,
-            self.sizes,
-            self.offsets,
-            self.boxes,
-            self.labels,
-            self.crowd,
-        ]
-        if self.outlines is not None:
-            arrays += vars(self.outlines).values()
         names = "\0".join(self.class_names).encode(errors="surrogatepass")
-        return _sha256(names, *(np.ascontiguousarray(array) for array in arrays))
+        arrays = [self.name_bytes, self.name_offsets, self.sizes, self.offsets]
+        arrays += [self.boxes, self.labels, self.crowd]
+        outlines = [] if self.outlines is None else vars(self.outlines).values()
+        return _sha256(names, *map(np.ascontiguousarray, [*arrays, *outlines]))
 
     def facts(self) -> dict[str, Any]:
-        """What tells a changed split: its images, boxes by class, and digests of names and labels."""
+        """What tells a changed split: images, boxes by class, digests of names and labels."""
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return {
             "images": len(self),
@@ -119,81 +100,24 @@ class DatasetIndex:
         }
 
     def with_classes(self, class_names: tuple[str, ...], whose: str) -> DatasetIndex:
-        """The same split with labels in the order of `class_names`, which must be its own classes;
-        `whose` they are.
+        """The same split with labels in the order of `class_names`, which are those of `whose` and
+        must be its own classes; a `DatasetError` tells the difference.
         """
         if class_names == self.class_names:
             return self
-        ids = self.unused_parents | dict(
-            zip(self.class_names, self.category_ids.tolist(), strict=True)
-        )
+        own = dict(zip(self.class_names, self.category_ids.tolist(), strict=True))
+        ids = self.unused_parents | own
         missing = [name for name in class_names if name not in ids]
         extra = [name for name in self.class_names if name not in class_names]
         if missing or extra:
             raise DatasetError(
-                f"{self.source}: its classes are not those of {whose}: only in {whose}: {missing or 'none'}; "
-                f"only here: {extra or 'none'}. Give both the same list of categories (a category may be without boxes)"
+                f"{self.source}: its classes are not those of {whose}: only in {whose}: "
+                f"{missing or 'none'}; only here: {extra or 'none'}. Give both the same list of "
+                "categories (a category may be without boxes)"
             )
-        new_label = np.array([class_names.index(name) for name in self.class_names], np.int64)
+        labels = np.array([class_names.index(name) for name in self.class_names])[self.labels]
         category_ids = np.array([ids[name] for name in class_names], np.int64)
-        return replace(
-            self, class_names=class_names, category_ids=category_ids, labels=new_label[self.labels]
-        )
-
-
-@dataclass(kw_only=True)
-class SplitRecords:
-    """What a reader found in the files of one split, each record valid by itself; `build_index`
-    finishes it.
-    """
-
-    source: Path
-    root: Path
-    class_names: tuple[str, ...]
-    category_ids: NDArray[np.int64]
-    names: list[str]
-    image_ids: NDArray[np.int64]
-    image_keys: list[Key] | None = None  # the file's own ids, where `image_ids` may be others
-    image_places: NDArray[np.int64] | None = (
-        None  # of the image's entry in `source`; None: it has none
-    )
-    label_files: list[Path] | None = None  # of each image; None: all boxes are in `source`
-    annotated_sizes: NDArray[np.int64] | None = (
-        None  # (N, 2) height, width as the annotations have it; 0: unknown
-    )
-    image_of_box: NDArray[np.int64]
-    boxes: NDArray[np.float64]  # (M, 4) xyxy
-    relative: bool  # boxes are in units of the image's size
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-    areas: NDArray[np.float64]  # pixels; NaN: the box's own
-    box_places: NDArray[np.int64]  # entry (from 0) or line (from 1) in the box's file
-    box_ids: NDArray[np.int64] | None = None  # the file's own; -1: none
-    outlines: OutlineRecorder | None = None  # of the boxes, if asked for
-    outline_bounds: NDArray[np.float32] | None = (
-        None  # (M, 4) xyxy of the outlines; NaN: none, or not looked at
-    )
-    sizes: NDArray[np.int64] | None = (
-        None  # (N, 2) height, width of the images in which the boxes are; by build_index
-    )
-    xyxy: NDArray[np.bool_] | None = None  # boxes of a file in x1 y1 x2 y2; by build_index
-    unused_parents: dict[str, int] = field(default_factory=dict)
-    findings: Findings = field(default_factory=lambda: Findings(SHOWN))
-
-    def describe_box(self, row: int, found: str) -> Description:
-        """Where a box stands, for a finding: file, record, what was found, place in the file."""
-        image, at = int(self.image_of_box[row]), int(self.box_places[row])
-        if self.label_files is not None:
-            return self.label_files[image], f"line {at}", found, at
-        identity = -1 if self.box_ids is None else int(self.box_ids[row])
-        who = f"annotation number {at}" if identity < 0 else f"annotation id {identity}"
-        return self.source, f"{who} ({self.names[image]})", found, at
-
-    def describe_image(self, image: int, found: str) -> Description:
-        """The same of an image."""
-        at = image if self.image_places is None else int(self.image_places[image])
-        identity = self.image_ids[image] if self.image_keys is None else self.image_keys[image]
-        return self.source, f"{self.names[image]} (image id {identity})", found, at
+        return replace(self, class_names=class_names, category_ids=category_ids, labels=labels)
 
 
 def build_index(
@@ -204,21 +128,25 @@ def build_index(
     Errors of the records and of the files are raised; `lenient` leaves them, and what they are
     about, to the caller. Without `masks`, objects without an outline are no findings.
     """
-    sizes, turns = _image_sizes(records)
-    boxes, kept = _boxes_inside(records)
-    outlines = _usable_outlines(records, boxes, masks)
-    if (turns > 1).any():
-        boxes, outlines = _upright(
-            boxes, outlines, turns[records.image_of_box], sizes[records.image_of_box]
-        )
+    table, image = records.boxes, records.boxes["image"]
+    sizes, turns = _read_sizes(records)
+    bounds = records.outlines.bounds()[table["outline"]]
+    boxes = _boxes_inside(records, bounds)
+    kept = np.flatnonzero(box_checks.has_area(boxes))
+    outlines = _usable_outlines(records, boxes, bounds, masks) if records.masks else None
+    for turn in np.unique(turns[turns > 1]).tolist():
+        rows = np.flatnonzero(turns[image] == turn)
+        upright = sizes[image[rows]]
+        ends = [turned_points(boxes[rows, at : at + 2], turn, upright) for at in (0, 2)]
+        boxes[rows] = np.concatenate((np.minimum(*ends), np.maximum(*ends)), axis=1)
+    if outlines is not None and (turns > 1).any():
+        outlines = outlines.turned(turns[image], sizes[image])
     if not lenient:
         records.findings.stop_on_errors(records.source)
         records.findings.log(logger, records.source)
-    order = kept[np.argsort(records.image_of_box[kept], kind="stable")]
-    counts = np.bincount(records.image_of_box[order], minlength=len(records.names))
-    boxes = boxes[order]
-    areas = records.areas[order]
-    box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = kept[np.argsort(image[kept], kind="stable")]
+    boxes, areas = boxes[order], table["area"][order]
+    own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     encoded = [os.fsencode(name) for name in records.names]  # names need not be UTF-8
     return DatasetIndex(
         source=records.source,
@@ -227,29 +155,152 @@ def build_index(
         category_ids=records.category_ids,
         unused_parents=records.unused_parents,
         name_bytes=np.frombuffer(b"".join(encoded), np.uint8),
-        name_offsets=_offsets(np.array([len(name) for name in encoded])),
-        image_ids=records.image_ids,
+        name_offsets=np.cumsum([0, *map(len, encoded)]),
+        image_ids=records.images["id"].copy(),
         sizes=sizes.astype(np.int32),
-        offsets=_offsets(counts),
+        offsets=np.cumsum([0, *np.bincount(image[order], minlength=len(sizes))]),
         boxes=boxes,
-        labels=records.labels[order],
-        crowd=records.crowd[order],
-        areas=np.where(np.isnan(areas), box_areas, areas).astype(np.float32),
+        labels=table["label"][order],
+        crowd=table["crowd"][order] == 1,
+        areas=np.where(np.isnan(areas), own, areas).astype(np.float32),
         outlines=None if outlines is None else outlines.take(order),
     )
 
 
-def is_file_name(name: object) -> bool:
-    """Whether a value can name a file: text without NUL that a file system can store."""
-    try:
-        return isinstance(name, str) and bool(name) and b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
+def _read_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Read every header: upright sizes (N, 2) height, width, 0 where there is none, and `turns`
+    (N,), the EXIF orientation from which the boxes of an image are to be turned, or 1.
+
+    Boxes belong to the upright image, unless the annotated size is that of the stored one and
+    differs: then the orientation, 5 to 8, is in `turns`.
+    """
+    root, names = records.root, records.names
+    reasons: dict[str, str] = {}  # why files cannot be read
+    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
+        found = pool.map(functools.partial(_headers, root, reasons), chunks)
+        headers = np.array([*chain.from_iterable(found)], np.int64).reshape(-1, 4)
+    sizes, orientation = headers[:, :2], headers[:, 2]
+    stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
+    annotated = records.images["annotated"]
+    known = (annotated > 0).all(1) & (sizes > 0).all(1)
+    differs = known & (annotated != sizes).any(1)
+    sideways = differs & (annotated == stored).all(1)
+    records.images["size"] = np.where(sideways[:, None], stored, sizes).clip(min=0)
+    rules = {
+        "image-missing": (sizes[:, 0] == _MISSING, "not in {root}"),
+        "image-unreadable": (sizes[:, 0] == _UNREADABLE, "{reason}"),
+        "image-size-differs": (differs & ~sideways, "is {upright}, annotated as {annotated}"),
+        "image-boxes-turned": (sideways, "annotated as {annotated}, EXIF orientation {turn}"),
+        "image-turned": ((orientation > 1) & ~sideways, "EXIF orientation {turn}"),
+        "image-deep": (headers[:, 3] > 0, "more than 8 bits"),
+    }
+
+    def describe(text: str, image: int) -> Description:
+        upright, written = (f"{size[1]}x{size[0]}" for size in (sizes[image], annotated[image]))
+        facts = {"root": root, "reason": reasons.get(names[image]), "turn": orientation[image]}
+        found = text.format(**facts, upright=upright, annotated=written)
+        return records.describe_image(image, found)
+
+    for rule, (marked, text) in rules.items():
+        records.findings.add_masks({rule: marked}, functools.partial(describe, text))
+    return np.maximum(sizes, 0), np.where(sideways, orientation, 1)
 
 
-def leaves(folder: Path, path: Path) -> bool:
-    """Whether a path is outside a folder, by its text."""
-    return not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+def _headers(
+    root: Path, reasons: dict[str, str], names: list[str]
+) -> list[tuple[int, int, int, bool]]:
+    """Upright height, width, orientation and depth of each file; `reasons` gets why it has none."""
+    found = []
+    for name in names:
+        try:
+            header = read_header(root / name)
+            found.append((*header.upright_size, header.orientation, header.deep))
+        except FileNotFoundError:
+            found.append((_MISSING, 0, 0, False))
+        except (ImageError, OSError) as error:
+            reasons[name] = str(error)
+            found.append((_UNREADABLE, 0, 0, False))
+    return found
+
+
+def _boxes_inside(records: SplitRecords, bounds: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Boxes in pixels clipped to the image in which they are; what is odd of them is a finding.
+
+    Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such: `bounds` (M,
+    4) of the outlines, NaN for none, help to tell.
+    """
+    table, findings = records.boxes, records.findings
+    limits = records.images["size"][table["image"]][:, [1, 0, 1, 0]].astype(np.float64)
+    boxes = table["xyxy"] * limits if records.relative else table["xyxy"]
+    likely = np.zeros(len(boxes), np.bool_)
+    if not records.relative:
+        right = box_checks.proved_right(boxes, table["area"], bounds)
+        likely, swapped = box_checks.xyxy_boxes(boxes, limits, right)
+        if swapped.any():
+            far = f"{likely.sum()} of {len(boxes)} boxes reach far outside"
+            found = f"{far}, {swapped.sum()} fit as x1 y1 x2 y2"
+            findings.add("boxes-xyxy", records.source, "", found)
+            boxes = np.where(swapped[:, None], box_checks.as_written(boxes), boxes)
+            records.swapped, likely = swapped, np.zeros_like(likely)
+    # In single precision before the check: rounding may take the last of an area.
+    clipped: NDArray[np.float32] = np.clip(boxes, 0, limits).astype(np.float32)
+    faults = box_checks.box_faults(boxes, clipped, limits)
+    faults["box-clipped"] &= ~likely
+    faults["box-outside"] &= ~likely
+    faults |= {
+        "box-likely-xyxy": likely,
+        "box-repeated": box_checks.repeated_boxes(table["image"], table["xyxy"]),
+        "box-area": box_checks.odd_areas(table["area"], boxes),
+        "crowd": table["crowd"] == 1,
+    }
+
+    def describe(row: int) -> Description:
+        (x, y, right, bottom), (width, height) = boxes[row], limits[row, :2]
+        found = f"x {x:g}, y {y:g}, width {right - x:g}, height {bottom - y:g}"
+        area, name = table["area"][row], records.class_names[table["label"][row]]
+        size = f"{width:g}x{height:g} pixels" + ("" if np.isnan(area) else f", area {area:g}")
+        return records.describe_box(row, f"{found} in {size}, class {name}")
+
+    findings.add_masks(faults, describe)
+    return clipped
+
+
+def _usable_outlines(
+    records: SplitRecords,
+    boxes: NDArray[np.float32],
+    bounds: NDArray[np.float32],
+    tell_missing: bool,
+) -> Segmentations:
+    """Segmentations in pixels; those whose `bounds` (M, 4) show another place than their box,
+    inside the images, are findings, and so are the objects without one, if it is to be told.
+    """
+    table, findings, recorder = records.boxes, records.findings, records.outlines
+    sizes = records.images["size"][table["image"]]
+    outlines = recorder.build(table["outline"], sizes, records.relative)
+    if not records.relative:
+        bounds = np.clip(bounds, 0, sizes[:, [1, 0, 1, 0]])
+        shown = (outlines.entries >= 0) & box_checks.has_area(boxes)
+        elsewhere = shown & box_checks.apart(boxes, bounds)
+
+        def describe(row: int) -> Description:
+            sides = [f"{side:g}" for side in (*boxes[row], *bounds[row])]
+            box, outline = ", ".join(sides[:4]), ", ".join(sides[4:])
+            return records.describe_box(row, f"box x1 y1 x2 y2 {box}, outline {outline}")
+
+        findings.add_masks({"outline-apart": elsewhere}, describe)
+        if elsewhere.sum() >= _PATTERN and elsewhere.sum() > _MOST * shown.sum():
+            found = f"{elsewhere.sum()} of {shown.sum()} objects"
+            findings.add("outlines-apart", records.source, "", found)
+    without = np.flatnonzero(outlines.entries < 0).tolist() if tell_missing else []
+    for row in without:
+        rule, found = recorder.fault(table["outline"][row])
+        findings.add_rows(rule, [row], functools.partial(records.describe_box, found=found))
+    if without and len(without) == len(table):
+        reason = recorder.fault(table["outline"][0])[1]
+        found = f"{len(without)} objects, none with a usable outline; the first: {reason}"
+        findings.add("outlines-none", records.source, "", found)
+    return outlines
 
 
 def _sha256(*parts: Any) -> str:
@@ -257,204 +308,3 @@ def _sha256(*parts: Any) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
-
-
-def _image_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Read every header: upright sizes (N, 2) as height, width, 0 where there is none; and how
-    boxes are to be turned.
-
-    Boxes belong to the upright image, unless the annotated size is that of the stored one and
-    differs: `turns` (N,) is then the EXIF orientation, 5 to 8, else 1.
-    """
-    chunks = [records.names[i : i + _CHUNK] for i in range(0, len(records.names), _CHUNK)]
-    with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
-        found = list(
-            chain.from_iterable(pool.map(lambda chunk: _headers(records.root, chunk), chunks))
-        )
-    headers = np.array(found, np.int64).reshape(-1, 4)
-    sizes, orientation = headers[:, :2], headers[:, 2]
-    stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
-    annotated = sizes if records.annotated_sizes is None else records.annotated_sizes
-    known = (annotated > 0).all(1) & (sizes > 0).all(1)
-    differs = known & (annotated != sizes).any(1)
-    sideways = differs & (annotated == stored).all(1)
-    turns = np.where(sideways, orientation, 1)
-    records.sizes = np.where(sideways[:, None], stored, sizes).clip(min=0)
-    rules: dict[str, tuple[NDArray[np.bool_], Callable[[int], str]]] = {
-        "image-missing": (sizes[:, 0] == _MISSING, lambda _: f"not in {records.root}"),
-        "image-unreadable": (
-            sizes[:, 0] == _UNREADABLE,
-            lambda i: _why_unreadable(records.root / records.names[i]),
-        ),
-        "image-size-differs": (
-            differs & ~sideways,
-            lambda i: f"is {_text(sizes[i])}, annotated as {_text(annotated[i])}",
-        ),
-        "image-boxes-turned": (
-            sideways,
-            lambda i: f"annotated as {_text(stored[i])}, EXIF orientation {orientation[i]}",
-        ),
-        "image-turned": (
-            (orientation > 1) & ~sideways,
-            lambda i: f"EXIF orientation {orientation[i]}",
-        ),
-        "image-deep": (headers[:, 3] > 0, lambda _: "more than 8 bits"),
-    }
-    for rule, (which, text) in rules.items():
-        rows = np.flatnonzero(which).tolist()
-        records.findings.add_rows(rule, rows, functools.partial(_describe_image, records, text))
-    return np.maximum(sizes, 0), turns
-
-
-def _describe_image(records: SplitRecords, text: Callable[[int], str], image: int) -> Description:
-    return records.describe_image(image, text(image))
-
-
-_MISSING, _UNREADABLE = 0, -1  # in place of a height
-
-
-def _text(size: NDArray[np.int64]) -> str:
-    return f"{size[1]}x{size[0]}"
-
-
-def _headers(root: Path, names: list[str]) -> list[tuple[int, int, int, bool]]:
-    """Upright height, width, orientation and depth of each file, or why there is none."""
-    found = []
-    for name in names:
-        try:
-            header = read_header(root / name)
-        except FileNotFoundError:
-            found.append((_MISSING, 0, 0, False))
-        except (ImageError, OSError):
-            found.append((_UNREADABLE, 0, 0, False))
-        else:
-            found.append((*header.upright_size, header.orientation, header.deep))
-    return found
-
-
-def _why_unreadable(path: Path) -> str:
-    try:
-        read_header(path)
-    except (ImageError, OSError) as error:
-        return str(error)
-    return "readable now"
-
-
-def _boxes_inside(records: SplitRecords) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Boxes in pixels clipped to their image, and the rows with an area; what is odd of them is a
-    finding.
-
-    Where a file's boxes are x1 y1 x2 y2, which is an error, they are judged as such.
-    """
-    assert records.sizes is not None
-    limits = records.sizes[records.image_of_box][:, [1, 0, 1, 0]].astype(
-        np.float64
-    )  # (M, 4): width, height twice
-    boxes = records.boxes * limits if records.relative else records.boxes
-    likely = np.zeros(len(boxes), np.bool_)
-    if not records.relative:
-        likely, xyxy = xyxy_boxes(
-            boxes, limits, proved_right(boxes, records.areas, records.outline_bounds)
-        )
-        if xyxy.any():
-            found = f"{int(likely.sum())} of {len(boxes)} boxes reach far outside, {int(xyxy.sum())} fit as x1 y1 x2 y2"
-            records.findings.add("boxes-xyxy", records.source, "", found)
-            boxes, records.xyxy = np.where(xyxy[:, None], as_written(boxes), boxes), xyxy
-            likely[:] = False
-    clipped = np.clip(boxes, 0, limits).astype(
-        np.float32
-    )  # before the check: rounding may take the last of an area
-    faults = box_faults(boxes, clipped, limits)
-    faults["box-likely-xyxy"] = likely
-    faults["box-clipped"] &= ~likely
-    faults["box-outside"] &= ~likely
-    faults["box-repeated"] = repeated_boxes(records.image_of_box, records.boxes)
-    faults["box-area"] = odd_areas(records.areas, boxes)
-    faults["crowd"] = records.crowd
-
-    def describe(row: int) -> Description:
-        x, y, right, bottom = boxes[row]
-        size = f"{limits[row, 0]:g}x{limits[row, 1]:g}"
-        found = f"x {x:g}, y {y:g}, width {right - x:g}, height {bottom - y:g} in {size} pixels"
-        area = "" if np.isnan(records.areas[row]) else f", area {records.areas[row]:g}"
-        return records.describe_box(
-            row, f"{found}{area}, class {records.class_names[records.labels[row]]}"
-        )
-
-    for rule, which in faults.items():
-        records.findings.add_rows(rule, np.flatnonzero(which).tolist(), describe)
-    return clipped, np.flatnonzero(has_area(clipped))
-
-
-def _upright(
-    boxes: NDArray[np.float32],
-    outlines: Segmentations | None,
-    turns: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], Segmentations | None]:
-    """Boxes (M, 4) and outlines of stored images in the upright ones of `sizes` (M, 2); `turns`
-    (M,): EXIF's, or 1.
-    """
-    for turn in range(5, 9):
-        rows = np.flatnonzero(turns == turn)
-        first, second = (
-            turned_points(boxes[rows, at : at + 2], turn, sizes[rows]) for at in (0, 2)
-        )
-        boxes[rows] = np.concatenate((np.minimum(first, second), np.maximum(first, second)), axis=1)
-    return boxes, None if outlines is None else outlines.turned(turns, sizes)
-
-
-def _usable_outlines(
-    records: SplitRecords, boxes: NDArray[np.float32], tell_missing: bool
-) -> Segmentations | None:
-    """Segmentations in pixels, if asked for; those apart from their boxes, inside the images, are
-    findings.
-
-    So are, if it is to be told, the objects without one, and that there is none at all.
-    """
-    recorder = records.outlines
-    if recorder is None or records.sizes is None:
-        return None
-    outlines = recorder.build(records.sizes[records.image_of_box], records.relative)
-    if records.outline_bounds is not None:
-        _check_places(records, boxes, outlines.entries >= 0)
-    if not tell_missing:
-        return outlines
-    without = np.flatnonzero(outlines.entries < 0)
-    for row in without.tolist():
-        rule, found = recorder.fault(row)
-        records.findings.add_rows(rule, [row], functools.partial(records.describe_box, found=found))
-    if len(without) and len(without) == len(outlines.entries):
-        found = (
-            f"{len(without)} objects, none with a usable outline; the first: {recorder.fault(0)[1]}"
-        )
-        records.findings.add("outlines-none", records.source, "", found)
-    return outlines
-
-
-def _check_places(
-    records: SplitRecords, boxes: NDArray[np.float32], outlined: NDArray[np.bool_]
-) -> None:
-    """Findings on boxes whose usable outlines show another place."""
-    assert records.sizes is not None and records.outline_bounds is not None
-    bounds = np.clip(
-        records.outline_bounds, 0, records.sizes[records.image_of_box][:, [1, 0, 1, 0]]
-    )
-    places = outlined & has_area(boxes)
-    rows = np.flatnonzero(places & apart(boxes, bounds))
-
-    def describe(row: int) -> Description:
-        box, outline = (
-            ", ".join(f"{side:g}" for side in xyxy)
-            for xyxy in (boxes[row].tolist(), bounds[row].tolist())
-        )
-        return records.describe_box(row, f"box x1 y1 x2 y2 {box}, outline {outline}")
-
-    records.findings.add_rows("outline-apart", rows.tolist(), describe)
-    if len(rows) >= _PATTERN and len(rows) > _MOST * places.sum():
-        found = f"{len(rows)} of {int(places.sum())} objects"
-        records.findings.add("outlines-apart", records.source, "", found)

@@ -16,11 +16,18 @@ from typing import Literal
 from rfdetr.checks import check_path
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
-from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
+from rfdetr.data.index import DatasetIndex, build_index
+from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
-_ROBOFLOW_JSON = "_annotations.coco.json"
+_JSON = "_annotations.coco.json"
+_LOOKED_FOR = {
+    "roboflow": f"train/{_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
+    "coco": "annotations/instances_train2017.json (or _train) and train2017/, "
+    "the same with val2017 (or _val)",
+    "yolo": "data.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -41,22 +48,32 @@ class DatasetLayout:
 
 
 def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> DatasetLayout:
-    """Find the splits of a dataset; `dataset_file` is TrainConfig's ("roboflow", "coco" or "yolo")."""
+    """Find the splits of a dataset; `dataset_file` is "roboflow", "coco" or "yolo"."""
     root = check_path("dataset_dir", dataset_dir)
     if not root.is_dir():
-        raise DatasetError(
-            f"{root}: no such folder; dataset_dir must be the folder that holds the dataset's splits"
+        expected = "dataset_dir must be the folder that holds the dataset's splits"
+        raise DatasetError(f"{root}: no such folder; {expected}")
+    if dataset_file not in _LOOKED_FOR:
+        expected = f"expected one of {', '.join(_LOOKED_FOR)}"
+        raise DatasetError(f"dataset_file is {dataset_file!r}; {expected}")
+    finder = {"roboflow": _roboflow_coco, "coco": _original_coco}.get(dataset_file)
+    if finder and (splits := finder(root)):
+        return DatasetLayout(root, "coco", dict(splits))
+    for path in (root / name for name in YAML_NAMES):
+        if dataset_file != "coco" and path.is_file():
+            config = read_data_yaml(path)
+            return DatasetLayout(root, "yolo", dict.fromkeys(config.places, config))
+    names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
+    found = f"looked for {_LOOKED_FOR[dataset_file]}; found {', '.join(names[:20]) or 'nothing'}"
+    if _original_coco(root):
+        found += "; this looks like the original COCO layout: pass dataset_file='coco'"
+    elif others := sorted(path.name for path in (root / "annotations").glob("*.json"))[:SHOWN]:
+        found += (
+            f"; annotations/ holds {', '.join(others)}, of no split: divide the images (in CVAT, "
+            "into subsets Train and Validation) and export them again, or name the files "
+            "instances_train.json and instances_val.json"
         )
-    if dataset_file in ("roboflow", "coco"):
-        finder = _roboflow_coco if dataset_file == "roboflow" else _original_coco
-        if coco_splits := finder(root):
-            return DatasetLayout(root, "coco", dict(coco_splits))
-    if dataset_file in ("roboflow", "yolo"):
-        for name in YAML_NAMES:
-            if (root / name).is_file():
-                config = read_data_yaml(root / name)
-                return DatasetLayout(root, "yolo", dict.fromkeys(config.places, config))
-    raise DatasetError(_nothing_found(root, dataset_file))
+    raise DatasetError(f"{root}: no dataset found: {found}")
 
 
 def load_index(
@@ -67,22 +84,17 @@ def load_index(
     masks: bool = False,
 ) -> DatasetIndex:
     """Index a split; with `class_names` (those of train, or of a model) labels follow them and must
-    be the same set.
+    be the same set. `masks` reads outlines too.
 
-    Faults of records are raised together, or left in `findings` where these are given. `masks`
-    reads outlines too.
+    Faults of records are raised together, or left in `findings` where these are given.
     """
     if split not in layout.splits:
-        raise DatasetError(
-            f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset: looked for "
-            f"{' or '.join(SPLITS.get(split, (split,)))}; found {', '.join(layout.splits) or 'none'}"
-        )
+        looked = f"looked for {' or '.join(SPLITS.get(split, (split,)))}"
+        where = f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset"
+        raise DatasetError(f"{where}: {looked}; found {', '.join(layout.splits) or 'none'}")
     index = build_index(read_split(layout, split, findings, masks), lenient=findings is not None)
-    return (
-        index
-        if class_names is None
-        else index.with_classes(tuple(class_names), "the model or the train split")
-    )
+    names = index.class_names if class_names is None else tuple(class_names)
+    return index.with_classes(names, "the model or the train split")
 
 
 def read_split(
@@ -101,13 +113,12 @@ def _inside(folder: Path) -> dict[str, Path]:
 
 
 def _roboflow_coco(root: Path) -> dict[str, CocoSplit]:
-    folders = _inside(root)
-    return {
-        split: CocoSplit(folders[name] / _ROBOFLOW_JSON, folders[name])
-        for split, names in SPLITS.items()
-        for name in reversed(names)  # the first name wins
-        if name in folders and (folders[name] / _ROBOFLOW_JSON).is_file()
-    }
+    folders, found = _inside(root), {}
+    for split, names in SPLITS.items():
+        for folder in (folders[name] for name in reversed(names) if name in folders):
+            if (folder / _JSON).is_file():  # the first name wins
+                found[split] = CocoSplit(folder / _JSON, folder)
+    return found
 
 
 def _original_coco(root: Path) -> dict[str, CocoSplit]:
@@ -115,30 +126,6 @@ def _original_coco(root: Path) -> dict[str, CocoSplit]:
     found = {}
     for split, names in SPLITS.items():
         for name in reversed([f"{name}{year}" for year in ("2017", "") for name in names]):
-            annotations = files.get(f"instances_{name}.json")
-            if annotations is not None:
+            if annotations := files.get(f"instances_{name}.json"):  # the first name wins
                 found[split] = CocoSplit(annotations, folders.get(name, root / name))
     return found
-
-
-def _nothing_found(root: Path, dataset_file: str) -> str:
-    looked = {
-        "roboflow": f"train/{_ROBOFLOW_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
-        "coco": "annotations/instances_train2017.json (or _train) and train2017/, the same with val2017 (or _val)",
-        "yolo": "data.yaml",
-    }
-    if dataset_file not in looked:
-        return f"dataset_file is {dataset_file!r}; expected one of {', '.join(looked)}"
-    there = (
-        ", ".join(sorted(path.name + "/" * path.is_dir() for path in root.iterdir())[:20])
-        or "nothing"
-    )
-    hint = ""
-    if _original_coco(root):
-        hint = "; this looks like the original COCO layout: pass dataset_file='coco'"
-    elif others := sorted(path.name for path in (root / "annotations").glob("*.json"))[:SHOWN]:
-        hint = (
-            f"; annotations/ holds {', '.join(others)}, of no split: divide the images (in CVAT, into subsets Train "
-            "and Validation) and export them again, or name the files instances_train.json and instances_val.json"
-        )
-    return f"{root}: no dataset found: looked for {looked[dataset_file]}; found {there}{hint}"

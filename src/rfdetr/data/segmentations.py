@@ -6,6 +6,7 @@ lengths, and 40 bytes.
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,9 +28,9 @@ class Segmentations:
     """Segmentations of M objects in the order of their boxes: entry `entries[row]` of the arrays,
     or -1 for none.
 
-    An entry is polygons `first_polygon[e]` to `first_polygon[e + 1]`, each points `first_point[p]`
-    to `first_point[p + 1]`, in pixels of the upright image, or else bytes `first_byte[e]` to
-    `first_byte[e + 1]` of compressed run lengths.
+    Entry e is polygons `first_polygon[e]` to `first_polygon[e + 1]`, polygon p is points
+    `first_point[p]` to `first_point[p + 1]`, x y in pixels of the upright image; or else the entry
+    is bytes `first_byte[e]` to `first_byte[e + 1]` of compressed run lengths.
     """
 
     entries: NDArray[np.int64]
@@ -44,94 +45,81 @@ class Segmentations:
         return replace(self, entries=self.entries[rows])
 
     def turned(self, orientations: NDArray[np.int64], sizes: NDArray[np.int64]) -> Segmentations:
-        """Segmentations of stored images in the upright ones of `sizes` (M, 2); `orientations`
-        (M,): EXIF's, or 1.
+        """Segmentations of stored images in the upright ones of `sizes` (M, 2) height, width;
+        `orientations` (M,) are EXIF's, 1 for an image that is not turned.
         """
-        points, runs = self.points.copy(), {}
+        points = self.points.copy()
+        rles = [self._rle(entry) for entry in range(len(self.first_byte) - 1)]
         for row in np.flatnonzero((orientations > 1) & (self.entries >= 0)).tolist():
-            entry, orientation, (height, width) = (
-                self.entries[row],
-                int(orientations[row]),
-                sizes[row],
-            )
-            first, last = self.first_point[self.first_polygon[entry : entry + 2]]
-            points[first:last] = turned_points(points[first:last], orientation, sizes[row])
-            if rle := self.rle_bytes[self.first_byte[entry] : self.first_byte[entry + 1]].tobytes():
-                lengths = run_lengths(rle)
-                bitmap = (
-                    np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(height, width).T
-                )  # stored
-                runs[entry] = compress(runs_of_bitmap(turned(bitmap, orientation)))
-        limits = zip(self.first_byte[:-1].tolist(), self.first_byte[1:].tolist(), strict=True)
-        chunks = [
-            runs.get(entry) or self.rle_bytes[first:last].tobytes()
-            for entry, (first, last) in enumerate(limits)
-        ]
-        first_byte = np.cumsum([0, *map(len, chunks)])
-        rle_bytes = np.frombuffer(b"".join(chunks), np.uint8)
+            entry, orientation = int(self.entries[row]), int(orientations[row])
+            part = slice(*self.first_point[self.first_polygon[entry : entry + 2]])
+            points[part] = turned_points(points[part], orientation, sizes[row])
+            if rles[entry]:
+                lengths = run_lengths(rles[entry])
+                inside = np.arange(len(lengths)) % 2 == 1
+                stored = np.repeat(inside, lengths).reshape(sizes[row]).T  # its columns are rows
+                rles[entry] = compress(runs_of_bitmap(turned(stored, orientation)))
+        first_byte = np.cumsum([0, *map(len, rles)])
+        rle_bytes = np.frombuffer(b"".join(rles), np.uint8)
         return replace(self, points=points, first_byte=first_byte, rle_bytes=rle_bytes)
 
     def get(self, row: int, size: tuple[int, int]) -> Segmentation | None:
         """The outline of a box in an image of (height, width); None where it has none."""
-        entry = self.entries[row]
+        entry = int(self.entries[row])
         if entry < 0:
             return None
         limits = self.first_point[self.first_polygon[entry] : self.first_polygon[entry + 1] + 1]
-        polygons = (
-            np.split(self.points[limits[0] : limits[-1]], limits[1:-1] - limits[0])
-            if len(limits) > 1
-            else ()
-        )
-        rle = self.rle_bytes[self.first_byte[entry] : self.first_byte[entry + 1]].tobytes()
-        return Segmentation(tuple(polygons), rle, *size)
+        polygons = (self.points[first:last] for first, last in itertools.pairwise(limits.tolist()))
+        return Segmentation(tuple(polygons), self._rle(entry), *size)
+
+    def _rle(self, entry: int) -> bytes:
+        return self.rle_bytes[self.first_byte[entry] : self.first_byte[entry + 1]].tobytes()
 
 
 class OutlineRecorder:
-    """Takes the outlines of objects one by one, in the order of their boxes."""
+    """Takes the outlines of objects one by one and numbers them: entry 0, 1, ..."""
 
     def __init__(self) -> None:
         self.faults: dict[int, tuple[str, str]] = {}
         """Rule and what was found, by entry, where something is there but cannot be used."""
-        self._rows: NDArray[np.int64] | None = None
-        self._first_polygon, self._first_point, self._first_byte = (
-            array("q", [0]),
-            array("q", [0]),
-            array("q", [0]),
-        )
+        self._first_polygon, self._first_point = array("q", [0]), array("q", [0])
+        self._first_byte = array("q", [0])
         self._numbers = array("f")
         self._rle = bytearray()
-        self._rle_sizes: dict[int, tuple[int, int]] = {}  # by entry
-        self._rle_bounds: dict[int, tuple[int, int, int, int]] = {}
+        self._rle_bounds: dict[int, tuple[int, int, int, int]] = {}  # xyxy, by entry
+        self._rle_sizes: dict[int, list[int]] = {}  # height, width
+
+    def __len__(self) -> int:
+        return len(self._first_byte) - 1
 
     def add(self, segmentation: Any) -> None:
-        """Takes what a COCO annotation has as its segmentation: polygons, or run lengths of either
-        form.
+        """Record what a COCO annotation has as its segmentation: polygons, or run lengths of either
+        form. What cannot be used becomes a fault.
         """
-        entry = len(self._first_byte) - 1
         if segmentation not in _NOTHING:
             is_rle = isinstance(segmentation, dict)
             try:
                 if is_rle:
-                    self._add_rle(entry, **segmentation)
+                    self._add_rle(**segmentation)
                 else:
                     self._add_polygons(segmentation)
             except (TypeError, ValueError, OverflowError) as error:
                 del self._numbers[2 * self._first_point[-1] :]
-                self.faults[entry] = ("outline-rle" if is_rle else "outline-numbers", str(error))
+                rule = "outline-rle" if is_rle else "outline-numbers"
+                self.faults[len(self)] = (rule, str(error))
         self._first_polygon.append(len(self._first_point) - 1)
         self._first_byte.append(len(self._rle))
 
-    def keep(self, rows: NDArray[np.int64]) -> OutlineRecorder:
-        """Says which of the objects have boxes in the end; to be called once."""
-        self._rows = rows
-        return self
+    def fault(self, entry: int) -> tuple[str, str]:
+        """Rule and what was found of an object without a usable outline."""
+        return self.faults.get(int(entry), ("outline-missing", "no outline"))
 
     def bounds(self) -> NDArray[np.float32]:
-        """Boxes xyxy around the outlines of all entries, in the coordinates that were given; NaN
-        for none.
+        """Boxes xyxy (n + 1, 4) around the n outlines, in the coordinates that were given; NaN for
+        none, and in the last row, so that entry -1 has none.
         """
         first = np.array(self._first_point)[np.array(self._first_polygon)]
-        bounds = np.full((len(first) - 1, 4), np.nan, np.float32)
+        bounds = np.full((len(first), 4), np.nan, np.float32)
         drawn = np.flatnonzero(np.diff(first))
         if len(drawn):
             points = np.array(self._numbers, np.float32).reshape(-1, 2)
@@ -141,90 +129,67 @@ class OutlineRecorder:
             bounds[entry] = box
         return bounds
 
-    def build(self, sizes: NDArray[np.int64], relative: bool) -> Segmentations:
-        """The arrays, for objects in images of sizes (M, 2) height, width, the units of `relative`
-        coordinates.
+    def build(
+        self, rows: NDArray[np.int64], sizes: NDArray[np.int64], relative: bool
+    ) -> Segmentations:
+        """The outlines of M objects: entries `rows` (M,), in images of `sizes` (M, 2) height,
+        width, which are the units of `relative` coordinates. What does not fit becomes a fault.
         """
-        rows = np.arange(len(self._first_byte) - 1) if self._rows is None else self._rows
         first_polygon, first_point = np.array(self._first_polygon), np.array(self._first_point)
-        first_byte = np.array(self._first_byte)
         points = np.array(self._numbers, np.float32).reshape(-1, 2)
         corners = np.diff(first_point[first_polygon])  # of each entry
-        size_of = np.zeros((len(corners), 2), np.int64)
+        size_of = np.zeros((len(self), 2), np.int64)
         size_of[rows] = sizes
         if relative:
             points *= np.repeat(size_of[:, ::-1], corners, axis=0)
-        bounds = self.bounds()
-        extent = bounds[:, 2:] - bounds[:, :2]
-        for entry in np.flatnonzero(
-            (corners > 0) & ~(np.isfinite(extent) & (extent > 0)).all(1)
-        ).tolist():
-            self.faults[entry] = (
-                "outline-numbers",
-                "polygons without an area, or with NaN or infinity",
-            )
-        for entry, (height, width) in self._rle_sizes.items():
-            expected = size_of[entry].tolist()
-            if [height, width] != expected:
-                found = f"run lengths of {width}x{height} pixels for an image of {expected[1]}x{expected[0]}"
-                self.faults[entry] = ("outline-rle", found)
-        entries = np.where((corners > 0) | (np.diff(first_byte) > 0), np.arange(len(corners)), -1)
+        low, high = np.split(self.bounds()[:-1], 2, axis=1)
+        flat = (corners > 0) & ~(np.isfinite(high - low) & (high > low)).all(1)
+        for entry in np.flatnonzero(flat).tolist():
+            found = "polygons without an area, or with NaN or infinity"
+            self.faults[entry] = ("outline-numbers", found)
+        for entry, size in self._rle_sizes.items():
+            height, width = size_of[entry].tolist()
+            if size != [height, width]:
+                runs = f"run lengths of {size[1]}x{size[0]} pixels"
+                self.faults[entry] = ("outline-rle", f"{runs} for an image of {width}x{height}")
+        first_byte, rle_bytes = (
+            np.array(self._first_byte),
+            np.frombuffer(bytes(self._rle), np.uint8),
+        )
+        entries = np.where((corners > 0) | (np.diff(first_byte) > 0), np.arange(len(self)), -1)
         entries[list(self.faults)] = -1
-        rle_bytes = np.frombuffer(bytes(self._rle), np.uint8)
         return Segmentations(
             entries[rows], first_polygon, first_point, points, first_byte, rle_bytes
         )
 
-    def fault(self, row: int) -> tuple[str, str]:
-        """Rule and what was found of a kept object that has no outline."""
-        return self.faults.get(
-            row if self._rows is None else int(self._rows[row]), ("outline-missing", "no outline")
-        )
-
     def _add_polygons(self, polygons: Any) -> None:
         """Parts of fewer than three corners are left out, if there are others."""
-        usable = [
-            part for part in polygons if isinstance(part, list) and len(part) >= _LEAST_NUMBERS
-        ]
+        usable = [p for p in polygons if isinstance(p, list) and len(p) >= _LEAST_NUMBERS]
         if not usable or any(len(part) % 2 for part in usable):
-            raise InputError(
-                f"{polygons!r:.60}, expected polygons as lists of x, y of three corners or more"
-            )
+            expected = "expected polygons as lists of x, y of three corners or more"
+            raise InputError(f"{polygons!r:.60}, {expected}")
         ends = []
         for part in usable:
             self._numbers.extend(part)
             ends.append(len(self._numbers) // 2)
         self._first_point.extend(ends)
 
-    def _add_rle(self, entry: int, size: Any = None, counts: Any = None, **_rest: Any) -> None:
+    def _add_rle(self, size: Any = None, counts: Any = None, **_rest: Any) -> None:
         if not isinstance(size, list) or len(size) != 2 or not isinstance(counts, str | list):
-            raise InputError(
-                f"size {size!r:.40}, counts {counts!r:.40}, expected [height, width] and run lengths"
-            )
+            found = f"size {size!r:.40}, counts {counts!r:.40}"
+            raise InputError(f"{found}, expected [height, width] and run lengths")
         height, width = map(int, size)
-        encoded = (
-            counts.encode()
-            if isinstance(counts, str)
-            else compress([int(length) for length in counts])
-        )
+        encoded = counts.encode() if isinstance(counts, str) else compress([*map(int, counts)])
         lengths = run_lengths(encoded)
-        if lengths.min() < 0 or lengths.sum() != height * width or not lengths[1::2].any():
-            inside = lengths[1::2].sum()
-            raise InputError(
-                f"runs of {lengths.sum()} pixels, {inside} inside, for a mask of {width}x{height}"
-            )
+        area = lengths[1::2].sum()
+        if lengths.min() < 0 or lengths.sum() != height * width or not area:
+            found = f"runs of {lengths.sum()} pixels, {area} inside"
+            raise InputError(f"{found}, for a mask of {width}x{height}")
+        ends, drawn = np.cumsum(lengths), np.flatnonzero(lengths[1::2])
+        runs = np.stack((ends[:-1:2][drawn], ends[1::2][drawn] - 1))  # first and last pixels
+        (lefts, rights), (tops, bottoms) = np.divmod(runs, height)
+        # A run over more than one column reaches the image's lower edge, then its upper one.
+        top, bottom = (0, height) if (lefts < rights).any() else (tops.min(), bottoms.max() + 1)
         self._rle += encoded
-        self._rle_sizes[entry] = height, width
-        ends = np.cumsum(lengths)
-        inside = np.flatnonzero(lengths[1::2])
-        first, last = (
-            ends[:-1:2][inside],
-            ends[1::2][inside] - 1,
-        )  # pixels of the runs, column by column
-        left, right = int(first[0]) // height, int(last[-1]) // height + 1
-        within = (
-            first // height == last // height
-        )  # one column; another run reaches an image's edge
-        top = int(np.where(within, first % height, 0).min())
-        bottom = int(np.where(within, last % height, height - 1).max()) + 1
-        self._rle_bounds[entry] = left, top, right, bottom
+        self._rle_bounds[len(self)] = int(lefts[0]), int(top), int(rights[-1]) + 1, int(bottom)
+        self._rle_sizes[len(self)] = [height, width]

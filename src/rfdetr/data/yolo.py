@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import yaml
 
 from rfdetr.checks import short
-from rfdetr.data.files import IMAGE_SUFFIXES, is_image, walk, with_slashes
+from rfdetr.data.files import IMAGE_SUFFIXES, is_file_name, is_image, leaves, walk, with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
-from rfdetr.data.index import SplitRecords, is_file_name, leaves
+from rfdetr.data.ids import NO_ID
+from rfdetr.data.records import BOX, IMAGE, SplitRecords
 from rfdetr.data.segmentations import OutlineRecorder
 from rfdetr.errors import InputError
 
@@ -30,144 +32,122 @@ YAML_NAMES = ("data.yaml", "data.yml")
 SPLIT_KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
 _FARTHEST = 2.0  # image sizes; a coordinate beyond is in pixels, not relative
 
-Box: TypeAlias = "tuple[float, float, float, float]"
-
 
 @dataclass(frozen=True)
 class YoloConfig:
     """A data.yaml: class names in label order, and the existing image folders or lists of each
-    split.
+    split. `kpt_shape`: key points after each box, and numbers of each; None: no key points.
     """
 
     path: Path
     class_names: tuple[str, ...]
     places: dict[str, tuple[Path, ...]]
-    kpt_shape: tuple[int, int] | None = (
-        None  # key points after each box, numbers of each; None: no key points
-    )
+    kpt_shape: tuple[int, int] | None = None
 
 
 def read_data_yaml(path: Path) -> YoloConfig:
     """Read and check a data.yaml; a split whose places do not exist is left out unless it is train
     or valid.
     """
-    try:
-        content = yaml.load(
-            path.read_text(encoding="utf-8-sig"), yaml.BaseLoader
-        )  # strings only: a class may be `no`
+    try:  # strings only: a class may be `no`
+        written: Any = yaml.load(path.read_text(encoding="utf-8-sig"), yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path}: not a valid YAML file: {error}") from error
-    if not isinstance(content, dict):
-        raise DatasetError(
-            f"{path}: expected keys 'names', 'train' and 'val'; found {type(content).__name__}"
-        )
-    written = content
-    content = {
-        key.lower(): value for key, value in written.items()
-    }  # CVAT writes Train and Validation
+    if not isinstance(written, dict):
+        found = type(written).__name__
+        raise DatasetError(f"{path}: expected keys 'names', 'train' and 'val'; found {found}")
+    content = {key.lower(): value for key, value in written.items()}  # CVAT writes Train
     if len(content) < len(written):
-        raise DatasetError(
-            f"{path}: keys {', '.join(written)}: some differ in capitals only; keep one of them"
-        )
-    places = {split: found for split in SPLIT_KEYS if (found := _places(path, content, split))}
-    return YoloConfig(path, _class_names(path, content), places, _kpt_shape(path, content))
+        found = f"keys {', '.join(written)}: some differ in capitals only"
+        raise DatasetError(f"{path}: {found}; keep one of them")
+    places = {split: there for split in SPLIT_KEYS if (there := _places(path, content, split))}
+    class_names, shape = _class_names(path, content), short(content.get("kpt_shape") or None)
+    match = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)
+    if shape != "None" and match is None:
+        raise DatasetError(f"{path}: kpt_shape is {shape}; expected [points, 2 or 3]")
+    kpt_shape = (int(match[1]), int(match[2])) if match else None
+    return YoloConfig(path, class_names, places, kpt_shape)
 
 
 def read_yolo(
     config: YoloConfig, split: str, findings: Findings | None = None, masks: bool = False
 ) -> SplitRecords:
-    """Read the label files of a split; image ids are 0, 1, ... in the order of the paths.
-
-    Faulty lines go to `findings` instead.
+    """Read the label files of a split; image ids are 0, 1, ... in the order of the paths. Faulty
+    lines go to `findings` instead. `masks`: record the polygons.
     """
     findings = Findings(SHOWN) if findings is None else findings
     root = config.path.parent
-    found: set[Path] = set()
-    listed: set[Path] = set()
-    for place in config.places[split]:
-        (found if place.is_dir() else listed).update(list_files(config, place))
-    images = sorted(listed.union(filter(is_image, found)))
-    if not images:
-        where = ", ".join(map(str, config.places[split]))
-        raise DatasetError(
-            f"{config.path}: {split}: no image files in {where} ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    label_files = [label_file(image) for image in images]
-    folders = {file.parent for file in label_files}
-    if not any(file.exists() for file in label_files) and not any(
-        folder.is_dir() for folder in folders
-    ):
-        raise DatasetError(
-            f"{config.path}: {split}: no label folder; expected {', '.join(map(str, sorted(folders)))}"
-        )
-    _check_files(
-        config,
-        split,
-        dict(zip(images, label_files, strict=True)),
-        found.difference(images),
-        findings,
-    )
-    outlines = OutlineRecorder() if masks else None
-    rows: list[tuple[int, int, int, Box]] = []  # image, line, label, box
+    images, label_files = _find_files(config, split, findings)
+    outlines, numbers, names = OutlineRecorder(), array("d"), []
     without = -findings.counts["label-missing"]
     for i, (image, file) in enumerate(zip(images, label_files, strict=True)):
-        rows += ((i, *line) for line in _read_labels(config, file, image, findings, outlines))
-        if (not image.is_relative_to(root) or ".." in image.parts) and leaves(root, image):
+        for line, label, box, polygon in _read_labels(config, file, image, findings):
+            numbers.extend((i, label, line, *box))
+            if masks:
+                outlines.add([polygon] if polygon else None)
+        inside = image.is_relative_to(root)
+        names.append(str(image.relative_to(root) if inside else image))
+        if (not inside or ".." in image.parts) and leaves(root, image):
             findings.add("path-outside", config.path, split, f"{image} is not in {root}")
     without += findings.counts["label-missing"]
     if 2 * without > len(images):
-        findings.add(
-            "labels-few",
-            config.path,
-            split,
-            f"{without} of {len(images)} images have no label file",
-        )
-    image_of_box, lines, labels, boxes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        found = f"{without} of {len(images)} images have no label file"
+        findings.add("labels-few", config.path, split, found)
+    rows = np.array(numbers).reshape(-1, 7)
+    boxes, table = np.zeros(len(rows), BOX), np.zeros(len(images), IMAGE)
+    boxes["id"], boxes["area"] = NO_ID, np.nan
+    boxes["outline"] = np.arange(len(rows)) if masks else -1
+    boxes["image"], boxes["label"], boxes["place"] = rows[:, :3].T
+    boxes["xyxy"] = rows[:, 3:]
+    table["id"] = table["place"] = np.arange(len(images))
     return SplitRecords(
         source=config.path,
         root=root,
         class_names=config.class_names,
         category_ids=np.arange(len(config.class_names)),
-        names=[
-            str(image.relative_to(root)) if image.is_relative_to(root) else str(image)
-            for image in images
-        ],
-        image_ids=np.arange(len(images)),
-        label_files=label_files,
-        image_of_box=np.array(image_of_box, np.int64),
-        boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        names=names,
+        image_keys=range(len(images)),
+        images=table,
+        boxes=boxes,
         relative=True,
-        labels=np.array(labels, np.int64),
-        crowd=np.zeros(len(boxes), np.bool_),
-        areas=np.full(len(boxes), np.nan),
-        box_places=np.array(lines, np.int64),
+        label_files=label_files,
         outlines=outlines,
+        masks=masks,
         findings=findings,
     )
 
 
-def _check_files(
-    config: YoloConfig,
-    split: str,
-    label_of: dict[Path, Path],
-    others: set[Path],
-    findings: Findings,
-) -> None:
-    """Label files of two images, and of files that are none by their names."""
+def _find_files(
+    config: YoloConfig, split: str, findings: Findings
+) -> tuple[list[Path], list[Path]]:
+    """Images of a split and the label file of each, which need not exist; label files of two
+    images, and of files that are no images by their names, are findings.
+    """
+    walked: set[Path] = set()
+    listed: set[Path] = set()
+    for place in config.places[split]:
+        (walked if place.is_dir() else listed).update(list_files(config, place))
+    images = sorted(listed.union(filter(is_image, walked)))
+    if not images:
+        places = ", ".join(map(str, config.places[split]))
+        found = f"no image files in {places} ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise DatasetError(f"{config.path}: {split}: {found}")
+    label_files = [label_file(image) for image in images]
+    folders = sorted({file.parent for file in label_files})
+    if not any(map(Path.exists, label_files)) and not any(map(Path.is_dir, folders)):
+        found = f"no label folder; expected {', '.join(map(str, folders))}"
+        raise DatasetError(f"{config.path}: {split}: {found}")
     owners: dict[Path, Path] = {}
-    for image, file in label_of.items():
+    for image, file in zip(images, label_files, strict=True):
         if owners.setdefault(file, image) is not image and file.exists():
             findings.add("label-shared", file, "", f"it is that of {owners[file]} and of {image}")
-    labels = {file: label_file(file) for file in sorted(others)}
-    lost = [
-        file
-        for file, label in labels.items()
-        if label not in owners and label != file and label.exists()
-    ]
+    others = ((path, label_file(path)) for path in sorted(walked.difference(images)))
+    lost = [path for path, file in others if file != path and file not in owners and file.exists()]
     if lost:
-        counts = Counter(file.suffix.lower() for file in lost)
+        counts = Counter(path.suffix.lower() for path in lost)
         found = ", ".join(f"{count} {suffix}" for suffix, count in counts.items())
         findings.add("image-format", config.path, split, f"{found}; the first is {lost[0]}")
+    return images, label_files
 
 
 def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -175,104 +155,70 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     if isinstance(names, dict):
         expected = [str(i) for i in range(len(names))]
         if sorted(names) != sorted(expected):
-            raise DatasetError(
-                f"{path}: 'names' has ids {', '.join(names)}; expected 0 to {len(names) - 1} without gaps"
-            )
+            found = f"'names' has ids {', '.join(names)}"
+            raise DatasetError(f"{path}: {found}; expected 0 to {len(names) - 1} without gaps")
         names = [names[key] for key in expected]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise DatasetError(
-            f"{path}: 'names' is {short(names)}; expected class names as a list, or as a map from 0, 1, ..."
-        )
+        found = f"'names' is {short(names)}"
+        raise DatasetError(f"{path}: {found}; expected class names as a list, or a map 0, 1, ...")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DatasetError(
-            f"{path}: class names {twice} occur more than once; rename or merge them"
-        )
-    count = content.get("nc", str(len(names)))
-    if count != str(len(names)):
-        raise DatasetError(
-            f"{path}: nc is {count}, but {len(names)} names are listed: {', '.join(names)}; correct one"
-        )
+        found = f"class names {twice} occur more than once"
+        raise DatasetError(f"{path}: {found}; rename or merge them")
+    if (count := content.get("nc", str(len(names)))) != str(len(names)):
+        found = f"nc is {count}, but {len(names)} names are listed: {', '.join(names)}"
+        raise DatasetError(f"{path}: {found}; correct one")
     return tuple(names)
-
-
-def _kpt_shape(path: Path, content: dict[str, Any]) -> tuple[int, int] | None:
-    if not content.get("kpt_shape"):
-        return None
-    shape = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", short(content["kpt_shape"]))
-    if shape is None:
-        raise DatasetError(
-            f"{path}: kpt_shape is {short(content['kpt_shape'])}; expected [points, 2 or 3]"
-        )
-    return int(shape[1]), int(shape[2])
 
 
 def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
     """Existing folders or lists of a split: by its key, or where none has it, `<split>/images`
     beside the file.
     """
-    keys = SPLIT_KEYS[split]
+    keys, folder = SPLIT_KEYS[split], path.parent
     entry: Any = next((content[key] for key in keys if content.get(key)), [])
     entries = [entry] if isinstance(entry, str) else entry
-    if not isinstance(entries, list) or not all(
-        map(is_file_name, [*entries, content.get("path") or "."])
-    ):
-        raise DatasetError(
-            f"{path}: {split}: {short(entry)}, path {short(content.get('path'))}; expected names of folders"
-        )
-    folder = path.parent
-    base = with_slashes(folder, content.get("path") or "")
-    bases = (folder / base, Path(base)) if base else ()
-    usual = [folder / name / "images" for name in (*keys, split)]
-    found = []
+    base: Any = content.get("path") or ""
+    if not isinstance(entries, list) or not all(map(is_file_name, [*entries, base or "."])):
+        found = f"{short(entry)}, path {short(content.get('path'))}"
+        raise DatasetError(f"{path}: {split}: {found}; expected names of folders")
+    base = with_slashes(folder, base)
+    bases = [folder / base, Path(base), folder] if base else [folder]
+    usual = [place for key in (*keys, split) if (place := folder / key / "images").is_dir()][:1]
+    places = [] if entries else usual
     for item in (with_slashes(folder, entry) for entry in entries):
-        # Roboflow writes ../train/images for the folder beside data.yaml, so that is tried before
-        # what it says.
+        # Roboflow writes ../train/images for the folder beside data.yaml: that is tried first.
         inside = [folder / item.lstrip("./")] if item.startswith("..") else []
-        candidates = [*inside, *(base / item for base in bases), folder / item]
-        place = next(
-            (place for place in candidates if os.path.exists(place)), None
-        )  # false for names too long, too
-        if place is None and len(entries) == 1:
-            place = next(
-                (place for place in usual if place.is_dir()), None
-            )  # the set has moved since
-        if place is not None:
-            found.append(Path(os.path.normpath(place)))
+        tried = [*inside, *(base / item for base in bases)]
+        there = [place for place in tried if os.path.exists(place)]  # no error for long names
+        moved = usual if len(entries) == 1 else []  # an absolute path of another machine
+        if there or moved:
+            places.append(Path(os.path.normpath([*there, *moved][0])))
         elif split != "test":
-            looked = ", ".join(dict.fromkeys(map(str, candidates)))
-            raise DatasetError(
-                f"{path}: {split}: {item!r} does not exist; looked for {looked}. Correct it in the file"
-            )
-    if not entries:
-        found = [place for place in usual if place.is_dir()][:1]
-    return tuple(found)
+            looked = ", ".join(dict.fromkeys(map(str, tried)))
+            found = f"{item!r} does not exist; looked for {looked}"
+            raise DatasetError(f"{path}: {split}: {found}. Correct it in the file")
+    return tuple(places)
 
 
 def list_files(config: YoloConfig, place: Path) -> Iterator[Path]:
     """Files in a folder and below it, or the images that a .txt list names."""
     if place == Path(place.anchor):
-        raise DatasetError(
-            f"{config.path}: {place} is the root of the file system; expected a folder of images"
-        )
+        found = f"{place} is the root of the file system"
+        raise DatasetError(f"{config.path}: {found}; expected a folder of images")
     if place.is_dir():
         yield from walk(place)
         return
-    try:
-        text = place.read_text(
-            encoding="utf-8-sig", errors="surrogateescape"
-        )  # names need not be UTF-8
+    try:  # names need not be UTF-8
+        text = place.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DatasetError(f"{place}: not a readable list of images: {error}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if odd := [line for line in lines if not is_file_name(line)]:
-        raise DatasetError(
-            f"{place}: {odd[0]!r} cannot be a file's name; is this a list of images?"
-        )
+        found = f"{odd[0]!r} cannot be a file's name"
+        raise DatasetError(f"{place}: {found}; is this a list of images?")
     lines = [with_slashes(place.parent, line) for line in lines]
     bases = (place.parent, config.path.parent)
-    base = next(
-        (base for base in bases for line in lines[:1] if (base / line).exists()), place.parent
-    )
+    base = next((base for base in bases if lines and (base / lines[0]).exists()), place.parent)
     yield from (base / line for line in lines)
 
 
@@ -281,22 +227,15 @@ def label_file(image: Path) -> Path:
     beside the image.
     """
     parts = list(image.parts)
-    at = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else None
-    if at is not None:
-        parts[at] = "labels"
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     return Path(*parts).with_suffix(".txt")
 
 
 def _read_labels(
-    config: YoloConfig,
-    file: Path,
-    image: Path,
-    findings: Findings,
-    outlines: OutlineRecorder | None,
-) -> Iterator[tuple[int, int, Box]]:
-    """Line number, label and relative xyxy box of each line that has them; its polygon goes to
-    `outlines`.
-    """
+    config: YoloConfig, file: Path, image: Path, findings: Findings
+) -> Iterator[tuple[int, int, tuple[float, ...], list[float]]]:
+    """Line number, label, relative xyxy box and polygon of each line that has them."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -308,54 +247,40 @@ def _read_labels(
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                label, box, polygon = parse_line(line, len(config.class_names), config.kpt_shape)
-            except LineError as error:
-                findings.add(error.rule, file, f"line {number}", str(error), number)
-                continue
-            if outlines is not None:
-                outlines.add([polygon] if polygon else None)
-            yield number, label, box
+                yield number, *_parse_line(line, len(config.class_names), config.kpt_shape)
+            except InputError as error:
+                rule, found = error.args
+                findings.add(rule, file, f"line {number}", found, number)
 
 
-class LineError(InputError):
-    """A label line that cannot be used, and the rule it breaks."""
-
-    def __init__(self, rule: str, found: str) -> None:
-        super().__init__(found)
-        self.rule = rule
-
-
-def parse_line(
-    line: str, num_classes: int, kpt_shape: tuple[int, int] | None = None
-) -> tuple[int, Box, list[float]]:
-    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank."""
+def _parse_line(
+    line: str, num_classes: int, kpt_shape: tuple[int, int] | None
+) -> tuple[int, tuple[float, ...], list[float]]:
+    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank; an
+    `InputError` of the rule that it breaks and what was found.
+    """
     tokens = line.split()
     try:
         label, *values = map(float, tokens)
     except ValueError:
-        raise LineError("label-line", f"{line[:80]!r}, expected numbers only") from None
+        raise InputError("label-line", f"{line[:80]!r}, expected numbers only") from None
     if label not in range(num_classes):
-        raise LineError(
-            "label-class", f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}"
-        )
-    if kpt_shape is not None:
+        found = f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}"
+        raise InputError("label-class", found)
+    count, form, right = len(values), "4 (cx cy w h) or a polygon's x y pairs", False
+    if kpt_shape is None:
+        right = count == 4 or (count >= 6 and count % 2 == 0)
+    else:
         expected = 4 + kpt_shape[0] * kpt_shape[1]
-        if len(values) != expected:
-            found = f"{len(values)} numbers after the class, expected {expected} (cx cy w h and the key points)"
-            raise LineError("label-line", found)
+        form, right = f"{expected} (cx cy w h and the key points)", count == expected
         values = values[:4]
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        found = f"{len(values)} numbers after the class, expected 4 (cx cy w h) or a polygon's x y pairs"
-        raise LineError("label-line", found)
+    if not right:
+        raise InputError("label-line", f"{count} numbers after the class, expected {form}")
     if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
-        raise LineError(
-            "label-range", f"{line[:80]!r}, expected numbers relative to the image, 0 to 1"
-        )
+        found = f"{line[:80]!r}, expected numbers relative to the image, 0 to 1"
+        raise InputError("label-range", found)
     if len(values) == 4:
         cx, cy, w, h = values
         return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
-    return (
-        int(label),
-        (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])),
-        values,
-    )
+    xs, ys = values[::2], values[1::2]
+    return int(label), (min(xs), min(ys), max(xs), max(ys)), values

@@ -21,8 +21,9 @@ from rfdetr.console import with_progress
 from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.ids import id_key
-from rfdetr.data.index import DatasetIndex, SplitRecords, build_index
+from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
+from rfdetr.data.records import SplitRecords
 from rfdetr.doctor.images import ImageFacts, check_copies, read_all_facts
 from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
@@ -165,8 +166,8 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
 
 
 def _coco_outlines(records: SplitRecords) -> Iterator[Finding]:
-    assert records.image_keys is not None and records.sizes is not None  # as read_coco leaves them
-    size_of: dict[Any, Any] = dict(zip(records.image_keys, records.sizes.tolist(), strict=True))
+    sizes = records.images["size"].tolist()
+    size_of: dict[Any, Any] = dict(zip(records.image_keys, sizes, strict=True))
 
     def faults(entry: dict[str, Any]) -> Any:
         """An annotation's faults in its place, so that its outline is not kept in memory."""
@@ -183,10 +184,11 @@ def _coco_outlines(records: SplitRecords) -> Iterator[Finding]:
 
 
 def _yolo_outlines(records: SplitRecords) -> Iterator[Finding]:
-    assert records.label_files is not None and records.sizes is not None  # as read_yolo leaves them
-    first_boxes = np.searchsorted(records.image_of_box, np.arange(1, len(records.label_files)))
-    lines_of = np.split(records.box_places, first_boxes)  # numbers of the lines of each image
-    images = zip(records.label_files, records.sizes.tolist(), lines_of, strict=True)
+    assert records.label_files is not None  # as read_yolo leaves them
+    boxes = records.boxes
+    first_boxes = np.searchsorted(boxes["image"], np.arange(1, len(records.label_files)))
+    lines_of = np.split(boxes["place"], first_boxes)  # numbers of the lines of each image
+    images = zip(records.label_files, records.images["size"].tolist(), lines_of, strict=True)
     for file, (height, width), lines in images:
         texts = file.read_text(encoding="utf-8-sig").splitlines() if len(lines) else []
         for number in lines.tolist():

@@ -23,10 +23,11 @@ import numpy as np
 import yaml
 
 from rfdetr.checks import check_path, short
+from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
 from rfdetr.data.ids import id_key
-from rfdetr.data.index import SplitRecords, leaves
 from rfdetr.data.layout import CocoSplit
+from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig
 from rfdetr.doctor.check import Report
 from rfdetr.doctor.labels import outline_faults
@@ -194,10 +195,9 @@ class _Writer:
     def write_coco(self, split: str, place: CocoSplit, root: Path) -> None:
         """Write the annotation file of a split, and link its images."""
         records, source = self.report.records[split], str(place.annotations)
-        assert records.image_places is not None  # as read_coco leaves them
         content = json.loads(place.annotations.read_text(encoding="utf-8-sig"))
         entries = content["images"]
-        names = dict(zip(records.image_places.tolist(), records.names, strict=True))
+        names = dict(zip(records.images["place"].tolist(), records.names, strict=True))
         # Whose boxes are whose is not known of images with one id: all of them are left out.
         ids = Counter(id_key(entry.get("id")) for entry in entries if isinstance(entry, dict))
         folder, images = self.out / place.images.relative_to(root), {}
@@ -230,9 +230,8 @@ class _Writer:
         self, records: SplitRecords, entries: list[Any], images: Set[int]
     ) -> list[Annotation]:
         """The corrected annotations of the `images`, which are places in the list of images."""
-        assert records.image_places is not None and records.sizes is not None
         source = str(records.source)
-        row_at = {at: row for row, at in enumerate(records.box_places.tolist())}
+        row_at = {at: row for row, at in enumerate(records.boxes["place"].tolist())}
         used = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         free = itertools.count(max((i for i in used if isinstance(i, int)), default=0) + 1)
         fixes = {**_FIXES, "annotation-id-repeated": lambda *_: {"id": next(free)}}
@@ -242,14 +241,16 @@ class _Writer:
             if self._drop(findings, _DROPPED_BOXES, "left out"):
                 continue
             row = row_at[at]  # of all that is not dropped there is a box
-            image = records.image_of_box[row]
-            if records.image_places[image] not in images:
+            image = records.boxes["image"][row]
+            if records.images["place"][image] not in images:
                 continue
             record_of = {finding.rule: finding.record for finding in findings}
-            if records.xyxy is not None and records.xyxy[row]:  # a finding about the whole file
+            if (
+                records.swapped is not None and records.swapped[row]
+            ):  # a finding about the whole file
                 record_of["boxes-xyxy"] = records.describe_box(row, "")[1]
             for rule in filter(record_of.__contains__, fixes):
-                changed = fixes[rule](entry, records.sizes[image].tolist())
+                changed = fixes[rule](entry, records.images["size"][image].tolist())
                 entry.update(changed)
                 text = ", ".join(f"{key} is now {short(value)}" for key, value in changed.items())
                 self._tell(source, record_of[rule], rule, text)

@@ -16,7 +16,7 @@ from PIL import Image
 from rfdetr.data.files import IMAGE_FORMATS
 from rfdetr.data.findings import Findings
 from rfdetr.data.images import ImageError, decode_image, is_deep, lacks_end_marker
-from rfdetr.data.index import SplitRecords
+from rfdetr.data.records import SplitRecords
 from rfdetr.data.workers import worker_context
 
 LARGE_PIXELS = 50_000_000

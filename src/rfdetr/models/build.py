@@ -36,7 +36,7 @@ def build_detector(
     """
     dims, width = encoder_dims or config.encoder_dims, config.hidden_dim
     encoder = Encoder(
-        *dims,
+        *dims[:3],
         patch_size=config.patch_size,
         position_grid=config.position_grid,
         num_windows=config.num_windows,
