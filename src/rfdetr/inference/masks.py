@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rfdetr.evaluation.drawing import import_supervision
+from rfdetr.geometry.detections import import_supervision
 from rfdetr.models.postprocess import full_size_masks
 
 if TYPE_CHECKING:

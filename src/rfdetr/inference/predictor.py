@@ -20,7 +20,7 @@ from torch import Tensor
 from rfdetr.checks import check_count, check_share
 from rfdetr.data.images import normalize, resize_square
 from rfdetr.errors import InputError
-from rfdetr.evaluation.drawing import import_supervision
+from rfdetr.geometry.detections import import_supervision
 from rfdetr.inference.masks import build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
 from rfdetr.inference.sources import ImageSources, Loaded, load_images

@@ -12,8 +12,9 @@ from pytorch_lightning import Callback
 from torch import Tensor
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
-from rfdetr.evaluation.drawing import draw, import_supervision, side_by_side
+from rfdetr.evaluation.drawing import draw, side_by_side
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
+from rfdetr.geometry.detections import import_supervision
 from rfdetr.models.postprocess import full_size_masks
 from rfdetr.training.callbacks.validation import class_names
 from rfdetr.training.loggers import log_images, takes_images
