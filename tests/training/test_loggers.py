@@ -193,10 +193,10 @@ def test_wandb_logs_offline(make_run: Callable[..., Any], monkeypatch: pytest.Mo
 def test_a_flag_without_its_package_says_what_to_install(
     train_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(_: Any) -> Any:
+    def missing(*_: Any) -> Any:
         raise ModuleNotFoundError("wandb>=0.12.10")
 
-    monkeypatch.setattr(loggers_module, "_wandb", missing)
+    monkeypatch.setattr(loggers_module, "_build", missing)
     with pytest.raises(ImportError, match=r"rfdetr-finetune\[wandb\]"):
         build_loggers(train_config(wandb=True))
 

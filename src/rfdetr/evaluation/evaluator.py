@@ -71,12 +71,13 @@ class CocoEvaluator:
     ) -> None:
         self.class_names = list(class_names)
         self.max_dets = max_dets
+        self._grid = sorted({1, 10, COCO_MAX_DETS, max_dets})
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names)]
         self._streams: dict[str, StreamingEval] = {}
         self._records: dict[str, dict[int, ImageRecord]] = {}  # by kind, then by image id
         for kind in (BOXES, MASKS) if masks else (BOXES,):
             params = Params(kind)
-            params.max_dets = _max_dets_grid(max_dets)
+            params.max_dets = self._grid
             self._streams[kind] = StreamingEval(categories, kind, params=params)
             self._records[kind] = {}
 
@@ -95,7 +96,7 @@ class CocoEvaluator:
         `rle_offsets`, an `InputError` where masks are compared and these are missing.
         """
         for found, target in zip(detections, targets, strict=True):
-            image_id, size = int(target["image_id"]), tuple(target["orig_size"].tolist())
+            image_id, size = int(target["image_id"]), target["orig_size"].tolist()
             if image_id in self._records[BOXES]:
                 continue
             known = found["labels"] < len(self.class_names)
@@ -104,32 +105,36 @@ class CocoEvaluator:
             truth = _ground_truth(target)
             self._add(BOXES, image_id, size, detected, truth)
             if MASKS in self._streams:
-                detected = detected._replace(masks=_run_lengths(found["mask_logits"][known], size))
+                # Run lengths go down the columns, so that transposed masks need no copy.
+                columns = full_size_masks(found["mask_logits"][known].mT, (size[1], size[0]))
+                encoded = (counts for part in columns for counts in encode_bitmaps(part.mT))
+                masks = [rle_dict(counts, *size) for counts in encoded]
+                detected = detected._replace(masks=masks)
                 self._add(MASKS, image_id, size, detected, _with_masks(truth, target))
 
     def _add(
-        self, kind: str, image_id: int, size: tuple[int, ...], found: Detections, truth: GroundTruth
+        self, kind: str, image_id: int, size: list[int], found: Detections, truth: GroundTruth
     ) -> None:
         """Match one image's boxes or masks, and keep what the figures need of it."""
-        keys = ("category_id", "bbox", "area", "iscrowd")
-        columns = (truth.labels, truth.boxes, truth.areas, truth.crowd.astype(int))
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        objects = [{"image_id": image_id, **dict(zip(keys, row, strict=True))} for row in rows]
-        kept = _highest_per_class(found.scores, found.labels, self.max_dets)
+        columns = {"category_id": truth.labels, "bbox": truth.boxes, "area": truth.areas}
+        objects = _entries(image_id, **columns, iscrowd=truth.crowd.astype(int))
+        # The `max_dets` highest scores of each class, by their place among the class's own.
+        order = np.lexsort((-found.scores, found.labels))
+        sorted_labels = found.labels[order]
+        place = np.arange(order.size) - np.searchsorted(sorted_labels, sorted_labels)
+        kept = np.sort(order[place < self.max_dets])
         if kind == BOXES:
-            # (D, 7): image id, xywh, score, label
             ids = np.full(found.scores.size, float(image_id))
+            # (D, 7): image id, xywh, score, label
             detected: Any = np.column_stack([ids, found.boxes, found.scores, found.labels])
             iou = bbox_iou(found.boxes[kept], truth.boxes, truth.crowd)
         else:
             for entry, mask in zip(objects, truth.masks, strict=True):
                 entry["segmentation"] = mask
-            scored = zip(found.labels.tolist(), found.scores.tolist(), found.masks, strict=True)
-            # Without a "bbox", so that a detection's area is that of its mask.
-            keys = ("category_id", "score", "segmentation")
-            detected = [
-                {"image_id": image_id, **dict(zip(keys, row, strict=True))} for row in scored
-            ]
+            # Without a "bbox", so that the area of a detection is that of its mask.
+            detected = _entries(image_id, category_id=found.labels, score=found.scores)
+            for entry, mask in zip(detected, found.masks, strict=True):
+                entry["segmentation"] = mask
             iou = mask_iou([found.masks[row] for row in kept], truth.masks, truth.crowd)
         image = {"id": image_id, "height": size[0], "width": size[1]}
         self._streams[kind].update([image], objects, detected)
@@ -152,9 +157,7 @@ class CocoEvaluator:
         parts = list(evaluators)
         arguments = [(part.class_names, part.max_dets, MASKS in part._streams) for part in parts]
         if any(other != arguments[0] for other in arguments):
-            raise InputError(
-                "evaluators with different class_names, max_dets or masks cannot be merged"
-            )
+            raise InputError("evaluators of other class_names, max_dets or masks do not merge")
         merged = cls(*arguments[0])
         for kind in merged._streams:
             merged._streams[kind] = StreamingEval.merge([part._streams[kind] for part in parts])
@@ -171,11 +174,9 @@ class CocoEvaluator:
         evaluation = copy.copy(self._streams[kind]).finalize()  # finalize spends the object
         evaluation.accumulate()
         arrays: dict[str, Any] = evaluation.eval or {}
-        grid = _max_dets_grid(self.max_dets)
+        at, at_coco = self._grid.index(self.max_dets), self._grid.index(COCO_MAX_DETS)
         # (IoU 10, recall 101, K, area 4) and (IoU 10, K, area 4); -1 means "no such object".
-        precision, recall = (
-            arrays[name][..., grid.index(self.max_dets)] for name in ("precision", "recall")
-        )
+        precision, recall = (arrays[name][..., at] for name in ("precision", "recall"))
         table = MatchTable.from_records(self._records[kind].values())
         sweep = sweep_f1(table, len(self.class_names))
         figures = {
@@ -185,16 +186,15 @@ class CocoEvaluator:
             "mAP_small": precision[..., _SMALL],
             "mAP_medium": precision[..., _MEDIUM],
             "mAP_large": precision[..., _LARGE],
-            "mAP_50_95_max100": arrays["precision"][..., _ALL, grid.index(COCO_MAX_DETS)],
+            "mAP_50_95_max100": arrays["precision"][..., _ALL, at_coco],
             "mAR": recall[..., _ALL],
             "F1": sweep.at_best.f1,
             "precision": sweep.at_best.precision,
             "recall": sweep.at_best.recall,
         }
-        labels, images = (
-            table.truth_labels[~table.truth_crowd],
-            table.truth_image[~table.truth_crowd],
-        )
+        overall = {name: _mean(values) for name, values in figures.items()}
+        real = ~table.truth_crowd
+        labels, images = table.truth_labels[real], table.truth_image[real]
         shown = np.unique(np.stack([labels, images]), axis=1)[0]  # a label once for each image
         counts = [np.bincount(of, minlength=len(self.class_names)) for of in (shown, labels)]
         per_class = [
@@ -215,8 +215,7 @@ class CocoEvaluator:
         ]
         at_50 = precision[_IOU_50, ..., _ALL]
         return Metrics(
-            overall={name: _mean(values) for name, values in figures.items()}
-            | {"best_threshold": sweep.best_threshold},
+            overall={**overall, "best_threshold": sweep.best_threshold},
             per_class=per_class,
             num_images=len(self._records[kind]),
             num_boxes=len(labels),
@@ -243,9 +242,8 @@ def _ground_truth(target: Mapping[str, Tensor]) -> GroundTruth:
 def _with_masks(truth: GroundTruth, target: Mapping[str, Tensor]) -> GroundTruth:
     """The truth with masks. An object without one becomes a crowd region of its box's size."""
     if "rle_bytes" not in target:
-        raise InputError(
-            "targets have no rle_bytes and rle_offsets: load the data with load_index(..., masks=True)"
-        )
+        what = "targets have no rle_bytes and rle_offsets"
+        raise InputError(f"{what}: load the data with load_index(..., masks=True)")
     height, width = target["orig_size"].tolist()
     stream, ends = _array(target["rle_bytes"]).tobytes(), target["rle_offsets"].tolist()
     given = [stream[start:end] for start, end in itertools.pairwise(ends)]
@@ -257,12 +255,10 @@ def _with_masks(truth: GroundTruth, target: Mapping[str, Tensor]) -> GroundTruth
     return truth._replace(crowd=truth.crowd | without, masks=masks)
 
 
-def _run_lengths(mask_logits: Tensor, size: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Logits (D, h, w), enlarged to (height, width) and above 0, as run lengths in COCO's form."""
-    height, width = size
-    transposed = full_size_masks(mask_logits.mT, (width, height))  # run lengths go down the columns
-    encoded = itertools.chain.from_iterable(encode_bitmaps(part.mT) for part in transposed)
-    return [rle_dict(counts, height, width) for counts in encoded]
+def _entries(image_id: int, **columns: Array) -> list[dict[str, Any]]:
+    """COCO's entries of an image, {"image_id": 7, "category_id": 0, ...}, one for each row."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"image_id": image_id, **dict(zip(columns, row, strict=True))} for row in rows]
 
 
 def _array(tensor: Tensor) -> Array:
@@ -275,17 +271,6 @@ def _xyxy_to_xywh(boxes_xyxy: Tensor) -> Array:
     """float64, as the reference computes."""
     corners = _array(boxes_xyxy).astype(np.float64).reshape(-1, 4)
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-
-
-def _max_dets_grid(max_dets: int) -> list[int]:
-    return sorted({1, 10, COCO_MAX_DETS, max_dets})
-
-
-def _highest_per_class(scores: Array, labels: Array, count: int) -> Array:
-    """Indexes of the `count` highest scores of each class, ascending."""
-    order = np.lexsort((-scores, labels))
-    place = np.arange(order.size) - np.searchsorted(labels[order], labels[order])
-    return np.sort(order[place < count])
 
 
 def _mean(values: Array) -> float:

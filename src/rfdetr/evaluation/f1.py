@@ -107,7 +107,7 @@ def _rates(verdicts: _Verdicts, thresholds: Array) -> Rates:
     )
     predicted, right = (np.cumsum(count[:, :0:-1], axis=1)[:, ::-1] for count in counts)
     total = np.where(objects > 0, objects, np.nan)[:, None]
-    # A class without objects has total nan, and nan in any sum or quotient gives nan. Precision has
-    # no total in its formula: adding 0 * total makes it nan for such a class, and else changes none.
+    # The total of a class without objects is nan, and so are its F1 and recall. Precision has no
+    # total in its formula: adding 0 * total makes it nan for such a class and changes no other.
     precision = right / np.maximum(predicted, 1) + 0 * total
     return Rates(2 * right / (predicted + total), precision, right / total)

@@ -83,14 +83,14 @@ class MatchTable:
             usable &= self.labels[self.pair_detection] == self.truth_labels[self.pair_truth]
         crowd = self.truth_crowd[self.pair_truth]
         pairs = (self.pair_detection, self.pair_truth, self.pair_iou)
-        objects = (column[usable & ~crowd] for column in pairs)
-        matched = _choose_by_rank(*objects, num_detections=self.scores.size)
+        on_objects = (column[usable & ~crowd] for column in pairs)
+        matched = _choose_by_rank(self.scores.size, *on_objects)
         on_crowd = self.pair_detection[usable & crowd]
         matched[on_crowd[matched[on_crowd] == UNMATCHED]] = IGNORED
         return matched
 
 
-def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: int) -> Array:
+def _choose_by_rank(num_detections: int, detection: Array, truth: Array, iou: Array) -> Array:
     """Greedy choice in the order of detection indexes, for all images at once: (N,) objects.
 
     Every detection asks for its best object; an object keeps the first-ranked asker; who is refused

@@ -6,6 +6,8 @@ the same operators, `torch.ops.mkldnn`, which are private; `can_pack` asks wheth
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        settings = (self.activation, [], "none")
+        settings: Any = (self.activation, [], "none")
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *settings)  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,7 @@ The life of a request, `RFDETR.predict("cats/*.jpg")`:
     in_batches, one_ahead           a thread reads the next batch while the network runs
     preprocess -> (B, 3, S, S)      one antialiased resize to the network's square, still uint8
     detect -> {"scores", ...}       to the device, normalised, network, boxes in pixels, best first
-    to_detections -> Detections     above the threshold, of named classes, with their full-size masks
+    to_detections -> Detections     above the threshold, of named classes, with full-size masks
 
 Resize, normalisation and post-processing are the functions that validation uses, so that the same
 file gives bit-identical tensors in both.
@@ -168,7 +168,7 @@ class Predictor:
     def to_detections(
         self, found: dict[str, Tensor], threshold: float, size: tuple[int, int]
     ) -> Detections:
-        """Detections of at least `threshold` and of a named class, in an image of (height, width)."""
+        """Detections of at least `threshold`, of named classes, in an image of (height, width)."""
         scores, labels, boxes = (found[k].cpu().numpy() for k in ("scores", "labels", "boxes"))
         keep = (scores >= threshold) & np.isin(labels, list(self.labels))
         masks = found.get("mask_logits")
@@ -222,7 +222,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def best_device(name: str | None) -> torch.device:
-    """The named device, or the best there is; an `InputError` for one that cannot be computed on."""
+    """The named device, or the best there is; `InputError` for one that cannot be computed on."""
     has_mps = torch.backends.mps.is_available()
     best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:

@@ -59,11 +59,35 @@ def look_up(images: ImageSources | Request) -> Request:
     """Which images are meant; a folder or pattern without images is an error."""
     if isinstance(images, Request):
         return images
-    if is_single(images):
-        return Request(True, iter([("", images)]))  # type: ignore[list-item]  # is_single says so
-    if isinstance(images, str | os.PathLike):
-        return Request(False, (("", file) for file in list_files(images)))
-    return Request(False, _numbered(images))  # type: ignore[arg-type]
+    single = is_single(images)
+    if not single and not isinstance(images, str | os.PathLike):
+        return Request(False, _numbered(images))  # type: ignore[arg-type]  # an iterable, then
+    found: Iterable[Any] = [images] if single else list_files(images)  # type: ignore[arg-type]
+    return Request(single, (("", source) for source in found))
+
+
+def expand(images: ImageSources) -> Iterator[ImageSource]:
+    """Every image of `images`; a folder or pattern becomes its files, ordered by name."""
+    for _, source in look_up(images).sources:
+        if isinstance(source, Exception):
+            raise source
+        yield source
+
+
+def _numbered(items: Iterable[Any]) -> Iterator[tuple[str, ImageSource | Exception]]:
+    total = f" of {len(items)}" if isinstance(items, Sized) else ""
+    for number, item in enumerate(items, 1):
+        found: list[Any] = [item]
+        try:
+            if not is_single(item):
+                if not isinstance(item, str | os.PathLike):
+                    kind = type(item).__name__
+                    raise InputTypeError(f"{kind} inside a list is no image: {_ACCEPTED}")
+                found = list_files(item)
+        except _UNREADABLE as error:
+            found = [error]
+        for source in found:
+            yield f"image {number}{total}: ", source
 
 
 def load_images(request: Request, skip: bool) -> Iterator[Loaded]:
@@ -87,18 +111,6 @@ def load_images(request: Request, skip: bool) -> Iterator[Loaded]:
         yield loaded
 
 
-def _numbered(items: Iterable[Any]) -> Iterator[tuple[str, ImageSource | Exception]]:
-    total = f" of {len(items)}" if isinstance(items, Sized) else ""
-    for number, item in enumerate(items, 1):
-        place = f"image {number}{total}: "
-        try:
-            found: list[ImageSource | Exception] = [*expand([item])]
-        except _UNREADABLE as error:
-            found = [error]
-        for source in found:
-            yield place, source
-
-
 def is_single(images: ImageSources) -> bool:
     """Whether this is one image rather than a folder, a pattern or an iterable of images."""
     if isinstance(images, str | os.PathLike):
@@ -112,20 +124,6 @@ def is_single(images: ImageSources) -> bool:
     if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable):
         raise InputTypeError(f"{type(images).__name__} is no image: {_ACCEPTED}")
     return False
-
-
-def expand(images: ImageSources) -> Iterator[ImageSource]:
-    """Every image of `images`; a folder or pattern becomes its files in the order of their names."""
-    if is_single(images):
-        yield images  # type: ignore[misc]  # is_single says so
-    elif isinstance(images, str | os.PathLike):
-        yield from list_files(images)
-    else:
-        for item in images:  # type: ignore[union-attr]  # an iterable, says is_single
-            if not isinstance(item, str | os.PathLike) and not is_single(item):
-                kind = type(item).__name__
-                raise InputTypeError(f"{kind} inside a list is no image: {_ACCEPTED}")
-            yield from expand(item)
 
 
 def list_files(folder_or_pattern: str | os.PathLike[str]) -> list[Path]:

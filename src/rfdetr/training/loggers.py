@@ -29,37 +29,31 @@ _CALLS |= {"after_save_checkpoint"}
 def build_loggers(config: TrainConfig) -> list[Logger]:
     """The loggers of a run, metrics.csv first; `MissingPackageError` for one not installed."""
     loggers: list[Logger] = [RunCSVLogger(config.output_dir)]
-    for name, build in (("tensorboard", _tensorboard), ("wandb", _wandb), ("mlflow", _mlflow)):
+    for name in ("tensorboard", "wandb", "mlflow"):
         if getattr(config, name):
             try:
-                loggers.append(build(config))
+                loggers.append(_build(name, config))
             except ModuleNotFoundError as error:
                 install = f"pip install 'rfdetr-finetune[{name}]'"
                 raise MissingPackageError(f"{name}=True needs {name}: {install}") from error
     return loggers
 
 
-def _tensorboard(config: TrainConfig) -> Logger:
-    place: dict[str, Any] = {"save_dir": config.output_dir, "name": "tensorboard", "version": ""}
-    return TensorBoardLogger(**place, default_hp_metric=False)
-
-
-def _wandb(config: TrainConfig) -> Logger:
-    from pytorch_lightning.loggers import WandbLogger
-
+def _build(name: str, config: TrainConfig) -> Logger:
     project = config.project or DEFAULT_PROJECT
-    return WandbLogger(name=config.run, project=project, save_dir=config.output_dir)
+    if name == "tensorboard":
+        return TensorBoardLogger(config.output_dir, name, version="", default_hp_metric=False)
+    if name == "wandb":
+        from pytorch_lightning.loggers import WandbLogger
 
-
-def _mlflow(config: TrainConfig) -> Logger:
+        return WandbLogger(config.run, project=project, save_dir=config.output_dir)
     places: dict[str, Any] = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
     if not places["tracking_uri"]:  # left to itself, MLflow would write to the working directory
         folder = config.output_dir.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         places["tracking_uri"] = f"sqlite:///{folder / 'mlflow.db'}"
         places["artifact_location"] = (folder / "mlflow").as_uri()
-    project = config.project or DEFAULT_PROJECT
-    return MLFlowLogger(experiment_name=project, run_name=config.run, **places)
+    return MLFlowLogger(project, run_name=config.run, **places)
 
 
 class TolerantLogger:

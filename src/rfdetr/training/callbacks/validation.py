@@ -54,17 +54,14 @@ class COCOEvalCallback(Callback):
         self._evaluators: dict[str, CocoEvaluator] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: RFDETRModule) -> None:
-        self._start(trainer, pl_module, LIVE, EMA)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: RFDETRModule) -> None:
-        self._start(trainer, pl_module, TEST, TEST_EMA)
-
-    def _start(self, trainer: Trainer, module: RFDETRModule, live: str, averaged: str) -> None:
+        live, averaged = (TEST, TEST_EMA) if trainer.testing else (LIVE, EMA)
         average = averaged_model(trainer)
         prefixes = [live] if average is None else [live, averaged]
-        self._evaluators = {prefix: build_evaluator(module, self.max_dets) for prefix in prefixes}
+        self._evaluators = {p: build_evaluator(pl_module, self.max_dets) for p in prefixes}
         if average is not None:
-            average.to(module.device)  # after fit, Lightning has taken only the module off it
+            average.to(pl_module.device)  # after fit, Lightning has taken only the module off it
+
+    on_test_epoch_start = on_validation_epoch_start  # type: ignore[assignment]
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: RFDETRModule, outputs: Any, batch: Any, *_: Any
