@@ -153,7 +153,7 @@ class CocoEvaluator:
 
     @classmethod
     def merge(cls, evaluators: Iterable[CocoEvaluator]) -> CocoEvaluator:
-        """One evaluator over the images of all; they must have been made with the same arguments."""
+        """One evaluator over the images of all; `InputError` if they were not made alike."""
         parts = list(evaluators)
         arguments = [(part.class_names, part.max_dets, MASKS in part._streams) for part in parts]
         if any(other != arguments[0] for other in arguments):
