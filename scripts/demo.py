@@ -74,7 +74,8 @@ def main() -> None:
     pictures = draw_pictures(model, index, run / "pictures", options.pictures)
 
     curve = ", ".join(
-        f"{epoch}: {value:.3f}" for epoch, value in validation_curve(run, MASK_PREFIX if masks else "")
+        f"{epoch}: {value:.3f}"
+        for epoch, value in validation_curve(run, MASK_PREFIX if masks else "")
     )
     console.print(
         f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}"

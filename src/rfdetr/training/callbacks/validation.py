@@ -99,17 +99,12 @@ class PredictionImagesCallback(Callback):
         self.threshold = threshold
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: RFDETRModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        *_: Any,
+        self, trainer: Trainer, pl_module: RFDETRModule, outputs: Any, batch: Any, *at: int
     ) -> None:
+        """`at` is the number of the batch, then that of its loader."""
         takers = [run_logger for run_logger in trainer.loggers if takes_images(run_logger)]
         counts = not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]
-        if not (takers and counts and batch_idx == 0 and trainer.is_global_zero):
+        if not (takers and counts and at[0] == 0 and trainer.is_global_zero):
             return
         names = class_names(pl_module)
         samples = zip(batch[0].tensors, outputs["targets"], outputs["results"], strict=True)
@@ -161,9 +156,9 @@ def evaluate_loader(
 
     def detect(model: nn.Module | None, batch: Any) -> list[dict[str, Tensor]]:
         with torch.inference_mode(), trainer.precision_plugin.test_step_context():
-            return (
-                module.evaluate(batch)["results"] if model is None else module.detect(batch, model)
-            )
+            if model is None:
+                return module.evaluate(batch)["results"]
+            return module.detect(batch, model)
 
     max_dets = module.train_config.eval_max_dets
     models = [None] if average is None else [None, average]
