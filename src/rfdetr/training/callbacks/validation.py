@@ -156,9 +156,10 @@ def evaluate_loader(
 
     def detect(model: nn.Module | None, batch: Any) -> list[dict[str, Tensor]]:
         with torch.inference_mode(), trainer.precision_plugin.test_step_context():
-            if model is None:
-                return module.evaluate(batch)["results"]
-            return module.detect(batch, model)
+            if model is not None:
+                return module.detect(batch, model)
+            found: list[dict[str, Tensor]] = module.evaluate(batch)["results"]
+            return found
 
     max_dets = module.train_config.eval_max_dets
     models = [None] if average is None else [None, average]
