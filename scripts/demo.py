@@ -23,9 +23,9 @@ from rich.console import Console
 from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.evaluation.drawing import draw, import_supervision, side_by_side
-from rfdetr.evaluation.metrics import MASKS
-from rfdetr.evaluation.results import metrics_table
+from rfdetr.evaluation.drawing import draw, side_by_side
+from rfdetr.evaluation.metrics import MASK_PREFIX, metrics_table
+from rfdetr.geometry.detections import import_supervision
 from rfdetr.geometry.rle import rle_dict
 from rfdetr.synthetic import generate
 
@@ -73,7 +73,8 @@ def main() -> None:
     pictures = draw_pictures(model, index, run / "pictures", options.pictures)
 
     curve = ", ".join(
-        f"{epoch}: {value:.3f}" for epoch, value in validation_curve(run, MASKS if masks else "")
+        f"{epoch}: {value:.3f}"
+        for epoch, value in validation_curve(run, MASK_PREFIX if masks else "")
     )
     console.print(
         f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}"

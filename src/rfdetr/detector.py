@@ -20,7 +20,7 @@ from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainC
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
-from rfdetr.inference.sources import ImageSources, is_single
+from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
 from rfdetr.weights.load import load_weights
@@ -311,10 +311,11 @@ class RFDETR:
         `class_id` counts from 0 in ascending order of the training data's category ids (COCO), or
         as data.yaml has them (YOLO), as `class_names` says; `data["class_name"]` has the names.
         """
-        found = self.model.predict(images, threshold, batch_size, on_error)
+        request = look_up(images)
+        found = self.model.predict(request, threshold, batch_size, on_error)
         if not found:
             raise InputError("no images to predict: the list is empty")
-        return found[0] if is_single(images) else found
+        return found[0] if request.single else found
 
     def predict_stream(
         self,

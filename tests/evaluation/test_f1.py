@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfdetr.evaluation.f1 import CONFIDENCES, sweep_f1
-from rfdetr.evaluation.matching import MatchTable, confusion_matrix
+from rfdetr.evaluation.matching import confusion_matrix
 
 
 def iou(box, other, crowd: bool) -> float:
@@ -65,10 +65,6 @@ def slow_best(made) -> np.ndarray:
     return np.append(np.nanmean(f1, axis=1).max(), f1.max(axis=0))
 
 
-def table_of(evaluator) -> MatchTable:
-    return MatchTable.from_records(evaluator._boxes._records.values())
-
-
 def test_sweep_equals_the_slow_way(made, sets):
     metrics = sets.evaluated(made).compute()
     sweep, threshold = metrics.sweep, metrics.overall["best_threshold"]
@@ -91,8 +87,7 @@ def test_sweep_equals_the_slow_way(made, sets):
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(2, 4), st.booleans())
 def test_small_random_sweeps_equal_the_slow_way(sets, seed, images, classes, ties):
     made = sets.random_set(seed, images, classes, ties)
-    evaluator = sets.evaluated(made)
-    sweep = sweep_f1(table_of(evaluator), classes)
+    sweep = sweep_f1(sets.evaluated(made).compute().matches, classes)
     if np.isnan(sweep.at_best.f1).all():
         assert not any((~target["iscrowd"]).any() for target in made.targets)
     else:
@@ -110,14 +105,13 @@ def test_no_score_lies_on_the_threshold(made, sets):
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.5, 2.0])
 def test_confusion_equals_the_slow_way(made, sets, threshold):
-    evaluator = sets.evaluated(made)
-    metrics = evaluator.compute()
+    metrics = sets.evaluated(made).compute()
     score = metrics.overall["best_threshold"] if threshold is None else threshold
     side = len(made.class_names) + 1
     expected = np.zeros((side, side), int)
     for true, guess in slow_matches(made, score, same_class=False):
         expected[side - 1 if true is None else true, side - 1 if guess is None else guess] += 1
-    assert np.array_equal(confusion_matrix(table_of(evaluator), side - 1, score), expected)
+    assert np.array_equal(confusion_matrix(metrics.matches, side - 1, score), expected)
     if threshold is None:
         assert np.array_equal(metrics.confusion(), expected)
 

@@ -20,8 +20,8 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 
 from rfdetr.evaluation.evaluator import CocoEvaluator
+from rfdetr.evaluation.metrics import metrics_table, write_results
 from rfdetr.evaluation.plots import plot_metrics
-from rfdetr.evaluation.results import metrics_table, write_results
 
 HEIGHT, WIDTH, CLASSES = 120, 160, ["a", "b", "c", "absent"]
 

@@ -6,7 +6,7 @@ import json
 
 from rich.console import Console
 
-from rfdetr.evaluation.results import metrics_table, write_results
+from rfdetr.evaluation.metrics import metrics_table, write_results
 
 
 def test_results_hold_every_figure_by_split(sets, tmp_path):

@@ -243,6 +243,7 @@ def test_an_optimised_predictor_can_be_copied_and_sent(duplicate: Any, dtype: to
     assert twin.model is not first.model
 
 
+@pytest.mark.slow
 def test_a_network_compiled_in_place_of_the_plain_one_predicts(predictor: Predictor) -> None:
     other = copy.deepcopy(predictor)
     other.model = torch.compile(other.model, backend="eager")  # type: ignore[assignment]

@@ -15,7 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr.inference.sources import expand, is_single, list_files, load_image
+from rfdetr.inference import sources as sources_module
+from rfdetr.inference.sources import (
+    expand,
+    is_single,
+    list_files,
+    load_image,
+    load_images,
+    look_up,
+)
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 TURNED_RIGHT = 6  # EXIF: stored lying on its left side
@@ -116,6 +124,23 @@ def test_folders_and_patterns_are_their_images_in_order(folder: Path) -> None:
         "d.png",
         "a.png",
     ]
+
+
+@pytest.mark.parametrize(("name", "single", "count"), [("a.png", True, 1), ("", False, 3)])
+def test_a_request_is_looked_up_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, single: bool, count: int
+) -> None:
+    asked: list[object] = []
+
+    def ask(images: object) -> bool:
+        asked.append(images)
+        return is_single(images)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sources_module, "is_single", ask)
+    request = look_up(folder / name)
+    assert request.single is single and look_up(request) is request
+    assert len(list(load_images(request, skip=False))) == count
+    assert asked == [folder / name]
 
 
 def test_a_file_with_a_pattern_like_name_is_a_file(tmp_path: Path) -> None:

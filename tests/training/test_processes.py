@@ -65,8 +65,9 @@ def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Calla
     ) -> Any:
         output = tmp_path_factory.mktemp("run") / "output"
         config = {
-            "dataset_dir": str(dataset), "output_dir": str(output), "epochs": 2, "batch_size": 1, "accelerator": "cpu",
-            "grad_accum_steps": 1, "num_workers": 0, "seed": 7, "lr": 1e-5, "lr_encoder": 1e-5, **train,
+            "dataset_dir": str(dataset), "output_dir": str(output), "epochs": 2, "batch_size": 1,
+            "accelerator": "cpu", "grad_accum_steps": 1, "num_workers": 0, "seed": 7, "lr": 1e-5,
+            "lr_encoder": 1e-5, **train,
         }  # fmt: skip
         content = {
             "model": MINI,
@@ -76,10 +77,10 @@ def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Calla
             **(settings or {}),
         }
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        line = [*command, str(SCRIPT), json.dumps(content)]
         done = subprocess.run(
-            [*command, str(SCRIPT), json.dumps(content)], capture_output=True, text=True, timeout=LIMIT_S,
-            env=environment,
-        )  # fmt: skip
+            line, capture_output=True, text=True, timeout=LIMIT_S, env=environment
+        )
         return Finished(output, done)
 
     return run
@@ -100,6 +101,7 @@ def alone(run_script: Callable[..., Finished]) -> Finished:
     return finished
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(
     run_script: Callable[..., Finished], alone: Finished
 ) -> None:
@@ -140,6 +142,7 @@ def test_two_processes_end_where_one_does(
     )
 
 
+@pytest.mark.slow
 def test_train_uses_all_processes_of_torchrun(
     tmp_path: Path, make_tiny_coco: Callable[..., Path], tiny_model: Callable[..., Any]
 ) -> None:
@@ -186,6 +189,7 @@ def assert_same_figures(found: dict[str, float], expected: dict[str, float]) -> 
     )
 
 
+@pytest.mark.slow
 def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
     run_script: Callable[..., Finished],
 ) -> None:
@@ -203,6 +207,7 @@ def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
     assert (pair.output / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_sharded_processes_train_as_one_does_and_leave_whole_files(
     run_script: Callable[..., Finished], alone: Finished
 ) -> None:
@@ -296,9 +301,8 @@ def test_processes_that_would_train_alone_are_told(monkeypatch: pytest.MonkeyPat
 
 
 def test_which_strategies_are_sharded() -> None:
-    assert [is_sharded(name) for name in ("auto", "ddp", "fsdp", "fsdp_cpu_offload", "deepspeed_stage_2")] == [
-        False, False, True, True, True,
-    ]  # fmt: skip
+    assert not any(map(is_sharded, ("auto", "ddp")))
+    assert all(map(is_sharded, ("fsdp", "fsdp_cpu_offload", "deepspeed_stage_2")))
     assert is_sharded(ShardedStrategy())
     assert isinstance(
         process_settings({"strategy": "fsdp", "devices": 1})["strategy"], ShardedStrategy

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-import warnings
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from rfdetr.geometry.detections import import_supervision
+
 if TYPE_CHECKING:
     from supervision import Detections
 
-_FIRST_USE = threading.Lock()
-SMALL = 512  # pixels of the longer side; smaller images get thin lines
-
-
-@functools.cache
-def import_supervision() -> ModuleType:
-    """Imported at the first use (half a second); without OpenCV it is complete for us, so it need
-    not warn.
-    """
-    with (
-        _FIRST_USE,
-        warnings.catch_warnings(),
-    ):  # warning filters are the process's: threads must not interleave
-        warnings.filterwarnings("ignore", message="OpenCV")
-        import supervision
-    return supervision
+SMALL = 512
+"""Images whose longer side has fewer pixels get thinner lines."""
 
 
 def draw(image: np.ndarray, found: Detections, texts: Sequence[str]) -> Image.Image:
-    """A copy of the image (H, W, 3) uint8 with the masks, boxes and texts of what was found,
-    coloured by class.
+    """A copy of `image` (H, W, 3) uint8 with masks, boxes and `texts`, coloured by class.
+
+    `texts` has one label for each of the detections.
     """
     sv = import_supervision()
     picture = Image.fromarray(image)

@@ -13,10 +13,9 @@ CONFIDENCES: Array = np.linspace(0.0, 1.0, 1001)
 
 
 class Rates(NamedTuple):
-    """Per class, and per threshold if there are several: (K,) or (K, C). nan for a class without
-    objects.
+    """Per class (K,), or per class and threshold (K, C), in [0, 1].
 
-    Precision is 0 where nothing is predicted.
+    nan for a class without objects; precision is 0 where nothing is predicted.
     """
 
     f1: Array
@@ -26,19 +25,18 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class F1Sweep:
-    """The threshold of the highest mean F1 over the classes with objects, and what the classes
-    reach there.
-
-    Thresholds are nan where no detection is right.
-    """
+    """What the best thresholds reach; a threshold is nan where no detection is right."""
 
     best_threshold: float
+    """Where the mean F1 over the classes with objects is highest."""
     at_best: Rates
+    """Of each class at `best_threshold`."""
     class_threshold: Array
-    """Where each class alone does best (K,), with the F1 it then reaches:"""
+    """Where each class alone does best (K,)."""
     class_f1: Array
+    """The F1 of each class at its own `class_threshold` (K,)."""
     curves: Rates
-    """Along `CONFIDENCES`."""
+    """Of each class at every threshold of `CONFIDENCES`, (K, 1001)."""
 
 
 class _Verdicts(NamedTuple):
@@ -55,25 +53,21 @@ def sweep_f1(table: MatchTable, num_classes: int) -> F1Sweep:
     objects = np.bincount(table.truth_labels[~table.truth_crowd], minlength=num_classes)
     matched = table.match(same_class=True)
     counted = (matched != IGNORED) & (objects > 0)[table.labels]
-    verdicts = _Verdicts(
-        table.scores[counted], table.labels[counted], matched[counted] >= 0, objects
-    )
+    scores, labels, correct = table.scores[counted], table.labels[counted], matched[counted] >= 0
+    verdicts = _Verdicts(scores, labels, correct, objects)
     threshold, _ = _best_threshold(verdicts)
-    at_best = _rates(verdicts, np.array([threshold]))
-    alone = [_best_threshold(_of_class(verdicts, label)) for label in range(num_classes)]
+    alone = []
+    for label in range(num_classes):
+        own = np.flatnonzero(labels == label)  # as label 0 of a set of one class
+        of_class = _Verdicts(scores[own], 0 * own, correct[own], objects[label : label + 1])
+        alone.append(_best_threshold(of_class))
     return F1Sweep(
         best_threshold=threshold,
-        at_best=Rates(*(rate[:, 0] for rate in at_best)),
+        at_best=Rates(*(rate[:, 0] for rate in _rates(verdicts, np.array([threshold])))),
         class_threshold=np.array([best for best, _ in alone]),
         class_f1=np.where(objects > 0, [f1 for _, f1 in alone], np.nan),
         curves=_rates(verdicts, CONFIDENCES),
     )
-
-
-def _of_class(verdicts: _Verdicts, label: int) -> _Verdicts:
-    mine = np.flatnonzero(verdicts.labels == label)
-    objects = verdicts.objects[label : label + 1]
-    return _Verdicts(verdicts.scores[mine], np.zeros_like(mine), verdicts.correct[mine], objects)
 
 
 def _best_threshold(verdicts: _Verdicts) -> tuple[float, float]:
@@ -93,9 +87,8 @@ def _best_threshold(verdicts: _Verdicts) -> tuple[float, float]:
     change = np.empty_like(f1)
     change[by_class] = f1 - np.where(taken > 1, np.roll(f1, 1), 0.0)
     mean = np.cumsum(change) / max(np.count_nonzero(objects), 1)
-    mean[:-1][scores[1:] == scores[:-1]] = (
-        0.0  # equal scores come together: only the last of them is a choice
-    )
+    # Equal scores come together: only the last of them is a choice.
+    mean[:-1][scores[1:] == scores[:-1]] = 0.0
     top = mean.max(initial=0.0)
     if top <= 0:
         return float("nan"), 0.0
@@ -104,18 +97,17 @@ def _best_threshold(verdicts: _Verdicts) -> tuple[float, float]:
 
 
 def _rates(verdicts: _Verdicts, thresholds: Array) -> Rates:
-    """Of the detections with score >= each of the ascending thresholds: (K, C)."""
+    """Of the detections with score >= each of the C ascending thresholds: (K, C)."""
     scores, labels, correct, objects = verdicts
     side = thresholds.size + 1
-    cell = labels * side + np.searchsorted(
-        thresholds, scores, side="right"
-    )  # a score passes that many thresholds
+    passed = np.searchsorted(thresholds, scores, side="right")  # how many thresholds a score passes
     counts = (
-        np.bincount(cell, weight, objects.size * side).reshape(-1, side)
+        np.bincount(labels * side + passed, weight, objects.size * side).reshape(-1, side)
         for weight in (None, correct)
     )
     predicted, right = (np.cumsum(count[:, :0:-1], axis=1)[:, ::-1] for count in counts)
-    total = np.where(objects > 0, objects, np.nan)[:, None]  # nan spreads from here
-    return Rates(
-        2 * right / (predicted + total), right / np.maximum(predicted, 1) + 0 * total, right / total
-    )
+    total = np.where(objects > 0, objects, np.nan)[:, None]
+    # The total of a class without objects is nan, and so are its F1 and recall. Precision has no
+    # total in its formula: adding 0 * total makes it nan for such a class and changes no other.
+    precision = right / np.maximum(predicted, 1) + 0 * total
+    return Rates(2 * right / (predicted + total), precision, right / total)

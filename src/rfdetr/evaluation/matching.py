@@ -1,8 +1,7 @@
-"""Which detection found which object at IoU 0.5, over a whole split at once: the base of F1 and
-confusion matrix.
+"""Which detection found which object at IoU 0.5, in a whole split: the base of F1 and confusion.
 
-Rule, as in COCO: detections choose in descending order of score; each takes the free object of
-highest IoU (the later one on ties). A detection left without an object but on a crowd region is
+The rule is COCO's: detections choose in descending order of score, and each takes the free object
+of highest IoU (the later one on ties). A detection left without an object but on a crowd region is
 ignored: neither right nor wrong.
 """
 
@@ -22,9 +21,7 @@ UNMATCHED, IGNORED = -1, -2
 
 
 class ImageRecord(NamedTuple):
-    """One image's detections, objects, and the pairs of them that overlap by at least
-    `IOU_THRESHOLD`.
-    """
+    """One image's detections, objects, and the pairs of them with IoU >= `IOU_THRESHOLD`."""
 
     scores: Array  # (D,) float32
     labels: Array  # (D,) int32
@@ -35,6 +32,11 @@ class ImageRecord(NamedTuple):
     pair_iou: Array  # (P,) float64
 
 
+_EMPTY = ImageRecord(
+    *(np.zeros(0, t) for t in (np.float32, np.int32, np.int32, np.bool_, np.int32, np.int32, float))
+)
+
+
 @dataclass(frozen=True)
 class MatchTable:
     """All images of a split in one table; detections in descending order of score (stable)."""
@@ -43,9 +45,9 @@ class MatchTable:
     labels: Array  # (N,)
     truth_labels: Array  # (M,)
     truth_crowd: Array  # (M,)
-    truth_image: Array  # (M,) position of the object's image
-    pair_detection: Array  # (P,)
-    pair_truth: Array  # (P,)
+    truth_image: Array  # (M,) number of the object's image, 1 for the first record
+    pair_detection: Array  # (P,) index into the N detections
+    pair_truth: Array  # (P,) index into the M objects
     pair_iou: Array  # (P,)
 
     @classmethod
@@ -71,32 +73,25 @@ class MatchTable:
         )
 
     def match(self, same_class: bool, min_score: float = -np.inf) -> Array:
-        """Object index per detection, or UNMATCHED or IGNORED: (N,) int64. Below `min_score` all
-        are UNMATCHED.
+        """Per detection the index of its object, UNMATCHED or IGNORED: (N,) int64.
+
+        With `same_class`, a detection takes objects of its own label only. Detections with a score
+        below `min_score` are UNMATCHED.
         """
         usable = self.scores[self.pair_detection] >= min_score
         if same_class:
             usable &= self.labels[self.pair_detection] == self.truth_labels[self.pair_truth]
         crowd = self.truth_crowd[self.pair_truth]
-        objects = usable & ~crowd
-        matched = _choose_by_rank(
-            self.pair_detection[objects],
-            self.pair_truth[objects],
-            self.pair_iou[objects],
-            self.scores.size,
-        )
+        pairs = (self.pair_detection, self.pair_truth, self.pair_iou)
+        on_objects = (column[usable & ~crowd] for column in pairs)
+        matched = _choose_by_rank(self.scores.size, *on_objects)
         on_crowd = self.pair_detection[usable & crowd]
         matched[on_crowd[matched[on_crowd] == UNMATCHED]] = IGNORED
         return matched
 
 
-_EMPTY = ImageRecord(
-    *(np.zeros(0, t) for t in (np.float32, np.int32, np.int32, np.bool_, np.int32, np.int32, float))
-)
-
-
-def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: int) -> Array:
-    """Greedy choice in the order of detection indexes, for all images at once.
+def _choose_by_rank(num_detections: int, detection: Array, truth: Array, iou: Array) -> Array:
+    """Greedy choice in the order of detection indexes, for all images at once: (N,) objects.
 
     Every detection asks for its best object; an object keeps the first-ranked asker; who is refused
     asks for the next best, until nobody is refused (deferred acceptance). All objects prefer askers
@@ -111,9 +106,8 @@ def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: 
     asking = np.flatnonzero(choice < end)
     while True:
         wanted = truth[choice[asking]]
-        keeper[wanted[::-1]] = asking[
-            ::-1
-        ]  # of equal indexes the last assignment stays: the first-ranked
+        # Of equal indexes the last assignment stays; reversed, that is the first-ranked asker.
+        keeper[wanted[::-1]] = asking[::-1]
         refused = asking[keeper[wanted] != asking]
         if not refused.size:
             break
@@ -125,13 +119,11 @@ def _choose_by_rank(detection: Array, truth: Array, iou: Array, num_detections: 
 
 
 def confusion_matrix(table: MatchTable, num_classes: int, min_score: float) -> Array:
-    """Counts (K + 1, K + 1) int64: rows are true classes, columns predicted ones, the last of both
-    is background.
+    """Counts (K + 1, K + 1) int64: rows are true classes, columns predicted ones, last background.
 
-    Matching is class-agnostic: among detections of at least `min_score`, by the rule on top of this
-    module whatever the classes say. A matched pair counts at (true, predicted), an object nobody
-    found at (true, background), a detection without object at (background, predicted); crowd
-    regions count nowhere.
+    Detections of at least `min_score` are matched whatever their class. A matched pair counts at
+    (true, predicted), an object that nothing found at (true, background), a detection without an
+    object at (background, predicted); crowd regions count nowhere.
     """
     matched = table.match(same_class=False, min_score=min_score)
     found = np.flatnonzero(matched >= 0)
@@ -139,11 +131,9 @@ def confusion_matrix(table: MatchTable, num_classes: int, min_score: float) -> A
     missed = ~table.truth_crowd
     missed[matched[found]] = False
     side = num_classes + 1
-    cells = np.concatenate(
-        [
-            table.truth_labels[matched[found]] * side + table.labels[found],
-            table.truth_labels[missed] * side + num_classes,
-            num_classes * side + table.labels[spurious],
-        ]
+    cells = (
+        table.truth_labels[matched[found]] * side + table.labels[found],
+        table.truth_labels[missed] * side + num_classes,
+        num_classes * side + table.labels[spurious],
     )
-    return np.bincount(cells, minlength=side * side).reshape(side, side)
+    return np.bincount(np.concatenate(cells), minlength=side * side).reshape(side, side)

@@ -1,15 +1,24 @@
-"""`Metrics`: the figures of one evaluation, ready to log, write and plot."""
+"""`Metrics`: the figures of one evaluation, to log, to print as a table and to write as JSON."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from rfdetr.evaluation.f1 import F1Sweep
 from rfdetr.evaluation.matching import Array, MatchTable, confusion_matrix
+from rfdetr.files import atomic_write
 
-MASKS = "segm_"  # what the figures of masks are called by
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MASK_PREFIX = "segm_"
+"""What the names of figures and plots of masks start with."""
+SCHEMA_VERSION = 1
 
 
 class ClassMetrics(TypedDict):
@@ -60,29 +69,101 @@ class Metrics:
     def __repr__(self) -> str:
         """One line of figures: the arrays are for code."""
         named = ("mAP_50_95", "mAP_50", "F1", "precision", "recall")
-        parts = [
-            f"{name} {self.overall[name]:.4f}"
-            for name in named
-            if not math.isnan(self.overall[name])
-        ]
+        parts = [f"{k} {self.overall[k]:.4f}" for k in named if not math.isnan(self.overall[k])]
+        seen = f"{self.num_images} images, {self.num_boxes} objects"
         masks = "" if self.masks is None else f", masks {self.masks!r}"
-        return f"Metrics({', '.join(parts)}; {self.num_images} images, {self.num_boxes} objects{masks})"
+        return f"Metrics({', '.join(parts)}; {seen}{masks})"
 
     def confusion(self, threshold: float | None = None) -> Array:
-        """`matching.confusion_matrix` (K + 1, K + 1) at a confidence, by default the best one of
-        these images.
+        """`matching.confusion_matrix` (K + 1, K + 1) of detections with a score >= `threshold`.
+
+        By default the threshold is `overall["best_threshold"]`.
         """
         score = self.overall["best_threshold"] if threshold is None else threshold
         return confusion_matrix(self.matches, len(self.per_class), score)
 
     def logged(self, prefix: str = "val/", per_class: bool = True) -> dict[str, float]:
-        """Flat figures under their logged names, `val/mAP_50_95` or `val/AP/<class>`; undefined
-        ones are left out.
+        """Flat figures by logged name, `val/mAP_50_95`, `val/AP/<class>`; undefined ones left out.
 
-        Those of masks are `val/segm_mAP_50_95` or `val/segm_AP/<class>`.
+        Those of masks are `val/segm_mAP_50_95`, `val/segm_AP/<class>`.
         """
         figures = dict(self.overall)
         if per_class:
             figures |= {f"AP/{row['name']}": row["AP"] for row in self.per_class}
         named = {prefix + key: value for key, value in figures.items() if not math.isnan(value)}
-        return named if self.masks is None else named | self.masks.logged(prefix + MASKS, per_class)
+        return named | self.masks.logged(prefix + MASK_PREFIX, per_class) if self.masks else named
+
+
+def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weights: str) -> None:
+    """Write results.json: the figures of one set of `weights` (their file or name) by split.
+
+    {"schema_version": 1, "weights": str, "iou_type": "bbox",
+     "splits": {"valid" or "test": `as_record`}}
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "weights": weights,
+        "iou_type": "bbox",
+        "splits": {name: as_record(metrics) for name, metrics in splits.items()},
+    }
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))
+
+
+def as_record(metrics: Metrics) -> dict[str, Any]:
+    """Plain values for JSON; undefined figures are None.
+
+    {"images": int, "boxes": int, "max_dets": int, "overall": {...}, "per_class": [{...}, ...]} has
+    in "overall" and "per_class" the keys of `Metrics` and `ClassMetrics`. Figures of masks are such
+    a record under "masks", where "boxes" counts the objects that have a mask.
+    """
+
+    def defined(figures: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: None if value != value else value for key, value in figures.items()}  # nan
+
+    return {
+        "images": metrics.num_images,
+        "boxes": metrics.num_boxes,
+        "max_dets": metrics.max_dets,
+        "overall": defined(metrics.overall),
+        "per_class": [defined(row) for row in metrics.per_class],
+        **({"masks": as_record(metrics.masks)} if metrics.masks else {}),
+    }
+
+
+def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
+    """One row per class and one of means, in per cent, for `rich.print`."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    threshold, masks = metrics.overall["best_threshold"], metrics.masks
+    at = f"at confidence {threshold:.3f}, IoU 0.5" if threshold >= 0 else "no detection is right"
+    limit = f"at most {metrics.max_dets} detections per image"
+    table = Table(title=title, caption=f"Precision, recall, F1 {at}; {limit}")
+    table.add_column("class", overflow="fold")
+    names = ["mAP 50:95", "mAP 50"]
+    if masks:  # all of it in 80 columns
+        table.box, table.pad_edge, table.collapse_padding = SIMPLE_HEAD, False, True
+        names = ["mask\nmAP\n50:95", "mask\nmAP\n50", "mAP\n50:95", "mAP\n50"]
+    for name in ("images", "boxes", *names, "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    of_masks = _rows(masks) if masks else []
+    for number, row in enumerate(_rows(metrics)):
+        if number == len(metrics.per_class):
+            table.add_section()
+        figures = [row[key] for key in ("AP", "AP50", "precision", "recall", "F1")]
+        if masks:
+            figures = [of_masks[number]["AP"], of_masks[number]["AP50"], *figures]
+        shown = ("-" if math.isnan(value) else f"{100 * value:.1f}" for value in figures)
+        style = "bold" if number == len(metrics.per_class) else None
+        counts = (str(row["images"]), str(row["boxes"]))
+        table.add_row(escape(row["name"]), *counts, *shown, style=style)
+    return table
+
+
+def _rows(metrics: Metrics) -> list[dict[str, Any]]:
+    """The classes' figures, then the means under the same keys."""
+    means = {"AP": metrics.overall["mAP_50_95"], "AP50": metrics.overall["mAP_50"]}
+    counts = {"name": "all", "images": metrics.num_images, "boxes": metrics.num_boxes}
+    return [*map(dict, metrics.per_class), {**metrics.overall, **counts, **means}]

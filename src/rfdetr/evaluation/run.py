@@ -1,8 +1,9 @@
-"""One pass over a labelled split: what a network finds in it, measured."""
+"""The evaluation loop: batches -> detect -> update."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,20 @@ from rfdetr.evaluation.metrics import Metrics
 Detect = Callable[[Tensor, Tensor], list[dict[str, Tensor]]]
 
 
+def update_evaluators(
+    batches: Iterable[Any],
+    judged: Sequence[tuple[CocoEvaluator, Callable[[Any], list[dict[str, Tensor]]]]],
+) -> None:
+    """The loop. Each evaluator of `judged` takes what the function beside it detects in a batch.
+
+    A batch is (images, targets); the detections and targets are as `CocoEvaluator.update` takes
+    them. Several networks are judged in one pass, so that the images are decoded once.
+    """
+    for batch in batches:
+        for evaluator, detect in judged:
+            evaluator.update(detect(batch), batch[1])
+
+
 def evaluate_split(
     detect: Detect,
     index: DatasetIndex,
@@ -27,7 +42,7 @@ def evaluate_split(
     num_workers: int,
     max_dets: int,
 ) -> Metrics:
-    """Metrics of boxes, and of masks if the index has outlines.
+    """Metrics of boxes on a labelled split, and of masks if its index has outlines.
 
     `detect` takes uint8 images (B, 3, resolution, resolution) and their original sizes (B, 2) as
     height, width, and gives for each image `scores`, `labels` of the index's classes, `boxes` xyxy
@@ -35,11 +50,13 @@ def evaluate_split(
     """
     dataset = DetectionDataset(index, EvalTransform(resolution), evaluation=True)
     sampler = EpochSampler(len(dataset), shuffle=False)
-    loader = build_loader(
-        dataset, sampler, batch_size=batch_size, num_workers=min(num_workers, len(dataset))
-    )
+    workers = min(num_workers, len(dataset))
+    loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=workers)
     evaluator = CocoEvaluator(index.class_names, max_dets, masks=index.outlines is not None)
-    for images, targets in with_progress(loader, "Evaluating", len(loader)):
-        sizes = torch.stack([target["orig_size"] for target in targets])
-        evaluator.update(detect(images.tensors, sizes), targets)
+
+    def detect_batch(batch: Any) -> list[dict[str, Tensor]]:
+        images, targets = batch
+        return detect(images.tensors, torch.stack([target["orig_size"] for target in targets]))
+
+    update_evaluators(with_progress(loader, "Evaluating", len(loader)), [(evaluator, detect_batch)])
     return evaluator.compute()

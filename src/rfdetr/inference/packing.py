@@ -1,11 +1,12 @@
-"""Linear layers as oneDNN multiplies fastest on CPUs: for prediction alone, since a packed matrix
-cannot learn.
+"""Linear layers in the layout that oneDNN multiplies fastest on CPUs.
 
-Packing by this library is what torch's own compiler does with frozen weights; the operators are
-those it calls.
+For prediction alone: a packed matrix cannot learn. torch's own compiler packs frozen weights with
+the same operators, `torch.ops.mkldnn`, which are private; `can_pack` asks whether they are there.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,7 @@ from rfdetr.models.detector import Detector
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with its bfloat16 matrix laid out in blocks, and its activation in the same
-    pass.
-    """
+    """A bfloat16 linear layer, its matrix laid out in blocks, with its activation in one pass."""
 
     def __init__(self, linear: nn.Linear, activation: str = "none") -> None:
         super().__init__()
@@ -26,26 +25,20 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
-            x, self.weight, self.bias, self.activation, [], "none"
-        )
+        settings: Any = (self.activation, [], "none")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *settings)  # type: ignore[no-any-return]
 
 
 def can_pack() -> bool:
-    """Whether this build of torch has the operators, and the processor bfloat16 arithmetic for
-    them.
-    """
+    """Whether torch has the operators, and the processor bfloat16 arithmetic for them."""
     operators = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
-    return all(hasattr(torch.ops.mkldnn, name) for name in operators) and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    there = all(hasattr(torch.ops.mkldnn, name) for name in operators)
+    return there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @torch.no_grad()
 def pack_linears(network: Detector) -> None:
-    """Replaces every linear layer of a bfloat16 network; the encoder's GELU moves into the layer
-    before it.
-    """
+    """Replaces every linear layer of a bfloat16 network, the encoder's with the GELU behind it."""
     for block in network.encoder.blocks:
         block.fc1 = PackedLinear(block.fc1, "gelu")  # type: ignore[arg-type]
         block.activation = nn.Identity()

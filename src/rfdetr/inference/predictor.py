@@ -1,8 +1,16 @@
-"""The network with what prediction needs: its input size, labels, device, and one way from image to
-detections.
+"""The network with what prediction needs, and one way from image to detections.
 
-Source -> upright uint8 -> one antialiased resize -> device -> normalise -> network -> postprocess
--> Detections. Resize and normalise are the functions that validation uses.
+The life of a request, `RFDETR.predict("cats/*.jpg")`:
+
+    look_up(images)                 sources.py: which images are meant; asks the file system once
+    load_images -> Loaded           sources.py: decoded, upright, uint8 RGB (H, W, 3)
+    in_batches, one_ahead           a thread reads the next batch while the network runs
+    preprocess -> (B, 3, S, S)      one antialiased resize to the network's square, still uint8
+    detect -> {"scores", ...}       to the device, normalised, network, boxes in pixels, best first
+    to_detections -> Detections     above the threshold, of named classes, with full-size masks
+
+Resize, normalisation and post-processing are the functions that validation uses, so that the same
+file gives bit-identical tensors in both.
 """
 
 from __future__ import annotations
@@ -15,28 +23,30 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rfdetr.checks import check_count, check_share
 from rfdetr.data.images import normalize, resize_square
 from rfdetr.errors import InputError
-from rfdetr.evaluation.drawing import import_supervision
-from rfdetr.inference.masks import build_masks
+from rfdetr.geometry.detections import import_supervision
 from rfdetr.inference.packing import can_pack, pack_linears
-from rfdetr.inference.sources import ImageSources, Loaded, load_images
+from rfdetr.inference.sources import ImageSources, Loaded, Request, load_images, look_up
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in
-from rfdetr.models.postprocess import postprocess_outputs
+from rfdetr.models.postprocess import full_size_masks, postprocess_outputs
 
 if TYPE_CHECKING:
-    from supervision import Detections
+    from supervision import CompactMask, Detections
 
 T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "skip"]
 
+DENSE_PIXELS = 2**21
+"""Larger images than this (Full HD is just below) get their masks as run lengths."""
+
 
 class Prediction(NamedTuple):
-    """One image of a stream: where it came from (None: from memory), its pixels (H, W, 3) and what
-    was found.
+    """One image of a stream: path or address (None: from memory), pixels (H, W, 3), detections.
 
     `error` says why an image could not be read, where such images are skipped: then it has no
     pixels and no detections.
@@ -49,8 +59,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Runs `model` on images of any form. `labels` names logit indexes; an index without a name is
-    never reported.
+    """Runs `model` on images of any form. `labels` names logit indexes; others are never reported.
 
     Any number of threads may predict at once, and `optimize` meanwhile: a batch runs wholly before
     or after the change.
@@ -70,82 +79,66 @@ class Predictor:
         self.num_select = num_select
         self.labels = dict(labels)
         self.device = device
-        # glibc keeps freed memory once it has seen a block as large come and go; else it gives back
-        # what a prediction frees, and page faults of the next one are about a tenth of it on CPUs.
-        torch.empty(31 * 2**20, dtype=torch.uint8)
         self._optimized: Callable[[Tensor], DetectorOutput] | None = None
         self._settings = torch.float32, False
+        keep_freed_memory()
 
     def predict(
-        self,
-        images: ImageSources,
-        threshold: float = 0.5,
-        batch_size: int = 4,
-        on_error: OnError = "raise",
+        self, images: ImageSources | Request, *args: Any, **kwargs: Any
     ) -> list[Detections]:
-        """Detections of every image, in order."""
-        return [
-            prediction.detections
-            for prediction in self.stream(images, threshold, batch_size, on_error)
-        ]
+        """Detections of every image, in order; arguments as those of `stream`."""
+        return [prediction.detections for prediction in self.stream(images, *args, **kwargs)]
 
     def stream(
         self,
-        images: ImageSources,
+        images: ImageSources | Request,
         threshold: float = 0.5,
         batch_size: int = 4,
         on_error: OnError = "raise",
     ) -> Iterator[Prediction]:
-        """Predictions one by one. The next batch is read while the network runs; no more than two
-        are in memory.
+        """Predictions one by one; the next batch is read while the network runs.
+
+        No more than two batches are in memory. Images that cannot be read are errors, or with
+        `on_error="skip"` predictions without detections.
         """
         check_share("threshold", threshold)
         check_count("batch_size", batch_size)
         if on_error not in ("raise", "skip"):
             raise InputError(f'on_error {on_error!r}: expected "raise" or "skip"')
-        loaded = load_images(images, skip=on_error == "skip")
-        return self._stream(one_ahead(in_batches(loaded, batch_size)), threshold)
+        loaded = load_images(look_up(images), skip=on_error == "skip")
+        return self._run(one_ahead(in_batches(loaded, batch_size)), threshold)
 
-    def _stream(self, batches: Iterable[list[Loaded]], threshold: float) -> Iterator[Prediction]:
+    def _run(self, batches: Iterable[list[Loaded]], threshold: float) -> Iterator[Prediction]:
         for batch in batches:
             images = [image for _, image, error in batch if error is None]
             sizes = torch.tensor([image.shape[:2] for image in images])
             found = iter(self.detect(self.preprocess(images), sizes) if images else [])
             for name, image, error in batch:
-                detections = (
-                    self._unread(error)
-                    if error is not None
-                    else self.to_detections(next(found), threshold, image.shape[:2])
-                )
+                if error is None:
+                    detections = self.to_detections(next(found), threshold, image.shape[:2])
+                else:
+                    detections = import_supervision().Detections.empty()
+                    detections.data["class_name"] = np.array([], dtype=str)
+                    detections.metadata["error"] = error
                 yield Prediction(name, image, detections, error)
 
-    def _unread(self, error: str) -> Detections:
-        empty = import_supervision().Detections.empty()
-        empty.data["class_name"] = np.array([], dtype=str)
-        empty.metadata["error"] = error
-        return empty  # type: ignore[no-any-return]
-
     def optimize(self, dtype: torch.dtype, compiled: bool) -> None:
-        """Predict with a private copy of the network, its weights as `dtype`, compiled if asked;
-        float32, False undoes.
+        """Predict with a private copy of the network, its weights as `dtype`, compiled if asked.
 
-        What needs float32 (boxes, references, sampling locations, scores) the network itself
-        computes in float32.
+        (torch.float32, False) undoes it. What needs float32 (boxes, references, sampling locations,
+        scores) the network itself computes in float32.
         """
-        network = detector_in(self.model)
+        network: Any = detector_in(self.model)
         if dtype != torch.float32:
             network = copy.deepcopy(network).to(dtype)
         if dtype == torch.bfloat16 and self.device.type == "cpu" and not compiled and can_pack():
             pack_linears(network)
         self._settings = dtype, compiled
-        self._optimized = (
-            torch.compile(network) if compiled else network if dtype != torch.float32 else None
-        )
+        plain = network if dtype != torch.float32 else None
+        self._optimized = torch.compile(network) if compiled else plain
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: the network itself; what it was optimised to cannot leave, and is
-        made again.
-        """
+        """For copies and pickles: an optimised network cannot leave, and is made again there."""
         return {**self.__dict__, "_optimized": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -153,50 +146,63 @@ class Predictor:
         self.optimize(*self._settings)
 
     def preprocess(self, images: list[np.ndarray]) -> Tensor:
-        """Images (H, W, 3) uint8 of any sizes to the network's input (B, 3, S, S), uint8; `detect`
-        normalises it.
-        """
+        """Images (H, W, 3) uint8 of any sizes to (B, 3, S, S) uint8, which `detect` takes."""
         return torch.stack([resize_square(image, self.resolution) for image in images])
 
     @torch.inference_mode()
     def detect(
         self, pixels: Tensor, sizes: Tensor, autocast: torch.dtype | None = None
     ) -> list[dict[str, Tensor]]:
-        """Scores, labels and pixel boxes (mask logits too, where the network has masks) of each
-        image, best first.
+        """What `postprocess` gives for each image, best first: scores, labels, pixel boxes, masks.
 
-        Takes uint8 pixels (B, 3, S, S) and sizes (B, 2) of the original images. `autocast` is for a
-        network that is not optimised otherwise.
+        Takes uint8 `pixels` (B, 3, S, S) and `sizes` (B, 2) of the original images (height, width).
+        `autocast` is for a network that is not optimised otherwise.
         """
         optimized = self._optimized  # once: another thread may optimise
         network = self.model if optimized is None else optimized
-        with torch.autocast(
-            self.device.type, autocast, enabled=autocast is not None and optimized is None
-        ):
+        enabled = autocast is not None and optimized is None
+        with torch.autocast(self.device.type, autocast, enabled=enabled):
             outputs = network(normalize(pixels.to(self.device)))
         return postprocess_outputs(outputs, sizes.to(self.device), self.num_select)
 
     def to_detections(
         self, found: dict[str, Tensor], threshold: float, size: tuple[int, int]
     ) -> Detections:
-        """Named detections of at least `threshold`, as `supervision` holds them, in an image of
-        (height, width).
-        """
-        values = {name: found[name].cpu().numpy() for name in ("scores", "labels", "boxes")}
-        keep = (values["scores"] >= threshold) & np.isin(values["labels"], list(self.labels))
-        class_id = values["labels"][keep]
+        """Detections of at least `threshold`, of named classes, in an image of (height, width)."""
+        scores, labels, boxes = (found[k].cpu().numpy() for k in ("scores", "labels", "boxes"))
+        keep = (scores >= threshold) & np.isin(labels, list(self.labels))
         masks = found.get("mask_logits")
+        names = np.array([self.labels[label] for label in labels[keep].tolist()], dtype=str)
         return import_supervision().Detections(  # type: ignore[no-any-return]
-            xyxy=values["boxes"][keep],
+            xyxy=boxes[keep],
             mask=None if masks is None else build_masks(masks[torch.from_numpy(keep)], size),
-            confidence=values["scores"][keep],
-            class_id=class_id,
-            data={
-                "class_name": np.array(
-                    [self.labels[label] for label in class_id.tolist()], dtype=str
-                )
-            },
+            confidence=scores[keep],
+            class_id=labels[keep],
+            data={"class_name": names},
         )
+
+
+def build_masks(mask_logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_] | CompactMask:
+    """Masks (n, height, width) of an image: an array, for a large image a `CompactMask`.
+
+    A CompactMask indexes, filters and draws like the array, which `numpy.asarray` makes of it.
+    """
+    parts = (part.cpu().numpy() for part in full_size_masks(mask_logits, size))
+    if size[0] * size[1] <= DENSE_PIXELS or not len(mask_logits):
+        return np.concatenate([np.zeros((0, *size), np.bool_), *parts])
+    sv = import_supervision()
+    compact = [sv.CompactMask.from_dense(part, sv.mask_to_xyxy(part), size) for part in parts]
+    merged: CompactMask = sv.CompactMask.merge(compact)
+    return merged
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory that one prediction frees for the next one.
+
+    It gives freed blocks back to the system until it has seen one as large as its upper limit, 32
+    MiB, come and go. The page faults of getting them again are a tenth of a prediction on CPUs.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -216,27 +222,14 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def best_device(name: str | None) -> torch.device:
-    """The named device, or the best there is; a name that cannot be computed on is a `ValueError`."""
-    best = (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
+    """The named device, or the best there is; `InputError` for one that cannot be computed on."""
+    has_mps = torch.backends.mps.is_available()
+    best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name or best)
-        torch.zeros(
-            1, device=device
-        ).item()  # a device may have a name and not be here, or hold no data ("meta")
+        torch.zeros(1, device=device).item()  # it may not be here, or hold no data ("meta")
     except (RuntimeError, AssertionError) as error:
-        count = torch.cuda.device_count()
-        there = [
-            "cpu",
-            *(f"cuda:{i}" for i in range(count)),
-            *["mps"] * torch.backends.mps.is_available(),
-        ]
-        raise InputError(
-            f"device {name!r} cannot be used here; there is {', '.join(there)}"
-        ) from error
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        there = ", ".join(["cpu", *gpus, *["mps"] * has_mps])
+        raise InputError(f"device {name!r} cannot be used here; there is {there}") from error
     return device

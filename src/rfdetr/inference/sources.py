@@ -1,5 +1,7 @@
-"""What `predict` accepts, as upright uint8 RGB arrays: files, folders, patterns, addresses, PIL,
-NumPy, torch.
+"""What `predict` accepts, as upright uint8 RGB arrays (height, width, 3).
+
+Files, folders, patterns, http(s) addresses, PIL images, NumPy arrays, torch tensors, and iterables
+of these.
 """
 
 from __future__ import annotations
@@ -29,16 +31,94 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | to
 ImageSources: TypeAlias = "ImageSource | Iterable[ImageSource]"
 
 DOWNLOAD_TIMEOUT = 30  # seconds without an answer
-_UNREADABLE = (ValueError, TypeError, OSError)  # an ImageError is a ValueError
 DOWNLOAD_LIMIT = 256 * 2**20  # bytes; a larger answer is no picture
+_UNREADABLE = (ValueError, TypeError, OSError)  # an ImageError is a ValueError
+_ACCEPTED = (
+    "expected a path, an http(s) address, a folder, a PIL image, a NumPy array, a torch tensor, "
+    "or several"
+)
+
+
+class Request(NamedTuple):
+    """The images that are meant, after one look at the file system."""
+
+    single: bool  # one image, which has one result and not a list
+    sources: Iterator[tuple[str, ImageSource | Exception]]
+    """Each with its place in the user's list ("image 3 of 7: "), or why there is none."""
+
+
+class Loaded(NamedTuple):
+    """An image that was read: its path or address (None: from memory) and its pixels (H, W, 3)."""
+
+    name: str | None
+    image: np.ndarray
+    error: str | None = None  # why it could not be read; then it has no pixels
+
+
+def look_up(images: ImageSources | Request) -> Request:
+    """Which images are meant; a folder or pattern without images is an error."""
+    if isinstance(images, Request):
+        return images
+    single = is_single(images)
+    if not single and not isinstance(images, str | os.PathLike):
+        return Request(False, _numbered(images))  # type: ignore[arg-type]  # an iterable, then
+    found: Iterable[Any] = [images] if single else list_files(images)  # type: ignore[arg-type]
+    return Request(single, (("", source) for source in found))
+
+
+def expand(images: ImageSources) -> Iterator[ImageSource]:
+    """Every image of `images`; a folder or pattern becomes its files, ordered by name."""
+    for _, source in look_up(images).sources:
+        if isinstance(source, Exception):
+            raise source
+        yield source
+
+
+def _numbered(items: Iterable[Any]) -> Iterator[tuple[str, ImageSource | Exception]]:
+    total = f" of {len(items)}" if isinstance(items, Sized) else ""
+    for number, item in enumerate(items, 1):
+        found: list[Any] = [item]
+        try:
+            if not is_single(item):
+                if not isinstance(item, str | os.PathLike):
+                    kind = type(item).__name__
+                    raise InputTypeError(f"{kind} inside a list is no image: {_ACCEPTED}")
+                found = list_files(item)
+        except _UNREADABLE as error:
+            found = [error]
+        for source in found:
+            yield f"image {number}{total}: ", source
+
+
+def load_images(request: Request, skip: bool) -> Iterator[Loaded]:
+    """Read every image. One that cannot be read is an error that says which, or with `skip` told.
+
+    A skipped image is logged as a warning, and its place is kept: it has `error` and no pixels.
+    """
+    for place, source in request.sources:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        try:
+            if isinstance(source, Exception):
+                raise source
+            loaded = Loaded(name, load_image(source))
+        except _UNREADABLE as error:
+            if len(error.args) == 1:
+                error.args = (f"{place}{error}",)
+            if not skip:
+                raise
+            logger.warning("%s; skipped", error)
+            loaded = Loaded(name, np.zeros((0, 0, 3), np.uint8), str(error))
+        yield loaded
 
 
 def is_single(images: ImageSources) -> bool:
-    """Whether this is one image (one result) rather than a folder, a pattern or an iterable (a list
-    of results).
-    """
+    """Whether this is one image rather than a folder, a pattern or an iterable of images."""
     if isinstance(images, str | os.PathLike):
-        return _is_address(images) or not (os.path.isdir(_local(images)) or _is_pattern(images))
+        if _is_address(images):
+            return True
+        path = check_path("the image's path", images)
+        is_pattern = glob.has_magic(os.fspath(images)) and not os.path.exists(path)
+        return not (is_pattern or os.path.isdir(path))
     if isinstance(images, Image.Image | np.ndarray | torch.Tensor):
         return True
     if isinstance(images, bytes | Mapping) or not isinstance(images, Iterable):
@@ -46,148 +126,53 @@ def is_single(images: ImageSources) -> bool:
     return False
 
 
-class Loaded(NamedTuple):
-    """An image that was read: its path or address (None: from memory), its pixels, and why it has
-    none.
-    """
-
-    name: str | None
-    image: np.ndarray
-    error: str | None = None
-
-
-def load_images(images: ImageSources, skip: bool) -> Iterator[Loaded]:
-    """Every image of `images`; one that cannot be read is an error that says which it is, or is
-    told and skipped.
-    """
-    several = not is_single(images) and not isinstance(images, str | os.PathLike)
-    items: Iterable[Any] = images if several else expand(images)  # type: ignore[assignment]  # is_single says so
-    total = f" of {len(images)}" if several and isinstance(images, Sized) else ""
-    for number, item in enumerate(items, 1):
-        place = f"image {number}{total}: " if several else ""
-        for source in _sources_of(item):
-            try:
-                if isinstance(source, Exception):
-                    raise source
-                loaded = Loaded(source_name(source), load_image(source))
-            except _UNREADABLE as error:
-                if len(error.args) == 1:
-                    error.args = (f"{place}{error}",)
-                if not skip:
-                    raise
-                logger.warning("%s; skipped", error)
-                name = None if isinstance(source, Exception) else source_name(source)
-                loaded = Loaded(name, np.zeros((0, 0, 3), np.uint8), str(error))
-            yield loaded
-
-
-def _sources_of(item: Any) -> list[ImageSource | Exception]:
-    """What one entry of a list stands for: an image, the files of a folder, or the error that it is
-    neither.
-    """
-    try:
-        return [*expand([item])]
-    except _UNREADABLE as error:
-        return [error]
-
-
-def expand(images: ImageSources) -> Iterator[ImageSource]:
-    """Every single image of `images`, folders and patterns replaced by their files in the order of
-    their names.
-    """
-    if is_single(images):
-        yield images  # type: ignore[misc]  # is_single says so
-    elif isinstance(images, str | os.PathLike):
-        yield from list_files(images)
-    else:
-        for item in images:  # type: ignore[union-attr]  # an iterable, says is_single
-            if not isinstance(item, str | os.PathLike) and not is_single(item):
-                raise InputTypeError(
-                    f"{type(item).__name__} inside a list is no image: {_ACCEPTED}"
-                )
-            yield from expand(item)
-
-
 def list_files(folder_or_pattern: str | os.PathLike[str]) -> list[Path]:
-    """Image files of a folder (not of its subfolders) or of a pattern such as "shots/**/*.jpg";
-    none is an error.
+    """Image files of a folder (not of its subfolders) or of a pattern such as "shots/**/*.jpg".
 
-    Folders of a pattern that exist as they are written are taken literally, brackets included.
+    None is an error. Folders of a pattern that exist as they are written are taken literally, such
+    as "[set 1]" in "[set 1]/*.jpg".
     """
-    place = _local(folder_or_pattern)
+    place = check_path("the image's path", folder_or_pattern)
     if place.is_dir():
-        found: Iterable[Path] = (path for path in place.iterdir() if not is_hidden(path.name))
+        found = [path for path in place.iterdir() if not is_hidden(path.name)]
     else:
-        literal = next(
-            folder for folder in place.parents if os.path.exists(folder)
-        )  # such as "[set 1]"
-        found = map(
-            Path,
-            glob.glob(
-                os.path.join(glob.escape(str(literal)), place.relative_to(literal)), recursive=True
-            ),
-        )
-    files = sorted(path for path in found if is_image(path) and path.is_file())
-    if not files:
-        raise InputError(
-            f"{folder_or_pattern}: no image files there ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    return files
+        literal = next(folder for folder in place.parents if os.path.exists(folder))
+        pattern = os.path.join(glob.escape(str(literal)), place.relative_to(literal))
+        found = [*map(Path, glob.glob(pattern, recursive=True))]
+    if files := sorted(path for path in found if is_image(path) and path.is_file()):
+        return files
+    suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+    raise InputError(f"{folder_or_pattern}: no image files there ({suffixes})")
 
 
 def load_image(source: ImageSource) -> np.ndarray:
-    """One source as an upright (H, W, 3) uint8 RGB array; what cannot be read is an error that
-    names it.
+    """One source as an upright (H, W, 3) uint8 RGB array.
+
+    Arrays are gray, RGB or RGBA (alpha is dropped), uint8 or floats in [0, 1]. What cannot be read
+    is an `InputError`, `ImageError` or `FileNotFoundError` that names it.
     """
     if isinstance(source, np.ndarray):
-        return _rgb_from_array(
-            source, f"NumPy image of shape {source.shape}", "(height, width[, 1, 3 or 4])"
-        )
+        what = f"NumPy image of shape {source.shape}"
+        return _rgb_from_array(source, what, "(height, width[, 1, 3 or 4])")
     if isinstance(source, torch.Tensor):
-        if source.layout is not torch.strided or source.is_meta or source.is_quantized:
-            raise InputTypeError(
-                f"torch image of layout {source.layout}, {source.dtype}: expected a dense tensor with data"
-            )
-        array = source.detach().to(
-            "cpu", torch.float32 if source.is_floating_point() else source.dtype
-        )
-        moved = array.movedim(0, -1) if array.ndim == 3 else array
-        wanted = "(1, 3 or 4, height, width); a batch goes in as list(batch)"
-        return _rgb_from_array(moved.numpy(), f"torch image of shape {tuple(source.shape)}", wanted)
+        return _rgb_from_tensor(source)
     if isinstance(source, Image.Image):
         try:
             return upright_rgb(source)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes at the first use
             raise ImageError(f"PIL image {source.mode} {source.size}: {error}") from error
-    if _is_address(source):
-        return decode_image(_download(str(source)), name=str(source))
-    return decode_image(_read(source), name=str(source))
-
-
-def source_name(source: ImageSource) -> str | None:
-    """Path or address of a source; None for an image in memory."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
-
-
-_ACCEPTED = "expected a path, an http(s) address, a folder, a PIL image, a NumPy array, a torch tensor, or several"
+    content = _download(source) if _is_address(source) else _read(source)
+    return decode_image(content, name=str(source))
 
 
 def _is_address(source: str | os.PathLike[str]) -> bool:
     return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
-def _is_pattern(source: str | os.PathLike[str]) -> bool:
-    return glob.has_magic(os.fspath(source)) and not os.path.exists(_local(source))
-
-
-def _local(source: str | os.PathLike[str]) -> Path:
-    return check_path("the image's path", source)
-
-
 def _read(source: str | os.PathLike[str]) -> bytes:
     if "://" in str(source):
         raise InputError(f"{source}: expected an http:// or https:// address, or a path")
-    path = _local(source)
+    path = check_path("the image's path", source)
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would never end
             raise ImageError(f"{path}: not a file")
@@ -198,49 +183,47 @@ def _read(source: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _download(address: str) -> bytes:
-    quoted = urllib.parse.quote(
-        address, safe=":/?#[]@!$&'()*+,;=%~"
-    )  # browsers take spaces and accents too
+def _download(address: Any) -> bytes:
+    quoted = urllib.parse.quote(address, safe=":/?#[]@!$&'()*+,;=%~")  # browsers take spaces too
     try:
         request = urllib.request.Request(quoted, headers={"User-Agent": "rfdetr"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as answer:
             content: bytes = answer.read(DOWNLOAD_LIMIT + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise InputError(
-            f"{address}: could not be downloaded: {error}; check the address and the network"
-        ) from error
+        what = f"{address}: could not be downloaded: {error}"
+        raise InputError(f"{what}; check the address and the network") from error
     if len(content) > DOWNLOAD_LIMIT:
         raise InputError(f"{address}: larger than {DOWNLOAD_LIMIT // 2**20} MiB")
     return content
 
 
+def _rgb_from_tensor(image: torch.Tensor) -> np.ndarray:
+    if image.layout is not torch.strided or image.is_meta or image.is_quantized:
+        what = f"torch image of layout {image.layout}, {image.dtype}"
+        raise InputTypeError(f"{what}: expected a dense tensor with data")
+    # NumPy has no bfloat16.
+    array = image.detach().to("cpu", torch.float32 if image.is_floating_point() else image.dtype)
+    moved = array.movedim(0, -1) if array.ndim == 3 else array
+    wanted = "(1, 3 or 4, height, width); a batch goes in as list(batch)"
+    return _rgb_from_array(moved.numpy(), f"torch image of shape {tuple(image.shape)}", wanted)
+
+
 def _rgb_from_array(array: np.ndarray, what: str, wanted: str) -> np.ndarray:
-    """Gray, gray + axis, RGB or RGBA (alpha dropped); uint8, or floats in [0, 1]."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.size == 0:
         raise InputError(f"{what}: expected {wanted}")
     check_size(array.shape[0], array.shape[1], what)
     if np.issubdtype(array.dtype, np.floating):
-        array = _quantize(array, what)
+        low, high = float(array.min()), float(array.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise InputError(f"{what} holds NaN or infinite values: expected floats in [0, 1]")
+        if low < 0 or high > 1:
+            values = f"{what} has values from {low:g} to {high:g}"
+            raise InputError(f"{values}: expected floats in [0, 1], or uint8")
+        # Rounded, so that an image divided by 255 gives the very detections of the image itself.
+        array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise InputError(f"{what} and type {array.dtype}: expected uint8, or floats in [0, 1]")
-    return np.ascontiguousarray(
-        array[..., :3] if array.shape[2] > 1 else np.repeat(array, 3, axis=2)
-    )
-
-
-def _quantize(array: np.ndarray, what: str) -> np.ndarray:
-    """[0, 1] to uint8, so that an image divided by 255 gives the very detections of the image
-    itself.
-    """
-    low, high = float(array.min()), float(array.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"{what} holds NaN or infinite values: expected floats in [0, 1]")
-    if low < 0 or high > 1:
-        raise InputError(
-            f"{what} has values from {low:g} to {high:g}: expected floats in [0, 1], or uint8"
-        )
-    quantized: np.ndarray = np.rint(array * 255).astype(np.uint8)
-    return quantized
+    rgb = array[..., :3] if array.shape[2] > 1 else np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(rgb)

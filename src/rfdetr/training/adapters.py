@@ -1,35 +1,32 @@
-"""Which of a detector's weights learn: all, all but the encoder's, or adapters in place of the
-encoder's (DoRA).
+"""Which of a detector's weights learn: all, all but the encoder's, or adapters in the encoder.
+
+Adapters are low-rank (DoRA, arXiv 2402.09353): the encoder's query, key and value matrices stay as
+they are, and small matrices beside them learn. Wherever weights leave a run, they are merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rfdetr.errors import MissingPackageError
 from rfdetr.models.detector import Detector
-from rfdetr.models.encoder import Block
-from rfdetr.weights.names import ALPHA, RANK, has_adapters
-from rfdetr.weights.names import from_published, to_published
+from rfdetr.weights.names import ALPHA, RANK, from_published, has_adapters, to_published
 from rfdetr.weights.reading import CheckpointError
 
 PARTS = ("query", "key", "value")
 
 
 class SplitProjection(nn.Module):
-    """The fused query, key and value projection of a block as three layers, each of which can have
-    its adapter.
-    """
+    """A block's fused query, key and value projection as three layers, one adapter for each."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         width = fused.in_features
-        for name, weight, bias in zip(
-            PARTS, fused.weight.chunk(3), fused.bias.chunk(3), strict=True
-        ):
+        weights, biases = fused.weight.chunk(3), fused.bias.chunk(3)
+        for name, weight, bias in zip(PARTS, weights, biases, strict=True):
             part = nn.Linear(width, width, device=weight.device, dtype=weight.dtype)
             part.load_state_dict({"weight": weight, "bias": bias})
             self.add_module(name, part)
@@ -45,42 +42,35 @@ def freeze_encoder(detector: Detector) -> None:
 
 
 def add_adapters(detector: Detector) -> None:
-    """Freezes the encoder and gives its query, key and value projections adapters that learn in its
-    place.
+    """Freezes the encoder and gives its query, key and value projections adapters that learn.
 
     The network computes what it did before. Blocks that are never run get none.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            "backbone_lora=True needs peft: pip install 'rfdetr-finetune[lora]'"
-        ) from error
+        install = "pip install 'rfdetr-finetune[lora]'"
+        raise MissingPackageError(f"backbone_lora=True needs peft: {install}") from error
 
     encoder = detector.encoder
-    blocks = list(_blocks(detector))[: encoder.out_feature_indexes[-1]]
+    blocks: Any = encoder.blocks[: encoder.out_feature_indexes[-1]]
     for block in blocks:
-        block.qkv = SplitProjection(block.qkv)  # type: ignore[assignment]
+        block.qkv = SplitProjection(block.qkv)
     targets = [f"blocks.{number}.qkv.{part}" for number in range(len(blocks)) for part in PARTS]
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=targets)
-    inject_adapter_in_model(
-        config, encoder
-    )  # marks everything else in the encoder as not to be trained
+    inject_adapter_in_model(config, encoder)  # it also freezes everything else in the encoder
 
 
 def remove_adapters(detector: Detector) -> None:
-    """Merges the adapters, if there are any, so that the network is a plain one again, and computes
-    the same.
-    """
+    """Merges the adapters, if there are any: a plain network that computes the same."""
     if not adapted(detector):
         return
     state = plain_state(detector)
-    for block in _blocks(detector):
+    blocks: Any = detector.encoder.blocks
+    for block in blocks:
         if isinstance(block.qkv, SplitProjection):
-            width = block.out.in_features
-            block.qkv = nn.Linear(
-                width, 3 * width, device=block.out.weight.device, dtype=block.out.weight.dtype
-            )
+            like, width = block.out.weight, block.out.in_features
+            block.qkv = nn.Linear(width, 3 * width, device=like.device, dtype=like.dtype)
     detector.load_state_dict(state)
 
 
@@ -94,34 +84,29 @@ def plain_state(detector: nn.Module) -> dict[str, Tensor]:
     return from_published(to_published(detector.state_dict()))
 
 
-def in_form_of(detector: Detector, state: dict[str, Tensor], training: bool) -> dict[str, Tensor]:
-    """A checkpoint's state, its names under "model.", in the detector's form: with adapters in the
-    encoder or without.
+def match_adapters(
+    detector: Detector, state: dict[str, Tensor], training: bool
+) -> dict[str, Tensor]:
+    """The `state` of a checkpoint, names under "model.", with adapters if `detector` has them.
 
-    A run goes on as it began, anything else is refused; to evaluate and predict, the adapters are
-    merged on both sides.
+    A run goes on as it began: with `training`, the other form is a `CheckpointError`. To evaluate
+    and predict, the adapters are merged on both sides.
     """
     found = has_adapters(state)
     if found == adapted(detector):
         return state
     if training:
         raise CheckpointError(
-            f"the checkpoint to go on from has {'' if found else 'no '}adapters, but backbone_lora is {not found}: "
-            f"resume with backbone_lora={found}, or start anew from the checkpoint's weights with pretrain_weights=..."
+            f"the checkpoint to go on from has {'' if found else 'no '}adapters, but backbone_lora "
+            f"is {not found}: resume with backbone_lora={found}, or start anew from the "
+            "checkpoint's weights with pretrain_weights=..."
         )
     remove_adapters(detector)
-    plain = from_published(
-        to_published({name.removeprefix("model."): tensor for name, tensor in state.items()})
-    )
-    return {f"model.{name}": tensor for name, tensor in plain.items()}
+    plain = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    merged = from_published(to_published(plain))
+    return {f"model.{name}": tensor for name, tensor in merged.items()}
 
 
 def trained_parameters(detector: nn.Module) -> int:
     """How many numbers of the detector learn."""
     return sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
-
-
-def _blocks(detector: Detector) -> Iterator[Block]:
-    for block in detector.encoder.blocks:
-        assert isinstance(block, Block)
-        yield block

@@ -1,5 +1,4 @@
-"""Where figures and pictures go: metrics.csv always, TensorBoard, Weights & Biases and MLflow where
-asked for.
+"""Where figures and pictures go: metrics.csv always, other loggers where they are asked for.
 
 A logger serves the run: one that fails is reported once, and the run goes on without it.
 """
@@ -12,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
@@ -22,128 +22,108 @@ from rfdetr.training.records import RunCSVLogger
 logger = logging.getLogger(__name__)
 
 DEFAULT_PROJECT = "rfdetr"
-_CALLS = (
-    "log_metrics",
-    "log_hyperparams",
-    "log_graph",
-    "log_image",
-    "save",
-    "finalize",
-    "after_save_checkpoint",
-)
+_CALLS = {"log_metrics", "log_hyperparams", "log_graph", "log_image", "save", "finalize"}
+_CALLS |= {"after_save_checkpoint"}
 
 
 def build_loggers(config: TrainConfig) -> list[Logger]:
-    """The loggers of a run, metrics.csv first."""
+    """The loggers of a run, metrics.csv first; `MissingPackageError` for one not installed."""
     loggers: list[Logger] = [RunCSVLogger(config.output_dir)]
-    others = (
-        ("tensorboard", config.tensorboard, _tensorboard),
-        ("wandb", config.wandb, _wandb),
-        ("mlflow", config.mlflow, _mlflow),
-    )
-    for name, wanted, build in others:
-        if wanted:
+    for name in ("tensorboard", "wandb", "mlflow"):
+        if getattr(config, name):
             try:
-                loggers.append(build(config))
+                loggers.append(_build(name, config))
             except ModuleNotFoundError as error:
-                raise MissingPackageError(
-                    f"{name}=True needs {name}: pip install 'rfdetr-finetune[{name}]'"
-                ) from error
+                install = f"pip install 'rfdetr-finetune[{name}]'"
+                raise MissingPackageError(f"{name}=True needs {name}: {install}") from error
     return loggers
 
 
-def _tensorboard(config: TrainConfig) -> Logger:
-    return TensorBoardLogger(
-        config.output_dir, name="tensorboard", version="", default_hp_metric=False
-    )
+def _build(name: str, config: TrainConfig) -> Logger:
+    project = config.project or DEFAULT_PROJECT
+    if name == "tensorboard":
+        return TensorBoardLogger(config.output_dir, name, version="", default_hp_metric=False)
+    if name == "wandb":
+        from pytorch_lightning.loggers import WandbLogger
 
-
-def _wandb(config: TrainConfig) -> Logger:
-    from pytorch_lightning.loggers import WandbLogger
-
-    return WandbLogger(
-        name=config.run, project=config.project or DEFAULT_PROJECT, save_dir=config.output_dir
-    )
-
-
-def _mlflow(config: TrainConfig) -> Logger:
-    folder = config.output_dir.absolute()
+        return WandbLogger(config.run, project=project, save_dir=config.output_dir)
     places: dict[str, Any] = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
     if not places["tracking_uri"]:  # left to itself, MLflow would write to the working directory
+        folder = config.output_dir.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        places = {
-            "tracking_uri": f"sqlite:///{folder / 'mlflow.db'}",
-            "artifact_location": (folder / "mlflow").as_uri(),
-        }
-    return MLFlowLogger(
-        experiment_name=config.project or DEFAULT_PROJECT, run_name=config.run, **places
-    )
+        places["tracking_uri"] = f"sqlite:///{folder / 'mlflow.db'}"
+        places["artifact_location"] = (folder / "mlflow").as_uri()
+    return MLFlowLogger(project, run_name=config.run, **places)
 
 
-def guard(loggers: list[Logger]) -> None:
-    """Turns the failures of loggers into one warning each; one that cannot even start leaves the
-    list.
+class TolerantLogger:
+    """Stands for `run_logger` and shows its class and attributes, but none of its failures.
+
+    The first failure of a call that Lightning makes is a warning, later ones are silent.
     """
-    for run_logger in list(loggers):
-        if hasattr(run_logger, "_rfdetr_failed"):
-            continue
+
+    def __init__(self, run_logger: Logger) -> None:
+        self.run_logger = run_logger
+        self.failed = False
+
+    @classmethod
+    def around(cls, run_logger: Any) -> TolerantLogger:
+        """The logger's tolerant form, which may be itself."""
+        return run_logger if type(run_logger) is cls else cls(run_logger)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.run_logger)  # so that isinstance() of Lightning and users finds it
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.run_logger, name)
+        return functools.partial(self.attempt, value) if name in _CALLS else value
+
+    def __reduce__(self) -> Any:
+        return TolerantLogger, (self.run_logger,)
+
+    def attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of a call, or None where it fails."""
         try:
-            _ = getattr(
-                run_logger, "experiment", None
-            )  # creates it, here and not in the middle of Lightning's start
+            return call(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever a service or its client may raise
-            logger.warning(
-                "%s cannot start, the run goes on without it: %s", type(run_logger).__name__, error
-            )
+            if not self.failed:
+                said = (type(self.run_logger).__name__, type(error).__name__, error)
+                logger.warning("%s failed, the run goes on (said once): %s: %s", *said)
+            self.failed = True
+
+
+def tolerate_logger_failures(loggers: list[Any]) -> None:
+    """Puts a `TolerantLogger` in the place of each; one that cannot even start leaves the list."""
+    for run_logger in list(loggers):
+        try:
+            # Lightning would create it in the middle of its start.
+            _ = getattr(run_logger, "experiment", None)
+        except Exception as error:  # noqa: BLE001 - as above
+            kind = run_logger.__class__.__name__
+            logger.warning("%s cannot start, the run goes on without it: %s", kind, error)
             loggers.remove(run_logger)
-            continue
-        run_logger._rfdetr_failed = False  # type: ignore[attr-defined]
-        for name in _CALLS:
-            if hasattr(run_logger, name):
-                setattr(
-                    run_logger,
-                    name,
-                    functools.partial(_quietly, run_logger, getattr(run_logger, name)),
-                )
-
-
-def _quietly(run_logger: Any, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return call(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - as above
-        if not getattr(run_logger, "_rfdetr_failed", False):
-            run_logger._rfdetr_failed = True
-            kind = type(run_logger).__name__
-            logger.warning(
-                "%s failed, the run goes on (said once): %s: %s", kind, type(error).__name__, error
-            )
+    loggers[:] = map(TolerantLogger.around, loggers)
 
 
 def takes_images(run_logger: Logger) -> bool:
-    """Whether a logger has a way to take pictures: TensorBoard's, MLflow's or a `log_image(key,
-    images, step=)`.
-    """
-    return hasattr(run_logger, "log_image") or isinstance(
-        run_logger, TensorBoardLogger | MLFlowLogger
-    )
+    """Whether a logger takes pictures: TensorBoard's, MLflow's, or by `log_image(key, images)`."""
+    known = isinstance(run_logger, TensorBoardLogger | MLFlowLogger)
+    return known or hasattr(run_logger, "log_image")
 
 
 def log_images(run_logger: Any, key: str, images: Sequence[Image.Image], step: int) -> None:
     """Hands pictures to a logger that `takes_images`; its failure is a warning."""
 
-    def send() -> None:
-        import numpy as np
-
+    def send() -> Any:
         if hasattr(run_logger, "log_image"):
-            run_logger.log_image(key, list(images), step=step)
-            return
+            return run_logger.log_image(key, list(images), step=step)
         for number, image in enumerate(images):
             if isinstance(run_logger, MLFlowLogger):
                 place = f"{key}/step{step:07d}-{number}.png"
                 run_logger.experiment.log_image(run_logger.run_id, image, artifact_file=place)
             else:
-                run_logger.experiment.add_image(
-                    f"{key}/{number}", np.asarray(image), step, dataformats="HWC"
-                )
+                name, pixels = f"{key}/{number}", np.asarray(image)
+                run_logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
-    _quietly(run_logger, send)
+    TolerantLogger.around(run_logger).attempt(send)

@@ -30,7 +30,7 @@ from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in
 from rfdetr.models.postprocess import postprocess_outputs
-from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, in_form_of
+from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, match_adapters
 from rfdetr.training.batch_size import resolve_batch_size
 from rfdetr.training.checkpoints import (
     AtomicCheckpointIO,
@@ -298,7 +298,7 @@ class RFDETRModule(pl.LightningModule):
         trains = trainer is not None and trainer.state.fn == "fit"
         if trainer is not None:
             check_shared(checkpoint, source, self, data_class_names(self))
-        checkpoint["state_dict"] = in_form_of(self.detector, checkpoint["state_dict"], trains)
+        checkpoint["state_dict"] = match_adapters(self.detector, checkpoint["state_dict"], trains)
         self.seed = checkpoint.get("seed", self.seed)
         if trainer is None or not trains:
             return

@@ -1,7 +1,7 @@
 """Training by several processes (ranks): what they agree on, gather and shard.
 
-Every function here is collective: all ranks must call it, and in the same order, or they wait for
-each other forever.
+`broadcast_start`, `gather`, `merge_evaluators` and the two functions of whole weights are
+collective: all ranks must call them, and in the same order, or they wait for each other forever.
 """
 
 from __future__ import annotations
@@ -24,16 +24,9 @@ ValueT = TypeVar("ValueT")
 
 def is_sharded(strategy: Any) -> bool:
     """Whether a strategy, by name or as an object, splits the weights over devices."""
-    names = (
-        [strategy]
-        if isinstance(strategy, str)
-        else [kind.__name__ for kind in type(strategy).__mro__]
-    )
-    return any(
-        kind in name.lower()
-        for name in names
-        for kind in ("fsdp", "deepspeed", "sharded", "modelparallel")
-    )
+    classes = [kind.__name__ for kind in type(strategy).__mro__]
+    named = strategy if isinstance(strategy, str) else " ".join(classes)
+    return any(kind in named.lower() for kind in ("fsdp", "deepspeed", "sharded", "modelparallel"))
 
 
 def launched_settings() -> dict[str, str]:
@@ -43,10 +36,13 @@ def launched_settings() -> dict[str, str]:
 
 
 def process_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the name "fsdp" and a launch by torchrun change in a trainer's settings."""
-    changed: dict[str, Any] = (
-        {"strategy": ShardedStrategy()} if settings.get("strategy") == "fsdp" else {}
-    )
+    """What the name "fsdp" and a launch by torchrun change in a trainer's settings.
+
+    Warns where each of torchrun's processes would train alone.
+    """
+    changed: dict[str, Any] = {}
+    if settings.get("strategy") == "fsdp":
+        changed["strategy"] = ShardedStrategy()
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return changed
     local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
@@ -54,11 +50,14 @@ def process_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         changed["devices"] = local  # Lightning would count a CPU once, and idle GPUs too
     elif settings["devices"] == 1 and local > 1 and settings.get("strategy", "auto") == "auto":
         warnings.warn(
-            f"torchrun started {world} processes, but the trainer has one device: each will train alone, and write to "
-            "the same files. Pass strategy='ddp', devices='auto' to build_trainer",
+            f"torchrun started {world} processes, but the trainer has one device: each will train "
+            "alone, and write to the same files. "
+            "Pass strategy='ddp', devices='auto' to build_trainer",
             stacklevel=3,
         )
-    return {"num_nodes": world // local, **changed} if "num_nodes" not in settings else changed
+    if "num_nodes" not in settings:
+        changed["num_nodes"] = world // local
+    return changed
 
 
 def broadcast_start(trainer: Trainer, model: nn.Module, seed: int) -> int:
@@ -69,7 +68,7 @@ def broadcast_start(trainer: Trainer, model: nn.Module, seed: int) -> int:
 
 
 def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
-    """What every rank has, in the order of ranks; before they are connected, the own value alone."""
+    """The `value` of every rank, in their order; before they are connected, the own value alone."""
     if trainer.world_size == 1 or not torch.distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * trainer.world_size
@@ -78,30 +77,24 @@ def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
 
 
 def merge_evaluators(trainer: Trainer, evaluator: CocoEvaluator) -> CocoEvaluator:
-    """One evaluator over the images of all ranks, the same on each, so that all take the same
-    decisions.
-    """
+    """One evaluator over the images of all ranks, the same on each: all take the same decisions."""
     parts = gather(trainer, evaluator)
     return CocoEvaluator.merge(parts) if len(parts) > 1 else evaluator
 
 
 def whole_weights(trainer: Trainer, module: Any) -> dict[str, Tensor]:
-    """State dict of the module's detector, put together on rank 0 where it is sharded (and empty on
-    the others).
-    """
+    """State dict of the module's detector; a sharded one is whole on rank 0, empty elsewhere."""
     if not is_sharded(trainer.strategy):
         return dict(module.detector.state_dict())
     state = trainer.strategy.lightning_module_state_dict()
-    return {
-        name.removeprefix("model."): value
-        for name, value in state.items()
-        if name.startswith("model.")
-    }
+    names = [name for name in state if name.startswith("model.")]
+    return {name.removeprefix("model."): state[name] for name in names}
 
 
 def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tensor] | None) -> None:
-    """The inverse: gives rank 0's `weights` to the detector of every rank, whichever disks the
-    others can read.
+    """Gives rank 0's `weights` to the detector of every rank, whose own `weights` are ignored.
+
+    The inverse of `whole_weights`: only rank 0 need be able to read the file.
     """
     if isinstance(trainer.strategy, ShardedStrategy):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -113,8 +106,7 @@ def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tens
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """What `strategy="fsdp"` stands for: parameters, gradients and optimizer state split over all
-    ranks (FSDP2).
+    """`strategy="fsdp"`: parameters, gradients and optimizer state split over all ranks (FSDP2).
 
     Unlike Lightning's own "fsdp" it clips gradients by their norm, keeps norms and box arithmetic
     in float32 under mixed precision, and runs on CPUs too. Files hold the whole state, as one
@@ -129,6 +121,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
+        """Lightning's own, but that it shards our detector and leaves the rest of the module."""
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         module: Any = self.lightning_module
@@ -159,12 +152,9 @@ class LossMean(Metric):
             self.add_state(name, torch.tensor(0.0, dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, boxes: int) -> None:
-        """Takes a batch: its loss divided by its number of boxes (at least 1), as the criterion
-        gives it.
-        """
+        """Takes a batch: the criterion's loss, a mean over its `boxes` (at least 1)."""
         # Not in place: after trainer.validate() they are inference tensors, and a fit may follow.
-        # And in float32: a network in half precision makes its module's metrics half precision too,
-        # which cannot count past 256.
+        # In float32: half precision, which a module's metrics take on, cannot count past 256.
         self.total = self.total.float() + loss.detach() * max(boxes, 1)
         self.boxes = self.boxes.float() + boxes
 

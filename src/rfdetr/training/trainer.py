@@ -35,7 +35,7 @@ from rfdetr.training.callbacks import (
 )
 from rfdetr.training.callbacks.nonfinite import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
-from rfdetr.training.loggers import build_loggers, guard
+from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
 from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.precision import resolve_precision
@@ -203,7 +203,7 @@ class _Trainer(pl.Trainer):
                     callback.teardown()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        guard(self.loggers)
+        tolerate_logger_failures(self.loggers)
         with lines_shown(), without_noise(), explained_memory(self), freed_memory_kept():
             return super()._run(*args, **kwargs)
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from rfdetr import RFDETR
-from rfdetr.evaluation.results import as_record
+from rfdetr.evaluation.metrics import as_record
 from rfdetr.training import BestModelCallback, COCOEvalCallback
 
 LIVE, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"

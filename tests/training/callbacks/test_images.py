@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfdetr.training.callbacks.images import SIDE, PredictionImagesCallback
+from rfdetr.training.callbacks.validation import SIDE, PredictionImagesCallback
 
 
 @pytest.mark.parametrize("score", [0.9, 0.1], ids=["found", "below the threshold"])

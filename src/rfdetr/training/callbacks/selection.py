@@ -12,8 +12,7 @@ from typing import Any
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from rfdetr.evaluation.metrics import Metrics
-from rfdetr.evaluation.results import write_results
+from rfdetr.evaluation.metrics import Metrics, write_results
 from rfdetr.files import digest_of, link_checkpoint, recorded_digests
 from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.callbacks.averaging import averaged_model

@@ -1,33 +1,50 @@
-"""COCO metrics after each validation epoch, of the live and the averaged weights in one pass over
-the data.
+"""COCO metrics after each validation epoch, and pictures of what was found.
+
+The live and the averaged weights are judged in one pass over the data.
 """
+
+# Lightning types its hooks for any module; these get ours.
+# mypy: disable-error-code="override"
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from PIL import Image
 from pytorch_lightning import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
 
+from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
+from rfdetr.evaluation.drawing import draw, side_by_side
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
+from rfdetr.evaluation.run import update_evaluators
+from rfdetr.geometry.boxes import cxcywh_to_xyxy
+from rfdetr.geometry.detections import import_supervision
+from rfdetr.models.postprocess import full_size_masks
 from rfdetr.training.callbacks.averaging import averaged_model
+from rfdetr.training.loggers import log_images, takes_images
 from rfdetr.training.module import RFDETRModule, data_class_names
 from rfdetr.training.processes import merge_evaluators
 
 LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
 TEST, TEST_EMA = "test/", "test/ema_"
+Objects: TypeAlias = Mapping[str, Tensor]  # a target, or the detections of an image
+SIDE = 384
+"""Of each half of a picture for the loggers, in pixels."""
 
 
 class COCOEvalCallback(Callback):
-    """Logs val/mAP_50_95, val/F1, ... after each validation pass, val/ema_* beside them, and test/*
-    after a test.
+    """Logs val/mAP_50_95, val/F1, ... after each validation pass, and test/* after a test.
 
-    Of a segmentation model also the figures of masks, val/segm_mAP_50_95, val/ema_segm_mAP_50_95,
-    ... `metrics` holds the last figures in full, by what their logged names start with ("val/",
-    "val/ema_", "test/", "test/ema_").
+    val/ema_* are the figures of the averaged weights, val/segm_* and val/ema_segm_* those of masks.
+    `metrics` holds the last figures in full, by what their logged names start with: "val/",
+    "val/ema_", "test/", "test/ema_". `max_dets` detections per image and class are counted.
     """
 
     def __init__(self, max_dets: int = 500, per_class: bool = True) -> None:
@@ -36,14 +53,18 @@ class COCOEvalCallback(Callback):
         self.metrics: dict[str, Metrics] = {}
         self._evaluators: dict[str, CocoEvaluator] = {}
 
-    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start(trainer, pl_module, LIVE, EMA)
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: RFDETRModule) -> None:
+        live, averaged = (TEST, TEST_EMA) if trainer.testing else (LIVE, EMA)
+        average = averaged_model(trainer)
+        prefixes = [live] if average is None else [live, averaged]
+        self._evaluators = {p: build_evaluator(pl_module, self.max_dets) for p in prefixes}
+        if average is not None:
+            average.to(pl_module.device)  # after fit, Lightning has taken only the module off it
 
-    def on_test_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        self._start(trainer, pl_module, TEST, TEST_EMA)
+    on_test_epoch_start = on_validation_epoch_start  # type: ignore[assignment]
 
     def on_validation_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
+        self, trainer: Trainer, pl_module: RFDETRModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         live, *averaged = self._evaluators.values()
         live.update(outputs["results"], outputs["targets"])
@@ -51,61 +72,105 @@ class COCOEvalCallback(Callback):
             with trainer.precision_plugin.val_step_context():
                 evaluator.update(pl_module.detect(batch, averaged_model(trainer)), batch[1])
 
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        self.on_validation_batch_end(trainer, pl_module, outputs, batch)
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.sanity_checking:
-            self._finish(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._finish(trainer, pl_module)
-
-    def _start(self, trainer: Trainer, module: RFDETRModule, live: str, averaged: str) -> None:
-        average = averaged_model(trainer)
-        prefixes = [live] if average is None else [live, averaged]
-        self._evaluators = {prefix: build_evaluator(module, self.max_dets) for prefix in prefixes}
-        if average is not None:
-            average.to(
-                module.device
-            )  # after fit, Lightning has taken the module alone off the device
-
-    def _finish(self, trainer: Trainer, module: RFDETRModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: RFDETRModule) -> None:
+        if trainer.sanity_checking:
+            return
         for prefix, evaluator in self._evaluators.items():
             self.metrics[prefix] = metrics = merge_evaluators(trainer, evaluator).compute()
             figures = metrics.logged(prefix, per_class=self.per_class and prefix in (LIVE, TEST))
-            shown = {
-                name: figures.pop(name)
-                for name in [prefix + main_figure(module)]
-                if name in figures
-            }
-            module.log_dict(shown, prog_bar=True)
-            module.log_dict(figures)
+            main = prefix + main_figure(pl_module)
+            shown = {name: figures.pop(name) for name in [main] if name in figures}
+            pl_module.log_dict(shown, prog_bar=True)
+            pl_module.log_dict(figures)
+
+    on_test_epoch_end = on_validation_epoch_end  # type: ignore[assignment]
+
+
+class PredictionImagesCallback(Callback):
+    """Shows the first `count` validation images of each pass to the loggers that take pictures.
+
+    Each is a pair: the truth on the left, on the right what is found with at least `threshold`.
+    """
+
+    def __init__(self, count: int = 4, threshold: float = 0.3) -> None:
+        self.count = count
+        self.threshold = threshold
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: RFDETRModule, outputs: Any, batch: Any, *at: int
+    ) -> None:
+        """`at` is the number of the batch, then that of its loader."""
+        takers = [run_logger for run_logger in trainer.loggers if takes_images(run_logger)]
+        counts = not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if not (takers and counts and at[0] == 0 and trainer.is_global_zero):
+            return
+        names = class_names(pl_module)
+        samples = zip(batch[0].tensors, outputs["targets"], outputs["results"], strict=True)
+        pairs = [self._pair(*sample, names) for sample in itertools.islice(samples, self.count)]
+        for run_logger in takers:
+            log_images(run_logger, "val/predictions", pairs, trainer.global_step)
+
+    def _pair(
+        self, pixels: Tensor, truth: Objects, found: Objects, names: Sequence[str]
+    ) -> Image.Image:
+        """The picture of an image (3, H, W), uint8 or normalised floats; each half is square."""
+        if pixels.is_floating_point():
+            mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+            pixels = (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+        picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize((SIDE, SIDE))
+        kept = {name: values[found["scores"] >= self.threshold] for name, values in found.items()}
+        kept["boxes"] = kept["boxes"] * (SIDE / truth["orig_size"].flip(0).repeat(2))
+        there = {**truth, "boxes": cxcywh_to_xyxy(truth["boxes"]) * SIDE}
+        return side_by_side(*(_drawn(np.asarray(picture), half, names) for half in (there, kept)))
+
+
+def _drawn(picture: np.ndarray, objects: Objects, names: Sequence[str]) -> Image.Image:
+    """Boxes xyxy in pixels of the picture; masks (n, h, w) of all of it, bool or logits."""
+    labels, scores = objects["labels"].tolist(), objects.get("scores")
+    texts = [names[label] if label < len(names) else str(label) for label in labels]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    masks = objects.get("masks", objects.get("mask_logits"))
+    if masks is not None:
+        logits = masks if masks.is_floating_point() else masks.float() - 0.5
+        none = masks.new_zeros(0, SIDE, SIDE, dtype=torch.bool)
+        masks = torch.cat([*full_size_masks(logits, (SIDE, SIDE)), none])
+    detections = import_supervision().Detections(
+        xyxy=objects["boxes"].float().cpu().numpy(),
+        class_id=objects["labels"].cpu().numpy(),
+        mask=None if masks is None else masks.cpu().numpy(),
+    )
+    return draw(picture, detections, texts)
 
 
 def evaluate_loader(
     trainer: Trainer, module: RFDETRModule, loader: Iterable[Any], average: nn.Module | None = None
 ) -> list[Metrics]:
-    """The figures of the module's weights on a loader, and of `average`'s, inside a run whose own
-    loops are busy.
+    """Metrics of the module's weights on a loader, then of `average`'s if given, in one pass.
 
-    The module's `evaluation_loss` then holds the loss of its weights.
+    For use inside a run whose own loops are busy. The module's `evaluation_loss` then holds the
+    loss of its weights.
     """
-    count = 1 if average is None else 2
-    evaluators = [build_evaluator(module, module.train_config.eval_max_dets) for _ in range(count)]
+
+    def detect(model: nn.Module | None, batch: Any) -> list[dict[str, Tensor]]:
+        with torch.inference_mode(), trainer.precision_plugin.test_step_context():
+            if model is not None:
+                return module.detect(batch, model)
+            found: list[dict[str, Tensor]] = module.evaluate(batch)["results"]
+            return found
+
+    max_dets = module.train_config.eval_max_dets
+    models = [None] if average is None else [None, average]
+    judged = [(build_evaluator(module, max_dets), partial(detect, model)) for model in models]
     was_training = module.training
     module.eval()
     module.evaluation_loss.reset()
-    for batch in loader:
-        moved = module.transfer_batch_to_device(batch, module.device, 0)
-        with torch.inference_mode(), trainer.precision_plugin.test_step_context():
-            evaluators[0].update(module.evaluate(moved)["results"], moved[1])
-            for evaluator in evaluators[1:]:
-                evaluator.update(module.detect(moved, average), moved[1])
+    on_device = (module.transfer_batch_to_device(batch, module.device, 0) for batch in loader)
+    update_evaluators(on_device, judged)
     module.train(was_training)
-    return [merge_evaluators(trainer, evaluator).compute() for evaluator in evaluators]
+    return [merge_evaluators(trainer, evaluator).compute() for evaluator, _ in judged]
 
 
 def build_evaluator(module: RFDETRModule, max_dets: int) -> CocoEvaluator:
@@ -124,8 +189,6 @@ def class_names(module: RFDETRModule) -> list[str]:
     return names or [str(label) for label in range(module.model_config.num_classes)]
 
 
-def in_training(trainer: Any) -> bool:
-    """Whether a validation pass belongs to fit, and is not its sanity check, whose figures mean
-    nothing.
-    """
+def in_training(trainer: Trainer) -> bool:
+    """Whether a validation pass is one of fit's, its sanity check not counted."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
