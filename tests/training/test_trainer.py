@@ -22,7 +22,7 @@ from rfdetr.training import (
     RFDETREMACallback,
     build_trainer,
 )
-from rfdetr.training import precision as precision_module
+from rfdetr.training import steps as steps_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.callbacks import (
     ContinuationCallback,
@@ -31,9 +31,9 @@ from rfdetr.training.callbacks import (
     RunFilesCallback,
 )
 from rfdetr.training.checkpoints import AtomicCheckpointIO
-from rfdetr.training.precision import resolve_precision
+from rfdetr.training.steps import resolve_precision
 from rfdetr.training.progress import EpochProgressBar
-from rfdetr.training.trainer import without_noise
+from rfdetr.training.trainer import quiet_lightning
 
 ALWAYS = {
     *(COCOEvalCallback, FaultsCallback, PredictionImagesCallback),
@@ -167,17 +167,17 @@ def test_precision_follows_the_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(precision_module, "has_fast_bfloat16", lambda: fast_cpu)
+    monkeypatch.setattr(steps_module, "has_fast_bfloat16", lambda: fast_cpu)
     assert resolve_precision(amp, accelerator) == expected
 
 
 def test_the_probe_of_the_processor_answers() -> None:
-    assert precision_module.has_fast_bfloat16() in (True, False)
+    assert steps_module.has_fast_bfloat16() in (True, False)
 
 
 def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    with caplog.at_level(logging.INFO, source.name), without_noise():
+    with caplog.at_level(logging.INFO, source.name), quiet_lightning():
         source.info("Tip: buy something")
         source.info("GPU available: False")
         with pytest.warns(UserWarning, match="of interest"):

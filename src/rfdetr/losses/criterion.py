@@ -52,10 +52,6 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.group_detr = group_detr
-        self.across_ranks = True
-        """Whether training divides by the mean number of objects over all ranks, which all must be
-        there for.
-        """
         self.mask_point_sample_ratio = mask_point_sample_ratio
         self.weights = {
             "loss_ce": cls_loss_coef,
@@ -66,7 +62,10 @@ class Criterion(nn.Module):
         }
 
     def forward(
-        self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]
+        self,
+        outputs: DetectorOutput,
+        targets: Sequence[Mapping[str, Tensor]],
+        across_ranks: bool = True,
     ) -> dict[str, Tensor]:
         """Terms `loss_ce`, `loss_bbox`, `loss_giou` of the last layer, `_0`, `_1`, ... of those
         before it, `_enc`.
@@ -74,15 +73,19 @@ class Criterion(nn.Module):
         A target has "labels" (T,) and "boxes" (T, 4) cxcywh relative to the image, on the outputs'
         device. Outputs with masks have `loss_mask_ce` and `loss_mask_dice` too, and need targets
         with "masks" (T, h, w) of the whole image, of one size in a batch and any type, and
-        "has_mask" (T,) bool where some objects have none.
+        "has_mask" (T,) bool where some objects have none. Training divides by the mean number of
+        objects over all ranks, which all must be there; without `across_ranks` by this rank's own.
         """
         # Costs and losses are exact in float32 whatever the network ran in: what autocast would
         # round is small anyway.
         with torch.autocast(outputs.logits.device.type, enabled=False):
-            return self._terms(outputs, targets)
+            return self._terms(outputs, targets, across_ranks)
 
     def _terms(
-        self, outputs: DetectorOutput, targets: Sequence[Mapping[str, Tensor]]
+        self,
+        outputs: DetectorOutput,
+        targets: Sequence[Mapping[str, Tensor]],
+        across_ranks: bool,
     ) -> dict[str, Tensor]:
         groups = self.group_detr if self.training else 1
         logits = at_least_float32(
@@ -135,7 +138,7 @@ class Criterion(nn.Module):
         count = groups * sum(len(t["labels"]) for t in targets)
         # In evaluation ranks may have different numbers of batches: one that asked the others could
         # wait forever.
-        asks = self.training and self.across_ranks
+        asks = self.training and across_ranks
         n = _share_of_all(count, logits.device) if asks else max(count, 1)
         suffixes = [*(f"_{layer}" for layer in range(layers - 1)), "", "_enc"]
         return {

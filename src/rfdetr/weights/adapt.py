@@ -47,6 +47,8 @@ class LoadReport:
     """In the file, of no use to this model."""
     fresh: tuple[str, ...] = ()
     """Not in the file: the segmentation head of a model that starts from a detector's weights."""
+    class_names: list[str] | None = None
+    """The file's, one for each of its classes."""
 
     def changes(self) -> list[str]:
         """What was done to tensors of the file that did not fit, and what stays random, with counts

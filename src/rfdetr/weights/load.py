@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from rfdetr.checks import check_path
 from rfdetr.config import ModelConfig
@@ -16,20 +15,12 @@ from rfdetr.models.detector import Detector
 from rfdetr.weights.adapt import LoadReport, load_weights
 from rfdetr.weights.download import fetch
 from rfdetr.weights.identify import class_names
-from rfdetr.weights.reading import read_checkpoint
+from rfdetr.weights.reading import Checkpoint, read_checkpoint
 from rfdetr.weights.registry import BUNDLED, PUBLISHED
 
+__all__ = ["load_pretrained", "load_weights", "open_weights", "resolve_weights"]
+
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CheckpointMeta:
-    """What was loaded: the file, what it says of itself, and what became of its tensors."""
-
-    path: Path
-    args: dict[str, Any]
-    class_names: list[str] | None
-    report: LoadReport
 
 
 def resolve_weights(name_or_path: str) -> Path:
@@ -58,14 +49,22 @@ def resolve_weights(name_or_path: str) -> Path:
     raise FileNotFoundError(f"there is no weights file {path.absolute()}; {hint}")
 
 
-def load_pretrained(detector: Detector, model_config: ModelConfig) -> CheckpointMeta | None:
-    """Loads `model_config.pretrain_weights` into the detector and logs what happened; None for
-    random weights.
+def open_weights(name_or_path: str, first_class: int | None = None) -> Checkpoint:
+    """The content of a file of weights, by name or path."""
+    return read_checkpoint(resolve_weights(name_or_path), first_class)
+
+
+def load_pretrained(
+    detector: Detector, model_config: ModelConfig, checkpoint: Checkpoint | None = None
+) -> LoadReport | None:
+    """Loads `checkpoint`, or else `model_config.pretrain_weights`, into the detector and logs what
+    happened; None for random weights.
     """
-    if model_config.pretrain_weights is None:
+    if checkpoint is None and model_config.pretrain_weights is not None:
+        checkpoint = open_weights(model_config.pretrain_weights)
+    if checkpoint is None:
         return None
-    path = resolve_weights(model_config.pretrain_weights)
-    checkpoint = read_checkpoint(path)
+    path = checkpoint.path
     report = load_weights(detector, checkpoint.model, model_config, source=str(path))
     report.log(logger, path.name)
-    return CheckpointMeta(path, checkpoint.args, class_names(checkpoint), report)
+    return replace(report, class_names=class_names(checkpoint))
