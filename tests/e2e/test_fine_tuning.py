@@ -13,11 +13,7 @@ from typing import Any
 import pytest
 
 from rfdetr import RFDETR, RFDETRMini
-
-TINY = {
-    "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
-    "num_queries": 10, "num_select": 10, "group_detr": 3, "pretrain_weights": None,
-}  # fmt: skip
+from tests.tiny import TINY
 
 
 def test_a_detector_learns_and_goes_on_learning(
@@ -28,9 +24,18 @@ def test_a_detector_learns_and_goes_on_learning(
 ) -> None:
     dataset = make_tiny_coco({"train": 16, "valid": 6, "test": 6})
     settings: dict[str, Any] = {
-        "dataset_dir": dataset, "output_dir": tmp_path / "out", "batch_size": 4, "grad_accum_steps": 1, "lr": 2e-3,
-        "lr_encoder": 1e-3, "clip_max_norm": 1.0, "multi_scale": False, "num_workers": 0, "seed": 0, "eval_interval": 5,
-    }  # fmt: skip
+        "dataset_dir": dataset,
+        "output_dir": tmp_path / "out",
+        "batch_size": 4,
+        "grad_accum_steps": 1,
+        "lr": 2e-3,
+        "lr_encoder": 1e-3,
+        "clip_max_norm": 1.0,
+        "multi_scale": False,
+        "num_workers": 0,
+        "seed": 0,
+        "eval_interval": 5,
+    }
     RFDETRMini(**TINY).train(epochs=10, **settings)
     records = read_log(tmp_path / "out")
     assert records[-1]["train/loss"] < 0.8 * records[0]["train/loss"]

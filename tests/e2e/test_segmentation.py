@@ -19,11 +19,8 @@ from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.config import RFDETRSegMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 from rfdetr.weights.names import to_published
+from tests.tiny import TINY
 
-TINY: dict[str, Any] = {
-    "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
-    "num_queries": 10, "num_select": 10, "group_detr": 2, "pretrain_weights": None,
-}  # fmt: skip
 SHORT: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 2,
