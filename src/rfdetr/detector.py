@@ -1,6 +1,4 @@
-"""`RFDETR`: the public face. Train on a folder of labelled images, evaluate, predict; one class per
-variant.
-"""
+"""`RFDETR`, the public class: train on labelled images, evaluate, predict. Each variant has one."""
 
 from __future__ import annotations
 
@@ -120,13 +118,10 @@ class RFDETR:
         """Makes `network` the one that predicts."""
         config = self.model_config
         self._known_names = class_names
-        self.model = Predictor(
-            network,
-            resolution=config.resolution,
-            num_select=config.num_select,
-            labels=class_labels(class_names, config.num_classes),
-            device=best_device(config.device),
-        )
+        labels = class_labels(class_names, config.num_classes)
+        sizes = {"resolution": config.resolution, "num_select": config.num_select}
+        device = best_device(config.device)
+        self.model = Predictor(network, labels=labels, device=device, **sizes)
 
     @property
     def class_names(self) -> list[str]:
@@ -183,7 +178,7 @@ class RFDETR:
         trainer = build_trainer(config, model_config, **launched_settings())
         changes = list(dict.fromkeys([*self._changes, *module.changes]))
 
-        def show_plan(*_: Any) -> None:  # set up last, so that it names the batch size that fits
+        def show_plan(*_: Any, **__: Any) -> None:  # last: it names the batch size that fits
             if trainer.is_global_zero:
                 plan = training_plan(module, datamodule, trainer, changes, resumed)
                 show_rows("Training plan", plan)
@@ -221,9 +216,9 @@ class RFDETR:
         from rfdetr.data.layout import SPLITS, find_splits, load_index
 
         check_kind("split", split, str)
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, least=0)
-        check_count("max_dets", max_dets)
+        counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
+        for name, count in counts.items():
+            check_count(name, count, least=0 if name == "num_workers" else 1)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
         layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
         index = load_index(layout, split, masks=self.model_config.segmentation_head)
@@ -234,14 +229,8 @@ class RFDETR:
             found = self.model.detect(pixels, sizes, autocast=autocast)
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
-        return evaluate_split(
-            detect,
-            index,
-            resolution=self.model_config.resolution,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            max_dets=max_dets,
-        )
+        resolution = self.model_config.resolution
+        return evaluate_split(detect, index, resolution=resolution, **counts)
 
     def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
         """The data's label for each logit: a table (num_classes + 1,).
@@ -297,9 +286,7 @@ class RFDETR:
         batch_size: int = 4,
         on_error: OnError = "raise",
     ) -> Iterator[Prediction]:
-        """`predict` for any number of images in constant memory: (source, image, detections, error)
-        one by one.
-        """
+        """`predict` one by one in constant memory: (source, image, detections, error) of each."""
         return self.model.stream(images, threshold, batch_size, on_error)
 
     def optimize_for_inference(

@@ -26,6 +26,7 @@ from rfdetr.inference.packing import can_pack, pack_linears
 from rfdetr.inference.sources import ImageSources, Loaded, load_images
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in
 from rfdetr.models.postprocess import postprocess_outputs
+from rfdetr.training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -70,9 +71,7 @@ class Predictor:
         self.num_select = num_select
         self.labels = dict(labels)
         self.device = device
-        # glibc keeps freed memory once it has seen a block as large come and go; else it gives back
-        # what a prediction frees, and page faults of the next one are about a tenth of it on CPUs.
-        torch.empty(31 * 2**20, dtype=torch.uint8)
+        keep_freed_memory()
         self._optimized: Callable[[Tensor], DetectorOutput] | None = None
         self._settings = torch.float32, False
 

@@ -1,6 +1,4 @@
-"""`batch_size="auto"`: the largest batch that fits into memory, measured on the batch that will
-need the most.
-"""
+"""`batch_size="auto"`: the largest batch that fits, measured on the one that needs the most."""
 
 from __future__ import annotations
 

@@ -92,17 +92,13 @@ class RFDETRDataModule(pl.LightningDataModule):
         return self._indexes[split].with_classes(tuple(self.class_names or ()), "the other splits")
 
     def data_record(self) -> dict[str, Any]:
-        """What files of weights tell of the data: the annotations' own category ids, and each
-        split's images, boxes by class and digests.
-        """
+        """What checkpoints record: category ids; by split images, boxes by class and digests."""
         ids = self.index("train").category_ids.tolist()
         splits = {split: self.index(split).facts() for split in ("train", "valid")}
         return {"category_ids": ids, "data": splits}
 
     def setup(self, stage: str | None = None) -> None:
-        """Indexes what a stage needs: train and valid to "fit", valid to "validate", test, or else
-        valid, to "test".
-        """
+        """Indexes the splits of a stage: train and valid to "fit", the evaluated one otherwise."""
         # Lightning sets up the datamodule of an earlier call too, though it was given loaders to
         # predict with.
         if stage == "predict" and (
@@ -132,9 +128,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         return next(self._indexes[split] for split in SPLITS if split in self._indexes)
 
     def _read(self, split: str, findings: Findings | None) -> None:
-        """Indexes a split that is not yet, in its own order of classes; faults are raised, or left
-        in `findings`.
-        """
+        """Indexes a split in its own order of classes; faults are raised, or go to `findings`."""
         if split in self._indexes:
             return
         config = self.model_config
@@ -201,7 +195,7 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     @property
     def images_an_epoch(self) -> int:
-        """Training images of an epoch over all devices: those of the split, or of `least_updates`."""
+        """Training images of an epoch on all devices: those of the split, or of `least_updates`."""
         devices = self.trainer.world_size if self.trainer else 1
         return max(len(self.index("train")), self.least_updates * self._images_a_step * devices)
 
@@ -214,9 +208,7 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     @property
     def _batch_size(self) -> int:
-        """The configuration's; its default while "auto" has not been resolved, which training alone
-        does.
-        """
+        """The configuration's; its default while "auto" is not resolved, as training alone does."""
         chosen = self.train_config.batch_size
         default: int = TrainConfig.model_fields["batch_size"].default
         return default if isinstance(chosen, str) else chosen
@@ -227,8 +219,6 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     @property
     def _seed(self) -> int:
-        """The module's, which is drawn where the configuration has none and restored by a
-        checkpoint.
-        """
+        """The module's: it draws one where none is configured, and a checkpoint restores it."""
         module = self.trainer and self.trainer.lightning_module
         return getattr(module, "seed", self.train_config.seed or 0)

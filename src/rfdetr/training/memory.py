@@ -59,9 +59,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: the machine's, or less where a control group (v2)
-    limits it. Cached files make room when asked, and count as free.
-    """
+    """Bytes that this process can still take, of the machine or its control group (v2)."""
     if not (PROC / "self/clear_refs").exists():
         raise InputError(
             "this system does not tell how much memory a process takes; Linux and GPUs do"
@@ -73,7 +71,8 @@ def free_memory() -> int:
         limit = folder / "memory.max"
         if limit.is_file() and (most := limit.read_text().strip()) != "max":
             used = int((folder / "memory.current").read_text())
-            free.append(int(most) - used + _field(folder / "memory.stat", "inactive_file"))
+            cached = _field(folder / "memory.stat", "inactive_file")  # makes room when asked
+            free.append(int(most) - used + cached)
     return min(free)
 
 

@@ -4,9 +4,9 @@ The life of an update of A batches (accumulate_grad_batches), in the order of th
 
     loader                     images of one size, drawn for the step (`datamodule`, `data.loaders`)
     transfer_batch_to_device   any loader's batch becomes [images, targets] on the device
-    on_train_batch_start       callbacks: last.ckpt where it is due (`resume`), images that cannot be
-                               decoded are counted (`nonfinite`), drop path is set; then here: torch
-                               is seeded by (seed, epoch, batch), foreign images get the step's size
+    on_train_batch_start       callbacks: last.ckpt where it is due (`resume`), damaged images are
+                               counted (`nonfinite`), drop path is set; then here: torch is seeded by
+                               (seed, epoch, batch), images of foreign loaders get the step's size
     training_step              normalise, network, `compute_losses`, their sum; logged, and added to
                                the means of the epoch
     on_before_backward         `nonfinite` keeps the loss; then Lightning goes backward, A times
@@ -126,9 +126,7 @@ class RFDETRModule(pl.LightningModule):
         return detector_in(self.model)
 
     def choose_trained(self) -> None:
-        """Leaves to training what the configuration says: all weights, or an encoder frozen or with
-        adapters.
-        """
+        """Chooses what learns, as configured: all weights, all but the encoder, or its adapters."""
         if self.model_config.freeze_encoder:
             freeze_encoder(self.detector)
         if self.model_config.backbone_lora and not adapted(self.detector):
@@ -184,12 +182,7 @@ class RFDETRModule(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> list[Any]:
-        images, targets = steps.as_batch(batch)
-        moved = [
-            {name: value.to(device, non_blocking=True) for name, value in target.items()}
-            for target in targets
-        ]
-        return [images.to(device, non_blocking=True), moved]
+        return steps.as_batch(batch, device)
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         images, targets = batch
@@ -208,9 +201,7 @@ class RFDETRModule(pl.LightningModule):
         return loss * steps.share_of_window(batch_idx, self.trainer, first)
 
     def compute_losses(self, outputs: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
-        """The weighted terms of the loss by name; what a subclass adds is summed and logged like
-        these.
-        """
+        """The weighted terms of the loss by name. A subclass may add some; all are summed."""
         terms: dict[str, Tensor] = self.criterion(outputs, targets)
         return terms
 
@@ -282,9 +273,7 @@ class RFDETRModule(pl.LightningModule):
         checkpoint["train_config"] = self.train_config.model_dump(mode="json", exclude=of_folder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Brings what any known file holds into the form of this module, and of its trainer's run
-        if there is one.
-        """
+        """Brings a known file's content into the form of this module, and of its trainer's run."""
         trainer = self._trainer
         source = Path((trainer and trainer.ckpt_path) or "the checkpoint")
         checkpoints.convert_content(checkpoint, source)
@@ -346,9 +335,7 @@ class RFDETRModule(pl.LightningModule):
         return detect_batch(self, batch, self.model if model is None else model)[1]
 
     def evaluate(self, batch: list[Any]) -> dict[str, Any]:
-        """The detections of a batch and its targets; with `compute_val_loss` its loss goes into
-        `evaluation_loss`.
-        """
+        """The detections and targets of a batch; `compute_val_loss` updates `evaluation_loss`."""
         targets = batch[1]
         outputs, results = detect_batch(self, batch, self.model)
         if self.train_config.compute_val_loss:

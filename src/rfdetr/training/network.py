@@ -37,9 +37,7 @@ def _rename(state: dict[str, Any], old: str, new: str) -> None:
 
 
 def check_wrapper(module: RFDETRModule) -> None:
-    """Refuses a wrapper with weights of its own, which nothing would train or save, and a sharded
-    one.
-    """
+    """Refuses a wrapper with weights of its own, which nothing would train or save."""
     detector, kind = detector_in(module.model), type(module.model).__name__
     inside = set(detector.parameters())
     if own := [name for name, value in module.model.named_parameters() if value not in inside]:
@@ -54,9 +52,7 @@ def check_wrapper(module: RFDETRModule) -> None:
 
 
 def take_precision(module: RFDETRModule, stage: str) -> None:
-    """Gives the weights the type of a "true" precision, before a checkpoint is restored: rounded
-    first, it would not be the checkpoint's.
-    """
+    """Gives the weights the type of a "true" precision, before a checkpoint is restored."""
     plugin: Any = module.trainer.precision_plugin
     if isinstance(plugin, HalfPrecision | DoublePrecision):
         plugin.convert_module(module)

@@ -88,7 +88,5 @@ def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by 
 
 
 def ema_decay(update: int, decay: float, tau: float) -> float:
-    """Share of the average kept at an update, counted from 1: small at first, near `decay` after
-    some `tau` updates.
-    """
+    """Share of the average kept at an update (from 1): rises to `decay` in some `tau` updates."""
     return decay * (1 - math.exp(-update / tau)) if tau > 0 else decay

@@ -1,4 +1,4 @@
-"""What a run is going to do and what it has done, as rows of (name, value) for whoever prints them."""
+"""What a run is going to do and what it has done, as rows of (name, value) to be printed."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ def training_plan(
 
 
 def run_summary(trainer: pl.Trainer) -> Rows:
-    """What a finished fit has reached and left; empty for one that kept nothing (`fast_dev_run`) or
-    had nothing left to train.
-    """
+    """What a fit has reached and left; empty where it kept nothing or had nothing left to train."""
     best = _find(trainer, BestModelCallback)
     kept = best is not None and best.total_path.exists() and not trainer.fast_dev_run  # type: ignore[attr-defined]
     if best is None or not kept or not trainer.state.finished:
@@ -114,9 +112,7 @@ def _figures(metrics: Metrics) -> str:
 
 
 def _weakest_classes(results: Mapping[str, Metrics], count: int = 3) -> Rows:
-    """The `count` classes of the lowest AP on the last split, test if there is one: "red 0.12,
-    ...". None where fewer than two have an AP.
-    """
+    """The `count` classes of lowest AP on the last split; nothing where fewer than two have one."""
     split, metrics = list(results.items())[-1]
     rows = [row for row in (metrics.masks or metrics).per_class if not math.isnan(row["AP"])]
     lowest = sorted(rows, key=lambda row: row["AP"])[:count]

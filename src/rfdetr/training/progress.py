@@ -38,9 +38,7 @@ class EpochProgressBar(TQDMProgressBar):
                 bar.close()  # so that what is told next has a line of its own
 
     def get_metrics(self, trainer: Trainer, _pl_module: LightningModule) -> dict[str, Any]:
-        """The loss, and what users log with `prog_bar=True`, less validation's: they are in the
-        epoch's line.
-        """
+        """The loss and users' own `prog_bar=True`; validation's figures are in the epoch's line."""
         shown = trainer.progress_bar_metrics.items()
         kept = {name: value for name, value in shown if not name.startswith("val/")}
         return {n.removeprefix("train/").removesuffix("_step"): kept[n] for n in kept}

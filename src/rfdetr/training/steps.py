@@ -1,4 +1,4 @@
-"""Parts of a training step that need no Lightning: precision, step counts, seeds, sizes, batches."""
+"""Parts of a training step without Lightning: precision, step counts, seeds, sizes, batches."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def effective_batch(batch_size: int | str, trainer: Trainer) -> str:
 
 
 def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
-    """Factor of a batch's loss that makes a shorter accumulation window a mean over its own batches.
+    """Factor of a batch's loss that makes a shorter accumulation window a mean of its own.
 
     Lightning divides every loss by accumulate_grad_batches A. With A = 4 and 10 batches, batches 8
     and 9 are a window of two: their factor is 4 / 2. `first` is the first batch that is trained: a
@@ -94,7 +94,7 @@ def losses_in_words(losses: Mapping[str, Tensor]) -> str:
 
 
 def resolve_precision(amp: bool, accelerator: Any) -> str:
-    """bfloat16 autocast where the device is fast at it, float16 on older CUDA devices, else float32.
+    """bfloat16 autocast where the device is fast at it, float16 on older GPUs, else float32.
 
     Given as Lightning names it ("bf16-mixed", "16-mixed", "32-true"), for an accelerator by name or
     as an object.
@@ -154,8 +154,8 @@ def resize_batch(images: NestedTensor, size: int) -> NestedTensor:
     return NestedTensor(resized, mask)
 
 
-def as_batch(batch: Any) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
-    """Images and targets of what any loader may give: (images, targets), or images alone.
+def as_batch(batch: Any, device: torch.device) -> list[Any]:
+    """[images, targets] on the device, of what any loader may give: (images, targets), or images.
 
     Images are a `NestedTensor` or a tensor (B, 3, H, W). A target without `orig_size` gets (H, W),
     so that boxes are in the batch's pixels.
@@ -171,7 +171,11 @@ def as_batch(batch: Any) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
         )
     size = torch.tensor(images.tensors.shape[-2:])
     targets = rest[0] if rest else [{}] * len(images.tensors)
-    return images, [{"orig_size": size, **target} for target in targets]
+    moved = [
+        {name: value.to(device, non_blocking=True) for name, value in target.items()}
+        for target in ({"orig_size": size, **target} for target in targets)
+    ]
+    return [images.to(device, non_blocking=True), moved]
 
 
 def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:

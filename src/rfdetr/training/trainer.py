@@ -1,6 +1,4 @@
-"""`build_trainer`: a Lightning Trainer with this project's precision, loggers, callbacks and file
-access.
-"""
+"""`build_trainer`: a Lightning Trainer with our precision, loggers, callbacks and file access."""
 
 from __future__ import annotations
 
@@ -147,9 +145,7 @@ def is_interactive() -> bool:
 
 
 class Interrupted(SystemExit, KeyboardInterrupt):
-    """Ctrl-C outside an interactive session: caught as `KeyboardInterrupt`, and no traceback where
-    nobody does.
-    """
+    """Ctrl-C in a script: caught as `KeyboardInterrupt`, without a traceback where it is not."""
 
 
 class _Trainer(pl.Trainer):
@@ -214,9 +210,7 @@ class _Trainer(pl.Trainer):
 
 
 def nothing_left(path: Path, trainer: pl.Trainer) -> str:
-    """Why a checkpoint leaves nothing to do, in one sentence: its run has ended, its results are
-    there; else "".
-    """
+    """Why the run of a checkpoint has ended, so that nothing is left to train; "": it has not."""
     folder = Path(trainer.default_root_dir)
     results = folder / "results.json"
     ended = results.exists() and (folder / "checkpoint_best_total.pth").exists()
