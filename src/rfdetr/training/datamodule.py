@@ -184,12 +184,12 @@ class RFDETRDataModule(pl.LightningDataModule):
         model, trainer, images = self.model_config, self.trainer, self._images_a_step
         grid = (model.resolution, model.patch_size, model.num_windows)
         sizes = multi_scale_sizes(*grid, self.train_config.expanded_scales)
-        step = left = 0
+        first = left = 0
         if trainer:
-            step = trainer.global_step
+            first = trainer.global_step
             epoch, batch = getattr(trainer.lightning_module, "resumed_at", (0, 0))
             left = batch * self._batch_size % images if epoch == trainer.current_epoch else 0
-        for step in itertools.count(step):
+        for step in itertools.count(first):
             yield from itertools.repeat(draw_size(sizes, self._seed, step), images - left)
             left = 0
 
