@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from rfdetr import RFDETR, RFDETRMini
+import torch
 from tests.tiny import TINY
+
+import rfdetr
+from rfdetr import RFDETR, RFDETRMini
+from rfdetr.losses.criterion import Criterion
+from rfdetr.training import memory
 
 
 def test_a_detector_learns_and_goes_on_learning(
@@ -36,21 +41,31 @@ def test_a_detector_learns_and_goes_on_learning(
         "seed": 0,
         "eval_interval": 5,
     }
-    RFDETRMini(**TINY).train(epochs=10, **settings)
+    model = RFDETRMini(**TINY)
+    model.train(epochs=10, **settings)
     records = read_log(tmp_path / "out")
     assert records[-1]["train/loss"] < 0.8 * records[0]["train/loss"]
+    printed = capsys.readouterr().out
+    assert "3: blue, green, red" in printed and "16 train, 6 valid, 6 test" in printed
+    assert printed.index("Training plan") < printed.index("epoch 1/10") < printed.index("best mAP")
 
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    # The model, the best file and results.json tell the same.
+    splits = json.loads((tmp_path / "out" / "results.json").read_text())["splits"]
     best = RFDETR.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
-    for split in ("valid", "test"):
-        again = best.evaluate(dataset, split=split, batch_size=4, num_workers=0)
-        figures = {
-            name: value for name, value in again.overall.items() if value == value
-        }  # nan is null in the file
-        written = results["splits"][split]["overall"]
-        assert figures == pytest.approx({name: written[name] for name in figures})
+    assert splits["valid"]["overall"]["mAP_50_95"] > 0.001
+    for detector in (model, best):
+        assert detector.class_names == ["blue", "green", "red"]
+        assert detector.model_config.num_classes == 3
+        for split, written in splits.items():
+            again = detector.evaluate(dataset, split=split, batch_size=4, num_workers=0)
+            assert again.overall["mAP_50_95"] == written["overall"]["mAP_50_95"]
+            known = {name for name, value in again.overall.items() if value == value}  # no nan
+            figures = {name: again.overall[name] for name in known}
+            assert figures == pytest.approx({name: written["overall"][name] for name in known})
+            assert [row["name"] for row in again.per_class] == detector.class_names
+    for name, tensor in best.model.model.state_dict().items():
+        assert torch.equal(tensor, model.model.model.state_dict()[name]), name
 
-    capsys.readouterr()
     RFDETRMini(**TINY).train(epochs=12, resume="last", **{**settings, "eval_interval": 12})
     assert [record["epoch"] for record in read_log(tmp_path / "out")] == list(range(12))
     assert (
@@ -67,6 +82,44 @@ def test_a_detector_learns_and_goes_on_learning(
         path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())
     }
     assert "Training" not in capsys.readouterr().out
+
+
+def test_four_functions_of_ours_lead_from_train_to_the_criterion(
+    tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, seen = Criterion.forward, []
+    package = str(Path(rfdetr.__file__).parent)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        stack = traceback.extract_stack()
+        seen.append([frame.name for frame in stack if frame.filename.startswith(package)])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(Criterion, "forward", watched)
+    RFDETRMini(**TINY).train(
+        dataset_dir=tiny_coco,
+        output_dir=tmp_path / "out",
+        epochs=1,
+        num_workers=0,
+        compute_val_loss=False,
+        run_test=False,
+    )
+    assert seen and {*map(tuple, seen)} == {("train", "fit", "training_step", "compute_losses")}
+
+
+def test_the_plan_names_the_batch_size_that_was_found(
+    tiny_coco: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 2**20)
+    settings: dict[str, Any] = {"epochs": 1, "num_workers": 0, "run_test": False}
+    RFDETRMini(**TINY).train(
+        dataset_dir=tiny_coco, output_dir=tmp_path / "out", batch_size="auto", **settings
+    )
+    plan = capsys.readouterr().out
+    assert "16 = 1 images x 16 batches x 1 process" in plan.partition("epoch 1/1")[0]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

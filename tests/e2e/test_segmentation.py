@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import TINY
 
 from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.config import RFDETRSegMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 from rfdetr.weights.names import to_published
-from tests.tiny import TINY
 
 SHORT: dict[str, Any] = {
     "epochs": 1,

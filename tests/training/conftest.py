@@ -1,4 +1,4 @@
-"""Real runs small enough for a test: a network of 64 pixels and ten queries on coloured rectangles."""
+"""Real runs small enough for a test: the tiny network on pictures of coloured rectangles."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import pytorch_lightning as pl
+from tests.tiny import TINY
 
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
-from tests.tiny import TINY
 
 
 class Run(NamedTuple):

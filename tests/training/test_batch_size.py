@@ -113,7 +113,7 @@ def test_the_trial_changes_nothing(
 
 def test_without_the_callback_nothing_chooses_a_batch_size(make_run: Callable[..., Any]) -> None:
     run = make_run(batch_size="auto", trainer={"callbacks": []})
-    with pytest.raises(ValueError, match="needs a .*AutoBatchSizeCallback .* or give a number"):
+    with pytest.raises(ValueError, match=r"needs a .*AutoBatchSizeCallback .* or give a number"):
         run.fit()
 
 

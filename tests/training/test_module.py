@@ -37,7 +37,7 @@ def flat_gradient(module: RFDETRModule) -> Tensor:
 def test_an_update_takes_the_mean_gradient_of_its_batches_once(
     make_run: Callable[..., Any],
 ) -> None:
-    """Three batches, two a window: the second window has one batch, whose gradient is not halved."""
+    """Three batches, two a window: the second has one batch, whose gradient is not halved."""
     gradients: list[Tensor] = []
     run = make_run(
         model=FULL_PRECISION,

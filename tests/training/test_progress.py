@@ -21,7 +21,8 @@ SCRIPT = """
 import logging
 from rfdetr import RFDETRMini
 RFDETRMini(resolution=64, num_select=20).train(
-    dataset_dir={data!r}, output_dir={out!r}, epochs=9, batch_size=2, grad_accum_steps=1, num_workers=0, run_test=False,
+    dataset_dir={data!r}, output_dir={out!r}, epochs=9, batch_size=2, grad_accum_steps=1,
+    num_workers=0, run_test=False,
     early_stopping=True, early_stopping_patience=1, early_stopping_min_delta=0.9,
 )
 print("after", logging.getLogger("rfdetr").handlers, logging.getLogger("rfdetr").level)

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
-PathLike: TypeAlias = "str | os.PathLike[str]"
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 class TrainSettings(TypedDict, total=False):
