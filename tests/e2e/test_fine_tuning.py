@@ -21,6 +21,7 @@ from rfdetr.losses.criterion import Criterion
 from rfdetr.training import memory
 
 
+@pytest.mark.slow
 def test_a_detector_learns_and_goes_on_learning(
     make_tiny_coco: Callable[..., Path],
     tmp_path: Path,

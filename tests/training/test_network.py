@@ -28,15 +28,19 @@ class Wrapper(nn.Module):
         return self.module(*inputs)
 
 
-WRAPPERS: list[Callable[[nn.Module], Any]] = [
-    Wrapper,
-    nn.DataParallel,
-    lambda network: torch.compile(network, backend="eager"),
-    lambda network: Wrapper(Wrapper(network)),
+def compiled(network: nn.Module) -> Any:
+    return torch.compile(network, backend="eager")
+
+
+WRAPPERS = [
+    pytest.param(Wrapper, id="own"),
+    pytest.param(nn.DataParallel, id="parallel"),
+    pytest.param(compiled, id="compiled", marks=pytest.mark.slow),
+    pytest.param(lambda network: Wrapper(Wrapper(network)), id="twice"),
 ]
 
 
-@pytest.mark.parametrize("wrap", WRAPPERS, ids=["own", "parallel", "compiled", "twice"])
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_a_wrapped_network_leaves_the_files_of_the_plain_one(
     make_run: Callable[..., Any], wrap: Callable[[nn.Module], Any]
 ) -> None:
