@@ -288,6 +288,7 @@ def test_the_medium_model_from_its_published_file(
     assert not (workplace / "output").exists()
 
 
+@pytest.mark.slow
 def test_a_full_run_is_resumed_validated_and_used(
     run: Callable[..., dict[str, Any]], workplace: Path
 ) -> None:

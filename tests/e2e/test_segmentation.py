@@ -159,6 +159,7 @@ def test_weights_of_a_detector_start_a_segmentation_model(
     assert torch.equal(module.model.query_content, model.model.model.query_content.cpu())
 
 
+@pytest.mark.slow
 def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_path: Path) -> None:
     heads = []
     for run in ("a", "b"):
