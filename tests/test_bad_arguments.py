@@ -22,8 +22,8 @@ import rfdetr
 from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.cli import main
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
-from rfdetr.data.images import MAX_PIXELS, ImageError, check_size
 from rfdetr.data.findings import DatasetError
+from rfdetr.data.images import MAX_PIXELS, ImageError, check_size
 from rfdetr.models.build import build_detector
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 from rfdetr.training.run_folder import OutputFolderError

@@ -84,7 +84,8 @@ class Case(NamedTuple):
 
     def groups(self, detector: Detector) -> list[dict[str, Any]]:
         rates = {"lr": 1e-3, "lr_encoder": 1.5e-3, "weight_decay": 1e-4}
-        return parameter_groups(detector, **rates, layer_decay=0.8, component_decay=0.7)
+        decays = {"lr_vit_layer_decay": 0.8, "lr_component_decay": 0.7}
+        return parameter_groups(detector, **rates, **decays)
 
 
 @pytest.fixture(params=CASES)

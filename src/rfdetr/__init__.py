@@ -4,6 +4,8 @@ The public names load on first use, so `import rfdetr` costs nothing. Configurat
 `rfdetr.config`, the training objects in `rfdetr.training`.
 """
 
+# ruff: noqa: F403, F405 - type checkers follow the star, and see what `__all__` names
+
 from __future__ import annotations
 
 import importlib
@@ -12,24 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rfdetr._version import __version__
 
 if TYPE_CHECKING:
-    from rfdetr.detector import (
-        RFDETR,
-        RFDETRBase,
-        RFDETRLarge,
-        RFDETRLargeDeprecated,
-        RFDETRMedium,
-        RFDETRMini,
-        RFDETRNano,
-        RFDETRSeg2XLarge,
-        RFDETRSegLarge,
-        RFDETRSegMedium,
-        RFDETRSegMini,
-        RFDETRSegNano,
-        RFDETRSegPreview,
-        RFDETRSegSmall,
-        RFDETRSegXLarge,
-        RFDETRSmall,
-    )
+    from rfdetr.detector import *
 
 __all__ = [
     "RFDETR",

@@ -1,41 +1,36 @@
-"""`RFDETR`: the public face. Train on a folder of labelled images, evaluate, predict; one class per
-variant.
-"""
+"""`RFDETR`, the public class: train on labelled images, evaluate, predict. Each variant has one."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from typing_extensions import Unpack
 
 from rfdetr import config as configs
 from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
+from rfdetr.config.train_settings import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
-from rfdetr.weights.load import load_weights
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names
-from rfdetr.weights.load import resolve_weights
+from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
-from rfdetr.weights.reading import Checkpoint, read_checkpoint
+from rfdetr.weights.reading import Checkpoint
 
 if TYPE_CHECKING:
     from supervision import Detections
 
     from rfdetr.evaluation.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -53,24 +48,20 @@ class RFDETR:
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
 
+    def __init_subclass__(cls, config: type[ModelConfig] | None = None) -> None:
+        cls.config_class = config or cls.config_class
+
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
-        # The one place, with train(), where options travel as **settings: they go straight into a
-        # strict configuration.
-        if isinstance(settings.get("pretrain_weights"), os.PathLike):
-            settings["pretrain_weights"] = _path_text(settings["pretrain_weights"])
         if "pretrain_weights" in settings:
-            self.config_class.refuse_unknown(
-                settings
-            )  # before a file is read; what fits may depend on the file
+            # Names alone, before a file is read: which values fit may depend on the file.
+            self.config_class.refuse_unknown(settings)
             weights = settings["pretrain_weights"]
         else:
             weights = self.config_class(**settings).pretrain_weights
+        if isinstance(weights, os.PathLike):
+            settings["pretrain_weights"] = weights = _own_file(weights)
         first, names = given_names(class_names)
-        self._build(
-            settings,
-            None if weights is None else read_checkpoint(resolve_weights(weights), first),
-            names,
-        )
+        self._build(settings, None if weights is None else open_weights(weights, first), names)
 
     @classmethod
     def from_checkpoint(
@@ -81,9 +72,9 @@ class RFDETR:
         `settings` and `class_names`, both as the constructor takes them, win over the file.
         """
         first, names = given_names(class_names)
-        name = path if isinstance(path, str) else _path_text(check_path("the checkpoint", path))
-        checkpoint = read_checkpoint(resolve_weights(name), first)
-        face = _face_of(type(config_from_checkpoint(checkpoint)[0]))
+        name = path if isinstance(path, str) else _own_file(check_path("the checkpoint", path))
+        checkpoint = open_weights(name, first)
+        face = _class_of(type(config_from_checkpoint(checkpoint)[0]))
         detector = face.__new__(face)
         detector._build({**settings, "pretrain_weights": name}, checkpoint, names)
         return detector
@@ -94,52 +85,40 @@ class RFDETR:
         names = None
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
-            self._check_variant(checkpoint.path, type(restored))
+            kind, wanted = type(restored), self.config_class
+            if kind is not wanted and not adds_masks_to(kind, wanted):
+                right = _class_of(kind).__name__
+                raise InputError(
+                    f"{checkpoint.path} holds an {right}, not an {type(self).__name__}: use "
+                    f"{right}(pretrain_weights=...) or RFDETR.from_checkpoint(...)"
+                )
             known = restored.model_dump(exclude={"pretrain_weights"})
-            known["segmentation_head"] |= self.config_class.model_fields[
-                "segmentation_head"
-            ].default
+            known["segmentation_head"] |= wanted.model_fields["segmentation_head"].default
             settings = {**known, **settings}
             names = names if settings["num_classes"] == restored.num_classes else None
         self.model_config = self.config_class(**settings)
-        if given is not None and len(given) != self.model_config.num_classes:
+        num_classes = self.model_config.num_classes
+        if given is not None and len(given) != num_classes:
             raise InputError(
-                f"class_names has {len(given)} names, but the model has num_classes={self.model_config.num_classes}: "
+                f"class_names has {len(given)} names, but the model has num_classes={num_classes}: "
                 f"name each class, or pass num_classes={len(given)}"
             )
         network = build_detector(self.model_config)
-        if checkpoint is not None:
-            report = load_weights(
-                network, checkpoint.model, self.model_config, source=str(checkpoint.path)
-            )
-            report.log(logger, checkpoint.path.name)
-        self._random_tensors = (
-            {*to_published(network.state_dict())} if checkpoint is None else {*report.fresh}
-        )
-        self._changes = (
-            [] if checkpoint is None else report.changes()
-        )  # to the file's weights, for the training plan
+        report = load_pretrained(network, self.model_config, checkpoint)
+        # By published name; training draws these again, from the run's seed.
+        self._random_tensors = {*(report.fresh if report else to_published(network.state_dict()))}
+        # To the file's weights, for the training plan.
+        self._changes = report.changes() if report else []
         self._use(network, given or names)
-
-    def _check_variant(self, path: Path, found: type[ModelConfig]) -> None:
-        if found is not self.config_class and not adds_masks_to(found, self.config_class):
-            right = _face_of(found).__name__
-            raise InputError(
-                f"{path} holds an {right}, not an {type(self).__name__}: use {right}(pretrain_weights=...) or "
-                "RFDETR.from_checkpoint(...)"
-            )
 
     def _use(self, network: Detector, class_names: Sequence[str] | None) -> None:
         """Makes `network` the one that predicts."""
         config = self.model_config
         self._known_names = class_names
-        self.model = Predictor(
-            network,
-            resolution=config.resolution,
-            num_select=config.num_select,
-            labels=class_labels(class_names, config.num_classes),
-            device=best_device(config.device),
-        )
+        labels = class_labels(class_names, config.num_classes)
+        sizes = {"resolution": config.resolution, "num_select": config.num_select}
+        device = best_device(config.device)
+        self.model = Predictor(network, labels=labels, device=device, **sizes)
 
     @property
     def class_names(self) -> list[str]:
@@ -154,7 +133,7 @@ class RFDETR:
         return list(self.model.labels.values())
 
     @lines_shown()
-    def train(self, **settings: Any) -> None:
+    def train(self, **settings: Unpack[TrainSettings]) -> None:
         """Fine-tunes on the labelled images of `dataset_dir`; keywords are the fields of
         `TrainConfig`.
 
@@ -167,60 +146,50 @@ class RFDETR:
         with the newest last.ckpt. Under torchrun all its processes train together.
         """
         with _needs_extra("training"):
+            from pytorch_lightning.callbacks import LambdaCallback
+
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
-            from rfdetr.training.batch_size import resolve_batch_size
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
             from rfdetr.training.run_folder import default_folder, refuse_to_overwrite
-            from rfdetr.training.trainer import nothing_left
 
-        config_class = (
-            SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
-        )
-        config_class.refuse_unknown(settings, type(self).__name__)
-        train_config = config_class(**settings)
-        if "output_dir" not in train_config.model_fields_set and not train_config.overwrite:
-            train_config.output_dir = default_folder(train_config.output_dir, train_config.resume)
-        resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
-        if not train_config.overwrite:
-            refuse_to_overwrite(train_config.output_dir, resumed)
-        datamodule = RFDETRDataModule(self.model_config, train_config)
+        masks = self.model_config.segmentation_head
+        config_class = SegmentationTrainConfig if masks else TrainConfig
+        given: dict[str, Any] = {**settings}
+        config_class.refuse_unknown(given, type(self).__name__)
+        config = config_class(**given)
+        if "output_dir" not in config.model_fields_set and not config.overwrite:
+            config.output_dir = default_folder(config.output_dir, config.resume)
+        resumed = checkpoint_to_resume(config.resume, config.output_dir)
+        if not config.overwrite:
+            refuse_to_overwrite(config.output_dir, resumed)
+        datamodule = RFDETRDataModule(self.model_config, config)
         datamodule.setup("fit")
         names = datamodule.class_names or []
-        model_config = _changed(self.model_config, num_classes=len(names))
-        module = RFDETRModule(
-            _changed(model_config, pretrain_weights=None, backbone_lora=False), train_config
-        )
+        fields = {**self.model_config.model_dump(), "num_classes": len(names)}
+        model_config = self.config_class(**fields)
         weights = to_published(detector_in(self.model.model).state_dict())
-        changes = list(self._changes)
-        if learned := {name: weights[name] for name in weights if name not in self._random_tensors}:
-            # Random ones are drawn again, from the run's seed.
-            changes += load_weights(module.model, learned, model_config).changes()
-        module.model_config = model_config
-        module.choose_trained()
-        trainer = build_trainer(train_config, model_config, **launched_settings())
+        learned = {name: weights[name] for name in weights if name not in self._random_tensors}
+        module = RFDETRModule(model_config, config, weights=learned)
+        trainer = build_trainer(config, model_config, **launched_settings())
+        changes = list(dict.fromkeys([*self._changes, *module.changes]))
 
-        ended = resumed is not None and bool(
-            nothing_left(resumed, trainer)
-        )  # fit says why, and touches no file
-        shown = trainer.is_global_zero and not ended
-        if not ended:
-            if trainer.world_size > 1:
-                trainer.strategy.setup_environment()  # so that all agree on a batch size, before the plan names it
-            resolve_batch_size(module, datamodule, trainer)
-        if shown:
-            plan = training_plan(module, datamodule, trainer, list(dict.fromkeys(changes)), resumed)
-            show_rows("Training plan", plan)
+        def show_plan(*_: Any, **__: Any) -> None:  # last: it names the batch size that fits
+            if trainer.is_global_zero:
+                plan = training_plan(module, datamodule, trainer, changes, resumed)
+                show_rows("Training plan", plan)
+
+        trainer.callbacks.append(LambdaCallback(setup=show_plan))  # type: ignore[attr-defined]
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._random_tensors, self._changes = set(), []
         self._use(module.detector, names)
-        if shown and (summary := run_summary(trainer)):
-            show_rows(
-                "Training finished", [*summary, ("time", _minutes(time.monotonic() - started))]
-            )
+        if trainer.is_global_zero and (summary := run_summary(trainer)):
+            seconds = time.monotonic() - started
+            took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+            show_rows("Training finished", [*summary, ("time", took)])
 
     def evaluate(
         self,
@@ -240,52 +209,43 @@ class RFDETR:
         """
         with _needs_extra("evaluation"):
             from rfdetr.evaluation.run import evaluate_split
-            from rfdetr.training.precision import resolve_precision
+            from rfdetr.training.steps import resolve_precision
         from rfdetr.data.layout import SPLITS, find_splits, load_index
 
         check_kind("split", split, str)
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, least=0)
-        check_count("max_dets", max_dets)
+        counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
+        for name, count in counts.items():
+            check_count(name, count, least=0 if name == "num_workers" else 1)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
-        has_masks = self.model_config.segmentation_head
-        index = load_index(
-            find_splits(check_path("dataset_dir", dataset_dir), dataset_file),
-            split,
-            masks=has_masks,
-        )
+        layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
+        index = load_index(layout, split, masks=self.model_config.segmentation_head)
         labels_in_data = self._labels_in_data(index.class_names)
         autocast = _AUTOCAST.get(resolve_precision(self.model_config.amp, self.model.device.type))
 
         def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
             found = self.model.detect(pixels, sizes, autocast=autocast)
-            return [
-                {**detection, "labels": labels_in_data[detection["labels"].cpu()]}
-                for detection in found
-            ]
+            return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
         resolution = self.model_config.resolution
-        return evaluate_split(
-            detect,
-            index,
-            resolution=resolution,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            max_dets=max_dets,
-        )
+        return evaluate_split(detect, index, resolution=resolution, **counts)
 
     def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
-        """Label in the data of each logit; a logit that names no class of the data gets the first
-        label past them.
+        """The data's label for each logit: a table (num_classes + 1,).
+
+        The data's `names` ["cat", "dog"] and a model that knows dog, owl, cat give [1, 2, 0, 2]: a
+        logit that names no class of the data gets the first label past them.
         """
-        ids = {name: label for label, name in self.model.labels.items()}
-        if self._known_names is None and len(names) == self.model_config.num_classes:
+        num_classes = self.model_config.num_classes
+        if self._known_names is None and len(names) == num_classes:
             ids = {name: label for label, name in enumerate(names)}  # nothing said otherwise
+        else:
+            ids = {name: label for label, name in self.model.labels.items()}
         if unknown := [name for name in names if name not in ids]:
             raise InputError(
-                f"the data has classes the model does not know: {unknown}; it knows {self.class_names}"
+                f"the data has classes the model does not know: {unknown}; it knows "
+                f"{self.class_names}"
             )
-        table = torch.full((self.model_config.num_classes + 1,), len(names))
+        table = torch.full((num_classes + 1,), len(names))
         table[[ids[name] for name in names]] = torch.arange(len(names))
         return table
 
@@ -324,9 +284,7 @@ class RFDETR:
         batch_size: int = 4,
         on_error: OnError = "raise",
     ) -> Iterator[Prediction]:
-        """`predict` for any number of images in constant memory: (source, image, detections, error)
-        one by one.
-        """
+        """`predict` one by one in constant memory: (source, image, detections, error) of each."""
         return self.model.stream(images, threshold, batch_size, on_error)
 
     def optimize_for_inference(
@@ -344,94 +302,64 @@ class RFDETR:
         self.model.optimize(wanted, compile)
 
 
-class RFDETRMini(RFDETR):
+class RFDETRMini(RFDETR, config=configs.RFDETRMiniConfig):
     """Under 3 M parameters, 256 pixels; its weights come with the package."""
 
-    config_class = configs.RFDETRMiniConfig
 
-
-class RFDETRNano(RFDETR):
+class RFDETRNano(RFDETR, config=configs.RFDETRNanoConfig):
     """30.5 M parameters, 384 pixels."""
 
-    config_class = configs.RFDETRNanoConfig
 
-
-class RFDETRSmall(RFDETR):
+class RFDETRSmall(RFDETR, config=configs.RFDETRSmallConfig):
     """32.1 M parameters, 512 pixels."""
 
-    config_class = configs.RFDETRSmallConfig
 
-
-class RFDETRMedium(RFDETR):
+class RFDETRMedium(RFDETR, config=configs.RFDETRMediumConfig):
     """33.7 M parameters, 576 pixels."""
 
-    config_class = configs.RFDETRMediumConfig
 
-
-class RFDETRLarge(RFDETR):
+class RFDETRLarge(RFDETR, config=configs.RFDETRLargeConfig):
     """33.9 M parameters, 704 pixels."""
 
-    config_class = configs.RFDETRLargeConfig
 
-
-class RFDETRBase(RFDETR):
+class RFDETRBase(RFDETR, config=configs.RFDETRBaseConfig):
     """The first published model, 560 pixels."""
 
-    config_class = configs.RFDETRBaseConfig
 
-
-class RFDETRLargeDeprecated(RFDETR):
+class RFDETRLargeDeprecated(RFDETR, config=configs.RFDETRLargeDeprecatedConfig):
     """The first published large model, 560 pixels."""
 
-    config_class = configs.RFDETRLargeDeprecatedConfig
 
-
-class RFDETRSegMini(RFDETR):
+class RFDETRSegMini(RFDETR, config=configs.RFDETRSegMiniConfig):
     """Instance segmentation, 3 M parameters, 256 pixels; weights come with the package."""
 
-    config_class = configs.RFDETRSegMiniConfig
 
-
-class RFDETRSegNano(RFDETR):
+class RFDETRSegNano(RFDETR, config=configs.RFDETRSegNanoConfig):
     """Instance segmentation, 312 pixels."""
 
-    config_class = configs.RFDETRSegNanoConfig
 
-
-class RFDETRSegSmall(RFDETR):
+class RFDETRSegSmall(RFDETR, config=configs.RFDETRSegSmallConfig):
     """Instance segmentation, 384 pixels."""
 
-    config_class = configs.RFDETRSegSmallConfig
 
-
-class RFDETRSegMedium(RFDETR):
+class RFDETRSegMedium(RFDETR, config=configs.RFDETRSegMediumConfig):
     """Instance segmentation, 432 pixels."""
 
-    config_class = configs.RFDETRSegMediumConfig
 
-
-class RFDETRSegLarge(RFDETR):
+class RFDETRSegLarge(RFDETR, config=configs.RFDETRSegLargeConfig):
     """Instance segmentation, 504 pixels."""
 
-    config_class = configs.RFDETRSegLargeConfig
 
-
-class RFDETRSegXLarge(RFDETR):
+class RFDETRSegXLarge(RFDETR, config=configs.RFDETRSegXLargeConfig):
     """Instance segmentation, 624 pixels."""
 
-    config_class = configs.RFDETRSegXLargeConfig
 
-
-class RFDETRSeg2XLarge(RFDETR):
+class RFDETRSeg2XLarge(RFDETR, config=configs.RFDETRSeg2XLargeConfig):
     """Instance segmentation, 768 pixels."""
 
-    config_class = configs.RFDETRSeg2XLargeConfig
 
-
-class RFDETRSegPreview(RFDETR):
+class RFDETRSegPreview(RFDETR, config=configs.RFDETRSegPreviewConfig):
     """The first published segmentation model, 432 pixels."""
-
-    config_class = configs.RFDETRSegPreviewConfig
 
 
 FACES: dict[str, type[RFDETR]] = {
@@ -441,21 +369,13 @@ FACES: dict[str, type[RFDETR]] = {
 """The class of each variant, by short name."""
 
 
-def _face_of(config_class: type[ModelConfig]) -> type[RFDETR]:
+def _class_of(config_class: type[ModelConfig]) -> type[RFDETR]:
     return next((face for face in FACES.values() if face.config_class is config_class), RFDETR)
 
 
-def _changed(config: ModelConfig, **changes: Any) -> ModelConfig:
-    return type(config)(**{**config.model_dump(), **changes})
-
-
-def _path_text(path: os.PathLike[str]) -> str:
-    """A path object is a file of the user's, never a published name."""
+def _own_file(path: os.PathLike[str]) -> str:
+    """A path object as text that is no published name: it is a file of the user's."""
     return os.path.abspath(os.path.expanduser(path))
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ import rfdetr.training
 from rfdetr.config import RFDETRMediumConfig
 from rfdetr.training import RFDETREMACallback, build_trainer
 from rfdetr.weights import download
-from rfdetr.weights.names import to_published
 from rfdetr.weights.download import PUBLISHED
+from rfdetr.weights.names import to_published
 
 LAYOUTS = Path(__file__).parents[1] / "golden" / "layouts.json"
 
@@ -288,6 +288,7 @@ def test_the_medium_model_from_its_published_file(
     assert not (workplace / "output").exists()
 
 
+@pytest.mark.slow
 def test_a_full_run_is_resumed_validated_and_used(
     run: Callable[..., dict[str, Any]], workplace: Path
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_full_run_is_resumed_validated_and_used(
     assert set(names["predictions"][0][0]) == {"scores", "labels", "boxes"}
 
 
+@pytest.mark.slow
 def test_the_page_is_one_notebook(
     run: Callable[..., dict[str, Any]], workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,10 +324,11 @@ def test_the_page_is_one_notebook(
     assert names["trainer"].current_epoch == 1
     for path in (output / "checkpoint.pth", workplace / "old_checkpoint.pth"):
         torch.save({"model": to_published(names["module"].model.state_dict()), "epoch": 0}, path)
-    names = run(
-        [RESUME, CONVERT, VALIDATE, PREDICT, DDP, REPLACE_CALLBACKS, EXTEND_CALLBACKS, LOGGER],
-        names,
-    )
+    names = run([RESUME, CONVERT, VALIDATE, PREDICT, DDP, REPLACE_CALLBACKS], names)
+    assert not [c for c in names["trainer"].callbacks if type(c).__module__.startswith("rfdetr")]
+    names = run([EXTEND_CALLBACKS], names)
+    assert any(name.startswith("lr-AdamW/head") for name in names["trainer"].callback_metrics)
+    names = run([LOGGER], names)
     assert names["trainer"].current_epoch == 1
     runs = [
         output,
@@ -341,13 +344,6 @@ def test_train_in_three_objects(run: Callable[..., dict[str, Any]], workplace: P
     names = run([MODULE, WHAT_TRAIN_DOES])
     assert names["trainer"].current_epoch == 1
     assert (workplace / "output" / "checkpoint_best_total.pth").exists()
-
-
-def test_callbacks_are_replaced_or_extended(run: Callable[..., dict[str, Any]]) -> None:
-    names = run([MODULE, DATAMODULE, REPLACE_CALLBACKS])
-    assert not [c for c in names["trainer"].callbacks if type(c).__module__.startswith("rfdetr")]
-    names = run([EXTEND_CALLBACKS], names)
-    assert any(name.startswith("lr-AdamW/head") for name in names["trainer"].callback_metrics)
 
 
 def test_a_logger_of_ones_own_gets_every_key(

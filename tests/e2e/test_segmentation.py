@@ -14,16 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import TINY
 
 from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.config import RFDETRSegMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
 from rfdetr.weights.names import to_published
 
-TINY: dict[str, Any] = {
-    "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
-    "num_queries": 10, "num_select": 10, "group_detr": 2, "pretrain_weights": None,
-}  # fmt: skip
 SHORT: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 2,
@@ -162,6 +159,7 @@ def test_weights_of_a_detector_start_a_segmentation_model(
     assert torch.equal(module.model.query_content, model.model.model.query_content.cpu())
 
 
+@pytest.mark.slow
 def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_path: Path) -> None:
     heads = []
     for run in ("a", "b"):

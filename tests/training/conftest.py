@@ -1,4 +1,4 @@
-"""Real runs small enough for a test: a network of 64 pixels and ten queries on coloured rectangles."""
+"""Real runs small enough for a test: the tiny network on pictures of coloured rectangles."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import pytorch_lightning as pl
+from tests.tiny import TINY
 
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
-
-TINY = {
-    "resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dim_feedforward": 64, "dec_layers": 1,
-    "num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3, "pretrain_weights": None,
-}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -66,7 +62,7 @@ def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def tiny_model() -> Callable[..., ModelConfig]:
-    return lambda **changes: RFDETRMiniConfig(**{**TINY, **changes})
+    return lambda **changes: RFDETRMiniConfig(**{**TINY, "num_classes": 3, **changes})
 
 
 @pytest.fixture
@@ -103,10 +99,7 @@ def make_run(
         model_config, config = tiny_model(**(model or {})), train_config(**train)
         built = build_trainer(config, model_config, **(trainer or {}))
         built.callbacks[:0] = [Watch(hook, look) for hook, look in (watch or {}).items()]
-        module, datamodule = (
-            RFDETRModule(model_config, config),
-            RFDETRDataModule(model_config, config),
-        )
-        return Run(module, datamodule, built, config.output_dir)
+        parts = RFDETRModule(model_config, config), RFDETRDataModule(model_config, config)
+        return Run(*parts, built, config.output_dir)
 
     return make

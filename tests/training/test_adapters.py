@@ -16,8 +16,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.training.adapters import adapted, add_adapters, remove_adapters, trained_parameters
 from rfdetr.training.plan import training_plan
-from rfdetr.weights.names import has_adapters, merge_adapters
-from rfdetr.weights.names import from_published, to_published
+from rfdetr.weights.names import from_published, has_adapters, merge_adapters, to_published
 from rfdetr.weights.reading import CheckpointError, read_checkpoint
 
 LORA = {"backbone_lora": True}

@@ -13,7 +13,11 @@ import yaml
 
 from rfdetr.training import batch_size as batch_size_module
 from rfdetr.training import memory
-from rfdetr.training.batch_size import largest_below_limit, largest_that_runs, resolve_batch_size
+from rfdetr.training.batch_size import (
+    AutoBatchSizeCallback,
+    largest_below_limit,
+    largest_that_runs,
+)
 from rfdetr.training.memory import Peak, free_memory, measure_peak
 
 SIZES = [16, 8, 4, 2, 1]
@@ -98,13 +102,19 @@ def test_the_trial_changes_nothing(
     run = make_run(batch_size="auto", drop_path=0.2)
     before = {name: tensor.clone() for name, tensor in run.module.state_dict().items()}
     generator = torch.random.get_rng_state()
-    run.datamodule.setup("fit")
-    resolve_batch_size(run.module, run.datamodule, run.trainer)
+    run.trainer.datamodule = run.datamodule
+    AutoBatchSizeCallback().setup(run.trainer, run.module, "fit")
     assert all(
         torch.equal(tensor, before[name]) for name, tensor in run.module.state_dict().items()
     )
     assert all(parameter.grad is None for parameter in run.module.parameters())
     assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+def test_without_the_callback_nothing_chooses_a_batch_size(make_run: Callable[..., Any]) -> None:
+    run = make_run(batch_size="auto", trainer={"callbacks": []})
+    with pytest.raises(ValueError, match=r"needs a .*AutoBatchSizeCallback .* or give a number"):
+        run.fit()
 
 
 def test_a_loader_of_ones_own_has_its_own_batch_size(make_run: Callable[..., Any]) -> None:
@@ -123,34 +133,23 @@ def test_the_peak_of_a_process_is_what_was_in_use_at_once() -> None:
     assert 0 < small.used < small.limit
 
 
-@pytest.mark.parametrize("version", [1, 2])
 def test_a_control_group_limits_what_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "self/clear_refs").touch()
     (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    (proc / "self/cgroup").write_text("4:memory:/a/b\n3:cpu:/\n" if version == 1 else "0::/a/b\n")
-    root = groups / "memory" if version == 1 else groups
-    names = (
-        ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        if version == 1
-        else ("memory.max", "memory.current")
-    )
-    cached = "total_inactive_file" if version == 1 else "inactive_file"
-    for folder, limit in (
-        (root / "a", 5_000_000),
-        (root / "a/b", None if version == 2 else 2**63 - 4096),
-    ):
+    (proc / "self/cgroup").write_text("1:name=systemd:/elsewhere\n0::/a/b\n")
+    for folder, limit in ((groups / "a", "5000000"), (groups / "a/b", "max")):
         folder.mkdir(parents=True)
-        (folder / names[0]).write_text("max\n" if limit is None else f"{limit}\n")
-        (folder / names[1]).write_text("3000000\n")
-        (folder / "memory.stat").write_text(f"anon 1\n{cached} 1000000\n")
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("3000000\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 1000000\n")
     monkeypatch.setattr(memory, "PROC", proc)
     monkeypatch.setattr(memory, "CGROUPS", groups)
     assert free_memory() == 3_000_000
-    (root / "a" / names[1]).write_text("0\n")
+    (groups / "a/memory.current").write_text("0\n")
     (proc / "meminfo").write_text("MemAvailable: 1000 kB\n")
     assert free_memory() == 1_024_000
 
@@ -172,8 +171,8 @@ def test_the_sizes_of_several_processes_make_an_update_together(
     run = make_run(
         batch_size="auto", trainer={"devices": 3, "strategy": "ddp", "accelerator": "cpu"}
     )
-    run.datamodule.setup("fit")
-    resolve_batch_size(run.module, run.datamodule, run.trainer)
+    run.trainer.datamodule = run.datamodule
+    AutoBatchSizeCallback().setup(run.trainer, run.module, "fit")
     assert (run.module.train_config.batch_size, run.trainer.accumulate_grad_batches) == (
         3,
         2,

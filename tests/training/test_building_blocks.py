@@ -11,10 +11,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from rfdetr.training import RFDETRDataModule, RFDETRModelModule, RFDETRModule
+from rfdetr.training import RFDETRModelModule, RFDETRModule
 
 SIZE = 64
 
@@ -84,6 +83,8 @@ def test_learning_rates_are_monitored_by_group(make_run: Callable[..., Any]) -> 
 def test_a_callback_of_ones_own_replaces_or_extends_the_stack(make_run: Callable[..., Any]) -> None:
     alone = Count()
     run = make_run(trainer={"callbacks": [alone]}, epochs=1).fit()
+    ours = {type(c) for c in run.trainer.callbacks if type(c).__module__.startswith("rfdetr")}
+    assert alone in run.trainer.callbacks and ours == {type(run.module.epoch_means)}
     assert alone.train == 3
     assert not run.output.joinpath("last.ckpt").exists()  # nothing of ours has acted
     beside = Count()
@@ -189,15 +190,6 @@ def test_a_batch_of_another_kind_is_refused(make_run: Callable[..., Any]) -> Non
     run = make_run()
     with pytest.raises(TypeError, match="collate_fn"):
         run.trainer.predict(run.module, dataloaders=DataLoader([{"image": 1}], batch_size=1))
-
-
-def test_predict_with_the_datamodule_says_what_to_pass(make_run: Callable[..., Any]) -> None:
-    run = make_run()
-    assert "predict_dataloader" not in vars(RFDETRDataModule)
-    with pytest.raises(
-        MisconfigurationException, match=r"dataloaders=datamodule\.val_dataloader\(\)"
-    ):
-        run.trainer.predict(run.module, run.datamodule)
 
 
 def test_the_model_of_the_module_is_the_plain_network(make_run: Callable[..., Any]) -> None:

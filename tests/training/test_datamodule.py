@@ -174,7 +174,8 @@ def test_splits_with_other_classes_are_refused(
 def test_there_is_no_predict_dataloader(make_run: Callable[..., Any]) -> None:
     run = make_run()
     assert "predict_dataloader" not in vars(RFDETRDataModule)
-    with pytest.raises(MisconfigurationException, match="predict_dataloader"):
+    match = r"no predict_dataloader.*dataloaders=datamodule\.val_dataloader\(\)"
+    with pytest.raises(MisconfigurationException, match=match):
         run.trainer.predict(run.module, run.datamodule)
 
 

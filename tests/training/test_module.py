@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -14,9 +15,9 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.data.batches import NestedTensor
 from rfdetr.data.images import normalize
 from rfdetr.training import RFDETRModule
-from rfdetr.training.module import without_crowds
-from rfdetr.training.optim import lr_factor, multi_scale_sizes
-from rfdetr.training.steps import resize_batch
+from rfdetr.training.optim import lr_factor
+from rfdetr.training.steps import multi_scale_sizes, resize_batch, without_crowds
+from rfdetr.weights.names import to_published
 
 FULL_PRECISION = {"amp": False}
 
@@ -36,13 +37,21 @@ def flat_gradient(module: RFDETRModule) -> Tensor:
 def test_an_update_takes_the_mean_gradient_of_its_batches_once(
     make_run: Callable[..., Any],
 ) -> None:
-    """Three batches, two a window: the second window has one batch, whose gradient is not halved."""
+    """Three batches, two a window: the second has one batch, whose gradient is not halved."""
     gradients: list[Tensor] = []
     run = make_run(
         model=FULL_PRECISION,
-        watch={"on_before_optimizer_step": lambda _, module: gradients.append(flat_gradient(module))},
-        epochs=1, lr=1e-9, lr_encoder=0, weight_decay=0, clip_max_norm=0, use_ema=False, run_test=False,
-    )  # fmt: skip
+        watch={
+            "on_before_optimizer_step": lambda _, module: gradients.append(flat_gradient(module))
+        },
+        epochs=1,
+        lr=1e-9,
+        lr_encoder=0,
+        weight_decay=0,
+        clip_max_norm=0,
+        use_ema=False,
+        run_test=False,
+    )
     batches = list(run.datamodule.train_dataloader())
     expected = [
         mean_loss_gradient(run.module, batches[:2]),
@@ -62,9 +71,9 @@ def test_the_learning_rate_moves_at_every_optimizer_step(make_run: Callable[...,
         watch=watch, epochs=4, warmup_epochs=1, lr_scheduler="cosine", lr_min_factor=0.1
     ).fit()
     schedule: dict[str, Any] = {
-        "schedule": "cosine",
+        "lr_scheduler": "cosine",
         "warmup_epochs": 1,
-        "min_factor": 0.1,
+        "lr_min_factor": 0.1,
         "steps_per_epoch": 2,
     }
     assert run.module.total_steps == 8
@@ -101,9 +110,16 @@ def test_every_parameter_has_its_own_rate_at_every_step(make_run: Callable[..., 
         )
 
     run = make_run(
-        watch={"on_before_optimizer_step": look}, epochs=3, warmup_epochs=1, lr_drop=2, lr=1e-3, lr_encoder=8e-4,
-        lr_vit_layer_decay=0.5, lr_component_decay=0.5, run_test=False,
-    )  # fmt: skip
+        watch={"on_before_optimizer_step": look},
+        epochs=3,
+        warmup_epochs=1,
+        lr_drop=2,
+        lr=1e-3,
+        lr_encoder=8e-4,
+        lr_vit_layer_decay=0.5,
+        lr_component_decay=0.5,
+        run_test=False,
+    )
     trained = [
         name for name, parameter in run.module.model.named_parameters() if parameter.requires_grad
     ]
@@ -183,7 +199,7 @@ def test_our_loader_gives_the_size_of_the_step_and_the_hook_resizes_what_others_
         sizes.append((images.tensors.shape[-1], size))
         return resize_batch(images, size)
 
-    monkeypatch.setattr("rfdetr.training.module.resize_batch", watched)
+    monkeypatch.setattr("rfdetr.training.steps.resize_batch", watched)
     run = make_run(multi_scale=True, batch_size=1, grad_accum_steps=4, epochs=3, run_test=False)
     loader = run.datamodule.train_dataloader()
     loader.sampler.sizes = None
@@ -245,9 +261,11 @@ def test_float_images_are_taken_as_normalised(make_run: Callable[..., Any]) -> N
 
 def test_crowds_take_no_part_in_the_validation_loss() -> None:
     target = {
-        "labels": torch.tensor([0, 1]), "boxes": torch.rand(2, 4), "iscrowd": torch.tensor([True, False]),
+        "labels": torch.tensor([0, 1]),
+        "boxes": torch.rand(2, 4),
+        "iscrowd": torch.tensor([True, False]),
         "area": torch.ones(2),
-    }  # fmt: skip
+    }
     assert without_crowds(target)["labels"].tolist() == [1]
     assert without_crowds({name: target[name] for name in ("labels", "boxes")})[
         "labels"
@@ -261,7 +279,27 @@ def test_crowds_take_no_part_in_the_validation_loss() -> None:
     assert without_crowds(outlined)["has_mask"].tolist() == [False]
 
 
-def test_the_module_stays_small() -> None:
-    methods = [value for value in vars(RFDETRModule).values() if inspect.isfunction(value)]
-    assert len(methods) <= 18
+def test_beside_lightnings_hooks_the_module_has_what_others_call_alone() -> None:
+    """What is added to a training belongs into a callback. The methods that are no hooks are called
+    by callbacks, or overridden by users; of hooks there is one for each thing that the module owns.
+    """
+    methods = {name for name, value in vars(RFDETRModule).items() if inspect.isfunction(value)}
+    hooks = {name for name in methods if hasattr(pl.LightningModule, name)}
+    assert methods - hooks == {"choose_trained", "compute_losses", "detect", "evaluate"}
+    assert len(hooks) <= 14
     assert len(inspect.getsource(RFDETRModule.training_step).splitlines()) <= 20
+
+
+def test_weights_are_loaded_before_adapters_and_the_rest_is_drawn_from_the_seed(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig]
+) -> None:
+    config, train = tiny_model(), train_config()
+    drawn = to_published(RFDETRModule(config, train).model.state_dict())
+    given = to_published(RFDETRModule(config, train_config(seed=8)).model.state_dict())
+    module = RFDETRModule(tiny_model(pretrain_weights="absent.pth"), train, weights=given)
+    torch.testing.assert_close(to_published(module.model.state_dict()), given, rtol=0, atol=0)
+    assert module.changes == []
+    random = RFDETRModule(tiny_model(pretrain_weights="absent.pth"), train, weights={})
+    torch.testing.assert_close(to_published(random.model.state_dict()), drawn, rtol=0, atol=0)
+    more = RFDETRModule(tiny_model(num_classes=5), train, weights=given)
+    assert "class head 4 -> 6 logits" in more.changes[0]

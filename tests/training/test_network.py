@@ -28,15 +28,19 @@ class Wrapper(nn.Module):
         return self.module(*inputs)
 
 
-WRAPPERS: list[Callable[[nn.Module], Any]] = [
-    Wrapper,
-    nn.DataParallel,
-    lambda network: torch.compile(network, backend="eager"),
-    lambda network: Wrapper(Wrapper(network)),
+def compiled(network: nn.Module) -> Any:
+    return torch.compile(network, backend="eager")
+
+
+WRAPPERS = [
+    pytest.param(Wrapper, id="own"),
+    pytest.param(nn.DataParallel, id="parallel"),
+    pytest.param(compiled, id="compiled", marks=pytest.mark.slow),
+    pytest.param(lambda network: Wrapper(Wrapper(network)), id="twice"),
 ]
 
 
-@pytest.mark.parametrize("wrap", WRAPPERS, ids=["own", "parallel", "compiled", "twice"])
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_a_wrapped_network_leaves_the_files_of_the_plain_one(
     make_run: Callable[..., Any], wrap: Callable[[nn.Module], Any]
 ) -> None:
@@ -109,10 +113,8 @@ def test_a_true_precision_trains_saves_and_goes_on_to_the_bit(
 def test_half_precision_rounds_no_box(make_run: Callable[..., Any]) -> None:
     boxes: list[torch.Tensor] = []
     run = make_run(**PLAIN, trainer={"precision": "bf16-true"})
-    detections = run.module.postprocess
-    run.module.postprocess = lambda outputs, targets: (
-        boxes.append(targets[0]["boxes_xyxy"]) or detections(outputs, targets)
-    )
+    evaluate = run.module.evaluate
+    run.module.evaluate = lambda batch: boxes.append(batch[1][0]["boxes_xyxy"]) or evaluate(batch)
     with pytest.warns(UserWarning, match="bf16-mixed"):
         run.fit()
     assert torch.equal(boxes[0], run.datamodule.val_dataloader().dataset[0][1]["boxes_xyxy"])

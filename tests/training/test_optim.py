@@ -11,7 +11,8 @@ import torch
 
 from rfdetr.config import VARIANTS
 from rfdetr.models.build import build_detector
-from rfdetr.training.optim import ema_decay, lr_factor, multi_scale_sizes, parameter_groups
+from rfdetr.training.optim import ema_decay, lr_factor, parameter_groups
+from rfdetr.training.steps import multi_scale_sizes
 
 GOLDEN = Path(os.environ.get("RFDETR_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 SCHEDULES = json.loads((GOLDEN / "schedules.json").read_text())
@@ -19,8 +20,8 @@ RATES = {
     "lr": 1e-4,
     "lr_encoder": 1.5e-4,
     "weight_decay": 1e-4,
-    "layer_decay": 0.8,
-    "component_decay": 0.7,
+    "lr_vit_layer_decay": 0.8,
+    "lr_component_decay": 0.7,
 }
 
 
@@ -96,14 +97,14 @@ def test_groups_build_a_fused_adamw_that_keeps_their_names() -> None:
     "case", SCHEDULES["lr"], ids=lambda case: f"{case['preset']}-{case['warmup_steps']}"
 )
 def test_learning_rate_factors(case: dict) -> None:
-    epoch = case["steps_per_epoch"]
+    epoch, names = case["steps_per_epoch"], {"min_factor": "lr_min_factor"}
     factor = functools.partial(
         lr_factor,
-        schedule=case["preset"],
+        lr_scheduler=case["preset"],
         total_steps=case["total_steps"],
         steps_per_epoch=epoch,
         warmup_epochs=case["warmup_steps"] / epoch,
-        **case["kwargs"],
+        **{names.get(name, name): value for name, value in case["kwargs"].items()},
     )
     assert [factor(step) for step in range(len(case["factors"]))] == pytest.approx(
         case["factors"], rel=1e-9
@@ -117,7 +118,11 @@ def test_steps_of_warm_up_are_cut_to_a_whole_number(
     epochs: float, per_epoch: int, steps: int
 ) -> None:
     factor = functools.partial(
-        lr_factor, schedule="step", total_steps=50, steps_per_epoch=per_epoch, warmup_epochs=epochs
+        lr_factor,
+        lr_scheduler="step",
+        total_steps=50,
+        steps_per_epoch=per_epoch,
+        warmup_epochs=epochs,
     )
     assert [factor(step) for step in range(steps + 2)] == pytest.approx(
         [*(i / (steps or 1) for i in range(steps)), 1, 1]
@@ -126,14 +131,14 @@ def test_steps_of_warm_up_are_cut_to_a_whole_number(
 
 def test_cosine_stays_at_its_end() -> None:
     factor = functools.partial(
-        lr_factor, schedule="cosine", total_steps=10, steps_per_epoch=5, min_factor=0.2
+        lr_factor, lr_scheduler="cosine", total_steps=10, steps_per_epoch=5, lr_min_factor=0.2
     )
     assert [factor(step) for step in (10, 11, 1000)] == pytest.approx([0.2] * 3)
 
 
 def test_warm_up_as_long_as_the_run() -> None:
     factor = functools.partial(
-        lr_factor, schedule="cosine", total_steps=4, steps_per_epoch=4, warmup_epochs=1.0
+        lr_factor, lr_scheduler="cosine", total_steps=4, steps_per_epoch=4, warmup_epochs=1.0
     )
     assert [factor(step) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
 

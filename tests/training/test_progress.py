@@ -21,7 +21,8 @@ SCRIPT = """
 import logging
 from rfdetr import RFDETRMini
 RFDETRMini(resolution=64, num_select=20).train(
-    dataset_dir={data!r}, output_dir={out!r}, epochs=9, batch_size=2, grad_accum_steps=1, num_workers=0, run_test=False,
+    dataset_dir={data!r}, output_dir={out!r}, epochs=9, batch_size=2, grad_accum_steps=1,
+    num_workers=0, run_test=False,
     early_stopping=True, early_stopping_patience=1, early_stopping_min_delta=0.9,
 )
 print("after", logging.getLogger("rfdetr").handlers, logging.getLogger("rfdetr").level)
@@ -37,6 +38,7 @@ def script(tiny_coco: Path, tmp_path: Path) -> list[str]:
     return [sys.executable, str(tmp_path / "script.py")]
 
 
+@pytest.mark.slow
 def test_a_plain_script_off_a_terminal_is_told_all(script: list[str]) -> None:
     run = subprocess.run(script, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
@@ -54,6 +56,7 @@ def test_a_plain_script_off_a_terminal_is_told_all(script: list[str]) -> None:
     assert len(re.findall(r"epoch \d/9", run.stdout)) == 2 and "epoch 1/9" not in run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_terminal_shows_a_bar_within_80_columns_and_keeps_a_line_of_each_epoch(
     script: list[str],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,12 +38,37 @@ def test_steps_follow_the_trainers_limits(
     assert count_steps(pl.Trainer(accelerator="cpu", **QUIET, **settings), batches) == expected
 
 
+class Weigh(pl.LightningModule):
+    """A scalar whose gradient, at each update, is the sum of what its batches count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scalar = torch.nn.Parameter(torch.zeros(()))
+        self.updates: list[float] = []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.scalar * share_of_window(batch_idx, self.trainer)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.updates.append(float(self.scalar.grad))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("batches", "accumulate"), [(8, 4), (9, 4), (3, 4), (5, 1), (7, 3)])
-def test_shares_of_a_window_sum_to_the_mean(batches: int, accumulate: int) -> None:
-    trainer: Any = SimpleNamespace(num_training_batches=batches, accumulate_grad_batches=accumulate)
-    weights = [share_of_window(i, trainer) / accumulate for i in range(batches)]
-    windows = [sum(weights[i : i + accumulate]) for i in range(0, batches, accumulate)]
-    assert windows == pytest.approx([1.0] * len(windows))
+def test_every_update_is_a_mean_over_its_batches(batches: int, accumulate: int) -> None:
+    """Lightning's own loop divides each batch by `accumulate`; so shared, the weights sum to 1."""
+    module, loader = Weigh(), torch.utils.data.DataLoader([0.0] * batches)  # type: ignore[arg-type]
+    limits = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
+    pl.Trainer(accelerator="cpu", **QUIET, **limits).fit(module, loader)
+    assert module.updates == pytest.approx([1.0] * -(-batches // accumulate))
+
+
+def test_the_first_window_of_a_run_resumed_inside_it_has_fewer_batches() -> None:
+    trainer = pl.Trainer(accelerator="cpu", accumulate_grad_batches=4, **QUIET)
+    trainer.fit_loop.max_batches = 8
+    assert [share_of_window(batch, trainer, first=2) for batch in (2, 3, 4)] == [2.0, 2.0, 1.0]
 
 
 def test_sizes_depend_on_seed_and_step_alone_and_cover_the_choice() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelSummary, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
@@ -22,8 +26,9 @@ from rfdetr.training import (
     RFDETREMACallback,
     build_trainer,
 )
-from rfdetr.training import precision as precision_module
+from rfdetr.training import steps as steps_module
 from rfdetr.training import trainer as trainer_module
+from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks import (
     ContinuationCallback,
     FaultsCallback,
@@ -31,9 +36,9 @@ from rfdetr.training.callbacks import (
     RunFilesCallback,
 )
 from rfdetr.training.checkpoints import AtomicCheckpointIO
-from rfdetr.training.precision import resolve_precision
 from rfdetr.training.progress import EpochProgressBar
-from rfdetr.training.trainer import without_noise
+from rfdetr.training.steps import resolve_precision
+from rfdetr.training.trainer import quiet_lightning
 
 ALWAYS = {
     *(COCOEvalCallback, FaultsCallback, PredictionImagesCallback),
@@ -97,19 +102,13 @@ def test_keywords_override(build: Callable[..., Any]) -> None:
         ({"use_ema": False}, ALWAYS),
         ({"drop_path": 0.1}, ALWAYS | {RFDETREMACallback, DropPathCallback}),
         ({"early_stopping": True}, ALWAYS | {RFDETREMACallback, RFDETREarlyStopping}),
+        ({"batch_size": "auto"}, ALWAYS | {RFDETREMACallback, AutoBatchSizeCallback}),
     ],
 )
 def test_callbacks_follow_the_configuration(
     build: Callable[..., Any], train: dict[str, Any], expected: set[type]
 ) -> None:
     assert kinds(build(**train)) == expected
-
-
-def test_callbacks_replace_the_default_list(build: Callable[..., Any]) -> None:
-    extra = [LearningRateMonitor(logging_interval="step"), ModelSummary(max_depth=3)]
-    trainer = build({"callbacks": extra})
-    assert kinds(trainer) == set()
-    assert set(extra) <= set(trainer.callbacks)
 
 
 def test_checkpointing_can_be_switched_off(build: Callable[..., Any]) -> None:
@@ -167,17 +166,28 @@ def test_precision_follows_the_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(precision_module, "has_fast_bfloat16", lambda: fast_cpu)
+    monkeypatch.setattr(steps_module, "has_fast_bfloat16", lambda: fast_cpu)
     assert resolve_precision(amp, accelerator) == expected
 
 
-def test_the_probe_of_the_processor_answers() -> None:
-    assert precision_module.has_fast_bfloat16() in (True, False)
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing else tells")
+def test_the_probe_of_the_processor_says_what_the_system_says() -> None:
+    flags = set(re.findall(r"\b(?:amx_tile|avx512_bf16)\b", Path("/proc/cpuinfo").read_text()))
+    assert steps_module.has_fast_bfloat16() == bool(flags)
+
+
+@pytest.mark.parametrize("probe", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_either_instruction_set_is_fast_at_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, probe: str
+) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == probe, raising=False)
+    assert resolve_precision(True, "cpu") == "bf16-mixed"
 
 
 def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    with caplog.at_level(logging.INFO, source.name), without_noise():
+    with caplog.at_level(logging.INFO, source.name), quiet_lightning():
         source.info("Tip: buy something")
         source.info("GPU available: False")
         with pytest.warns(UserWarning, match="of interest"):
@@ -188,6 +198,12 @@ def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None
     assert [record.message for record in caplog.records] == ["GPU available: False"]
     source.info("Tip: again")
     assert len(caplog.records) == 2
+
+
+def test_evaluation_takes_the_precision_without_lightning() -> None:
+    """Its import takes seconds, which an evaluation would wait for."""
+    program = "import sys, rfdetr.training.steps; sys.exit('pytorch_lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
 
 
 def test_a_torch_without_the_probes_has_no_fast_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

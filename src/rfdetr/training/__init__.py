@@ -1,8 +1,10 @@
-"""Training on PyTorch Lightning: `module`, `datamodule` and `build_trainer` are the three objects
-of a run.
+"""Training on PyTorch Lightning. The three objects of a run are `RFDETRModule`, `RFDETRDataModule`
+and the trainer of `build_trainer`.
 
 The public names load on first use, so this package imports in no time.
 """
+
+# ruff: noqa: F403, F405 - type checkers follow the star, and see what `__all__` names
 
 from __future__ import annotations
 
@@ -10,32 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rfdetr.training.callbacks import (
-        BestModelCallback,
-        COCOEvalCallback,
-        DropPathCallback,
-        RFDETREarlyStopping,
-        RFDETREMACallback,
-    )
+    from rfdetr.training.callbacks import *
     from rfdetr.training.checkpoints import convert_legacy_checkpoint
     from rfdetr.training.datamodule import RFDETRDataModule
     from rfdetr.training.module import RFDETRModelModule, RFDETRModule
     from rfdetr.training.trainer import build_trainer
     from rfdetr.training.verify import verify_resume
-
-_HOMES = {
-    "RFDETRModule": "rfdetr.training.module",
-    "RFDETRDataModule": "rfdetr.training.datamodule",
-    "build_trainer": "rfdetr.training.trainer",
-    "verify_resume": "rfdetr.training.verify",
-    "convert_legacy_checkpoint": "rfdetr.training.checkpoints",
-    "RFDETRModelModule": "rfdetr.training.module",
-    "RFDETREMACallback": "rfdetr.training.callbacks",
-    "DropPathCallback": "rfdetr.training.callbacks",
-    "COCOEvalCallback": "rfdetr.training.callbacks",
-    "BestModelCallback": "rfdetr.training.callbacks",
-    "RFDETREarlyStopping": "rfdetr.training.callbacks",
-}
 
 __all__ = [
     "BestModelCallback",
@@ -50,12 +32,21 @@ __all__ = [
     "convert_legacy_checkpoint",
     "verify_resume",
 ]
+_HOMES = {
+    "RFDETRDataModule": "datamodule",
+    "RFDETRModelModule": "module",
+    "RFDETRModule": "module",
+    "build_trainer": "trainer",
+    "convert_legacy_checkpoint": "checkpoints",
+    "verify_resume": "verify",
+}  # of all others: callbacks
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'rfdetr.training' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'rfdetr.training' has no attribute {name!r}")
+    home = importlib.import_module(f"rfdetr.training.{_HOMES.get(name, 'callbacks')}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

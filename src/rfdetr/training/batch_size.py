@@ -1,6 +1,4 @@
-"""`batch_size="auto"`: the largest batch that fits into memory, measured on the batch that will
-need the most.
-"""
+"""`batch_size="auto"`: the largest batch that fits, measured on the one that needs the most."""
 
 from __future__ import annotations
 
@@ -8,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from rfdetr.config import TrainConfig
 from rfdetr.data.batches import collate
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.images import normalize
@@ -20,48 +17,48 @@ from rfdetr.data.transforms import EvalTransform
 from rfdetr.errors import InputError, RunError
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.memory import Peak, is_out_of_memory, measure_peak
-from rfdetr.training.optim import multi_scale_sizes
+from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import gather
-from rfdetr.training.steps import USUAL_BATCH, resize_batch
+from rfdetr.training.steps import USUAL_BATCH, multi_scale_sizes, resize_batch
 
-_MARGIN = (
-    0.85  # of a CPU's memory: the rest of the program grows, and past the limit it would be killed
-)
+_MARGIN = 0.85  # of a CPU's memory: the rest of the program grows, and past the limit it is killed
 _GIB = 2**30
 
 
-def resolve_batch_size(module: Any, datamodule: Any, trainer: pl.Trainer) -> None:
-    """Puts a number in the place of batch_size="auto", and accumulates as many batches as make an
-    update of 16 images.
+class AutoBatchSizeCallback(Callback):
+    """Puts a number in the place of batch_size="auto" before a fit, and accumulates as many batches
+    as make an update of 16 images.
 
     Measured are steps of the module, on every rank, with the images that have the most objects at
     the largest size; they change nothing. The configurations that module and datamodule were made
-    with stay as they are.
+    with stay as they are. Must stand after callbacks that take memory in their own `setup`.
     """
-    config: TrainConfig = module.train_config
-    if config.batch_size != "auto":
-        return
-    if not isinstance(datamodule, RFDETRDataModule):
-        raise InputError(
-            'batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own batch size'
+
+    def setup(self, trainer: Trainer, module: RFDETRModule, stage: str) -> None:  # type: ignore[override]
+        if stage != "fit" or module.train_config.batch_size != "auto":
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, RFDETRDataModule):
+            raise InputError(
+                'batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own '
+                "batch size"
+            )
+        share = -(-USUAL_BATCH // trainer.world_size)
+        sizes = [size for size in range(share, 0, -1) if share % size == 0]
+        trial = Trial(module, datamodule, trainer)
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        choose = largest_below_limit if on_cpu else largest_that_runs
+        size, peak = choose(sizes, trial.measure)
+        size = min(gather(trainer, size))
+        trainer.accumulate_grad_batches = share // size
+        chosen = {"batch_size": size, "grad_accum_steps": share // size}
+        for owner in (module, datamodule):
+            owner.train_config = owner.train_config.model_copy(update=chosen)
+        rank_zero_info(
+            f"batch_size='auto': {size} x {share // size} batches; a step of {size} images with up "
+            f"to {trial.most_objects} objects at {trial.side} pixels took {peak.used / _GIB:.2f} "
+            f"of {peak.limit / _GIB:.2f} GiB"
         )
-    share = -(-USUAL_BATCH // trainer.world_size)
-    sizes = [size for size in range(share, 0, -1) if share % size == 0]
-    device = trainer.strategy.root_device
-    trial = _Trial(module, datamodule, trainer)
-    size, peak = (largest_below_limit if device.type == "cpu" else largest_that_runs)(
-        sizes, trial.measure
-    )
-    size = min(gather(trainer, size))
-    accumulate = share // size
-    for owner in (module, datamodule):
-        resolved = {"batch_size": size, "grad_accum_steps": accumulate}
-        owner.train_config = owner.train_config.model_copy(update=resolved)
-    trainer.accumulate_grad_batches = accumulate
-    rank_zero_info(
-        f"batch_size='auto': {size} x {accumulate} batches; a step of {size} images with up to {trial.most_objects} "
-        f"objects at {trial.side} pixels took {peak.used / _GIB:.2f} of {peak.limit / _GIB:.2f} GiB"
-    )
 
 
 def largest_that_runs(sizes: list[int], measure: Callable[[int], Peak]) -> tuple[int, Peak]:
@@ -73,8 +70,8 @@ def largest_that_runs(sizes: list[int], measure: Callable[[int], Peak]) -> tuple
             if not is_out_of_memory(error):
                 raise
     raise RunError(
-        "out of memory with a single image: lower resolution, or use gradient_checkpointing=True, a smaller model, or "
-        "multi_scale=False"
+        "out of memory with a single image: lower resolution, or use gradient_checkpointing=True, "
+        "a smaller model, or multi_scale=False"
     )
 
 
@@ -95,54 +92,51 @@ def largest_below_limit(sizes: list[int], measure: Callable[[int], Peak]) -> tup
     return 1, peak
 
 
-class _Trial:
+class Trial:
     """A training step on the images with the most objects, at the largest size of the run."""
 
-    def __init__(self, module: Any, datamodule: RFDETRDataModule, trainer: pl.Trainer) -> None:
-        config, train = module.model_config, module.train_config
-        self.module = module
-        self.trainer = trainer
-        self.side = config.resolution
+    def __init__(
+        self, module: RFDETRModule, datamodule: RFDETRDataModule, trainer: Trainer
+    ) -> None:
+        model, train = module.model_config, module.train_config
+        self.module, self.trainer = module, trainer
+        self.side = model.resolution
         if train.multi_scale:
-            grid = (config.resolution, config.patch_size, config.num_windows)
+            grid = (model.resolution, model.patch_size, model.num_windows)
             self.side = max(multi_scale_sizes(*grid, train.expanded_scales))
         index = datamodule.index("train")
-        counts = np.diff(index.offsets)
-        self.dataset = DetectionDataset(index, EvalTransform(config.resolution))
-        self.densest: list[int] = np.argsort(-counts, kind="stable").tolist()
-        self.most_objects = int(counts.max())
+        objects = np.diff(index.offsets)
+        self.most_objects = int(objects.max())
+        self.dataset = DetectionDataset(index, EvalTransform(model.resolution))
+        self.densest: list[int] = np.argsort(-objects, kind="stable").tolist()
+        trained = [p for p in module.model.parameters() if p.requires_grad]
         copies = (
             2 + train.use_ema + (trainer.world_size > 1)
-        )  # of the optimizer, of the average, of DDP's messages
-        weights = sum(
-            p.numel() * p.element_size() for p in module.model.parameters() if p.requires_grad
-        )
-        self.ballast = copies * weights
+        )  # optimizer's, average, DDP's messages
+        self.later_allocations = copies * sum(p.numel() * p.element_size() for p in trained)
 
     def measure(self, size: int) -> Peak:
         """The peak of a step with `size` images, what later comes beside it included."""
-        device = self.trainer.strategy.root_device
-        self.module.to(device)
-        images, targets = collate(
-            [self.dataset[self.densest[i % len(self.densest)]] for i in range(size)]
-        )
-        batch = self.module.transfer_batch_to_device(
-            [resize_batch(images, self.side), targets], device, 0
-        )
+        module, device = self.module, self.trainer.strategy.root_device
+        module.to(device)
+        self.trainer.precision_plugin.convert_module(module)  # `setup` of the module comes later
+        chosen = [self.densest[i % len(self.densest)] for i in range(size)]
+        images, targets = collate([self.dataset[image] for image in chosen])
+        batch = [resize_batch(images, self.side), targets]
+        batch = module.transfer_batch_to_device(batch, device, 0)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
-                return measure_peak(
-                    lambda: self._step(batch), device, sharers=self.trainer.num_devices
-                )
+                return measure_peak(lambda: self._step(batch), device, self.trainer.num_devices)
             finally:
-                self.module.zero_grad(set_to_none=True)
+                module.zero_grad(set_to_none=True)
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batch: list[Any]) -> None:
         images, targets = batch
-        ballast = torch.ones(self.ballast, dtype=torch.uint8, device=images.tensors.device)
+        device = images.tensors.device
+        later = torch.ones(self.later_allocations, dtype=torch.uint8, device=device)
         with self.trainer.precision_plugin.train_step_context():
             outputs = self.module.model(normalize(images.tensors), images.mask)
             # Not across ranks: one of them may run out of memory and not come.
             losses = self.module.criterion(outputs, targets, across_ranks=False)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        del ballast
+        del later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -22,9 +23,8 @@ from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
-from rfdetr.training.optim import multi_scale_sizes
 from rfdetr.training.processes import is_sharded
-from rfdetr.training.steps import draw_size
+from rfdetr.training.steps import draw_size, multi_scale_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ class RFDETRDataModule(pl.LightningDataModule):
         check_kind("train_config", train_config, TrainConfig)
         self.model_config = model_config
         self.train_config = train_config
-        self._layout: DatasetLayout | None = None
         self._indexes: dict[str, DatasetIndex] = {}
 
     @property
@@ -63,12 +62,9 @@ class RFDETRDataModule(pl.LightningDataModule):
         if not self._indexes:
             return None
         names = list(self._first_index.class_names)
-        evaluating = self.trainer is not None and self.trainer.state.fn in ("validate", "test")
-        trained = (
-            getattr(self.trainer.lightning_module, "class_names", None)
-            if evaluating and self.trainer
-            else None
-        )
+        if self.trainer is None or self.trainer.state.fn not in ("validate", "test"):
+            return names
+        trained = getattr(self.trainer.lightning_module, "class_names", None)
         if trained is None or trained[: len(names)] == names:
             return names
         if sorted(trained) != sorted(names):
@@ -77,19 +73,15 @@ class RFDETRDataModule(pl.LightningDataModule):
             )
         return list(trained)
 
+    @functools.cached_property
+    def layout(self) -> DatasetLayout:
+        """Where the dataset's splits are."""
+        return find_splits(self.train_config.dataset_dir, self.train_config.dataset_file)
+
     @property
     def has_test(self) -> bool:
         """Whether the dataset has a test split of its own."""
         return "test" in self.layout.splits
-
-    @property
-    def layout(self) -> DatasetLayout:
-        """Where the dataset's splits are."""
-        if self._layout is None:
-            self._layout = find_splits(
-                self.train_config.dataset_dir, self.train_config.dataset_file
-            )
-        return self._layout
 
     def index(self, split: str) -> DatasetIndex:
         """The index of "train", "valid" or "test", its labels in the order of `class_names`.
@@ -99,28 +91,23 @@ class RFDETRDataModule(pl.LightningDataModule):
         self._read(split, None)
         return self._indexes[split].with_classes(tuple(self.class_names or ()), "the other splits")
 
-    def facts(self) -> dict[str, Any]:
-        """What files of weights tell of the data: the annotations' own category ids, and each
-        split's `facts`.
-        """
+    def data_record(self) -> dict[str, Any]:
+        """What checkpoints record: category ids; by split images, boxes by class and digests."""
         ids = self.index("train").category_ids.tolist()
-        return {
-            "category_ids": ids,
-            "data": {split: self.index(split).facts() for split in ("train", "valid")},
-        }
+        splits = {split: self.index(split).facts() for split in ("train", "valid")}
+        return {"category_ids": ids, "data": splits}
 
     def setup(self, stage: str | None = None) -> None:
-        """Indexes what a stage needs: train and valid to "fit", valid to "validate", test, or else
-        valid, to "test".
-        """
+        """Indexes the splits of a stage: train and valid to "fit", the evaluated one otherwise."""
         # Lightning sets up the datamodule of an earlier call too, though it was given loaders to
         # predict with.
         if stage == "predict" and (
             self.trainer is None or self.trainer.predict_loop._data_source.instance is self
         ):
             raise MisconfigurationException(
-                "RFDETRDataModule has no predict_dataloader: pass the loader to use, as in trainer.predict(module, "
-                "dataloaders=datamodule.val_dataloader()), test_dataloader() or a loader of your own"
+                "RFDETRDataModule has no predict_dataloader: pass the loader to use, as in "
+                "trainer.predict(module, dataloaders=datamodule.val_dataloader()), "
+                "test_dataloader() or a loader of your own"
             )
         splits = {"fit": ("train", "valid"), "validate": ("valid",), "test": (self._test_split,)}
         new = [split for split in splits.get(stage or "fit", ()) if split not in self._indexes]
@@ -141,9 +128,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         return next(self._indexes[split] for split in SPLITS if split in self._indexes)
 
     def _read(self, split: str, findings: Findings | None) -> None:
-        """Indexes a split that is not yet, in its own order of classes; faults are raised, or left
-        in `findings`.
-        """
+        """Indexes a split in its own order of classes; faults are raised, or go to `findings`."""
         if split in self._indexes:
             return
         config = self.model_config
@@ -152,20 +137,15 @@ class RFDETRDataModule(pl.LightningDataModule):
             index.with_classes(self._first_index.class_names, "the other splits")
         self._indexes[split] = index
         if findings is not None:
-            check_for_model(
-                index,
-                findings,
-                resolution=config.resolution,
-                patch_size=config.patch_size,
-                num_queries=config.num_queries,
-            )
+            needs = {"resolution", "patch_size", "num_queries"}
+            check_for_model(index, findings, **config.model_dump(include=needs))
 
     def train_dataloader(self) -> DataLoader[Any]:
         view = TrainTransform(self.model_config.resolution, self.train_config.color_jitter)
-        return self._loader(
-            DetectionDataset(self.index("train"), view, seed=self._seed, forgiving=True),
-            shuffle=True,
-        )
+        index = self.index("train")
+        dataset = DetectionDataset(index, view, seed=self._seed, forgiving=True)
+        sizes = self._step_sizes if self.train_config.multi_scale else None
+        return self._loader(dataset, shuffle=True, at_least=self.images_an_epoch, sizes=sizes)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("valid")
@@ -175,33 +155,19 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         view = EvalTransform(self.model_config.resolution)
-        return self._loader(
-            DetectionDataset(self.index(split), view, evaluation=True, forgiving=True),
-            shuffle=False,
-        )
+        dataset = DetectionDataset(self.index(split), view, evaluation=True, forgiving=True)
+        return self._loader(dataset, shuffle=False)
 
-    def _loader(self, dataset: DetectionDataset, shuffle: bool) -> DataLoader[Any]:
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        even = trainer is not None and is_sharded(
-            trainer.strategy
-        )  # whose ranks wait for each other in every forward
-        multi_scale = shuffle and self.train_config.multi_scale
-        # Lightning starts a resumed run's first iterator before it tells the sampler the epoch.
-        epoch = trainer.current_epoch if trainer else 0
+    def _loader(self, dataset: DetectionDataset, **order: Any) -> DataLoader[Any]:
+        if trainer := self.trainer:
+            # Lightning starts a resumed run's first iterator before it tells the sampler the epoch.
+            order |= {"epoch": trainer.current_epoch, "rank": trainer.global_rank}
+            # Sharded ranks wait for each other in every forward: they take equal shares.
+            even = is_sharded(trainer.strategy)
+            order |= {"world_size": trainer.world_size, "even": even}
         return build_loader(
             dataset,
-            EpochSampler(
-                len(dataset),
-                shuffle=shuffle,
-                seed=self._seed,
-                epoch=epoch,
-                rank=rank,
-                world_size=world_size,
-                even=even,
-                at_least=self.images_an_epoch if shuffle else 0,
-                sizes=self._step_sizes if multi_scale else None,
-            ),
+            EpochSampler(len(dataset), seed=self._seed, **order),
             batch_size=self._batch_size,
             num_workers=self.train_config.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -215,42 +181,34 @@ class RFDETRDataModule(pl.LightningDataModule):
         run goes on with another batch size, that step may be shorter: Lightning counts its windows
         from the beginning of the epoch.
         """
-        model, expanded = self.model_config, self.train_config.expanded_scales
-        sizes = multi_scale_sizes(model.resolution, model.patch_size, model.num_windows, expanded)
-        trainer = self.trainer
-        epoch, batch = getattr(trainer and trainer.lightning_module, "resumed_at", (0, 0))
-        taken = (
-            batch * self._batch_size % self._images_a_step
-            if trainer and epoch == trainer.current_epoch
-            else 0
-        )
-        for step in itertools.count(trainer.global_step if trainer else 0):
-            yield from itertools.repeat(
-                draw_size(sizes, self._seed, step), self._images_a_step - taken
-            )
-            taken = 0
+        model, trainer, images = self.model_config, self.trainer, self._images_a_step
+        grid = (model.resolution, model.patch_size, model.num_windows)
+        sizes = multi_scale_sizes(*grid, self.train_config.expanded_scales)
+        first = left = 0
+        if trainer:
+            first = trainer.global_step
+            epoch, batch = getattr(trainer.lightning_module, "resumed_at", (0, 0))
+            left = batch * self._batch_size % images if epoch == trainer.current_epoch else 0
+        for step in itertools.count(first):
+            yield from itertools.repeat(draw_size(sizes, self._seed, step), images - left)
+            left = 0
 
     @property
     def images_an_epoch(self) -> int:
-        """Training images of an epoch over all devices: those of the split, or of `least_updates`."""
+        """Training images of an epoch on all devices: those of the split, or of `least_updates`."""
         devices = self.trainer.world_size if self.trainer else 1
         return max(len(self.index("train")), self.least_updates * self._images_a_step * devices)
 
     @property
     def _images_a_step(self) -> int:
         """Images of an optimizer step on one device."""
-        accumulate = (
-            self.trainer.accumulate_grad_batches
-            if self.trainer
-            else self.train_config.grad_accum_steps
-        )
-        return self._batch_size * accumulate
+        trainer, config = self.trainer, self.train_config
+        batches = trainer.accumulate_grad_batches if trainer else config.grad_accum_steps
+        return self._batch_size * batches
 
     @property
     def _batch_size(self) -> int:
-        """The configuration's; its default while "auto" has not been resolved, which training alone
-        does.
-        """
+        """The configuration's; its default while "auto" is not resolved, as training alone does."""
         chosen = self.train_config.batch_size
         default: int = TrainConfig.model_fields["batch_size"].default
         return default if isinstance(chosen, str) else chosen
@@ -261,11 +219,6 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     @property
     def _seed(self) -> int:
-        """The module's, which is drawn where the configuration has none and restored by a
-        checkpoint.
-        """
-        from rfdetr.training.module import RFDETRModule
-
-        if self.trainer and isinstance(self.trainer.lightning_module, RFDETRModule):
-            return self.trainer.lightning_module.seed
-        return self.train_config.seed or 0
+        """The module's: it draws one where none is configured, and a checkpoint restores it."""
+        module = self.trainer and self.trainer.lightning_module
+        return getattr(module, "seed", self.train_config.seed or 0)

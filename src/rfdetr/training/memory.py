@@ -25,17 +25,19 @@ class Peak(NamedTuple):
     limit: int
 
 
-def measure_peak(work: Callable[[], object], device: torch.device, sharers: int = 1) -> Peak:
+def measure_peak(
+    work: Callable[[], object], device: torch.device, local_processes: int = 1
+) -> Peak:
     """The peak of a device while `work` runs, everything that was there before included.
 
-    On a CPU that of this process, with its part, one of `sharers`, of what is free. Raises what
-    `work` raises.
+    On a CPU that of this process; what is free is shared by `local_processes` of the machine.
+    Raises what `work` raises. MPS tells neither: its peak is 0 of 0.
     """
     gc.collect()
     if device.type == "cpu":
         if (libc := _glibc()) is not None:
             libc.malloc_trim(0)  # what earlier work has freed is no part of this one's
-        limit = _resident("VmRSS") + free_memory() // sharers
+        limit = _resident("VmRSS") + free_memory() // local_processes
         (PROC / "self/clear_refs").write_text("5")  # the peak starts again from here
         work()
         return Peak(_resident("VmHWM"), limit)
@@ -57,50 +59,29 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take: the machine's, or less where a control group limits
-    it.
-    """
+    """Bytes that this process can still take, of the machine or its control group (v2)."""
     if not (PROC / "self/clear_refs").exists():
         raise InputError(
             "this system does not tell how much memory a process takes; Linux and GPUs do"
         )
-    fields = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
-    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_free_in_groups()])
-
-
-def _free_in_groups() -> Iterator[int]:
-    """What each control group around this process leaves (versions 1 and 2); cached files make room
-    when asked.
-    """
-    for line in (PROC / "self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = CGROUPS / controllers
-        v1, v2 = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            ("memory.max", "memory.current"),
-        )
-        names = v1 if controllers else v2
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            limit, used = folder / names[0], folder / names[1]
-            if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-                stat = dict(
-                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
-                )
-                cached = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
-                yield int(text) - int(used.read_text()) + cached
-            if folder == root:
-                break
+    free = [_field(PROC / "meminfo", "MemAvailable:") * 1024]
+    lines = (PROC / "self/cgroup").read_text().splitlines()
+    group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    for folder in (CGROUPS / group, *(CGROUPS / group).parents):
+        limit = folder / "memory.max"
+        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+            used = int((folder / "memory.current").read_text())
+            cached = _field(folder / "memory.stat", "inactive_file")  # makes room when asked
+            free.append(int(most) - used + cached)
+    return min(free)
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Inside, glibc keeps what is freed for the next step; after, it gives it back.
+    """Inside, glibc keeps the memory that is freed; at the end it gives all of it to the system.
 
-    It would give back the better part of every step's activations, for the next step to fault in
-    page by page.
+    Left to itself it would give back most of a step's activations, and the next step would fault
+    them in again page by page.
     """
     libc = _glibc()
     if libc is None:
@@ -121,5 +102,11 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def _resident(name: str) -> int:
-    lines = (PROC / "self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    """Bytes of this process in memory, now ("VmRSS") or at most since the last reset ("VmHWM")."""
+    return _field(PROC / "self/status", f"{name}:") * 1024
+
+
+def _field(path: Path, name: str) -> int:
+    """The number after `name` in a file of lines such as "MemAvailable:    8000 kB"."""
+    rows = (line.split() for line in path.read_text().splitlines())
+    return next(int(row[1]) for row in rows if row[0] == name)

@@ -1,5 +1,6 @@
-"""What moves the weights how far: parameter groups, learning-rate schedules, EMA decay, multi-scale
-sizes.
+"""What moves the weights how far: parameter groups, learning-rate schedules, the decay of the EMA.
+
+Arguments that are settings have the names of `TrainConfig`'s fields.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from typing import Any, Literal
 from rfdetr.models.detector import Detector
 
 _UNDECAYED = re.compile(r"\.bias$|\.norm|\.lora_magnitude_vector\.")  # in the encoder's blocks
-SMALL_OFFSETS = range(-3, 5)  # multi-scale sizes, in windows around the resolution
-LARGE_OFFSETS = range(-5, 6)
 
 
 def parameter_groups(
@@ -21,40 +20,39 @@ def parameter_groups(
     lr: float,
     lr_encoder: float,
     weight_decay: float,
-    layer_decay: float,
-    component_decay: float,
+    lr_vit_layer_decay: float,
+    lr_component_decay: float,
 ) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one AdamW group with "name", "params", "lr" and
-    "weight_decay".
+    """Every trainable parameter in exactly one AdamW group: "name", "params", "lr", "weight_decay".
 
-    The encoder learns more slowly the further a part is from its output: `layer_decay` for each
-    step of depth, and `component_decay` twice; its biases, norms and embeddings do not decay. The
-    decoder has `component_decay` once.
+    The encoder learns more slowly the further a part is from its output: its rate is
+    lr_encoder * lr_vit_layer_decay^depth * lr_component_decay^2, with depth 0 for the last norm, 1
+    for the last block, ..., and one more than the first block's for the embeddings. Its biases,
+    norms and embeddings do not decay. The decoder's rate is lr * lr_component_decay.
     """
-    last_depth = detector.encoder.out_feature_indexes[-1] + 2
-    depths = {"embeddings": 0, "norm": last_depth}  # block i has i + 1
+    last = detector.encoder.out_feature_indexes[-1]  # blocks that run
+    depths = {f"block{i}": last + 1 - i for i in range(len(detector.encoder.blocks))}
+    depths |= {"norm": 0, "embeddings": last + 2}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in detector.named_parameters():
         if not parameter.requires_grad:
             continue
         group, rate, decay = group_name(name), lr, weight_decay
         if group == "decoder":
-            rate = lr * component_decay
+            rate = lr * lr_component_decay
         elif group.startswith("encoder."):
             _, unit, *undecayed = group.split(".")
-            depth = depths[unit] if unit in depths else int(unit.removeprefix("block")) + 1
-            rate = lr_encoder * layer_decay ** (last_depth - depth) * component_decay**2
+            rate = lr_encoder * lr_vit_layer_decay ** depths[unit] * lr_component_decay**2
             decay = 0.0 if undecayed else weight_decay
-        entry = groups.setdefault(
-            group, {"name": group, "params": [], "lr": rate, "weight_decay": decay}
-        )
-        entry["params"].append(parameter)
+        entry = {"name": group, "params": [], "lr": rate, "weight_decay": decay}
+        groups.setdefault(group, entry)["params"].append(parameter)
     return list(groups.values())
 
 
 def group_name(name: str) -> str:
-    """The group of a parameter, by its name: "encoder.blocks.3.fc1.bias" is in
-    "encoder.block3.no_decay".
+    """The group of a parameter, by its name.
+
+    "encoder.blocks.3.fc1.bias" is in "encoder.block3.no_decay", "query_content" in "head".
     """
     part, *rest = name.split(".")
     if part != "encoder":
@@ -67,40 +65,28 @@ def group_name(name: str) -> str:
 def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by name
     step: int,
     *,
-    schedule: Literal["step", "cosine"],
     total_steps: int,
     steps_per_epoch: int,
+    lr_scheduler: Literal["step", "cosine"],
     warmup_epochs: float = 0.0,
     lr_drop: int = 100,
-    min_factor: float = 0.0,
+    lr_min_factor: float = 0.0,
 ) -> float:
     """Share of the learning rate at an optimizer step, counted from 0: linear warm-up from 0, then
     the schedule.
 
-    "step" multiplies by 0.1 from epoch `lr_drop` on; "cosine" falls to `min_factor` at
+    "step" multiplies by 0.1 from epoch `lr_drop` on; "cosine" falls to `lr_min_factor` at
     `total_steps` and stays there.
     """
     warmup_steps = int(warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
         return step / warmup_steps
-    if schedule == "step":
+    if lr_scheduler == "step":
         return 1.0 if step < lr_drop * steps_per_epoch else 0.1
     progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return lr_min_factor + (1 - lr_min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def ema_decay(update: int, decay: float, tau: float) -> float:
-    """Share of the average kept at an update, counted from 1: small at first, near `decay` after
-    some `tau` updates.
-    """
+    """Share of the average kept at an update (from 1): rises to `decay` in some `tau` updates."""
     return decay * (1 - math.exp(-update / tau)) if tau > 0 else decay
-
-
-def multi_scale_sizes(
-    resolution: int, patch_size: int, num_windows: int, expanded: bool
-) -> list[int]:
-    """Training sizes in pixels around the resolution that cut into whole patches and windows."""
-    window = patch_size * num_windows
-    offsets = LARGE_OFFSETS if expanded else SMALL_OFFSETS
-    sizes = [(resolution // window + offset) * window for offset in offsets]
-    return [size for size in sizes if size >= 2 * window]

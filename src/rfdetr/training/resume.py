@@ -71,7 +71,7 @@ def check_shared(
     if (
         trains
         and isinstance(datamodule, RFDETRDataModule)
-        and (changes := data_changes(args, datamodule.facts()))
+        and (changes := data_changes(args, datamodule.data_record()))
     ):
         text = f"{source} was trained on other data than is there now: {changes}"
         if not module.train_config.allow_changed_data:
@@ -93,7 +93,7 @@ def check_shared(
 
 
 def data_changes(recorded: dict[str, Any], present: dict[str, Any]) -> str:
-    """What has changed between two `RFDETRDataModule.facts`, split by split; "" for nothing."""
+    """What has changed between two `RFDETRDataModule.data_record`, split by split; "" for nothing."""
     changes = []
     for split, old in (recorded.get("data") or {}).items():
         new = present["data"][split]

@@ -1,61 +1,59 @@
-"""Small pure parts of a training step: counting steps, seeds, multi-scale sizes."""
+"""Parts of a training step without Lightning: precision, step counts, seeds, sizes, batches."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
 from rfdetr.data.batches import NestedTensor
 from rfdetr.errors import InputTypeError
 
+if TYPE_CHECKING:  # evaluation needs the precision, and shall not wait for Lightning's import
+    from pytorch_lightning import Trainer
+
 USUAL_BATCH = 16
 """Images of an update that the default learning rates are made for."""
 UNKNOWN = sys.maxsize
-"""Steps of a run whose loader does not tell how many batches it has: more than any run takes."""
+"""Batches of a loader that has no length, steps of its run: more than any run takes."""
+SMALL_OFFSETS, LARGE_OFFSETS = range(-3, 5), range(-5, 6)  # in windows around the resolution
+
+
+@runtime_checkable
+class LabelledData(Protocol):
+    """What `RFDETRModule` asks of a datamodule, where it has it; loaders alone tell no classes."""
+
+    class_names: list[str] | None
+
+    def data_record(self) -> dict[str, Any]: ...
 
 
 class StepCount(NamedTuple):
-    """Optimizer steps of a run."""
+    """Optimizer steps of an epoch and of a run."""
 
     per_epoch: int
     total: int
 
 
-def length_of(loader: Any) -> int | None:
-    """How many batches a loader gives; None of one over an `IterableDataset` that does not tell."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None
+def count_steps(trainer: Trainer, batches: int, epochs: int = 1) -> StepCount:
+    """Optimizer steps under the trainer's limits, for a training loader of `batches` batches.
 
-
-def count_steps(trainer: Trainer, loader_length: int | None, epochs: int = 1) -> StepCount:
-    """Optimizer steps under the trainer's limits, for a training loader of that many batches.
-
-    Where the loader does not tell how many, max_steps are those of all `epochs`, and without
-    max_steps the steps of an epoch and of the run are `UNKNOWN`.
-
-    Not `trainer.estimated_stepping_batches`: asking for it before fit makes Lightning forget a
-    resumed loader's state.
+    `UNKNOWN` batches: with max_steps these are the steps of all `epochs`, without it the counts are
+    `UNKNOWN` too. (Not `trainer.estimated_stepping_batches`: asking for it before fit makes
+    Lightning forget a resumed loader's state.)
     """
     limit = trainer.limit_train_batches
-    if loader_length is None and not isinstance(limit, int):
-        steps = trainer.max_steps
-        return (
-            StepCount(UNKNOWN, UNKNOWN)
-            if steps < 0
-            else StepCount(math.ceil(steps / epochs), steps)
-        )
-    known = UNKNOWN if loader_length is None else loader_length
-    batches = min(known, limit) if isinstance(limit, int) else int(known * limit)
+    if batches == UNKNOWN and not isinstance(limit, int):
+        known = trainer.max_steps >= 0
+        total = trainer.max_steps if known else UNKNOWN
+        return StepCount(math.ceil(total / epochs) if known else UNKNOWN, total)
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
@@ -67,22 +65,20 @@ def effective_batch(batch_size: int | str, trainer: Trainer) -> str:
     """How many images an update takes and why, and whether that is unusual, in words."""
     if isinstance(batch_size, str):
         return f"{USUAL_BATCH}, in batches as large as the memory allows"
-    accumulate, processes = trainer.accumulate_grad_batches, trainer.world_size
-    total = batch_size * accumulate * processes
-    text = f"{total} = {batch_size} images x {accumulate} batches x {processes} process{'es' * (processes > 1)}"
-    return (
-        text
-        if total == USUAL_BATCH
-        else f"{text}; the default learning rates are made for {USUAL_BATCH}"
-    )
+    batches, processes = trainer.accumulate_grad_batches, trainer.world_size
+    total = batch_size * batches * processes
+    several = "es" * (processes > 1)
+    text = f"{total} = {batch_size} images x {batches} batches x {processes} process{several}"
+    unusual = f"; the default learning rates are made for {USUAL_BATCH}"
+    return text + unusual * (total != USUAL_BATCH)
 
 
 def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
-    """Factor that makes a shorter accumulation window a mean over its own batches; `first` is the
-    first batch trained.
+    """Factor of a batch's loss that makes a shorter accumulation window a mean of its own.
 
-    The last window of an epoch is one, and the first of a run that is resumed with another batch
-    size. Lightning divides every batch's loss by accumulate_grad_batches.
+    Lightning divides every loss by accumulate_grad_batches A. With A = 4 and 10 batches, batches 8
+    and 9 are a window of two: their factor is 4 / 2. `first` is the first batch that is trained: a
+    run resumed with another batch size may begin inside a window.
     """
     accumulate = trainer.accumulate_grad_batches
     start = batch_idx // accumulate * accumulate
@@ -91,17 +87,47 @@ def share_of_window(batch_idx: int, trainer: Trainer, first: int = 0) -> float:
 
 def losses_in_words(losses: Mapping[str, Tensor]) -> str:
     """The last losses, those that are not finite first, and what to do where training diverges."""
-    values = sorted(
-        ((name, float(value)) for name, value in losses.items()),
-        key=lambda item: math.isfinite(item[1]),
-    )
+    values = [(name, float(value)) for name, value in losses.items()]
+    values.sort(key=lambda pair: math.isfinite(pair[1]))
     shown = ", ".join(f"{name} {value:g}" for name, value in values) or "none"
     return f"The last losses: {shown}. Lower lr, lengthen warmup_epochs, or train with amp=False"
+
+
+def resolve_precision(amp: bool, accelerator: Any) -> str:
+    """bfloat16 autocast where the device is fast at it, float16 on older GPUs, else float32.
+
+    Given as Lightning names it ("bf16-mixed", "16-mixed", "32-true"), for an accelerator by name or
+    as an object.
+    """
+    name = (accelerator if isinstance(accelerator, str) else type(accelerator).__name__).lower()
+    if not amp:
+        return "32-true"
+    if torch.cuda.is_available() and name.startswith(("auto", "gpu", "cuda")):
+        return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
+    on_cpu = name.startswith("cpu") or (name == "auto" and not torch.backends.mps.is_available())
+    return "bf16-mixed" if on_cpu and has_fast_bfloat16() else "32-true"
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
+    # There is no public probe; without these, `bool()` answers in their place: no.
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def mix_seed(*key: int) -> int:
     """An independent seed for each key, such as (seed of the run, epoch, batch)."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def multi_scale_sizes(
+    resolution: int, patch_size: int, num_windows: int, expanded: bool
+) -> list[int]:
+    """Training sizes in pixels around the resolution that cut into whole patches and windows."""
+    window = patch_size * num_windows
+    offsets = LARGE_OFFSETS if expanded else SMALL_OFFSETS
+    sizes = [(resolution // window + offset) * window for offset in offsets]
+    return [size for size in sizes if size >= 2 * window]
 
 
 def draw_size(sizes: Sequence[int], seed: int, step: int) -> int:
@@ -110,43 +136,53 @@ def draw_size(sizes: Sequence[int], seed: int, step: int) -> int:
 
 
 def resize_batch(images: NestedTensor, size: int) -> NestedTensor:
-    """The batch at size x size: one antialiased bilinear interpolation on its device, uint8 staying
-    uint8.
+    """The batch at size x size, uint8 staying uint8.
+
+    One antialiased bilinear interpolation on the batch's device; the mask takes the nearest pixel.
     """
     pixels, mask = images
     if pixels.shape[-2:] == (size, size):
         return images
     if mask is not None:
         mask = F.interpolate(mask[None].float(), (size, size), mode="nearest")[0].bool()
-    integer_kernel = (
-        pixels.dtype == torch.uint8 and pixels.device.type == "cpu"
-    )  # elsewhere there is only a float one
-    resized = F.interpolate(
-        pixels if integer_kernel else pixels.float(), (size, size), mode="bilinear", antialias=True
-    )
-    if pixels.dtype == torch.uint8 and not integer_kernel:
+    # CPUs alone interpolate uint8; elsewhere float pixels are rounded.
+    rounds = pixels.dtype == torch.uint8 and pixels.device.type != "cpu"
+    exact = pixels if pixels.dtype == torch.uint8 and not rounds else pixels.float()
+    resized = F.interpolate(exact, (size, size), mode="bilinear", antialias=True)
+    if rounds:
         resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return NestedTensor(resized, mask)
 
 
-def as_batch(batch: Any) -> tuple[NestedTensor, list[dict[str, Tensor]]]:
-    """What any loader may give: images with their targets, or images alone, as a `NestedTensor` or
-    a plain tensor.
+def as_batch(batch: Any, device: torch.device) -> list[Any]:
+    """[images, targets] on the device, of what any loader may give: (images, targets), or images.
 
-    A target that does not tell `orig_size` gets the batch's own size, so that boxes are in its
-    pixels.
+    Images are a `NestedTensor` or a tensor (B, 3, H, W). A target without `orig_size` gets (H, W),
+    so that boxes are in the batch's pixels.
     """
-    parts = (
-        batch
-        if isinstance(batch, list | tuple) and not isinstance(batch, NestedTensor)
-        else (batch,)
-    )
-    images = NestedTensor(parts[0]) if isinstance(parts[0], Tensor) else parts[0]
+    several = isinstance(batch, list | tuple) and not isinstance(batch, NestedTensor)
+    given, *rest = batch if several else (batch,)
+    images = NestedTensor(given) if isinstance(given, Tensor) else given
     if not isinstance(images, NestedTensor) or images.tensors.dim() != 4:
         raise InputTypeError(
-            f"a batch of {type(parts[0]).__name__}: expected images as one tensor (B, 3, H, W), or (images, targets) "
-            "with a dict for each image; give the loader a collate_fn that stacks them"
+            f"a batch of {type(given).__name__}: expected images as one tensor (B, 3, H, W), or "
+            "(images, targets) with a dict for each image; give the loader a collate_fn that "
+            "stacks them"
         )
-    targets = parts[1] if len(parts) > 1 else [{}] * len(images.tensors)
     size = torch.tensor(images.tensors.shape[-2:])
-    return images, [{"orig_size": size, **target} for target in targets]
+    targets = rest[0] if rest else [{}] * len(images.tensors)
+    moved = [
+        {name: value.to(device, non_blocking=True) for name, value in target.items()}
+        for target in ({"orig_size": size, **target} for target in targets)
+    ]
+    return [images.to(device, non_blocking=True), moved]
+
+
+def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What losses read of a target, of single objects alone.
+
+    A crowd's box is no box to learn or to be measured against.
+    """
+    single = ~target["iscrowd"] if "iscrowd" in target else slice(None)
+    names = ("labels", "boxes", "masks", "has_mask")
+    return {name: target[name][single] for name in names if name in target}

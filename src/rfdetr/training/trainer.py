@@ -1,6 +1,4 @@
-"""`build_trainer`: a Lightning Trainer with this project's precision, loggers, callbacks and file
-access.
-"""
+"""`build_trainer`: a Lightning Trainer with our precision, loggers, callbacks and file access."""
 
 from __future__ import annotations
 
@@ -22,6 +20,7 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.console import lines_shown
 from rfdetr.errors import InputError
 from rfdetr.training.adapters import remove_adapters
+from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks import (
     BestModelCallback,
     COCOEvalCallback,
@@ -38,10 +37,10 @@ from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
 from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.module import RFDETRModule
-from rfdetr.training.precision import resolve_precision
 from rfdetr.training.processes import is_sharded, process_settings
 from rfdetr.training.progress import with_progress_bar
 from rfdetr.training.run_folder import LOCK_FILE
+from rfdetr.training.steps import resolve_precision
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import load_content, read_checkpoint
 
@@ -63,16 +62,12 @@ def build_trainer(
     given = trainer_kwargs.get("callbacks") or []
     for callback in given if isinstance(given, list) else [given]:
         check_kind("callbacks", callback, pl.Callback)
-    config = train_config
+    config, replaced = train_config, "callbacks" in trainer_kwargs
     accelerator = trainer_kwargs.get("accelerator", config.accelerator)
-    strategy = trainer_kwargs.get("strategy", "auto")
-    sharded = is_sharded(strategy)
-    if sharded and config.use_ema and "callbacks" not in trainer_kwargs:
-        warnings.warn(
-            "sharded strategies cannot average weights: EMA is off for this run",
-            UserWarning,
-            stacklevel=2,
-        )
+    sharded = is_sharded(trainer_kwargs.get("strategy", "auto"))
+    if sharded and config.use_ema and not replaced:
+        text = "sharded strategies cannot average weights: EMA is off for this run"
+        warnings.warn(text, UserWarning, stacklevel=2)
     settings: dict[str, Any] = {
         "max_epochs": config.epochs,
         "accumulate_grad_batches": config.grad_accum_steps,
@@ -94,24 +89,20 @@ def build_trainer(
     }
     plugins = settings.get("plugins") or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
-    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins) and (
-        not sharded or strategy == "fsdp"
-    ):
+    whole_files = not sharded or trainer_kwargs["strategy"] == "fsdp"
+    if whole_files and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins = [*plugins, AtomicCheckpointIO()]
     settings.update(plugins=plugins, **process_settings(settings))
     if settings["enable_progress_bar"]:
         settings["callbacks"] = with_progress_bar(settings["callbacks"])
-    if settings.get("enable_checkpointing") is False and "callbacks" not in trainer_kwargs:
+    if settings.get("enable_checkpointing") is False and not replaced:
         files = (BestModelCallback, ContinuationCallback)
         settings["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, files)]
     try:
-        with without_noise():
+        with quiet_lightning():
             return _Trainer(**settings)
-    except (
-        MisconfigurationException,
-        ValueError,
-        ModuleNotFoundError,
-    ) as error:  # Lightning's, which no caller knows
+    except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        # Lightning's, which no caller knows.
         chosen = {name: settings[name] for name in ("accelerator", "devices") if name in settings}
         raise InputError(f"no Trainer has these settings ({chosen}): {error}") from error
 
@@ -143,6 +134,8 @@ def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
         )
     )
     callbacks.append(BestModelCallback(config.output_dir, config.run_test, config.save_safetensors))
+    if config.batch_size == "auto":
+        callbacks.append(AutoBatchSizeCallback())  # last: what others hold in memory counts
     return callbacks
 
 
@@ -152,9 +145,7 @@ def is_interactive() -> bool:
 
 
 class Interrupted(SystemExit, KeyboardInterrupt):
-    """Ctrl-C outside an interactive session: caught as `KeyboardInterrupt`, and no traceback where
-    nobody does.
-    """
+    """Ctrl-C in a script: caught as `KeyboardInterrupt`, without a traceback where it is not."""
 
 
 class _Trainer(pl.Trainer):
@@ -166,94 +157,91 @@ class _Trainer(pl.Trainer):
 
         A run that has ended is left alone: the module gets its best weights.
         """
+        folder = Path(self.default_root_dir)
         if ckpt_path is not None and ckpt_path not in ("best", "hpc"):
-            folder = Path(self.default_root_dir)
             ckpt_path = checkpoint_to_resume(ckpt_path, folder)
-            if (
-                ckpt_path
-                and isinstance(model, RFDETRModule)
-                and (reason := nothing_left(ckpt_path, self))
-            ):
+            ended = nothing_left(ckpt_path, self) if ckpt_path else ""
+            if ended and isinstance(model, RFDETRModule):
                 if self.is_global_zero:
                     with lines_shown():
-                        logger.warning("%s", reason)
+                        logger.warning("%s", ended)
                 remove_adapters(model.detector)
                 best = read_checkpoint(folder / "checkpoint_best_total.pth")
                 model.detector.load_state_dict(from_published(best.model))
                 return
         try:
-            super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})
+            with self._running():
+                super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})
         except (Exception, SystemExit) as error:
+            # Lightning's clean-up may fail when a signal ends the run in its midst.
             stop: BaseException | None = error
             while stop is not None and not isinstance(stop, SystemExit):
-                stop = (
-                    stop.__context__
-                )  # Lightning's clean-up may fail when a signal ends the run in its midst
+                stop = stop.__context__
             if stop is None:
                 raise
-            if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == 128 + signal.SIGINT:
-                interrupt = (
-                    KeyboardInterrupt() if hasattr(sys, "ps1") else Interrupted(128 + signal.SIGINT)
-                )
-                raise interrupt from None
+            code = 128 + signal.SIGINT
+            if isinstance(stop.__context__, KeyboardInterrupt) or stop.code == code:
+                interactive = hasattr(sys, "ps1")
+                raise (KeyboardInterrupt() if interactive else Interrupted(code)) from None
             raise stop from None
         finally:
             for callback in self.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunFilesCallback):
                     callback.teardown()
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._running():
+            return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        with self._running():
+            return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        with self._running():
+            return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """What surrounds whatever the trainer runs: no frames between it and a training step."""
         tolerate_logger_failures(self.loggers)
-        with lines_shown(), without_noise(), explained_memory(self), freed_memory_kept():
-            return super()._run(*args, **kwargs)
+        with lines_shown(), quiet_lightning(), explained_memory(self), freed_memory_kept():
+            yield
 
 
 def nothing_left(path: Path, trainer: pl.Trainer) -> str:
-    """Why a checkpoint leaves nothing to do, in one sentence: its run has ended, its results are
-    there; else "".
-    """
+    """Why the run of a checkpoint has ended, so that nothing is left to train; "": it has not."""
     folder = Path(trainer.default_root_dir)
     results = folder / "results.json"
-    if (
-        path.resolve().parent != folder.resolve()
-        or (folder / LOCK_FILE).exists()
-        or not results.exists()
-    ):
+    ended = results.exists() and (folder / "checkpoint_best_total.pth").exists()
+    if not ended or (folder / LOCK_FILE).exists():
         return ""
-    if (
-        not (folder / "checkpoint_best_total.pth").exists()
-        or path.stat().st_mtime_ns > results.stat().st_mtime_ns
-    ):
+    here = path.resolve().parent == folder.resolve()
+    if not here or path.stat().st_mtime_ns > results.stat().st_mtime_ns:
         return ""
     content = load_content(path)
     if not isinstance(content, dict) or "loops" not in content or "seed" not in content:
         return ""
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
-    stopping = content["callbacks"].get("RFDETREarlyStopping", {})
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    patience = min(
-        (c.patience for c in callbacks if isinstance(c, RFDETREarlyStopping)), default=None
-    )
-    ends = {
-        f"it has had {epochs} epochs, and epochs is {trainer.max_epochs}: raise epochs to go on": (
-            trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs
-        ),
-        f"it has had {content['global_step']} steps, and max_steps is {trainer.max_steps}: raise max_steps to go on": (
-            0 <= trainer.max_steps <= content["global_step"]
-        ),
-        f"early stopping ended it after {epochs} epochs: raise early_stopping_patience to go on": (
-            patience is not None and stopping.get("waited", 0) >= patience
-        ),
-    }
-    reason = next((text for text, holds in ends.items() if holds), "")
-    return f"nothing is left to train of {path}; {reason}" if reason else ""
+    waited = content["callbacks"].get("RFDETREarlyStopping", {}).get("waited", 0)
+    most_epochs, most_steps, steps = trainer.max_epochs, trainer.max_steps, content["global_step"]
+    if most_epochs is not None and 0 <= most_epochs <= epochs:
+        reason = f"it has had {epochs} epochs, and epochs is {most_epochs}: raise epochs"
+    elif 0 <= most_steps <= steps:
+        reason = f"it has had {steps} steps, and max_steps is {most_steps}: raise max_steps"
+    elif any(
+        isinstance(callback, RFDETREarlyStopping) and waited >= callback.patience
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+    ):
+        reason = f"early stopping ended it after {epochs} epochs: raise early_stopping_patience"
+    else:
+        return ""
+    return f"nothing is left to train of {path}; {reason} to go on"
 
 
 @contextmanager
-def without_noise() -> Iterator[None]:
-    """Holds back, for the length of a block, what Lightning says of code that is as it should be,
-    and nothing else.
-    """
+def quiet_lightning() -> Iterator[None]:
+    """Holds back what Lightning says of code that is as it should be, and nothing else."""
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
 
     def is_no_tip(record: logging.LogRecord) -> bool:
@@ -265,8 +253,10 @@ def without_noise() -> Iterator[None]:
             for message in (
                 "You have overridden `transfer_batch_to_device`",
                 r"`isinstance\(treespec, LeafSpec\)`",
-                r"It is recommended to use `self.log\('(train/lr|val/|test/)",  # the same on all ranks already
-                "FSDP2-wrapped module .* returned a view tensor",  # which the criterion copies
+                # The same on all ranks already:
+                r"It is recommended to use `self.log\('(train/lr|val/|test/)",
+                # The criterion copies it:
+                "FSDP2-wrapped module .* returned a view tensor",
             ):
                 warnings.filterwarnings("ignore", message)
             yield

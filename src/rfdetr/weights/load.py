@@ -24,6 +24,8 @@ from rfdetr.weights.identify import class_names, nearest_variant, read_architect
 from rfdetr.weights.names import CLASS_HEADS, UNUSED, from_published, our_name, to_published
 from rfdetr.weights.reading import Checkpoint, CheckpointError, read_checkpoint
 
+__all__ = ["load_pretrained", "load_weights", "open_weights", "resolve_weights"]
+
 logger = logging.getLogger(__name__)
 
 _MASKS = "segmentation_head."

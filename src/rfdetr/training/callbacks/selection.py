@@ -231,7 +231,7 @@ class BestModelCallback(Checkpoint):
 
 def _save(module: RFDETRModule, path: Path, state: dict[str, Tensor]) -> None:
     save = save_safetensors if path.suffix == ".safetensors" else save_checkpoint
-    save(path, state, module.model_config, module.class_names, data=module.data_facts)
+    save(path, state, module.model_config, module.class_names, data=module.data_record)
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
