@@ -172,7 +172,7 @@ class RFDETR:
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
-            from rfdetr.training.run_folder import default_folder, refuse_to_overwrite
+            from rfdetr.training.run_folder import RunFolder, default_folder
             from rfdetr.training.trainer import nothing_left
 
         config_class = (
@@ -184,7 +184,7 @@ class RFDETR:
             train_config.output_dir = default_folder(train_config.output_dir, train_config.resume)
         resumed = checkpoint_to_resume(train_config.resume, train_config.output_dir)
         if not train_config.overwrite:
-            refuse_to_overwrite(train_config.output_dir, resumed)
+            RunFolder(train_config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(self.model_config, train_config)
         datamodule.setup("fit")
         names = datamodule.class_names or []

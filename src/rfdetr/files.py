@@ -1,5 +1,5 @@
-"""How bytes reach the disk: files written whole or not at all, and the SHA-256 of checkpoints
-beside them.
+"""How bytes reach the disk: files that are written whole or not at all, the SHA-256 of checkpoints
+beside them, and the lock of a folder that one process alone may write to.
 """
 
 from __future__ import annotations
@@ -8,21 +8,134 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
+import sys
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 CHECKSUMS_FILE = "checksums.json"
-_BLOCK = 1 << 20
+_CHECKPOINTS = (".pth", ".pt", ".safetensors", ".ckpt")
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_threads = threading.Lock()
+_held: dict[Path, int] = {}  # lock file -> the process, which its own record locks do not stop
+
+
+class DiskFullError(OSError):
+    """A file that found no room; what was there under its name still is."""
+
+
+class LockHeldError(BlockingIOError):
+    """A lock that another holds; the message says who."""
+
+
+def atomic_write(
+    path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], *, checksum: bool = False
+) -> None:
+    """Writes a file so that a reader, or a crash, meets the old content or the new, never a part.
+
+    `writer` gets the open stream of a temporary file beside `path`. A symbolic link at `path` is
+    replaced, not followed. With `checksum`, the file's SHA-256 goes to the folder's checksums.json.
+    Raises `DiskFullError` where there is no room.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, hashing = _temporary(path), None
+    try:
+        with open(temporary, "xb") as stream:
+            hashing = _HashingWriter(stream)
+            writer(cast(BinaryIO, hashing) if checksum else stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _put(temporary, path, [hashing.digest.hexdigest()] if checksum else [])
+    except BaseException as error:  # an interrupt, too, must leave no temporary file behind
+        temporary.unlink(missing_ok=True)
+        cause = error if hashing is None or hashing.error is None else hashing.error
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            free = shutil.disk_usage(path.parent).free / 1e6
+            told = f"{path} could not be written: {cause.strerror}; {free:,.1f} MB are free there"
+            raise DiskFullError(told) from error
+        raise
+
+
+def link_checkpoint(source: Path, path: Path) -> None:
+    """Gives a checkpoint a second name that takes no room; a copy where the file system has no
+    links.
+    """
+    if path.exists() and path.samefile(source):  # the same link again, which no rename replaces
+        return
+    temporary = _temporary(path)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with open(source, "rb") as content:
+            atomic_write(path, lambda stream: shutil.copyfileobj(content, stream), checksum=True)
+    else:
+        _put(temporary, path, recorded_digests(source) or [digest_of(source)])
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporary files of writes that were killed; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name):
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside `path`, of the form that `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _put(temporary: Path, path: Path, digests: list[str]) -> None:
+    """Renames a finished file and notes its digests. In between both the old file's and the new
+    one's are right: a crash there must not make either look damaged.
+    """
+    if digests:
+        record_digests(path, [*digests, *recorded_digests(path)])
+    os.replace(temporary, path)
+    with suppress(OSError), ExitStack() as stack:  # Windows opens no folders, some NFS syncs none
+        folder = os.open(path.parent, os.O_RDONLY)
+        stack.callback(os.close, folder)
+        os.fsync(folder)  # makes the rename itself survive a power cut
+    if digests:
+        record_digests(path, digests)
+
+
+class _HashingWriter:
+    """Passes on what is written; keeps its digest, and its error, which torch.save may hide."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.flush = stream, stream.flush
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def digest_of(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """The sum of a file's bytes, in hexadecimal."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_checksums(folder: Path) -> dict[str, Any] | None:
-    """What a folder's checksums.json says, by file name; None where that is another program's file."""
+    """What a folder's checksums.json says, by file name; None where that is another program's."""
     try:
         content = json.loads((folder / CHECKSUMS_FILE).read_bytes())
     except FileNotFoundError:
@@ -38,9 +151,7 @@ def sidecar(path: str | os.PathLike[str]) -> Path:
 
 
 def recorded_digests(path: str | os.PathLike[str]) -> list[str]:
-    """The digests that a file may have: two while it is being replaced, none where nobody noted
-    any.
-    """
+    """The digests that a file may have: two while it is being replaced, [] where none is noted."""
     path = Path(path)
     if isinstance(text := (read_checksums(path.parent) or {}).get(path.name), str):
         return text.split()
@@ -51,206 +162,143 @@ def recorded_digests(path: str | os.PathLike[str]) -> list[str]:
     return [line.split()[0] for line in lines if line.strip()]
 
 
-def digest_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def is_damaged(path: str | os.PathLike[str]) -> bool:
-    """Whether the file differs from what its checksum says; a file without one is taken as it is."""
-    digests = recorded_digests(path)
-    return bool(digests) and digest_of(path) not in digests
-
-
-def newest_good(path: str | os.PathLike[str]) -> Path | None:
-    """The newest other checkpoint beside a file that its checksum proves whole; `.ckpt` only beside
-    a `.ckpt`.
-    """
-    path = Path(path)
-    kinds = (".ckpt",) if path.suffix == ".ckpt" else (".pth", ".pt", ".safetensors", ".ckpt")
-    others = [other for kind in kinds for other in path.parent.glob(f"*{kind}") if other != path]
-    others.sort(key=lambda other: other.stat().st_mtime_ns, reverse=True)
-    return next(
-        (other for other in others if recorded_digests(other) and not is_damaged(other)), None
-    )
-
-
-def advice(path: str | os.PathLike[str]) -> str:
-    """What to use in place of a damaged file, as the end of a message."""
-    other = newest_good(path)
-    return (
-        f"; the newest good checkpoint beside it is {other}"
-        if other
-        else "; there is no good checkpoint beside it"
-    )
-
-
-_threads = threading.Lock()
-
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class DiskFullError(OSError):
-    """A file that found no room; the message says how much it needs. What was there under its name
-    still is.
-    """
-
-
-def atomic_write(
-    path: str | os.PathLike[str], writer: Callable[[BinaryIO], object], *, checksum: bool = False
-) -> None:
-    """Writes a file so that a reader, or a crash, meets the old content or the new, never a part.
-
-    The temporary file lies beside `path` under a name of its own; a symbolic link at `path` is
-    replaced, not followed. With `checksum`, the file's SHA-256 goes to the folder's checksums.json.
-    `writer` is called again to measure what finds no room.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    target: _HashingWriter | None = None
-    try:
-        with open(temporary, "xb") as stream:
-            target = _HashingWriter(stream)
-            writer(cast(BinaryIO, target) if checksum else stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if checksum:  # until the file is replaced, both are right: a crash in between must not make it look damaged
-            record_digests(path, [target.digest.hexdigest(), *recorded_digests(path)])
-        os.replace(temporary, path)
-    except BaseException as error:  # an interrupt, too, must leave no temporary file behind
-        temporary.unlink(missing_ok=True)
-        cause = error if target is None or target.error is None else target.error
-        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-            raise DiskFullError(_room_needed(path, writer)) from error
-        raise
-    _sync_directory(path.parent)
-    if checksum:
-        record_digests(path, [target.digest.hexdigest()])
-
-
-def link_checkpoint(source: Path, path: Path) -> None:
-    """Gives a checkpoint a second name that takes no room; a copy where the file system has no
-    links.
-    """
-    if path.exists() and path.samefile(source):  # the same link again, which no rename replaces
-        return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        atomic_write(path, lambda stream: _copy(source, stream), checksum=True)
-        return
-    digests = recorded_digests(source) or [digest_of(source)]
-    record_digests(path, [*digests, *recorded_digests(path)])
-    os.replace(temporary, path)
-    _sync_directory(path.parent)
-    record_digests(path, digests)
-
-
 def record_digests(path: str | os.PathLike[str], digests: list[str]) -> None:
-    """Notes the digests that a file may have; none: it is forgotten. Writers of other files in the
-    folder wait.
+    """Notes the digests that a file may have; with [], the file is forgotten. Other threads wait,
+    and other processes where folders can be locked.
     """
     path = Path(path)
-    with _sole_writer(path.parent):
+    with _threads, ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            stack.callback(os.close, folder := os.open(path.parent, os.O_RDONLY))
+            fcntl.flock(folder, fcntl.LOCK_EX)
         content = read_checksums(path.parent)
         if content is not None:
             content.pop(path.name, None)
             content |= {path.name: " ".join(dict.fromkeys(digests))} if digests else {}
-            text = json.dumps(dict(sorted(content.items())), indent=2) + "\n"
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
             if content:
-                atomic_write(
-                    path.parent / CHECKSUMS_FILE, lambda stream: stream.write(text.encode())
-                )
+                atomic_write(path.parent / CHECKSUMS_FILE, lambda file: file.write(text.encode()))
             else:
                 (path.parent / CHECKSUMS_FILE).unlink(missing_ok=True)
     sidecar(path).unlink(missing_ok=True)
 
 
-@contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Keeps other threads from a folder's checksums.json, and other processes where folders can be
-    locked.
+def is_damaged(path: str | os.PathLike[str]) -> bool:
+    """Whether a file differs from what its checksum says; one without a checksum does not."""
+    digests = recorded_digests(path)
+    return bool(digests) and digest_of(path) not in digests
+
+
+def newest_good(path: str | os.PathLike[str]) -> Path | None:
+    """The newest other checkpoint beside a file that its checksum proves whole; beside a `.ckpt`,
+    which a run resumes from, another `.ckpt`.
     """
-    with _threads:
-        descriptor = None
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+    path = Path(path)
+    kinds = (".ckpt",) if path.suffix == ".ckpt" else _CHECKPOINTS
+    others = [file for file in path.parent.glob("*.*") if file.suffix in kinds and file != path]
+    others.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return next((file for file in others if recorded_digests(file) and not is_damaged(file)), None)
 
 
-def _copy(source: Path, stream: BinaryIO) -> None:
-    with open(source, "rb") as content:
-        shutil.copyfileobj(content, stream)
+def advice(path: str | os.PathLike[str]) -> str:
+    """What to use in place of a damaged file, as the end of a message."""
+    if other := newest_good(path):
+        return f"; the newest good checkpoint beside it is {other}"
+    return "; there is no good checkpoint beside it"
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Deletes the temporary files of writes that were killed; nobody else may be writing there."""
-    for path in folder.glob(".*.tmp"):
-        if re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", path.name):
-            path.unlink(missing_ok=True)
+class RecordLock:
+    """An exclusive lock on a small file that tells its holder; the system frees it when that
+    process ends, however it ends.
+
+    A POSIX record lock: unlike flock's, it is not inherited by the processes that load images, and
+    it holds on NFS.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Takes the lock, unless this object holds it already. Raises `LockHeldError` where
+        another does, `OSError` where the file cannot be made.
+        """
+        if self._descriptor is not None:
+            return
+        if _held.get(self.path) == os.getpid():
+            raise LockHeldError("this same process")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        with ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            owner = _owner(self.path)
+            try:
+                _lock(descriptor)
+            except (BlockingIOError, PermissionError) as error:
+                raise LockHeldError(_OWNER.format_map(owner)) from error
+            except OSError as error:  # a file system without locks: what the file says has to do
+                if _is_alive(owner):
+                    raise LockHeldError(_OWNER.format_map(owner)) from error
+            if not (self.path.exists() and os.path.samefile(self.path, descriptor)):
+                raise LockHeldError("it has just ended or begun: try again")
+            undo.pop_all()
+        owner = {"pid": os.getpid(), "host": platform.node()}
+        owner |= {"since": time.strftime("%Y-%m-%d %H:%M:%S"), "command": shlex.join(sys.argv)}
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(owner).encode())
+        self._descriptor, _held[self.path] = descriptor, os.getpid()
+
+    def release(self) -> None:
+        """Removes the file and gives the lock back; nothing where it is not held."""
+        if self._descriptor is not None:
+            _held.pop(self.path, None)
+            with suppress(OSError):  # Windows deletes no open file
+                self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
-class _HashingWriter:
-    """Passes on what is written, and remembers its digest and the error, which torch.save may hide."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        try:
-            return self.stream.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self.stream.flush()
+def is_locked(path: Path) -> bool:
+    """Whether a living process of this host says that it holds the lock `path`. Nobody's lock is
+    touched: to try another's could make it fail, and to open our own's file would lose it.
+    """
+    return _held.get(path) == os.getpid() or _is_alive(_owner(path))
 
 
-class _Counter:
-    size = 0
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
 
-    def write(self, data: Any) -> int:
-        size = memoryview(data).nbytes
-        self.size += size
-        return size
+        os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far behind the text, which others should read
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    else:
+        import fcntl
 
-    def flush(self) -> None:
-        pass
-
-
-def _room_needed(path: Path, writer: Callable[[BinaryIO], object]) -> str:
-    counter = _Counter()
-    writer(cast(BinaryIO, counter))
-    free = shutil.disk_usage(path.parent).free
-    return (
-        f"{path} could not be written: it needs {counter.size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on its "
-        "disk (or a quota or limit is reached)"
-    )
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sync_directory(folder: Path) -> None:
-    """Makes the rename itself survive a power cut, where the system can."""
-    with suppress(OSError):  # Windows opens no directories, some network file systems sync none
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+_OWNER = "process {pid} on {host} since {since}: {command}"
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """What a lock's file says of its holder, "?" for what it does not."""
+    unknown = dict.fromkeys(("pid", "host", "since", "command"), "?")
+    with suppress(OSError, ValueError, TypeError):
+        return {**unknown, **json.loads(path.read_bytes())}
+    return unknown
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Whether a lock's holder is another process of this host that still runs."""
+    pid = owner["pid"]
+    here = owner["host"] == platform.node() and sys.platform != "win32"
+    if not here or not isinstance(pid, int) or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError as error:  # another user's process cannot be signalled, but is there
+        return isinstance(error, PermissionError)
+    return True

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from rfdetr.training import loggers as loggers_module
 from rfdetr.training.loggers import build_loggers, guard, log_images, takes_images
-from rfdetr.training.records import RunCSVLogger
+from rfdetr.training.records import RunLogger
 
 TABLE = {  # the metrics table, for a detection model with averaged weights on a set with a test split
     "train/loss", "train/loss_ce", "train/loss_bbox", "train/loss_giou", "val/loss", "val/mAP_50_95", "val/mAP_50",
@@ -117,7 +117,7 @@ def test_an_interrupt_is_no_failure() -> None:
 
 def test_metrics_csv_is_always_written(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=1)
-    assert [type(logger) for logger in run.trainer.loggers] == [RunCSVLogger]
+    assert [type(logger) for logger in run.trainer.loggers] == [RunLogger]
     run.fit()
     assert set((run.output / "metrics.csv").read_text().partition("\n")[0].split(",")) >= TABLE
 

@@ -25,10 +25,12 @@ from rfdetr.training import (
 from rfdetr.training import precision as precision_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.callbacks import (
-    ContinuationCallback,
-    FaultsCallback,
+    ResumeCallback,
+    MemoryCallback,
+    NonFiniteCallback,
     PredictionImagesCallback,
     RunFilesCallback,
+    UndecodableCallback,
 )
 from rfdetr.training.checkpoints import AtomicCheckpointIO
 from rfdetr.training.precision import resolve_precision
@@ -36,8 +38,9 @@ from rfdetr.training.progress import EpochProgressBar
 from rfdetr.training.trainer import without_noise
 
 ALWAYS = {
-    *(COCOEvalCallback, FaultsCallback, PredictionImagesCallback),
-    *(RunFilesCallback, ContinuationCallback, BestModelCallback),
+    *(COCOEvalCallback, NonFiniteCallback, PredictionImagesCallback, MemoryCallback),
+    UndecodableCallback,
+    *(RunFilesCallback, ResumeCallback, BestModelCallback),
 }
 
 
@@ -113,7 +116,7 @@ def test_callbacks_replace_the_default_list(build: Callable[..., Any]) -> None:
 
 
 def test_checkpointing_can_be_switched_off(build: Callable[..., Any]) -> None:
-    without = ALWAYS - {BestModelCallback, ContinuationCallback}
+    without = ALWAYS - {BestModelCallback, ResumeCallback}
     assert kinds(build({"enable_checkpointing": False})) == without | {RFDETREMACallback}
 
 

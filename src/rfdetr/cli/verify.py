@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rfdetr.cli.options import known_model
 from rfdetr.errors import RunError
@@ -36,10 +37,8 @@ def verify_resume(
     variant = VARIANTS[known_model(model)]
     names = load_index(find_splits(dataset), "train").class_names
     model_config = variant(num_classes=len(names), pretrain_weights=None)
-    train_config = TrainConfig(
-        dataset_dir=dataset, epochs=2, batch_size=1, grad_accum_steps=2, num_workers=num_workers, seed=seed,
-        checkpoint_every_n_steps=1,
-    )  # fmt: skip
+    short: Any = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "checkpoint_every_n_steps": 1}
+    train_config = TrainConfig(dataset_dir=dataset, num_workers=num_workers, seed=seed, **short)
     report = verify(model_config, train_config, kills=kills, limit_batches=6, seed=seed)
     console = Console(highlight=False, soft_wrap=True)
     for name, digest in report.files.items():

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from rfdetr.config import TrainConfig
 from rfdetr.errors import MissingPackageError
-from rfdetr.training.records import RunCSVLogger
+from rfdetr.training.records import RunLogger
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _CALLS = (
 
 def build_loggers(config: TrainConfig) -> list[Logger]:
     """The loggers of a run, metrics.csv first."""
-    loggers: list[Logger] = [RunCSVLogger(config.output_dir)]
+    loggers: list[Logger] = [RunLogger(config.output_dir)]
     others = (
         ("tensorboard", config.tensorboard, _tensorboard),
         ("wandb", config.wandb, _wandb),

@@ -39,11 +39,12 @@ from rfdetr.training.checkpoints import (
     convert_content,
 )
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.lightning_state import place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.network import add_wrapper, check_wrapper, hide_wrapper, take_precision
 from rfdetr.training.optim import lr_factor, multi_scale_sizes, parameter_groups
 from rfdetr.training.processes import LossMean, broadcast_start, is_sharded
-from rfdetr.training.resume import check_shared, place_in_run
+from rfdetr.training.resume import check_shared
 from rfdetr.training.steps import (
     UNKNOWN,
     as_batch,
@@ -237,7 +238,7 @@ class RFDETRModule(pl.LightningModule):
         for name, parameter in self.detector.named_parameters():
             if parameter.requires_grad and name in self._moments:
                 optimizer.state[parameter] = dict(self._moments[name])
-        loader: Any = self.trainer.fit_loop._data_source.dataloader()
+        loader = training_loader(self.trainer)
         steps = count_steps(self.trainer, length_of(loader), config.epochs)
         if steps.total == UNKNOWN and (needing := needing_steps(config)):
             raise InputError(
@@ -302,11 +303,7 @@ class RFDETRModule(pl.LightningModule):
         self.seed = checkpoint.get("seed", self.seed)
         if trainer is None or not trains:
             return
-        batch = place_in_run(checkpoint, source, trainer)
-        self.resumed_at = (
-            checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
-            batch,
-        )
+        self.resumed_at = place_in_run(checkpoint, source, trainer)
         lost = checkpoint.get("moments_lost", "")
         self._moments = checkpoint.get("moments", {})
         if self._moments and is_sharded(trainer.strategy):

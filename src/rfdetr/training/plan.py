@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from rfdetr.config import variant_name
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.adapters import adapted, trained_parameters
-from rfdetr.training.callbacks import BestModelCallback, FaultsCallback, RFDETREMACallback
+from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback, UndecodableCallback
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.steps import count_steps, effective_batch
@@ -117,9 +117,9 @@ def run_summary(trainer: pl.Trainer) -> Rows:
         rows.append((split, text + chosen))
     if weakest := _weakest_classes(best.results):
         rows.append(weakest)
-    faults = _find(trainer, FaultsCallback)
+    faults = _find(trainer, UndecodableCallback)
     if faults and (
-        damaged := {split: len(images) for split, images in faults.undecodable.items() if images}
+        damaged := {split: len(images) for split, images in faults.images.items() if images}
     ):
         counts = " and ".join(f"{count} of {split}" for split, count in damaged.items())
         rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))

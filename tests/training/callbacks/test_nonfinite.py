@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rfdetr.training.callbacks import FaultsCallback
+from rfdetr.training.callbacks import NonFiniteCallback, UndecodableCallback
 
 MakeRun = Callable[..., Any]
 SCRIPT = Path(__file__).parents[1] / "scripts" / "skip.py"
@@ -35,9 +35,9 @@ def spoil(module: Any, *steps: int, to: float = float("nan")) -> None:
     module.compute_losses = compute_losses
 
 
-def faults(run: Any) -> FaultsCallback:
+def faults(run: Any) -> NonFiniteCallback:
     return next(
-        callback for callback in run.trainer.callbacks if isinstance(callback, FaultsCallback)
+        callback for callback in run.trainer.callbacks if isinstance(callback, NonFiniteCallback)
     )
 
 
@@ -147,7 +147,8 @@ def test_an_image_that_cannot_be_decoded_is_replaced_counted_and_named(
     dataset = make_tiny_coco({"train": 6, "valid": 4}, name="damaged")
     damage(dataset, "train/3.png", "valid/1.png")
     run = make_run(**PLAIN, dataset_dir=dataset, num_workers=workers).fit()
-    assert dict(faults(run).undecodable) == {"train": {3}, "valid": {1}}
+    counted = next(c for c in run.trainer.callbacks if isinstance(c, UndecodableCallback))
+    assert dict(counted.images) == {"train": {3}, "valid": {1}}
     if not workers:  # those of a worker go straight to the error stream
         assert (
             "train/3.png" in caplog.text
@@ -185,16 +186,16 @@ def test_too_little_memory_says_what_to_lower_and_what_fitted(make_run: MakeRun)
         run.fit()
 
 
-def test_counts_survive_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
-    first, second = FaultsCallback("a"), FaultsCallback("b")
+def test_counts_survive_a_checkpoint() -> None:
+    first, second = NonFiniteCallback("a"), NonFiniteCallback("b")
     first.skipped, first.in_a_row = 5, 3
-    first.undecodable["train"].add(9)
     second.load_state_dict(first.state_dict())
-    assert (
-        second.state_dict()
-        == first.state_dict()
-        == {"skipped": 5, "in_a_row": 3, "undecodable": {"train": [9]}}
-    )
+    assert second.state_dict() == first.state_dict() == {"skipped": 5, "in_a_row": 3}
+    assert second.state_key == "FaultsCallback"  # as checkpoints of earlier versions have it
+    images, restored = UndecodableCallback(), UndecodableCallback()
+    images.images["train"].add(9)
+    restored.load_state_dict(images.state_dict())
+    assert restored.state_dict() == images.state_dict() == {"train": [9]}
 
 
 def test_warnings_of_the_labels_are_logged_before_training(
