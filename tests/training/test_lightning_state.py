@@ -30,7 +30,8 @@ def test_lightning_writes_the_counters_that_resuming_rewinds(make_run: Callable[
         for part in ("total", "current")
         for counter in counters
     }
-    for found in (names_in(saved["loops"]["fit_loop"]), names_in(run.trainer.fit_loop.state_dict())):
+    for state in (saved["loops"]["fit_loop"], run.trainer.fit_loop.state_dict()):
+        found = names_in(state)
         found -= {name for name in found if name.startswith("state_dict.combined_loader")}
         assert found == known, (
             "this Lightning counts its progress in another way: it has the new counters "

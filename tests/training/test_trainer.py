@@ -25,10 +25,10 @@ from rfdetr.training import (
 from rfdetr.training import precision as precision_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.callbacks import (
-    ResumeCallback,
     MemoryCallback,
     NonFiniteCallback,
     PredictionImagesCallback,
+    ResumeCallback,
     RunFilesCallback,
     UndecodableCallback,
 )

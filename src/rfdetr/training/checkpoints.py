@@ -1,6 +1,4 @@
-"""Training state on disk: written whole or not at all, read without running code, and files of
-other training loops in our form.
-"""
+"""Training state on disk: written whole, read without running code; other loops' files in ours."""
 
 from __future__ import annotations
 
@@ -21,23 +19,16 @@ from rfdetr.files import advice, atomic_write, record_digests
 from rfdetr.training.lightning_state import epochs_in
 from rfdetr.training.optim import group_name
 from rfdetr.training.run_folder import RunFolder
+from rfdetr.weights import reading
 from rfdetr.weights.labels import classes_from_zero
 from rfdetr.weights.names import from_published, our_name
-from rfdetr.weights.reading import (
-    Checkpoint,
-    CheckpointError,
-    checkpoint_of,
-    counted_from_zero,
-    load_content,
-    read_checkpoint,
-    refuse_damaged,
-    refuse_not_finite,
-)
+from rfdetr.weights.reading import Checkpoint, CheckpointError
 
 logger = logging.getLogger(__name__)
 
+AnyPath = str | os.PathLike[str]
 Moments = dict[str, dict[str, Tensor]]
-"""AdamW's state of each parameter, by our names: {"step": (), "exp_avg": ..., "exp_avg_sq": ...}."""
+"""AdamW's state by our parameters' names: {"step": (), "exp_avg": ..., "exp_avg_sq": ...} each."""
 PUBLISHED_PREFIX = "model.backbone.0."
 _PAST_WARM_UP = 1_000_000  # updates of an average whose file does not tell
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/+")  # a Path of "s3://x" has one stroke
@@ -46,70 +37,52 @@ _VERSION = {"pytorch-lightning_version": lightning_version}
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's file access: what the file holds, whatever its kind; `on_load_checkpoint`
-    converts it.
-    """
+    """Lightning's file access: a file as it is, of any kind; `on_load_checkpoint` converts it."""
 
     def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: Any = None,  # noqa: ARG002 - for remote file systems
+        self, checkpoint: dict[str, Any], path: AnyPath, *_: Any, **__: Any
     ) -> None:
         atomic_write(path, lambda stream: torch.save(checkpoint, stream), checksum=True)
 
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Any = None,  # noqa: ARG002 - Lightning moves what is read
-        weights_only: bool | None = None,
+    def load_checkpoint(  # to the CPU: Lightning moves what is read
+        self, path: AnyPath, _: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Refuses files that hold more than tensors and plain values, unless told
-        `weights_only=False`.
-        """
+        """Refuses files with more than tensors and plain values, unless `weights_only=False`."""
         path = checkpoint_file(path)
         if path.suffix == ".safetensors":
-            file = read_checkpoint(path)
+            file = reading.read_checkpoint(path)
             return {**_VERSION, "model": file.model, "args": file.args}
-        refuse_damaged(path)
+        reading.refuse_damaged(path)
         if weights_only is False:
             content = torch.load(path, map_location="cpu", weights_only=False)
         else:
-            content = load_content(path, mapped=False)
+            content = reading.load_content(path, mapped=False)
         if not isinstance(content, dict) or not {"state_dict", "model"} & content.keys():
             raise CheckpointError(
                 f"{path} is no checkpoint of a training run: it has no 'state_dict'{advice(path)}"
             )
         if isinstance(tensors := content.get("state_dict", content.get("model")), dict):
-            refuse_not_finite(path, tensors)
+            reading.refuse_not_finite(path, tensors)
         return {**_VERSION, **content}
 
-    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+    def remove_checkpoint(self, path: AnyPath) -> None:
         os.remove(path)
         record_digests(path, [])
 
 
 class PlainCheckpointIO(TorchCheckpointIO):
-    """The file access of a Trainer that `build_trainer` has not built: Lightning's own, but it
-    reads legacy files.
-    """
+    """The file access of a Trainer that users build: Lightning's, but it reads legacy files."""
 
     def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Any = None,
-        weights_only: bool | None = None,
+        self, path: AnyPath, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        if os.path.isfile(path):
-            return AtomicCheckpointIO().load_checkpoint(path, map_location, weights_only)
-        remote = super().load_checkpoint(os.fspath(path), map_location, weights_only)
-        return dict(remote)
+        here = os.path.isfile(path)
+        load = AtomicCheckpointIO().load_checkpoint if here else super().load_checkpoint
+        return dict(load(os.fspath(path), map_location, weights_only))
 
 
-def checkpoint_to_resume(resume: str | os.PathLike[str] | None, output_dir: Path) -> Path | None:
-    """The file that `resume` means. "last" before there is any means a new run, so that one command
-    can be repeated.
-    """
+def checkpoint_to_resume(resume: AnyPath | None, output_dir: Path) -> Path | None:
+    """The file that `resume` means; None for a new run, as with "last" before there is any."""
     if resume is None or os.fspath(resume) != "last":
         return None if resume is None else checkpoint_file(resume)
     folder = RunFolder(output_dir)
@@ -118,12 +91,11 @@ def checkpoint_to_resume(resume: str | os.PathLike[str] | None, output_dir: Path
     return newest
 
 
-def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+def checkpoint_file(path: AnyPath) -> Path:
     """The path of a file that is there; the error names the one to go on from."""
     if _ADDRESS.match(os.fspath(path)):
-        raise CheckpointError(
-            f"{os.fspath(path)} is an address, not a file: download it, and give the path of the copy"
-        )
+        told = "is an address, not a file: download it, and give the path of the copy"
+        raise CheckpointError(f"{os.fspath(path)} {told}")
     path = Path(path).expanduser()
     if path.is_file():
         return path
@@ -134,24 +106,22 @@ def checkpoint_file(path: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"there is no checkpoint {path}{hint}")
 
 
-def convert_legacy_checkpoint(
-    old_path: str | os.PathLike[str], new_path: str | os.PathLike[str]
-) -> None:
+def convert_legacy_checkpoint(old_path: AnyPath, new_path: AnyPath) -> None:
     """Writes a `.pth` file, or a `.ckpt` of the published package, as a `.ckpt` for
     `trainer.fit(ckpt_path=...)`.
 
     Weights, averaged weights, the optimizer's state, epoch and what the file says of its model are
     kept.
     """
-    content = lightning_checkpoint(read_checkpoint(old_path))
+    content = lightning_checkpoint(reading.read_checkpoint(old_path))
     AtomicCheckpointIO().save_checkpoint(content, new_path)
 
 
 def convert_content(checkpoint: dict[str, Any], source: Path) -> None:
-    """Brings what was read from a file into the form of a Lightning checkpoint of ours, in place."""
+    """Brings what was read from a file, in place, into the form of a Lightning checkpoint."""
     state = checkpoint.get("state_dict")
     if state is None or any(str(name).startswith(PUBLISHED_PREFIX) for name in state):
-        file = counted_from_zero(checkpoint_of(source, checkpoint))
+        file = reading.counted_from_zero(reading.checkpoint_of(source, checkpoint))
         checkpoint.clear()
         checkpoint.update(lightning_checkpoint(file))
 
@@ -212,9 +182,8 @@ def _moments(file: Checkpoint, optimizer: Any) -> Moments:
     groups, state, kinds = optimizer["param_groups"], optimizer["state"], ("exp_avg", "exp_avg_sq")
     names = names_in_groups(file.model, [len(group["params"]) for group in groups])
     if names is None:
-        raise CheckpointError(
-            f"its groups of parameters ({len(groups)}) are in no published layout"
-        )
+        told = f"its groups of parameters ({len(groups)}) are in no published layout"
+        raise CheckpointError(told)
     numbered = [(number, group) for group in groups for number in group["params"]]
     known: dict[str, dict[str, Any]] = {}
     rates: dict[str, set[tuple[float, float]]] = {}

@@ -44,7 +44,7 @@ FLAGS = {
 
 
 def training_loader(trainer: Trainer) -> Any:
-    """The loader that `fit` was given or that its datamodule makes; Lightning itself asks later."""
+    """The loader that `fit` was given, or that its datamodule makes."""
     return trainer.fit_loop._data_source.dataloader()
 
 
@@ -65,7 +65,7 @@ def is_between_updates(trainer: Trainer) -> bool:
 
 
 def begin_epoch(trainer: Trainer) -> None:
-    """Tells a resumed trainer that its epoch is new: with max_steps it takes one for a half done."""
+    """Tells a resumed trainer that its epoch is new, which it else takes for one half done."""
     trainer.fit_loop.epoch_loop.restarting = False
 
 
@@ -105,9 +105,10 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
             rewind_progress(fit_loop, "validation")  # else the epoch's end would pass unjudged
         if state["batch"] != loader.images_per_batch:
             logger.warning(
-                "%s: its batches had %d images, those of this run have %d; the epoch goes on after its first %d images",
-                source, state["batch"], loader.images_per_batch, state["images"],
-            )  # fmt: skip
+                "%s: its batches had %d images, those of this run have %d; the epoch goes on after "
+                "its first %d images",
+                *(source, state["batch"], loader.images_per_batch, state["images"]),
+            )
     return int(epoch), int(batches["ready"])
 
 

@@ -1,6 +1,4 @@
-"""Means over an epoch that outlive the process: Lightning's own begin anew when a run is resumed
-inside an epoch.
-"""
+"""Means over an epoch that a run resumed inside it goes on with; Lightning's would begin anew."""
 
 # mypy: disable-error-code="override"
 
@@ -9,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # which imports this file
     from rfdetr.training.module import RFDETRModule
 
 
-class EpochMeansCallback(pl.Callback):
+class EpochMeansCallback(Callback):
     """Sums what the training step adds, and logs the means with the last batch of the epoch.
 
     Checkpoints hold the sums of every rank. The module brings this callback along, whatever others
@@ -26,28 +24,26 @@ class EpochMeansCallback(pl.Callback):
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
-        self._trainer: pl.Trainer | None = None
+        self._trainer: Trainer | None = None
         self._sums: dict[str, Tensor] = {}
         self._weight: float = 0
         self._logged = False
 
     def add(self, values: Mapping[str, Tensor], weight: int) -> None:
-        """Adds one batch: detached scalars by the names to log them under, and how many images they
-        are means of.
-        """
+        """Adds the `values` of a batch, detached means over `weight` images, by name."""
         for name, value in values.items():
             total = value.float() * weight
             self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._weight += weight
 
-    def setup(self, trainer: pl.Trainer, _pl_module: RFDETRModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, _module: RFDETRModule, stage: str) -> None:
         if stage == "fit":
             self._trainer = trainer
             self._reset()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
+    def on_train_start(self, trainer: Trainer, module: RFDETRModule) -> None:
         if self._restored:
-            rows = self._restored["sums"].to(pl_module.device)
+            rows = self._restored["sums"].to(module.device)
             # Of as many ranks as now each takes its own; else each takes an equal part of all.
             same = len(rows) == trainer.world_size
             own = rows[trainer.global_rank] if same else rows.sum(0) / trainer.world_size
@@ -55,13 +51,13 @@ class EpochMeansCallback(pl.Callback):
             self._weight = own[0].item()
             self._restored = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: RFDETRModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
         over = 0 <= trainer.max_steps <= trainer.global_step
         if trainer.is_last_batch or trainer.should_stop or over:
-            self._log(pl_module)
+            self._log(module)
 
-    def on_train_epoch_end(self, _trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
-        self._log(pl_module)  # an epoch that ended unannounced, or goes on at its validation pass
+    def on_train_epoch_end(self, _trainer: Trainer, module: RFDETRModule) -> None:
+        self._log(module)  # an epoch that ended unannounced, or goes on at its validation pass
         self._reset()
 
     def state_dict(self) -> dict[str, Any]:

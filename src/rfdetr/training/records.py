@@ -1,14 +1,13 @@
-"""The figures of a run: metrics.jsonl line by line as they are logged, metrics.csv and log.txt from
-it.
+"""The figures of a run: metrics.jsonl, line by line as they are logged; metrics.csv and log.txt,
+rendered from it at the end of each epoch.
 
-A line of metrics.jsonl is what was logged at one step, or, under "end_of_epoch", the record of an
-epoch:
+A line of metrics.jsonl has what was logged at one step, or under "end_of_epoch" an epoch's record:
 
     {"train/loss_step": 7.25, "epoch": 0, "step": 3}
     {"end_of_epoch": {"epoch": 0, "step": 4, "seconds": 1.5, "train/loss": 7.31}}
 
-Nothing in it changes, so a checkpoint needs to know its length alone: a run that goes on from there
-cuts what came after.
+As lines are only added, a checkpoint notes the file's length: a run that goes on from there cuts
+what came after.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class RunRecord:
         self.folder = RunFolder(output_dir)
         self.path = self.folder.metrics
         self._waiting: list[Row] = []  # lines that have found no room
-        self._shown = -1  # bytes of metrics.jsonl that metrics.csv and log.txt show
+        self._changed = False  # since metrics.csv and log.txt were rendered
 
     @property
     def size(self) -> int:
@@ -53,7 +52,7 @@ class RunRecord:
     def append(self, row: Row, *, ends_epoch: bool = False) -> None:
         """Adds a line, in one write. On a full disk it waits for the next one; that is logged."""
         self._waiting.append({_EPOCH: row} if ends_epoch else row)
-        content = _lines(self._waiting)
+        content = _as_lines(self._waiting)
         try:
             if not self.path.exists():
                 self._write(*self.read())
@@ -63,17 +62,18 @@ class RunRecord:
                     os.truncate(self.path, size)
                     raise OSError("the disk is full")
         except OSError as error:
-            waiting = len(self._waiting)
-            logger.error("%s: %d rows wait for the next try: %s", self.path, waiting, error)
+            count = len(self._waiting)
+            logger.error("%s: %d rows wait for the next try: %s", self.path, count, error)
         else:
-            self._waiting = []
+            self._waiting, self._changed = [], True
 
     def cut(self, size: int, epoch: int) -> None:
         """Takes back what was logged past `size` bytes; where there is no file, from `epoch` on."""
         if not self.path.exists():
             self.drop_from(epoch)
         os.truncate(self.path, min(size, self.size))
-        self._render_anew()
+        self._changed = True
+        self.render()
 
     def drop_from(self, epoch: int, rows: int | None = None) -> None:
         """Removes what a run logs again that begins with `epoch`, counted from 0.
@@ -84,11 +84,11 @@ class RunRecord:
         if rows is None:
             logged = [row for row in logged if int(row.get("epoch", -1)) < epoch]
         self._write(logged[:rows], [row for row in epochs if row.get("epoch", -1) < epoch])
-        self._render_anew()
+        self.render()
 
     def render(self) -> None:
         """Writes metrics.csv and log.txt where there is more to show; a failure is logged."""
-        if self.size == self._shown:
+        if not self._changed:
             return
         rows, epochs = self.read()
         columns: dict[str, None] = {}  # in the order in which they came up
@@ -98,13 +98,12 @@ class RunRecord:
         writer = csv.DictWriter(table, list(columns))
         writer.writeheader()
         writer.writerows(rows)
-        contents = {self.folder.table: table.getvalue().encode() if rows else b""}
-        contents[self.folder.log] = _lines(epochs)
         try:
-            for path, content in contents.items():
-                if content:
-                    atomic_write(path, lambda stream, content=content: stream.write(content))
-            self._shown = self.size
+            if rows:
+                _write(self.folder.table, table.getvalue().encode())
+            if epochs:
+                _write(self.folder.log, _as_lines(epochs))
+            self._changed = False
         except OSError as error:
             logger.error("%s; the end of the next epoch tries again", error)
 
@@ -112,27 +111,19 @@ class RunRecord:
         """The logged rows, and the record of each epoch.
 
         Earlier versions wrote metrics.csv and log.txt alone: without a metrics.jsonl these are read
-        (the cells of a row as text).
+        (cells as text).
         """
         if not self.path.exists():
-            rows = [
-                {name: cell for name, cell in row.items() if cell}
-                for row in read_rows(self.folder.table)
-            ]
-            return rows, _parsed(self.folder.log)
+            rows = read_rows(self.folder.table)
+            epochs = _parsed(self.folder.log)
+            return [{name: cell for name, cell in row.items() if cell} for row in rows], epochs
         lines = _parsed(self.path)
         epochs = [line[_EPOCH] for line in lines if _EPOCH in line]
         return [line for line in lines if _EPOCH not in line], epochs
 
     def _write(self, rows: list[Row], epochs: list[Row]) -> None:
-        content = _lines([*rows, *({_EPOCH: epoch} for epoch in epochs)])
-        atomic_write(self.path, lambda stream: stream.write(content))
-
-    def _render_anew(self) -> None:
-        for path in (self.folder.table, self.folder.log):
-            path.unlink(missing_ok=True)
-        self._shown = -1
-        self.render()
+        _write(self.path, _as_lines([*rows, *({_EPOCH: epoch} for epoch in epochs)]))
+        self._changed = True
 
 
 class RunLogger(Logger):
@@ -165,19 +156,23 @@ class RunLogger(Logger):
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv, as text; a last line that a killed run left unfinished is not one."""
+    """The rows of a metrics.csv, as text, without one that a killed run left unfinished."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
 
 
 def _parsed(path: Path) -> list[Row]:
-    """The objects of a file of JSON lines, up to a line that a killed run left unfinished."""
+    """The objects of a file of JSON lines, without one that a killed run left unfinished."""
     rows: list[Row] = []
-    with suppress(FileNotFoundError, ValueError), open(path, encoding="utf-8") as file:
-        for line in file:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _lines(rows: Iterable[Row]) -> bytes:
+def _as_lines(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    atomic_write(path, lambda stream: stream.write(content))

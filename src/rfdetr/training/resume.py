@@ -39,8 +39,8 @@ def check_shared(
     if names is not None and file_names is not None and list(file_names) != names:
         same = "the same in another order" if sorted(file_names) == sorted(names) else "other ones"
         raise CheckpointError(
-            f"{source} does not fit this run: its classes are {', '.join(file_names)}; the data has {same}: "
-            f"{', '.join(names)}. Use data with the classes of the checkpoint, {anew}"
+            f"{source} does not fit this run: its classes are {', '.join(file_names)}; the data "
+            f"has {same}: {', '.join(names)}. Use data with the classes of the checkpoint, {anew}"
         )
     trains = module.trainer.state.fn == "fit"
     config = module.model_config
@@ -53,7 +53,8 @@ def check_shared(
     ]
     if differ:
         raise CheckpointError(
-            f"{source} does not fit this run: {'; '.join(differ)}. Build the model as the checkpoint has it, {anew}"
+            f"{source} does not fit this run: {'; '.join(differ)}. Build the model as the "
+            f"checkpoint has it, {anew}"
         )
     if trains:
         _check_data(args, source, module, anew)
@@ -71,8 +72,8 @@ def _check_data(args: dict[str, Any], source: Path, module: RFDETRModule, anew: 
         text = f"{source} was trained on other data than is there now: {changes}"
         if not module.train_config.allow_changed_data:
             raise CheckpointError(
-                f"{text}. Resume with the data as it was, pass allow_changed_data=True to go on with what is there "
-                f"now, {anew}"
+                f"{text}. Resume with the data as it was, pass allow_changed_data=True to go on "
+                f"with what is there now, {anew}"
             )
         logger.warning("%s; the run goes on with what is there now", text)
 

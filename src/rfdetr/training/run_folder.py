@@ -1,4 +1,4 @@
-"""The folder of a run: its files, one run in it at a time, and none that is written over unasked."""
+"""The folder of a run: its files, one run in it at a time, none that is written over unasked."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ import os
 import re
 from pathlib import Path
 
+from pytorch_lightning import Trainer
+
+from rfdetr import files
 from rfdetr.errors import InputError
-from rfdetr.files import (
-    CHECKSUMS_FILE,
-    LockHeldError,
-    RecordLock,
-    is_locked,
-    record_digests,
-    remove_leftovers,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +23,15 @@ _WEIGHTS = (
 )
 _SUMMARIES = (
     *("config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png"),
-    CHECKSUMS_FILE,
+    files.CHECKSUMS_FILE,
 )
 _NUMBERED = re.compile(r"checkpoint_?(\d+)\.(?:ckpt|pth)")
 _used: set[Path] = set()  # folders to which runs of this process have written
+
+
+def saves(trainer: Trainer) -> bool:
+    """Whether a run of the trainer writes files; a `fast_dev_run` does not."""
+    return not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 class OutputFolderError(InputError):
@@ -47,7 +47,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.lock = RecordLock(self.path.resolve() / ".run.lock")
+        self.lock = files.RecordLock(self.path.resolve() / ".run.lock")
         self._held = False
         self.last = self.path / _LAST
         self.results = self.path / _RESULTS
@@ -75,7 +75,7 @@ class RunFolder:
         """
         try:
             self.lock.acquire()
-        except LockHeldError as error:
+        except files.LockHeldError as error:
             raise OutputFolderError(
                 f"another run is writing to {self.path} ({error}): wait for it, end it, or choose "
                 "another output_dir"
@@ -85,7 +85,7 @@ class RunFolder:
                 f"output_dir {self.path} cannot be written to: {error.strerror}"
             ) from error
         self._held = True
-        remove_leftovers(self.path)
+        files.remove_leftovers(self.path)
 
     def release(self) -> None:
         """Gives the lock back; nothing where it is not held."""
@@ -97,7 +97,7 @@ class RunFolder:
     @property
     def in_use(self) -> bool:
         """Whether a run, also one of this process, says that it writes to the folder."""
-        return is_locked(self.lock.path)
+        return files.is_locked(self.lock.path)
 
     @property
     def sign_of_run(self) -> str | None:
@@ -106,7 +106,7 @@ class RunFolder:
         return next((name for name in names if (self.path / name).exists()), None)
 
     def newest_checkpoint(self) -> Path | None:
-        """What to go on from: last.ckpt, else the file of the most epochs, `.ckpt` before `.pth`."""
+        """What to go on from: last.ckpt, else the file of most epochs, `.ckpt` before `.pth`."""
         found = [(_NUMBERED.fullmatch(path.name), path) for path in self.path.glob("checkpoint*")]
         numbered = sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
         ordered = [path for _, path in numbered]
@@ -143,7 +143,7 @@ class RunFolder:
         """Deletes the weights, results and figures of an earlier run; its pictures are redrawn."""
         for path in self._files(*_WEIGHTS, *_RECORD):
             path.unlink(missing_ok=True)
-            record_digests(path, [])
+            files.record_digests(path, [])
 
     def set_aside(self) -> None:
         """Moves the files of a run to the first free subfolder run-1, run-2, ..."""

@@ -1,11 +1,10 @@
-"""Proof that a killed run goes on exactly: the same short training, once undisturbed and once
-killed many times.
-"""
+"""Proof that a killed run goes on exactly: a short training, undisturbed and killed many times."""
+
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -26,12 +25,7 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.errors import RunError
 from rfdetr.files import CHECKSUMS_FILE
 
-_PRELOADED = [
-    "rfdetr.training.trainer",
-    "rfdetr.training.datamodule",
-    "rfdetr.training.verify",
-    "hotcoco",
-]
+_PRELOADED = ["hotcoco", *(f"rfdetr.training.{n}" for n in ("trainer", "datamodule", "verify"))]
 _COUNT = "moments.txt"  # beside a run's folder: how many moments it had
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.truncate")
 _VARYING = ("seconds", "bytes")  # times, and the length of a file with times in it
@@ -39,9 +33,7 @@ _VARYING = ("seconds", "bytes")  # times, and the length of a file with times in
 
 @dataclass(frozen=True)
 class ResumeReport:
-    """What `verify_resume` found: `differences` names the files that are not those of the
-    undisturbed run.
-    """
+    """What `verify_resume` found."""
 
     kills: int
     moments: int
@@ -49,6 +41,7 @@ class ResumeReport:
     files: dict[str, str]
     """SHA-256 of each compared file's content in the undisturbed run; times are left out."""
     differences: list[str]
+    """The files of killed runs that are not those of the undisturbed one."""
 
 
 def verify_resume(
@@ -63,8 +56,8 @@ def verify_resume(
     compares the files.
 
     The moments are the parts of a step and of validation, and every opening, renaming and removing
-    of a file in the run's folder; `seed` draws them. Everything happens in a temporary folder;
-    `train_config` needs a seed of its own.
+    of a file in the run's folder; `seed` draws them, and is the runs' where `train_config` has
+    none. Everything happens in a temporary folder.
     """
     if train_config.seed is None:
         train_config = train_config.model_copy(update={"seed": seed})
@@ -76,10 +69,8 @@ def verify_resume(
         train(whole, None)
         moments = int((whole.parent / _COUNT).read_text())
         files = content_hashes(whole)
-        for number in itertools.count():
-            if done >= kills:
-                break
-            folder = Path(work) / f"killed-{number}"
+        while done < kills:
+            folder = Path(tempfile.mkdtemp(dir=work)) / "killed"
             while done < kills and train(folder, draw.randrange(moments // 2)):
                 done += 1
             train(folder, None)
@@ -101,9 +92,8 @@ def _train_apart(
     process.start()
     process.join()
     if process.exitcode not in (0, -signal.SIGKILL):
-        raise RunError(
-            f"the training in {folder} failed with exit code {process.exitcode}; its output tells why"
-        )
+        told = f"failed with exit code {process.exitcode}; its output tells why"
+        raise RunError(f"the training in {folder} {told}")
     return bool(process.exitcode)
 
 
@@ -116,8 +106,8 @@ class _Moments(Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         self._tick()
 
-    on_before_backward = on_before_optimizer_step = on_train_batch_end  # type: ignore[assignment]
-    on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
+    on_before_backward = on_before_optimizer_step = on_train_batch_end
+    on_validation_batch_end = on_train_batch_end
 
 
 def _train(
@@ -150,9 +140,7 @@ def _train(
 
 
 def content_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a run has left, by file: weights, training state, metrics, results; without
-    the times in them.
-    """
+    """SHA-256 of the weights, training state, figures and results of a run, by file, less times."""
     hashes = {}
     for path in sorted(folder.iterdir()):
         digest = hashlib.sha256()

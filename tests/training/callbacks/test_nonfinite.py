@@ -214,32 +214,26 @@ def test_warnings_of_the_labels_are_logged_before_training(
     assert "1 x box-clipped" in caplog.text and "annotation id 1" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_skip_a_step_together(
     make_tiny_coco: Callable[..., Path], tmp_path: Path, strategy: str
 ) -> None:
     """The second rank alone has no loss in the second step, in a window of two batches."""
     train = {
-        "dataset_dir": str(make_tiny_coco({"train": 8, "valid": 2})), "output_dir": str(tmp_path / "output"),
-        "epochs": 1, "batch_size": 1, "grad_accum_steps": 2, "num_workers": 0, "seed": 7, "use_ema": False,
-        "run_test": False,
+        "dataset_dir": str(make_tiny_coco({"train": 8, "valid": 2})),
+        "output_dir": str(tmp_path / "output"), "epochs": 1, "batch_size": 1,
+        "grad_accum_steps": 2, "num_workers": 0, "seed": 7, "use_ema": False, "run_test": False,
     }  # fmt: skip
     settings = {
         "train": train,
         "strategy": strategy,
         "model": {"resolution": 64, "num_classes": 3, "amp": False},
     }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(SCRIPT),
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, json.dumps(settings)],
+        [sys.executable, *launch, json.dumps(settings)],
         capture_output=True,
         text=True,
         timeout=250,

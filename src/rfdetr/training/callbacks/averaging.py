@@ -5,22 +5,20 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, Trainer
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rfdetr.errors import RunError
 from rfdetr.geometry.boxes import at_least_float32
+from rfdetr.training.module import RFDETRModule
 from rfdetr.training.optim import ema_decay
 
-if TYPE_CHECKING:
-    from rfdetr.training.module import RFDETRModule
 
-
-class RFDETREMACallback(pl.Callback):
+class RFDETREMACallback(Callback):
     """Keeps `model`, an exponential moving average of the detector over all optimizer steps.
 
     The first update copies the weights. The k-th keeps decay * (1 - exp(-k / tau)) of the average,
@@ -35,31 +33,31 @@ class RFDETREMACallback(pl.Callback):
         self.model: nn.Module | None = None
         self._step = 0
 
-    def setup(self, _trainer: pl.Trainer, pl_module: RFDETRModule, stage: str) -> None:
+    def setup(self, _trainer: Trainer, module: RFDETRModule, stage: str) -> None:
         if stage == "fit":  # before a checkpoint is restored, so that its average finds a home
-            pl_module.choose_trained()  # a second fit has adapters again; modules are set up later
-            self.model = copy.deepcopy(pl_module.detector).eval().requires_grad_(False)
+            module.choose_trained()  # a second fit has adapters again; modules are set up later
+            self.model = copy.deepcopy(module.detector).eval().requires_grad_(False)
             self.updates = 0
 
-    def on_fit_start(self, _trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
+    def on_fit_start(self, _trainer: Trainer, module: RFDETRModule) -> None:
         average = self.averaged()
-        exact = at_least_float32(next(pl_module.detector.parameters()))
-        average.to(pl_module.device, exact.dtype)
+        exact = at_least_float32(next(module.detector.parameters()))
+        average.to(module.device, exact.dtype)
         if self.updates == 0:  # a new run, or a checkpoint without an average
-            average.load_state_dict(pl_module.detector.state_dict())
+            average.load_state_dict(module.detector.state_dict())
 
-    def on_train_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         self._step = trainer.global_step
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: RFDETRModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
         self.updates += 1
         # Parameters and buffers alike: all are floats, as the network counts nothing.
         average, live = (
-            [*m.parameters(), *m.buffers()] for m in (self.averaged(), pl_module.detector)
+            [*m.parameters(), *m.buffers()] for m in (self.averaged(), module.detector)
         )
         live = [value.to(mean.dtype) for mean, value in zip(average, live, strict=True)]
         kept = ema_decay(self.updates, self.decay, self.tau) if self.updates > 1 else 0.0
@@ -79,13 +77,13 @@ class RFDETREMACallback(pl.Callback):
         self.averaged().to(next(iter(weights.values())).dtype).load_state_dict(weights)
 
 
-def averaged_model(trainer: pl.Trainer) -> nn.Module | None:
+def averaged_model(trainer: Trainer) -> nn.Module | None:
     """The averaged model of a run that keeps one and has trained."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((c.model for c in callbacks if isinstance(c, RFDETREMACallback)), None)
 
 
-class DropPathCallback(pl.Callback):
+class DropPathCallback(Callback):
     """Lowers the encoder's drop-path rate linearly from `rate` to 0 over the run's optimizer steps.
 
     Stochastic depth regularises the early training; the last steps train the network that will be
@@ -95,6 +93,6 @@ class DropPathCallback(pl.Callback):
     def __init__(self, rate: float) -> None:
         self.rate = rate
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: RFDETRModule, *_: Any) -> None:
-        done = trainer.global_step / max(pl_module.total_steps, 1)
-        pl_module.detector.set_drop_path(self.rate * max(1 - done, 0.0))
+    def on_train_batch_start(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
+        done = trainer.global_step / max(module.total_steps, 1)
+        module.detector.set_drop_path(self.rate * max(1 - done, 0.0))

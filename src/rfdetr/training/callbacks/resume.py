@@ -12,42 +12,26 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, Trainer
 
+from rfdetr.training import lightning_state
 from rfdetr.training.callbacks.validation import in_training
-from rfdetr.training.lightning_state import (
-    Point,
-    batches_done,
-    begin_epoch,
-    is_between_updates,
-    rewind_progress,
-)
-from rfdetr.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from rfdetr.training.module import RFDETRModule
+from rfdetr.training.run_folder import RunFolder, saves
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
-    if name in signal.Signals.__members__
-]
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]
 
 
 class RunStopped(SystemExit):
-    """A run that was told to stop, and has saved where it stood; the exit code is 128 + the signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
-        self.signum = signum
+    """A run that was told to stop, and has saved where it stood; its code is 128 + the signal."""
 
 
-class ResumeCallback(pl.Callback):
+class ResumeCallback(Callback):
     """Saves last.ckpt after each epoch, every so many optimizer steps or minutes, and when a signal
     ends the run.
 
@@ -71,33 +55,31 @@ class ResumeCallback(pl.Callback):
         self._folder = RunFolder(output_dir)
         self._saved: tuple[int, int] | None = None  # epoch and batch of the last save
         self._saved_at = 0.0
-        self._point: Point | None = None  # of the save that is being made
+        self._point: lightning_state.Point | None = None  # of the save that is being made
         self._signal = 0
         self._told = False
         self._theirs: dict[int, Any] = {}  # the handlers before fit, then those of Lightning
         self._before: dict[int, Any] = {}
 
-    def setup(self, _trainer: pl.Trainer, _pl_module: RFDETRModule, stage: str) -> None:
+    def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._signal = 0
             self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def on_train_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
-        done = batches_done(trainer)
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        done = lightning_state.batches_done(trainer)
         if done == 0:
-            begin_epoch(trainer)
+            lightning_state.begin_epoch(trainer)
         self._saved = (trainer.current_epoch, done)
         self._saved_at = time.monotonic()
         # Now, after Lightning, whose own handlers would leave at once, within a step.
         self._theirs = {number: signal.signal(number, self._on_signal) for number in self._before}
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         self._save_epoch(trainer)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, _pl_module: RFDETRModule, _batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_train_batch_start(self, trainer: Trainer, _: Any, __: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches or not saves(trainer):
             self._tell_of_waiting()
             return
         waited = time.monotonic() - self._saved_at
@@ -110,16 +92,16 @@ class ResumeCallback(pl.Callback):
         if signum:
             self._leave(trainer, signum)
 
-    def on_validation_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
         if in_training(trainer) and (signum := self._agreed(trainer)[0]):
             self._leave_validation(trainer, signum)
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
         # Alone: ranks may differ in how many batches they validate, and could not agree.
         if self._signal and trainer.world_size == 1 and in_training(trainer):
             self._leave_validation(trainer, self._signal)
 
-    def on_train_end(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         self._save_epoch(trainer)
         process = os.getpid()
 
@@ -133,21 +115,19 @@ class ResumeCallback(pl.Callback):
         if signum := self._agreed(trainer)[0]:
             self._leave(trainer, signum)
 
-    def on_save_checkpoint(
-        self, _trainer: pl.Trainer, _pl_module: RFDETRModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, _: Trainer, __: Any, checkpoint: dict[str, Any]) -> None:
         if self._point:
-            rewind_progress(checkpoint["loops"]["fit_loop"], self._point)
+            lightning_state.rewind_progress(checkpoint["loops"]["fit_loop"], self._point)
 
-    def _save_epoch(self, trainer: pl.Trainer) -> None:
+    def _save_epoch(self, trainer: Trainer) -> None:
         done = trainer.current_epoch
-        if self._saved == (done, 0) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._saved == (done, 0) or not saves(trainer):
             return
         if done % self.checkpoint_interval == 0:
             self._save(trainer, self._folder.after(done), "epoch", 0)
         self._save(trainer, self._folder.last, "epoch", 0)
 
-    def _save(self, trainer: pl.Trainer, path: Path, point: Point, batch: int) -> None:
+    def _save(self, trainer: Trainer, path: Path, point: lightning_state.Point, batch: int) -> None:
         self._point = point
         try:
             trainer.save_checkpoint(path, weights_only=False)
@@ -160,33 +140,32 @@ class ResumeCallback(pl.Callback):
             self._point = None
             self._saved_at = time.monotonic()
 
-    def _agreed(self, trainer: pl.Trainer, due: bool = False) -> tuple[int, bool]:
-        """The signal that any process has got, and whether any finds a save due: all must do the
-        same.
-        """
+    def _agreed(self, trainer: Trainer, due: bool = False) -> tuple[int, bool]:
+        """The signal that any rank has got, and whether any finds a save due: all do the same."""
         if trainer.world_size == 1:
             return self._signal, due
         own = torch.tensor([self._signal, int(due)], device=trainer.strategy.root_device)
         signum, any_due = trainer.strategy.reduce(own, reduce_op="max").tolist()
         return int(signum), bool(any_due)
 
-    def _leave_validation(self, trainer: pl.Trainer, signum: int) -> None:
-        if not is_between_updates(trainer):
+    def _leave_validation(self, trainer: Trainer, signum: int) -> None:
+        if not lightning_state.is_between_updates(trainer):
             self._tell_of_waiting()
             return  # a validation pass in the middle of an update
-        self._save(trainer, self._folder.last, "validation", batches_done(trainer))
+        self._save(trainer, self._folder.last, "validation", lightning_state.batches_done(trainer))
         self._leave(trainer, signum)
 
-    def _leave(self, trainer: pl.Trainer, signum: int) -> None:
+    def _leave(self, trainer: Trainer, signum: int) -> None:
         name, theirs = signal.Signals(signum).name, self._theirs.get(signum)
         logger.warning(
-            '%s: stopped after optimizer step %d; go on from there with resume="last" and the same settings (%s)',
+            '%s: stopped after optimizer step %d; go on from there with resume="last" and the same '
+            "settings (%s)",
             *(name, trainer.global_step, self._folder.last),
         )
         if name == "SIGUSR1" and callable(theirs):
             theirs(signum, None)  # on SLURM Lightning's, which queues the job again
         atexit.register(gc.freeze)  # or Python collects for seconds what ends with it
-        raise RunStopped(signum)
+        raise RunStopped(128 + signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
         if self._signal and signum == signal.SIGINT:
@@ -196,9 +175,7 @@ class ResumeCallback(pl.Callback):
         self._told = False
 
     def _tell_of_waiting(self) -> None:
-        """Says why a signal has not ended the run yet: a run that leaves at once says so in one
-        line alone.
-        """
+        """Says, once, why a signal has not ended the run yet."""
         if self._signal and not self._told:
             self._told = True
             name = signal.Signals(self._signal).name

@@ -1,6 +1,4 @@
-"""What a run writes beside its weights: config.yaml, its record of figures, metrics.png, and one
-line of log an epoch.
-"""
+"""What a run writes beside its weights: config.yaml, its figures, metrics.png, a line an epoch."""
 
 # mypy: disable-error-code="override"
 
@@ -10,22 +8,20 @@ import logging
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
 import yaml
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from rfdetr._version import __version__
 from rfdetr.config import variant_name
 from rfdetr.files import atomic_write
 from rfdetr.training.callbacks.validation import in_training
+from rfdetr.training.module import RFDETRModule
 from rfdetr.training.records import RunLogger, RunRecord
-from rfdetr.training.run_folder import RunFolder
+from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.training.steps import effective_batch
-
-if TYPE_CHECKING:
-    from rfdetr.training.module import RFDETRModule
 
 logger = logging.getLogger(__name__)
 _SHOWN = {
@@ -34,7 +30,7 @@ _SHOWN = {
 }
 
 
-class RunFilesCallback(pl.Callback):
+class RunFilesCallback(Callback):
     """Keeps the readable record of a run in its output directory; nothing in a `fast_dev_run`.
 
     A resumed run goes on in the files it finds, less what it will repeat. A new run starts them
@@ -53,31 +49,29 @@ class RunFilesCallback(pl.Callback):
         self._ended: dict[str, Any] | None = None  # the epoch whose record is still to be written
         self._restored: dict[str, Any] = {}
 
-    def setup(self, trainer: pl.Trainer, _pl_module: RFDETRModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, _: Any, stage: str) -> None:
         if stage == "fit":
             self._restored = {}
             own = [one.record for one in trainer.loggers if isinstance(one, RunLogger)]
             self._record = own[0] if own else self._record
-            if writes_files(trainer):
+            if self._writes(trainer):
                 self._folder.acquire()
 
-    def on_fit_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
-        if writes_files(trainer) and not (self.overwrite or trainer.global_step):
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._writes(trainer) and not (self.overwrite or trainer.global_step):
             self._folder.refuse_to_overwrite(trainer.ckpt_path, keep_own=True)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Lets other runs have the directory; after an exception the trainer does, when all is
-        written.
-        """
+        """Lets other runs have the directory; after an exception the trainer calls this itself."""
         self._record.render()
         self._folder.release()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
-        model, train = pl_module.model_config, pl_module.train_config
+    def on_train_start(self, trainer: Trainer, module: RFDETRModule) -> None:
+        model, train = module.model_config, module.train_config
         rank_zero_info(f"Effective batch size {effective_batch(train.batch_size, trainer)}")
         self._started = time.monotonic() - self._restored.get("seconds", 0.0)
         self._evaluated = self._restored.get("evaluated", False)
-        if not writes_files(trainer):
+        if not self._writes(trainer):
             return
         self._take_back(trainer)
         own = {"resume", "overwrite"}  # of the command, not of the run
@@ -85,32 +79,32 @@ class RunFilesCallback(pl.Callback):
             "rfdetr_version": __version__,
             "variant": variant_name(model),
             "model": model.model_dump(mode="json"),
-            "train": {**train.model_dump(mode="json", exclude=own), "seed": pl_module.seed},
-            "class_names": pl_module.class_names,
+            "train": {**train.model_dump(mode="json", exclude=own), "seed": module.seed},
+            "class_names": module.class_names,
         }
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic_write(self._folder.config, lambda stream: stream.write(text.encode()))
         for run_logger in trainer.loggers:
             run_logger.log_hyperparams(content)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         self._write_record(trainer)
         self._started, self._evaluated = time.monotonic(), False
 
-    def on_validation_end(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         self._evaluated = self._evaluated or in_training(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        pl_module.log("train/lr", rate)
+        module.log("train/lr", rate)
         self._ended = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self._ended |= {"seconds": round(time.monotonic() - self._started, 3), "train/lr": rate}
 
-    def on_train_end(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         self._write_record(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
-        if not writes_files(trainer):
+    def on_fit_end(self, trainer: Trainer, *_: Any) -> None:
+        if not self._writes(trainer):
             return
         if self._restored:  # resumed with nothing left to train: it logs its end again
             self._take_back(trainer)
@@ -120,19 +114,20 @@ class RunFilesCallback(pl.Callback):
             plot_history(records, self._folder.history)
 
     def state_dict(self) -> dict[str, Any]:
-        # Times differ from run to run, and with them the length of their digits; all else does not.
         seconds = time.monotonic() - self._started if self._started else 0.0
         return {"bytes": self._record.size, "seconds": seconds, "evaluated": self._evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
 
-    def _take_back(self, trainer: pl.Trainer) -> None:
+    def _writes(self, trainer: Trainer) -> bool:
+        return trainer.is_global_zero and saves(trainer)
+
+    def _take_back(self, trainer: Trainer) -> None:
         """Leaves of earlier records what this run does not log again: nothing, if it is a new one.
 
-        A checkpoint tells the length of the record; one of an earlier version the rows of
-        metrics.csv; one of another training loop its epoch, and weights alone no more than that
-        nothing is repeated.
+        A checkpoint tells the length of the record, one of an earlier version the rows of
+        metrics.csv, one of another training loop its epoch; from weights alone nothing is repeated.
         """
         known, self._restored = self._restored, {}
         epoch, new = trainer.current_epoch, trainer.ckpt_path is None
@@ -143,12 +138,10 @@ class RunFilesCallback(pl.Callback):
         elif new or epoch or "rows" in known:
             self._record.drop_from(epoch, known.get("rows"))
 
-    def _write_record(self, trainer: pl.Trainer) -> None:
-        """Adds the epoch that has ended to the record, when everything has logged what there is to
-        log about it.
-        """
+    def _write_record(self, trainer: Trainer) -> None:
+        """Adds the epoch that has ended to the record, when all that is known of it is logged."""
         record, self._ended = self._ended, None
-        if record is None or not writes_files(trainer):
+        if record is None or not self._writes(trainer):
             return
         of_epoch = ("train/", "val/") if self._evaluated else ("train/",)
         figures = {"train/lr": record.pop("train/lr")}
@@ -160,11 +153,6 @@ class RunFilesCallback(pl.Callback):
         number, epochs = record["epoch"] + 1, trainer.max_epochs
         line = epoch_line(number, epochs, figures, record["seconds"], trainer.should_stop)
         logger.info("%s", line)
-
-
-def writes_files(trainer: pl.Trainer) -> bool:
-    """Whether this process writes the files of its run: rank 0 does, and no `fast_dev_run`."""
-    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def epoch_line(

@@ -7,9 +7,9 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
@@ -17,30 +17,19 @@ from rfdetr.evaluation.metrics import Metrics
 from rfdetr.evaluation.results import write_results
 from rfdetr.files import digest_of, link_checkpoint, recorded_digests
 from rfdetr.training.adapters import remove_adapters
+from rfdetr.training.callbacks import validation
 from rfdetr.training.callbacks.averaging import averaged_model
-from rfdetr.training.callbacks.validation import (
-    EMA,
-    LIVE,
-    TEST,
-    TEST_EMA,
-    COCOEvalCallback,
-    evaluate_loader,
-    in_training,
-    main_figure,
-)
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import load_whole_weights, whole_weights
-from rfdetr.training.run_folder import RunFolder
+from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import read_checkpoint
 from rfdetr.weights.writing import save_checkpoint, save_safetensors
 
-if TYPE_CHECKING:
-    from rfdetr.training.module import RFDETRModule
-
 logger = logging.getLogger(__name__)
 
-PREFIXES = {"regular": LIVE, "ema": EMA}
+PREFIXES = {"regular": validation.LIVE, "ema": validation.EMA}
 
 
 class BestModelCallback(Checkpoint):
@@ -70,7 +59,7 @@ class BestModelCallback(Checkpoint):
         self._unsaved: dict[str, dict[str, Tensor]] = {}  # best weights that are not in files yet
         self._ended = False
 
-    def setup(self, _trainer: pl.Trainer, _pl_module: RFDETRModule, stage: str) -> None:
+    def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit":  # a checkpoint that is resumed is read later
             self._start_anew()
 
@@ -89,56 +78,58 @@ class BestModelCallback(Checkpoint):
         """The weights with the higher mAP, "regular" or "ema"; None before the first evaluation."""
         return max(self.best, key=lambda kind: self.best[kind]["score"], default=None)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
-        if not in_training(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_validation_end(self, trainer: Trainer, module: RFDETRModule) -> None:
+        if not validation.in_training(trainer) or not saves(trainer):
             return
-        for kind, model in {"regular": pl_module.model, "ema": averaged_model(trainer)}.items():
-            score = trainer.callback_metrics.get(PREFIXES[kind] + main_figure(pl_module))
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        seen = next(
+            (c.metrics for c in callbacks if isinstance(c, validation.COCOEvalCallback)), {}
+        )
+        for kind, model in {"regular": module.model, "ema": averaged_model(trainer)}.items():
+            score = trainer.callback_metrics.get(PREFIXES[kind] + validation.main_figure(module))
             if score is None or model is None:
                 continue
             if kind in self.best and score <= self.best[kind]["score"]:
                 continue
             self.best[kind] = {"score": float(score), "epoch": trainer.current_epoch}
-            self._valid[kind] = _last_metrics(trainer, PREFIXES[kind])
-            state = whole_weights(trainer, pl_module) if kind == "regular" else model.state_dict()
+            self._valid[kind] = seen.get(PREFIXES[kind])
+            state = whole_weights(trainer, module) if kind == "regular" else model.state_dict()
             if trainer.is_global_zero:
                 self._unsaved[kind] = state
         try:
-            self._save_best(pl_module)
+            self._save_best(module)
         except OSError as error:
             logger.error("%s; training goes on, and the next evaluation tries again", error)
-            for kind, state in self._unsaved.items():  # as they are now, not as training goes on
-                self._unsaved[kind] = {
-                    name: state[name].detach().to("cpu", copy=True) for name in state
-                }
+            for state in self._unsaved.values():  # as it is now, not as training goes on
+                state.update({name: tensor.to("cpu", copy=True) for name, tensor in state.items()})
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
+    def on_train_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         # Not on_fit_end: by then Lightning has taken the module off its device.
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not saves(trainer):
             return
         self._ended = True
-        self._save_best(pl_module)
-        self._write_total(trainer, pl_module)
+        self._save_best(module)
+        self._write_total(trainer, module)
         best = None
         if trainer.is_global_zero:
             best = from_published(read_checkpoint(self.total_path).model)
             if self.safetensors:
-                _save(pl_module, self.total_path.with_suffix(".safetensors"), best)
-        remove_adapters(pl_module.detector)
-        load_whole_weights(trainer, pl_module, best)
-        self._report(trainer, pl_module)
-        pl_module.evaluation_loss.reset()  # a later trainer.validate() adds to a mean of its own
+                _save(module, self.total_path.with_suffix(".safetensors"), best)
+        remove_adapters(module.detector)
+        load_whole_weights(trainer, module, best)
+        self._report(trainer, module)
+        module.evaluation_loss.reset()  # a later trainer.validate() adds to a mean of its own
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
+    def on_fit_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if not self._ended and trainer.global_step > 0:
             # Resumed with nothing left to train: Lightning skips the end of training.
-            pl_module.to(trainer.strategy.root_device)
-            self.on_train_end(trainer, pl_module)
-            pl_module.cpu()
+            module.to(trainer.strategy.root_device)
+            self.on_train_end(trainer, module)
+            module.cpu()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: RFDETRModule, *_: Any) -> None:
-        if self.best and not self._unsaved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write_total(trainer, pl_module)
+    def on_exception(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
+        if self.best and not self._unsaved and saves(trainer):
+            self._write_total(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
         digests = {kind: recorded_digests(self._folder.best(kind)) for kind in self.best}
@@ -164,7 +155,7 @@ class BestModelCallback(Checkpoint):
             _save(module, self._folder.best(kind), self._unsaved[kind])
             del self._unsaved[kind]
 
-    def _write_total(self, trainer: pl.Trainer, module: RFDETRModule) -> None:
+    def _write_total(self, trainer: Trainer, module: RFDETRModule) -> None:
         if self.best_kind:
             if trainer.is_global_zero:
                 link_checkpoint(self._folder.best(self.best_kind), self.total_path)
@@ -176,17 +167,15 @@ class BestModelCallback(Checkpoint):
             logger.warning(told, self.total_path)
             _save(module, self.total_path, state)
 
-    def _report(self, trainer: pl.Trainer, module: RFDETRModule) -> None:
-        """Writes the figures of the best weights: those seen when they were written, measured again
-        only in a resumed run.
-        """
+    def _report(self, trainer: Trainer, module: RFDETRModule) -> None:
+        """Writes the figures of the best weights, as seen when they were; a resumed run's anew."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, RFDETRDataModule):
             return
         if self.best_kind:
             valid = self._valid.get(self.best_kind)
             loader = datamodule.val_dataloader()
-            self.results["valid"] = valid or evaluate_loader(trainer, module, loader)[0]
+            self.results["valid"] = valid or validation.evaluate_loader(trainer, module, loader)[0]
         if self.run_test and datamodule.has_test:
             self._test(trainer, module, datamodule.test_dataloader())
         if self.results and trainer.is_global_zero:
@@ -197,12 +186,10 @@ class BestModelCallback(Checkpoint):
             chosen = self.results.get("valid") if split == "test" else None
             plot_metrics(shown, self.output_dir, split, chosen)
 
-    def _test(self, trainer: pl.Trainer, module: RFDETRModule, loader: Any) -> None:
-        """Logs figures on the test split as validation does: test/* of the best weights, test/ema_*
-        of the best averaged ones.
+    def _test(self, trainer: Trainer, module: RFDETRModule, loader: Any) -> None:
+        """Logs test/* of the best weights and test/ema_* of the best averaged ones, in one pass.
 
-        One pass serves both, and where the averaged weights are the best, one set of weights is
-        measured.
+        Where the averaged weights are the best, one set of weights is measured.
         """
         average: Any = averaged_model(trainer)
         if average is not None and "ema" in self.best:
@@ -212,18 +199,18 @@ class BestModelCallback(Checkpoint):
             remove_adapters(average)  # files hold merged weights
             average.load_state_dict(trainer.strategy.broadcast(best))
         other = None if self.best_kind == "ema" else average
-        metrics = evaluate_loader(trainer, module, loader, other)
+        metrics = validation.evaluate_loader(trainer, module, loader, other)
         self.results["test"] = metrics[0]
-        figures = metrics[0].logged(TEST, module.train_config.log_per_class_metrics)
+        figures = metrics[0].logged(validation.TEST, module.train_config.log_per_class_metrics)
         if average is not None:
-            figures |= metrics[-1].logged(TEST_EMA, per_class=False)
+            figures |= metrics[-1].logged(validation.TEST_EMA, per_class=False)
         if module.train_config.compute_val_loss:
             figures["test/loss"] = float(module.evaluation_loss.compute())
         for run_logger in trainer.loggers:
             run_logger.log_metrics(figures, step=trainer.global_step)
 
 
-class RFDETREarlyStopping(pl.Callback):
+class RFDETREarlyStopping(Callback):
     """Ends training after `patience` evaluations in a row whose mAP (of masks if there are any)
     rose by less than `min_delta`.
 
@@ -233,22 +220,22 @@ class RFDETREarlyStopping(pl.Callback):
     def __init__(self, patience: int = 10, min_delta: float = 0.001, use_ema: bool = False) -> None:
         self.patience = patience
         self.min_delta = min_delta
-        self.prefixes = (EMA,) if use_ema else (LIVE, EMA)
+        self.prefixes = (validation.EMA,) if use_ema else (validation.LIVE, validation.EMA)
         self.best = -math.inf
         self.waited = 0
 
-    def setup(self, _trainer: pl.Trainer, _pl_module: RFDETRModule, stage: str) -> None:
+    def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit":
             self.best, self.waited = -math.inf, 0
 
-    def on_fit_start(self, trainer: pl.Trainer, _pl_module: RFDETRModule) -> None:
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
         if self.waited >= self.patience:  # resumed after its end
             trainer.should_stop = True
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: RFDETRModule) -> None:
-        found, figure = trainer.callback_metrics, main_figure(pl_module)
+    def on_validation_end(self, trainer: Trainer, module: RFDETRModule) -> None:
+        found, figure = trainer.callback_metrics, validation.main_figure(module)
         scores = [float(found[name + figure]) for name in self.prefixes if name + figure in found]
-        if not in_training(trainer) or not scores:
+        if not validation.in_training(trainer) or not scores:
             return
         if max(scores) > self.best + self.min_delta:
             self.best, self.waited = max(scores), 0
@@ -271,9 +258,3 @@ class RFDETREarlyStopping(pl.Callback):
 def _save(module: RFDETRModule, path: Path, state: dict[str, Tensor]) -> None:
     save = save_safetensors if path.suffix == ".safetensors" else save_checkpoint
     save(path, state, module.model_config, module.class_names, data=module.data_facts)
-
-
-def _last_metrics(trainer: pl.Trainer, prefix: str) -> Metrics | None:
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    seen = (c.metrics.get(prefix) for c in callbacks if isinstance(c, COCOEvalCallback))
-    return next(seen, None)

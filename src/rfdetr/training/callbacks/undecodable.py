@@ -5,19 +5,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, Trainer
 
 from rfdetr.errors import RunError
-
-if TYPE_CHECKING:
-    from rfdetr.training.module import RFDETRModule
 
 MOST = 0.01  # share of a split's images; a single one stops no run
 
 
-class UndecodableCallback(pl.Callback):
+class UndecodableCallback(Callback):
     """Counts the images in whose place the dataset has given another, and stops a run with many.
 
     Such a target has "undecodable": the image's number, and how many images its split has.
@@ -26,14 +23,10 @@ class UndecodableCallback(pl.Callback):
     def __init__(self) -> None:
         self.images: defaultdict[str, set[int]] = defaultdict(set)  # their numbers, by split
 
-    def on_train_batch_start(
-        self, _trainer: pl.Trainer, _pl_module: RFDETRModule, batch: Any, *_: Any
-    ) -> None:
+    def on_train_batch_start(self, _: Trainer, __: Any, batch: Any, *___: Any) -> None:
         self._count("train", batch[1])
 
-    def on_validation_batch_start(
-        self, _trainer: pl.Trainer, _pl_module: RFDETRModule, batch: Any, *_: Any
-    ) -> None:
+    def on_validation_batch_start(self, _: Trainer, __: Any, batch: Any, *___: Any) -> None:
         self._count("valid", batch[1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,6 +43,7 @@ class UndecodableCallback(pl.Callback):
             self.images[split].add(number)
             if (count := len(self.images[split])) > max(1, MOST * total):
                 raise RunError(
-                    f"{count} of {total} {split} images cannot be decoded, more than {MOST:.0%}; the log names them, "
-                    "`rfdetr check` too. Replace or remove them, and go on with resume='last'"
+                    f"{count} of {total} {split} images cannot be decoded, more than {MOST:.0%}; "
+                    "the log names them, `rfdetr check` too. Replace or remove them, and go on "
+                    "with resume='last'"
                 )
