@@ -71,7 +71,8 @@ class RunRecord:
         """Takes back what was logged past `size` bytes; where there is no file, from `epoch` on."""
         if not self.path.exists():
             self.drop_from(epoch)
-        os.truncate(self.path, min(size, self.size))
+            return
+        os.truncate(self.path, self.path.read_bytes().rfind(b"\n", 0, size) + 1)
         self._changed = True
         self.render()
 

@@ -95,11 +95,6 @@ class RunFolder:
             self._held = False
 
     @property
-    def in_use(self) -> bool:
-        """Whether a run, also one of this process, says that it writes to the folder."""
-        return files.is_locked(self.lock.path)
-
-    @property
     def sign_of_run(self) -> str | None:
         """A file that only a run leaves, by name; None where there is none."""
         names = (_RESULTS, _TOTAL, _LAST)
@@ -177,4 +172,5 @@ def default_folder(base: Path, resume: str | None) -> Path:
             return own[0]
     names = itertools.chain([base.name], (f"{base.name}-{n}" for n in itertools.count(2)))
     folders = (RunFolder(base.with_name(name)) for name in names)
-    return next(folder.path for folder in folders if not (folder.sign_of_run or folder.in_use))
+    free = (one for one in folders if not (one.sign_of_run or files.is_locked(one.lock.path)))
+    return next(free).path

@@ -60,6 +60,7 @@ class NonFiniteCallback(Callback):
         losses, terms, batches = torch.stack(self._losses), self._terms, self._batches
         self._begin_window()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        # With a scaler (float16), gradients overflow now and then, and it skips the step itself.
         given = [weight.grad for weight in module.parameters() if weight.grad is not None]
         if _all_finite(trainer, [losses, *given] if scaler is None else [losses]):
             self.in_a_row = 0

@@ -58,8 +58,8 @@ class ResumeCallback(Callback):
         self._point: lightning_state.Point | None = None  # of the save that is being made
         self._signal = 0
         self._told = False
-        self._theirs: dict[int, Any] = {}  # the handlers before fit, then those of Lightning
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # the handlers of SIGNALS before fit
+        self._theirs: dict[int, Any] = {}  # those that Lightning has put in their place
 
     def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit" and threading.current_thread() is threading.main_thread():
@@ -76,7 +76,7 @@ class ResumeCallback(Callback):
         self._theirs = {number: signal.signal(number, self._on_signal) for number in self._before}
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._save_epoch(trainer)
+        self._save_epoch(trainer)  # not at the epoch's end, where others still log and write
 
     def on_train_batch_start(self, trainer: Trainer, _: Any, __: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches or not saves(trainer):
@@ -128,6 +128,7 @@ class ResumeCallback(Callback):
         self._save(trainer, self._folder.last, "epoch", 0)
 
     def _save(self, trainer: Trainer, path: Path, point: lightning_state.Point, batch: int) -> None:
+        """Writes a checkpoint that goes on at `point`; where there is no room, that is logged."""
         self._point = point
         try:
             trainer.save_checkpoint(path, weights_only=False)
@@ -149,13 +150,15 @@ class ResumeCallback(Callback):
         return int(signum), bool(any_due)
 
     def _leave_validation(self, trainer: Trainer, signum: int) -> None:
-        if not lightning_state.is_between_updates(trainer):
+        """Ends the run in a validation pass, which a resumed run does again from its beginning."""
+        if not lightning_state.is_between_updates(trainer):  # with a val_check_interval of batches
             self._tell_of_waiting()
-            return  # a validation pass in the middle of an update
+            return
         self._save(trainer, self._folder.last, "validation", lightning_state.batches_done(trainer))
         self._leave(trainer, signum)
 
     def _leave(self, trainer: Trainer, signum: int) -> None:
+        """Ends the run, which is saved, with the exit code of a process that the signal ends."""
         name, theirs = signal.Signals(signum).name, self._theirs.get(signum)
         logger.warning(
             '%s: stopped after optimizer step %d; go on from there with resume="last" and the same '
@@ -168,6 +171,7 @@ class ResumeCallback(Callback):
         raise RunStopped(128 + signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
+        """Notes a signal for the next point at which the run can end; a second SIGINT ends it."""
         if self._signal and signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt

@@ -50,7 +50,7 @@ class RunFilesCallback(Callback):
         self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, _: Any, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit":  # before a checkpoint is read, whose state comes to `load_state_dict`
             self._restored = {}
             own = [one.record for one in trainer.loggers if isinstance(one, RunLogger)]
             self._record = own[0] if own else self._record
@@ -140,6 +140,7 @@ class RunFilesCallback(Callback):
 
     def _write_record(self, trainer: Trainer) -> None:
         """Adds the epoch that has ended to the record, when all that is known of it is logged."""
+        # At the end of the epoch itself, other callbacks have yet to log their figures.
         record, self._ended = self._ended, None
         if record is None or not self._writes(trainer):
             return

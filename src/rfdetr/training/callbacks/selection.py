@@ -151,11 +151,13 @@ class BestModelCallback(Checkpoint):
                 self.best[kind] = entry
 
     def _save_best(self, module: RFDETRModule) -> None:
+        """Writes the best weights that are not in files yet; `OSError` where there is no room."""
         for kind in list(self._unsaved):
             _save(module, self._folder.best(kind), self._unsaved[kind])
             del self._unsaved[kind]
 
     def _write_total(self, trainer: Trainer, module: RFDETRModule) -> None:
+        """Gives the better file the second name of the best weights of all, or writes the last."""
         if self.best_kind:
             if trainer.is_global_zero:
                 link_checkpoint(self._folder.best(self.best_kind), self.total_path)
@@ -174,8 +176,10 @@ class BestModelCallback(Checkpoint):
             return
         if self.best_kind:
             valid = self._valid.get(self.best_kind)
-            loader = datamodule.val_dataloader()
-            self.results["valid"] = valid or validation.evaluate_loader(trainer, module, loader)[0]
+            if valid is None:
+                loader = datamodule.val_dataloader()
+                valid = validation.evaluate_loader(trainer, module, loader)[0]
+            self.results["valid"] = valid
         if self.run_test and datamodule.has_test:
             self._test(trainer, module, datamodule.test_dataloader())
         if self.results and trainer.is_global_zero:
