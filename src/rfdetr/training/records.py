@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
@@ -127,29 +127,31 @@ class RunRecord:
         self._changed = True
 
 
-class RunLogger(Logger):
+class RunLogger(CSVLogger):
     """Lightning's way to a run's record: each row is on disk as soon as it is logged."""
 
-    name = version = ""
-
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
-        super().__init__()
+        super().__init__(os.fspath(output_dir), name="", version="")
         self.record = RunRecord(output_dir)
 
     @property
-    def save_dir(self) -> str:
-        return str(self.record.folder.path)
+    def experiment(self) -> Any:
+        return self.record
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # In the order of names: that of Lightning is another where a resumed run validates again.
+        ordered = sorted(metrics.items())
         row = {
-            name: value.item() if isinstance(value, Tensor) else value
-            for name, value in metrics.items()
+            name: value.item() if isinstance(value, Tensor) else value for name, value in ordered
         }
         self.record.append({**row, "step": step or 0})
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Nothing: config.yaml holds them."""
+
+    def save(self) -> None:
+        """Nothing: rows are saved as they come."""
 
     @rank_zero_only
     def finalize(self, _status: str) -> None:
