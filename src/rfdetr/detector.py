@@ -152,7 +152,7 @@ class RFDETR:
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
-            from rfdetr.training.run_folder import default_folder, refuse_to_overwrite
+            from rfdetr.training.run_folder import RunFolder, default_folder
 
         masks = self.model_config.segmentation_head
         config_class = SegmentationTrainConfig if masks else TrainConfig
@@ -163,7 +163,7 @@ class RFDETR:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
         if not config.overwrite:
-            refuse_to_overwrite(config.output_dir, resumed)
+            RunFolder(config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(self.model_config, config)
         datamodule.setup("fit")
         names = datamodule.class_names or []

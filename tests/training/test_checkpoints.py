@@ -14,10 +14,10 @@ import pytorch_lightning as pl
 import torch
 
 from rfdetr.files import CHECKSUMS_FILE
-from rfdetr.training.checkpoints import AtomicCheckpointIO, legacy_checkpoint
+from rfdetr.training.checkpoints import AtomicCheckpointIO, lightning_checkpoint
 from rfdetr.training.verify import content_hashes
 from rfdetr.weights.names import to_published
-from rfdetr.weights.reading import CheckpointError
+from rfdetr.weights.reading import CheckpointError, read_checkpoint
 
 EVERYTHING_ON = {"drop_path": 0.2, "multi_scale": True, "early_stopping": True}
 
@@ -162,7 +162,7 @@ def test_a_file_of_weights_alone_starts_at_the_first_epoch(
     torch.save(
         {"model": to_published(make_run().module.model.state_dict())}, tmp_path / "weights.pth"
     )
-    content = legacy_checkpoint(tmp_path / "weights.pth")
+    content = lightning_checkpoint(read_checkpoint(tmp_path / "weights.pth"))
     assert content["epoch"] == 0
     assert content["callbacks"] == {}
 

@@ -215,8 +215,10 @@ def old_file(
     model = in_published_order(donor)
     return {
         "model": model, "optimizer": optimizer, "epoch": epoch, "ema_model": halved(model),
-        "lr_scheduler": {"base_lrs": [1e-4], "last_epoch": 10, "_step_count": 11, "lr_lambdas": [None]},
         "args": argparse.Namespace(resolution=64, class_names=["blue", "green", "red"], lr=1e-4),
+        "lr_scheduler": {
+            "base_lrs": [1e-4], "last_epoch": 10, "_step_count": 11, "lr_lambdas": [None],
+        },
     }  # fmt: skip
 
 
@@ -327,9 +329,9 @@ def test_the_order_in_the_optimizer_is_the_published_one() -> None:
 
 def own_trainer(tmp_path: Path, *callbacks: pl.Callback, **more: Any) -> pl.Trainer:
     return pl.Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, callbacks=list(callbacks),
-        default_root_dir=tmp_path, **more,
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        callbacks=list(callbacks), default_root_dir=tmp_path, **more,
     )  # fmt: skip
 
 
@@ -345,7 +347,8 @@ def test_any_trainer_goes_on_from_a_legacy_file(
     io, precision = TorchCheckpointIO(), pl.plugins.MixedPrecision("bf16-mixed", "cpu")
     settings = {
         "own trainer": {}, "own file access": {"plugins": [io]},
-        "plugins": {"plugins": [precision], "precision": None}, "plugins with file access": {"plugins": io},
+        "plugins": {"plugins": [precision], "precision": None},
+        "plugins with file access": {"plugins": io},
     }[kind]  # fmt: skip
     built = kind.startswith("plugins")
     run = make_run(epochs=3, trainer=settings if built else None)

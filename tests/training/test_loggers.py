@@ -23,7 +23,7 @@ from rfdetr.training.loggers import (
     takes_images,
     tolerate_logger_failures,
 )
-from rfdetr.training.records import RunCSVLogger
+from rfdetr.training.records import RunLogger
 
 TABLE = {  # of a detection model with averaged weights on a set with a test split
     "train/loss", "train/loss_ce", "train/loss_bbox", "train/loss_giou", "val/loss",
@@ -138,7 +138,7 @@ def test_a_tolerant_logger_passes_for_the_logger_itself(caplog: pytest.LogCaptur
 
 def test_metrics_csv_is_always_written(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=1)
-    assert [type(logger) for logger in run.trainer.loggers] == [RunCSVLogger]
+    assert [type(logger) for logger in run.trainer.loggers] == [RunLogger]
     run.fit()
     assert set((run.output / "metrics.csv").read_text().partition("\n")[0].split(",")) >= TABLE
 

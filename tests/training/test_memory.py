@@ -11,7 +11,8 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from rfdetr.training.memory import freed_memory_kept, keep_freed_memory
+from rfdetr.inference.predictor import keep_freed_memory
+from rfdetr.training.memory import freed_memory_kept
 
 def faults(times=8):
     \"\"\"Pages that a step faults in, which allocates and frees twelve blocks.\"\"\"

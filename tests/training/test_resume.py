@@ -61,7 +61,7 @@ def run_epoch(
     else:
         with pytest.raises(Stop):
             run.fit(ckpt_path=resume)
-        seen.batches.pop()  # whose save would have come after the stop: the next run trains it again
+        seen.batches.pop()  # its save would have come after the stop: it is trained again
     return seen
 
 

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 
 from rfdetr.training.run_folder import (
-    FolderLock,
     OutputFolderError,
+    RunFolder,
     default_folder,
-    refuse_to_overwrite,
 )
 
 
 def hold(folder: Path, ready: Any) -> None:
-    FolderLock(folder).acquire()
+    RunFolder(folder).acquire()
     ready.send(os.getpid())
     ready.recv()  # until killed
 
@@ -32,17 +31,17 @@ def test_a_second_run_is_refused_by_name_and_a_dead_ones_lock_is_taken(tmp_path:
     process.start()
     pid = ours.recv()
     with pytest.raises(OutputFolderError, match=rf"process {pid} on .* since 20"):
-        FolderLock(tmp_path).acquire()
+        RunFolder(tmp_path).acquire()
     process.kill()
     process.join()
     (tmp_path / f".last.ckpt.{'0' * 32}.tmp").touch()
-    lock = FolderLock(tmp_path)
+    lock = RunFolder(tmp_path)
     lock.acquire()
     assert [path.name for path in tmp_path.iterdir()] == [
         ".run.lock"
     ]  # what the killed one was writing is gone
     with pytest.raises(OutputFolderError, match="this same process"):
-        FolderLock(tmp_path).acquire()
+        RunFolder(tmp_path).acquire()
     lock.release()
     assert list(tmp_path.iterdir()) == []
 
@@ -51,23 +50,23 @@ def test_a_second_run_is_refused_by_name_and_a_dead_ones_lock_is_taken(tmp_path:
     ("name", "state"), [("last.ckpt", "interrupted"), ("results.json", "finished")]
 )
 def test_a_run_is_not_written_over_but_resumed(tmp_path: Path, name: str, state: str) -> None:
-    refuse_to_overwrite(tmp_path, None)
+    RunFolder(tmp_path).refuse_to_overwrite(None)
     (tmp_path / name).touch()
     with pytest.raises(OutputFolderError, match=rf"{state} run in .*overwrite=True"):
-        refuse_to_overwrite(tmp_path, None)
-    refuse_to_overwrite(tmp_path, tmp_path / "last.ckpt")
+        RunFolder(tmp_path).refuse_to_overwrite(None)
+    RunFolder(tmp_path).refuse_to_overwrite(tmp_path / "last.ckpt")
 
 
 def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "output").touch()
     with pytest.raises(OutputFolderError, match="cannot be written"):
-        FolderLock(tmp_path / "output").acquire()
+        RunFolder(tmp_path / "output").acquire()
 
 
 def test_overwriting_clears_the_old_run(make_run: Callable[..., Any]) -> None:
     output = make_run(epochs=1, run_test=False).fit().output
     with pytest.raises(OutputFolderError, match="overwrite=True"):
-        refuse_to_overwrite(output, None)
+        RunFolder(output).refuse_to_overwrite(None)
     seen: list[bool] = []
 
     def look(trainer: Any, _: Any) -> None:
@@ -96,7 +95,7 @@ def test_a_run_without_a_named_folder_takes_the_first_free_one(tmp_path: Path) -
 
 def test_a_folder_in_use_is_not_free(tmp_path: Path) -> None:
     base = tmp_path / "output"
-    lock = FolderLock(base)
+    lock = RunFolder(base)
     lock.acquire()
     assert default_folder(base, None) == tmp_path / "output-2"
     lock.release()

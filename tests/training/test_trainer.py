@@ -30,10 +30,12 @@ from rfdetr.training import steps as steps_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks import (
-    ContinuationCallback,
-    FaultsCallback,
+    MemoryCallback,
+    NonFiniteCallback,
     PredictionImagesCallback,
+    ResumeCallback,
     RunFilesCallback,
+    UndecodableCallback,
 )
 from rfdetr.training.checkpoints import AtomicCheckpointIO
 from rfdetr.training.progress import EpochProgressBar
@@ -41,8 +43,9 @@ from rfdetr.training.steps import resolve_precision
 from rfdetr.training.trainer import quiet_lightning
 
 ALWAYS = {
-    *(COCOEvalCallback, FaultsCallback, PredictionImagesCallback),
-    *(RunFilesCallback, ContinuationCallback, BestModelCallback),
+    *(COCOEvalCallback, NonFiniteCallback, PredictionImagesCallback, MemoryCallback),
+    UndecodableCallback,
+    *(RunFilesCallback, ResumeCallback, BestModelCallback),
 }
 
 
@@ -112,7 +115,7 @@ def test_callbacks_follow_the_configuration(
 
 
 def test_checkpointing_can_be_switched_off(build: Callable[..., Any]) -> None:
-    without = ALWAYS - {BestModelCallback, ContinuationCallback}
+    without = ALWAYS - {BestModelCallback, ResumeCallback}
     assert kinds(build({"enable_checkpointing": False})) == without | {RFDETREMACallback}
 
 

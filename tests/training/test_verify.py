@@ -14,10 +14,13 @@ from rfdetr.cli import main
 from rfdetr.training import convert_legacy_checkpoint
 from rfdetr.training.verify import content_hashes, verify_resume
 
-SETTINGS = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "checkpoint_every_n_steps": 1, "drop_path": 0.2,
-            "multi_scale": True, "run_test": False, "save_safetensors": True}  # fmt: skip
+SETTINGS = {
+    "epochs": 2, "batch_size": 1, "grad_accum_steps": 2, "checkpoint_every_n_steps": 1,
+    "drop_path": 0.2, "multi_scale": True, "run_test": False, "save_safetensors": True,
+}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "kills"), [(0, 17), (2, 4)])
 def test_killed_runs_end_as_the_undisturbed_one(
     workers: int, kills: int, tiny_model: Callable[..., Any], train_config: Callable[..., Any]
@@ -29,6 +32,7 @@ def test_killed_runs_end_as_the_undisturbed_one(
         "last.ckpt",
         "checkpoint_best_total.pth",
         "metrics.csv",
+        "metrics.jsonl",
         "log.txt",
         "results.json",
     } <= report.files.keys()
@@ -54,6 +58,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(make_run: Callable[..., A
     } <= differing
 
 
+@pytest.mark.slow
 def test_the_command_says_that_the_files_are_equal(
     make_tiny_coco: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

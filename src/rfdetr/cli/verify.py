@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rfdetr.cli.options import known_model
 from rfdetr.errors import RunError
@@ -11,8 +12,7 @@ from rfdetr.errors import RunError
 def verify_resume(
     dataset: Path, /, *, model: str = "mini", kills: int = 5, num_workers: int = 0, seed: int = 0
 ) -> None:
-    """Train a little, once undisturbed and once killed at random moments and resumed, and compare
-    all files.
+    """Train a little, once undisturbed and once killed and resumed, and compare all files.
 
     Parameters
     ----------
@@ -36,19 +36,17 @@ def verify_resume(
     variant = VARIANTS[known_model(model)]
     names = load_index(find_splits(dataset), "train").class_names
     model_config = variant(num_classes=len(names), pretrain_weights=None)
-    train_config = TrainConfig(
-        dataset_dir=dataset, epochs=2, batch_size=1, grad_accum_steps=2, num_workers=num_workers, seed=seed,
-        checkpoint_every_n_steps=1,
-    )  # fmt: skip
+    short: Any = dict(epochs=2, batch_size=1, grad_accum_steps=2, checkpoint_every_n_steps=1)
+    train_config = TrainConfig(dataset_dir=dataset, num_workers=num_workers, seed=seed, **short)
     report = verify(model_config, train_config, kills=kills, limit_batches=6, seed=seed)
     console = Console(highlight=False, soft_wrap=True)
     for name, digest in report.files.items():
         console.print(f"{digest}  {name}{'  DIFFERS' if name in report.differences else ''}")
     if report.differences:
         raise RunError(
-            f"after {report.kills} kills and resumes these files differ: {', '.join(report.differences)}. On a GPU, "
-            "some operations add in no fixed order, and two undisturbed runs differ as well"
+            f"after {report.kills} kills and resumes these files differ: "
+            f"{', '.join(report.differences)}. On a GPU, some operations add in no fixed order, "
+            "and two undisturbed runs differ as well"
         )
-    console.print(
-        f"the same, bit for bit, after {report.kills} kills at moments drawn from {report.moments}"
-    )
+    after = f"after {report.kills} kills at moments drawn from {report.moments}"
+    console.print(f"the same, bit for bit, {after}")

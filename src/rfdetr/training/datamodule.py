@@ -23,6 +23,7 @@ from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
+from rfdetr.training.lightning_state import predicts_with
 from rfdetr.training.processes import is_sharded
 from rfdetr.training.steps import draw_size, multi_scale_sizes
 
@@ -101,9 +102,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         """Indexes the splits of a stage: train and valid to "fit", the evaluated one otherwise."""
         # Lightning sets up the datamodule of an earlier call too, though it was given loaders to
         # predict with.
-        if stage == "predict" and (
-            self.trainer is None or self.trainer.predict_loop._data_source.instance is self
-        ):
+        if stage == "predict" and (self.trainer is None or predicts_with(self.trainer, self)):
             raise MisconfigurationException(
                 "RFDETRDataModule has no predict_dataloader: pass the loader to use, as in "
                 "trainer.predict(module, dataloaders=datamodule.val_dataloader()), "

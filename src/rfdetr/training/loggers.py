@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from rfdetr.config import TrainConfig
 from rfdetr.errors import MissingPackageError
-from rfdetr.training.records import RunCSVLogger
+from rfdetr.training.records import RunLogger
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _CALLS |= {"after_save_checkpoint"}
 
 def build_loggers(config: TrainConfig) -> list[Logger]:
     """The loggers of a run, metrics.csv first; `MissingPackageError` for one not installed."""
-    loggers: list[Logger] = [RunCSVLogger(config.output_dir)]
+    loggers: list[Logger] = [RunLogger(config.output_dir)]
     for name in ("tensorboard", "wandb", "mlflow"):
         if getattr(config, name):
             try:

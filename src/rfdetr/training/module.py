@@ -47,10 +47,11 @@ from rfdetr.models.detector import Detector, DetectorOutput, detector_in
 from rfdetr.models.postprocess import postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
 from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, match_adapters
+from rfdetr.training.lightning_state import place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
 from rfdetr.training.processes import LossMean, broadcast_start, is_sharded
-from rfdetr.training.resume import check_shared, place_in_run
+from rfdetr.training.resume import check_shared
 from rfdetr.weights.identify import class_names, config_from_checkpoint
 from rfdetr.weights.load import load_pretrained, load_weights
 from rfdetr.weights.names import to_published
@@ -231,8 +232,7 @@ class RFDETRModule(pl.LightningModule):
         for name, parameter in self.detector.named_parameters():
             if parameter.requires_grad and name in self._moments:
                 optimizer.state[parameter] = dict(self._moments[name])
-        loader: Any = self.trainer.fit_loop._data_source.dataloader()
-        batches = operator.length_hint(loader, steps.UNKNOWN)
+        batches = operator.length_hint(training_loader(self.trainer), steps.UNKNOWN)
         per_epoch, total = steps.count_steps(self.trainer, batches, config.epochs)
         if total == steps.UNKNOWN and (needing := needing_steps(config)):
             raise InputError(
@@ -284,9 +284,7 @@ class RFDETRModule(pl.LightningModule):
         self.seed = checkpoint.get("seed", self.seed)
         if trainer is None or not trains:
             return
-        batch = place_in_run(checkpoint, source, trainer)
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self.resumed_at = (epochs, batch)
+        self.resumed_at = place_in_run(checkpoint, source, trainer)
         lost = checkpoint.get("moments_lost", "")
         self._moments = checkpoint.get("moments", {})
         if self._moments and is_sharded(trainer.strategy):

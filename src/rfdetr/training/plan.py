@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from rfdetr.config import variant_name
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.adapters import adapted, trained_parameters
-from rfdetr.training.callbacks import BestModelCallback, FaultsCallback, RFDETREMACallback
+from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback, UndecodableCallback
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.steps import count_steps, effective_batch
@@ -84,9 +84,9 @@ def run_summary(trainer: pl.Trainer) -> Rows:
     rows += [(split, _figures(metrics)) for split, metrics in best.results.items()]
     if best.results:
         rows += _weakest_classes(best.results)
-    nonfinite = _find(trainer, FaultsCallback)
+    undecodable = _find(trainer, UndecodableCallback)
     damaged = (
-        {split: len(images) for split, images in nonfinite.undecodable.items()} if nonfinite else {}
+        {split: len(images) for split, images in undecodable.images.items()} if undecodable else {}
     )
     counts = " and ".join(f"{count} of {split}" for split, count in damaged.items() if count)
     if counts:

@@ -1,5 +1,13 @@
-"""metrics.csv and log.txt: each row is in the file as soon as it is logged, and a resumed run takes
-back its own.
+"""The figures of a run: metrics.jsonl, line by line as they are logged; metrics.csv and log.txt,
+rendered from it at the end of each epoch.
+
+A line of metrics.jsonl has what was logged at one step, or under "end_of_epoch" an epoch's record:
+
+    {"train/loss_step": 7.25, "epoch": 0, "step": 3}
+    {"end_of_epoch": {"epoch": 0, "step": 4, "seconds": 1.5, "train/loss": 7.31}}
+
+As lines are only added, a checkpoint notes the file's length: a run that goes on from there cuts
+what came after.
 """
 
 from __future__ import annotations
@@ -10,140 +18,164 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from rfdetr.files import atomic_write
-
-METRICS_FILE = "metrics.csv"
+from rfdetr.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+Row = dict[str, Any]
+_EPOCH = "end_of_epoch"
 
-class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, writing `output_dir`/metrics.csv row by row and keeping the rows that
-    are there.
-    """
 
-    def __init__(self, output_dir: str | Path) -> None:
-        super().__init__(output_dir, name="", version="")
+class RunRecord:
+    """metrics.jsonl of a run's folder, and the two files that are rendered from it."""
+
+    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
+        self.folder = RunFolder(output_dir)
+        self.path = self.folder.metrics
+        self._waiting: list[Row] = []  # lines that have found no room
+        self._changed = False  # since metrics.csv and log.txt were rendered
+
+    @property
+    def size(self) -> int:
+        """Bytes of metrics.jsonl."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def append(self, row: Row, *, ends_epoch: bool = False) -> None:
+        """Adds a line, in one write. On a full disk it waits for the next one; that is logged."""
+        self._waiting.append({_EPOCH: row} if ends_epoch else row)
+        content = _as_lines(self._waiting)
+        try:
+            if not self.path.exists():
+                self._write(*self.read())
+            size = self.size
+            with open(self.path, "ab", buffering=0) as file:
+                if file.write(content) != len(content):
+                    os.truncate(self.path, size)
+                    raise OSError("the disk is full")
+        except OSError as error:
+            count = len(self._waiting)
+            logger.error("%s: %d rows wait for the next try: %s", self.path, count, error)
+        else:
+            self._waiting, self._changed = [], True
+
+    def cut(self, size: int, epoch: int) -> None:
+        """Takes back what was logged past `size` bytes; where there is no file, from `epoch` on."""
+        if not self.path.exists():
+            self.drop_from(epoch)
+            return
+        os.truncate(self.path, self.path.read_bytes().rfind(b"\n", 0, size) + 1)
+        self._changed = True
+        self.render()
+
+    def drop_from(self, epoch: int, rows: int | None = None) -> None:
+        """Removes what a run logs again that begins with `epoch`, counted from 0.
+
+        Rows that tell no epoch stay. `rows` says instead how many of metrics.csv stay.
+        """
+        logged, epochs = self.read()
+        if rows is None:
+            logged = [row for row in logged if int(row.get("epoch", -1)) < epoch]
+        self._write(logged[:rows], [row for row in epochs if row.get("epoch", -1) < epoch])
+        self.render()
+
+    def render(self) -> None:
+        """Writes metrics.csv and log.txt where there is more to show; a failure is logged."""
+        if not self._changed:
+            return
+        rows, epochs = self.read()
+        columns: dict[str, None] = {}  # in the order in which they came up
+        for row in rows:
+            columns |= dict.fromkeys(sorted(row.keys() - columns.keys()))
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, list(columns))
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            if rows:
+                _write(self.folder.table, table.getvalue().encode())
+            if epochs:
+                _write(self.folder.log, _as_lines(epochs))
+            self._changed = False
+        except OSError as error:
+            logger.error("%s; the end of the next epoch tries again", error)
+
+    def read(self) -> tuple[list[Row], list[Row]]:
+        """The logged rows, and the record of each epoch.
+
+        Earlier versions wrote metrics.csv and log.txt alone: without a metrics.jsonl these are read
+        (cells as text).
+        """
+        if not self.path.exists():
+            rows = read_rows(self.folder.table)
+            epochs = _parsed(self.folder.log)
+            return [{name: cell for name, cell in row.items() if cell} for row in rows], epochs
+        lines = _parsed(self.path)
+        epochs = [line[_EPOCH] for line in lines if _EPOCH in line]
+        return [line for line in lines if _EPOCH not in line], epochs
+
+    def _write(self, rows: list[Row], epochs: list[Row]) -> None:
+        _write(self.path, _as_lines([*rows, *({_EPOCH: epoch} for epoch in epochs)]))
+        self._changed = True
+
+
+class RunLogger(CSVLogger):
+    """Lightning's way to a run's record: each row is on disk as soon as it is logged."""
+
+    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
+        super().__init__(os.fspath(output_dir), name="", version="")
+        self.record = RunRecord(output_dir)
 
     @property
     def experiment(self) -> Any:
-        if self._experiment is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            self._experiment = _RowWriter(self.log_dir)
-        return super().experiment
+        return self.record
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # In the order of names: that of Lightning is another where a resumed run validates again.
+        ordered = sorted(metrics.items())
+        row = {
+            name: value.item() if isinstance(value, Tensor) else value for name, value in ordered
+        }
+        self.record.append({**row, "step": step or 0})
 
-class _RowWriter(ExperimentWriter):
-    """Appends rows with one write each; rows that find no room wait for the next."""
-
-    def _check_log_dir_exists(self) -> None:  # in place of a warning and the removal of the file
-        pass
-
-    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics_dict, step)
-        self.save()
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: config.yaml holds them."""
 
     def save(self) -> None:
-        if not self.metrics:
-            return
-        path = Path(self.metrics_file_path)
-        try:
-            columns = _columns(path)
-            if new := sorted(set().union(*self.metrics) - set(columns)):
-                _write_csv(path, [*columns, *new], [*read_rows(path), *self.metrics])
-            else:
-                _append(path, _csv_text(columns, self.metrics).encode())
-        except OSError as error:
-            logger.error("%s: %d rows wait for the next try: %s", path, len(self.metrics), error)
-            return
-        self.metrics = []
+        """Nothing: rows are saved as they come."""
+
+    @rank_zero_only
+    def finalize(self, _status: str) -> None:
+        self.record.render()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv, as text; a last line that a killed run left unfinished is not one."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, as text, without one that a killed run left unfinished."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
 
 
-def count_rows(path: Path) -> int:
-    """How many whole rows a metrics.csv has."""
-    return max(path.read_bytes().count(b"\n") - 1, 0) if path.exists() else 0
+def _parsed(path: Path) -> list[Row]:
+    """The objects of a file of JSON lines, without one that a killed run left unfinished."""
+    rows: list[Row] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
-def keep_rows(path: Path, count: int) -> None:
-    """Cuts a metrics.csv to its first rows: those that were there when the checkpoint to go on from
-    was written.
-    """
-    if count == 0:
-        path.unlink(missing_ok=True)
-    elif path.exists():
-        _write_csv(path, _columns(path), read_rows(path)[:count])
+def _as_lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
 
 
-def drop_rows_from_epoch(path: Path, epoch: int) -> None:
-    """Removes from a metrics.csv the rows that a run will log again which begins with an epoch,
-    counted from 0.
-    """
-    rows = read_rows(path)
-    kept = [row for row in rows if not row.get("epoch") or int(row["epoch"]) < epoch]
-    if len(kept) < len(rows):
-        _write_csv(path, _columns(path), kept)
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a log.txt; a line that a killed run left unfinished is not one."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a log.txt: one JSON object an epoch."""
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    atomic_write(path, lambda stream: stream.write(text.encode()))
-
-
-def _columns(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
-
-
-def _append(path: Path, content: bytes) -> None:
-    size = path.stat().st_size
-    with open(path, "ab", buffering=0) as file:
-        try:
-            if file.write(content) != len(content):
-                raise OSError("the disk is full")
-        except OSError:
-            os.truncate(path, size)
-            raise
-
-
-def _csv_text(
-    fieldnames: list[str], rows: Iterable[Mapping[str, Any]], header: bool = False
-) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=fieldnames)
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _write_csv(path: Path, fieldnames: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = _csv_text(fieldnames, rows, header=True)
-    atomic_write(path, lambda stream: stream.write(text.encode()))
+def _write(path: Path, content: bytes) -> None:
+    atomic_write(path, lambda stream: stream.write(content))

@@ -24,22 +24,25 @@ from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks import (
     BestModelCallback,
     COCOEvalCallback,
-    ContinuationCallback,
     DropPathCallback,
-    FaultsCallback,
+    MemoryCallback,
+    NonFiniteCallback,
     PredictionImagesCallback,
+    ResumeCallback,
     RFDETREarlyStopping,
     RFDETREMACallback,
     RunFilesCallback,
+    UndecodableCallback,
 )
-from rfdetr.training.callbacks.nonfinite import explained_memory
+from rfdetr.training.callbacks.out_of_memory import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
+from rfdetr.training.lightning_state import epochs_in
 from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
 from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import is_sharded, process_settings
 from rfdetr.training.progress import with_progress_bar
-from rfdetr.training.run_folder import LOCK_FILE
+from rfdetr.training.run_folder import RunFolder
 from rfdetr.training.steps import resolve_precision
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import load_content, read_checkpoint
@@ -96,7 +99,7 @@ def build_trainer(
     if settings["enable_progress_bar"]:
         settings["callbacks"] = with_progress_bar(settings["callbacks"])
     if settings.get("enable_checkpointing") is False and not replaced:
-        files = (BestModelCallback, ContinuationCallback)
+        files = (BestModelCallback, ResumeCallback)
         settings["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, files)]
     try:
         with quiet_lightning():
@@ -109,7 +112,8 @@ def build_trainer(
 
 def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
     """The default callbacks, in the order in which they act on an epoch's end."""
-    callbacks: list[pl.Callback] = [FaultsCallback(config.output_dir)]
+    callbacks: list[pl.Callback] = [NonFiniteCallback(config.output_dir)]
+    callbacks += [UndecodableCallback(), MemoryCallback()]
     if use_ema:
         callbacks.append(RFDETREMACallback(config.ema_decay, config.ema_tau))
     if config.drop_path > 0:
@@ -126,7 +130,7 @@ def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
         )
     callbacks.append(RunFilesCallback(config.output_dir, config.overwrite))
     callbacks.append(
-        ContinuationCallback(
+        ResumeCallback(
             config.output_dir,
             config.checkpoint_interval,
             config.checkpoint_every_n_steps,
@@ -166,7 +170,7 @@ class _Trainer(pl.Trainer):
                     with lines_shown():
                         logger.warning("%s", ended)
                 remove_adapters(model.detector)
-                best = read_checkpoint(folder / "checkpoint_best_total.pth")
+                best = read_checkpoint(RunFolder(folder).best("total"))
                 model.detector.load_state_dict(from_published(best.model))
                 return
         try:
@@ -211,18 +215,16 @@ class _Trainer(pl.Trainer):
 
 def nothing_left(path: Path, trainer: pl.Trainer) -> str:
     """Why the run of a checkpoint has ended, so that nothing is left to train; "": it has not."""
-    folder = Path(trainer.default_root_dir)
-    results = folder / "results.json"
-    ended = results.exists() and (folder / "checkpoint_best_total.pth").exists()
-    if not ended or (folder / LOCK_FILE).exists():
+    folder = RunFolder(trainer.default_root_dir)
+    ended = folder.results.exists() and folder.best("total").exists()
+    if not ended or folder.lock.path.exists() or path.resolve().parent != folder.path.resolve():
         return ""
-    here = path.resolve().parent == folder.resolve()
-    if not here or path.stat().st_mtime_ns > results.stat().st_mtime_ns:
+    if path.stat().st_mtime_ns > folder.results.stat().st_mtime_ns:
         return ""
     content = load_content(path)
-    if not isinstance(content, dict) or "loops" not in content or "seed" not in content:
+    epochs = epochs_in(content, "completed") if isinstance(content, dict) else None
+    if epochs is None or "seed" not in content:
         return ""
-    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
     waited = content["callbacks"].get("RFDETREarlyStopping", {}).get("waited", 0)
     most_epochs, most_steps, steps = trainer.max_epochs, trainer.max_steps, content["global_step"]
     if most_epochs is not None and 0 <= most_epochs <= epochs:

@@ -1,6 +1,6 @@
-"""Proof that a killed run goes on exactly: the same short training, once undisturbed and once
-killed many times.
-"""
+"""Proof that a killed run goes on exactly: a short training, undisturbed and killed many times."""
+
+# mypy: disable-error-code="assignment"
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,15 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.errors import RunError
 from rfdetr.files import CHECKSUMS_FILE
 
-_PRELOADED = [
-    "rfdetr.training.trainer",
-    "rfdetr.training.datamodule",
-    "rfdetr.training.verify",
-    "hotcoco",
-]
+_PRELOADED = ["hotcoco", *(f"rfdetr.training.{n}" for n in ("trainer", "datamodule", "verify"))]
 _COUNT = "moments.txt"  # beside a run's folder: how many moments it had
 _FILE_EVENTS = ("open", "os.rename", "os.remove", "os.truncate")
+_VARYING = ("seconds", "bytes")  # times, and the length of a file with times in it
 
 
 @dataclass(frozen=True)
 class ResumeReport:
-    """What `verify_resume` found: `differences` names the files that are not those of the
-    undisturbed run.
-    """
+    """What `verify_resume` found."""
 
     kills: int
     moments: int
@@ -46,6 +41,7 @@ class ResumeReport:
     files: dict[str, str]
     """SHA-256 of each compared file's content in the undisturbed run; times are left out."""
     differences: list[str]
+    """The files of killed runs that are not those of the undisturbed one."""
 
 
 def verify_resume(
@@ -60,58 +56,45 @@ def verify_resume(
     compares the files.
 
     The moments are the parts of a step and of validation, and every opening, renaming and removing
-    of a file in the run's folder; `seed` draws them. Everything happens in a temporary folder;
-    `train_config` needs a seed of its own.
+    of a file in the run's folder; `seed` draws them, and is the runs' where `train_config` has
+    none. Everything happens in a temporary folder.
     """
     if train_config.seed is None:
         train_config = train_config.model_copy(update={"seed": seed})
-    draw = random.Random(seed)
-    done, differences = 0, []
+    draw, done = random.Random(seed), 0
+    differing: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="rfdetr-resume-") as work:
-        job = _Job(model_config, train_config, limit_batches)
+        train = partial(_train_apart, model_config, train_config, limit_batches)
         whole = Path(work) / "whole"
-        job.run(whole, None)
+        train(whole, None)
         moments = int((whole.parent / _COUNT).read_text())
         files = content_hashes(whole)
-        round_ = 0
         while done < kills:
-            folder = Path(work) / f"killed-{round_}"
-            while done < kills and job.run(folder, draw.randrange(moments // 2)):
+            folder = Path(tempfile.mkdtemp(dir=work)) / "killed"
+            while done < kills and train(folder, draw.randrange(moments // 2)):
                 done += 1
-            job.run(folder, None)
+            train(folder, None)
             found = content_hashes(folder)
-            differences += [
-                name for name in sorted({*files, *found}) if files.get(name) != found.get(name)
-            ]
-            round_ += 1
-    return ResumeReport(done, moments, files, sorted(set(differences)))
+            differing |= {name for name in {*files, *found} if files.get(name) != found.get(name)}
+    return ResumeReport(done, moments, files, sorted(differing))
 
 
-@dataclass(frozen=True)
-class _Job:
-    model_config: ModelConfig
-    train_config: TrainConfig
-    limit_batches: int | None
-
-    def run(self, folder: Path, kill_at: int | None) -> bool:
-        """Trains, or goes on, in a process of its own; whether it was killed."""
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:
-            context.set_forkserver_preload(_PRELOADED)  # imported once for all runs
-        config = self.train_config.model_copy(update={"output_dir": folder, "progress_bar": False})
-        process = context.Process(
-            target=_train, args=(self.model_config, config, self.limit_batches, kill_at)
-        )
-        process.start()
-        process.join()
-        if process.exitcode not in (0, -signal.SIGKILL):
-            raise RunError(
-                f"the training in {folder} failed with exit code {process.exitcode}; its output tells why"
-            )
-        return bool(process.exitcode)
+def _train_apart(
+    model: ModelConfig, train: TrainConfig, limit: int | None, folder: Path, kill_at: int | None
+) -> bool:
+    """Trains, or goes on, in a process of its own; whether it was killed."""
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(_PRELOADED)  # imported once for all runs
+    config = train.model_copy(update={"output_dir": folder, "progress_bar": False})
+    process = context.Process(target=_train, args=(model, config, limit, kill_at))
+    process.start()
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        told = f"failed with exit code {process.exitcode}; its output tells why"
+        raise RunError(f"the training in {folder} {told}")
+    return bool(process.exitcode)
 
 
 class _Moments(Callback):
@@ -120,17 +103,11 @@ class _Moments(Callback):
     def __init__(self, tick: Callable[[], None]) -> None:
         self._tick = tick
 
-    def on_before_backward(self, *_: Any) -> None:
-        self._tick()
-
-    def on_before_optimizer_step(self, *_: Any) -> None:
-        self._tick()
-
     def on_train_batch_end(self, *_: Any) -> None:
         self._tick()
 
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self._tick()
+    on_before_backward = on_before_optimizer_step = on_train_batch_end
+    on_validation_batch_end = on_train_batch_end
 
 
 def _train(
@@ -154,23 +131,16 @@ def _train(
             tick()
 
     sys.addaudithook(on_event)
-    limits = (
-        {}
-        if limit_batches is None
-        else dict.fromkeys(("limit_train_batches", "limit_val_batches"), limit_batches)
-    )
-    trainer: Any = build_trainer(config, model_config, **limits)
+    limited = ("limit_train_batches", "limit_val_batches") if limit_batches is not None else ()
+    trainer: Any = build_trainer(config, model_config, **dict.fromkeys(limited, limit_batches))
     trainer.callbacks.insert(0, _Moments(tick))
-    trainer.fit(
-        RFDETRModule(model_config, config), RFDETRDataModule(model_config, config), ckpt_path="last"
-    )
+    datamodule = RFDETRDataModule(model_config, config)
+    trainer.fit(RFDETRModule(model_config, config), datamodule, ckpt_path="last")
     (config.output_dir.parent / _COUNT).write_text(str(seen))
 
 
 def content_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a run has left, by file: weights, training state, metrics, results; without
-    the times in them.
-    """
+    """SHA-256 of the weights, training state, figures and results of a run, by file, less times."""
     hashes = {}
     for path in sorted(folder.iterdir()):
         digest = hashlib.sha256()
@@ -178,7 +148,7 @@ def content_hashes(folder: Path) -> dict[str, str]:
             continue
         if path.suffix in (".ckpt", ".pth"):
             _add(digest, torch.load(path, map_location="cpu", weights_only=True))
-        elif path.name == "log.txt":
+        elif path.name == "log.txt" or path.suffix == ".jsonl":
             _add(digest, [json.loads(line) for line in path.read_text().splitlines()])
         elif path.suffix in (".csv", ".json", ".safetensors"):
             digest.update(path.read_bytes())
@@ -194,7 +164,7 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         for key in value:
-            if key != "seconds":
+            if key not in _VARYING:
                 digest.update(repr(key).encode())
                 _add(digest, value[key])
     elif isinstance(value, list | tuple):

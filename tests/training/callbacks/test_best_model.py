@@ -13,31 +13,15 @@ import torch
 
 from rfdetr import RFDETR
 from rfdetr.evaluation.metrics import as_record
-from rfdetr.training import BestModelCallback, COCOEvalCallback
+from rfdetr.training import BestModelCallback
 
 LIVE, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
-
-
 Scores = list[tuple[float, float]]
 
 
-@pytest.fixture
-def make_scripted(make_run: Callable[..., Any]) -> Callable[..., Any]:
-    """A run whose epochs are said to reach these (live, averaged) mAP."""
-
-    def make(
-        scores: Scores, watch: dict[str, Callable[..., object]] | None = None, **settings: Any
-    ) -> Any:
-        def log(trainer: Any, module: Any) -> None:
-            module.log_dict(dict(zip((LIVE, EMA), scores[trainer.current_epoch], strict=True)))
-
-        run = make_run(watch={"on_validation_epoch_end": log, **(watch or {})}, **settings)
-        run.trainer.callbacks[:] = [
-            c for c in run.trainer.callbacks if not isinstance(c, COCOEvalCallback)
-        ]
-        return run
-
-    return make
+def scored(*scores: tuple[float, float]) -> list[dict[str, float]]:
+    """The figures of epochs with these (live, averaged) mAP."""
+    return [dict(zip((LIVE, EMA), pair, strict=True)) for pair in scores]
 
 
 def class_head(path: Path) -> torch.Tensor:
@@ -72,7 +56,7 @@ def test_the_better_weights_become_the_total_and_the_modules(
             kind: m.class_head.weight.detach().clone() for kind, m in models.items()
         }
 
-    run = make_scripted(scores, {"on_train_epoch_end": remember}, epochs=3).fit()
+    run = make_scripted(scored(*scores), {"on_train_epoch_end": remember}, epochs=3).fit()
     for kind, column in (("regular", 0), ("ema", 1)):
         epoch = max(range(3), key=lambda epoch: scores[epoch][column])
         assert torch.equal(
@@ -128,8 +112,8 @@ def test_the_test_split_is_left_alone_where_told(make_run: Callable[..., Any]) -
 
 
 def test_a_run_in_another_folder_starts_a_new_contest(make_scripted: Callable[..., Any]) -> None:
-    first = make_scripted([(0.9, 0.9)], output="first", epochs=1, run_test=False).fit()
-    moved = make_scripted([(0, 0), (0.1, 0.2)], output="moved", epochs=2, run_test=False)
+    first = make_scripted(scored((0.9, 0.9)), output="first", epochs=1, run_test=False).fit()
+    moved = make_scripted(scored((0, 0), (0.1, 0.2)), output="moved", epochs=2, run_test=False)
     moved.fit(ckpt_path=first.output / "last.ckpt")
     assert best_of(moved).best["ema"] == {"score": pytest.approx(0.2), "epoch": 1}
     assert (moved.output / "checkpoint_best_total.pth").exists()
@@ -138,8 +122,8 @@ def test_a_run_in_another_folder_starts_a_new_contest(make_scripted: Callable[..
 def test_a_resumed_run_without_a_new_best_reports_the_old_one(
     make_scripted: Callable[..., Any],
 ) -> None:
-    first = make_scripted([(0.9, 0.8)], epochs=1).fit()
-    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2).fit(
+    first = make_scripted(scored((0.9, 0.8)), epochs=1).fit()
+    resumed = make_scripted(scored((0, 0), (0.1, 0.2)), epochs=2).fit(
         ckpt_path=first.output / "last.ckpt"
     )
     assert best_of(resumed).best["regular"]["epoch"] == 0
@@ -185,23 +169,15 @@ def test_fast_dev_run_leaves_nothing(make_run: Callable[..., Any]) -> None:
 
 
 def test_of_a_segmentation_model_the_masks_decide(
-    make_run: Callable[..., Any], edit_coco: Callable[..., None]
+    make_run: Callable[..., Any], add_outlines: Callable[[], None]
 ) -> None:
-    def outline(content: dict[str, Any]) -> None:
-        for record in content["annotations"]:
-            x, y, w, h = record["bbox"]
-            record["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-
     model = {"segmentation_head": True, "amp": False}
     run = make_run(model=model, epochs=1, run_test=False, lr=2e-3, ema_decay=0.5, ema_tau=0)
     dataset = run.module.train_config.dataset_dir
-    for split in ("train", "valid"):
-        edit_coco(dataset / split / "_annotations.coco.json", outline)
+    add_outlines()
     run.fit()
     figures = run.trainer.callback_metrics
-    callback = next(
-        callback for callback in run.trainer.callbacks if isinstance(callback, BestModelCallback)
-    )
+    callback = best_of(run)
     assert callback.best["regular"]["score"] == pytest.approx(float(figures["val/segm_mAP_50_95"]))
     assert callback.best["ema"]["score"] == pytest.approx(float(figures["val/ema_segm_mAP_50_95"]))
     written = json.loads((run.output / "results.json").read_text())["splits"]["valid"]
@@ -211,10 +187,10 @@ def test_of_a_segmentation_model_the_masks_decide(
 
 
 def test_best_weights_outlive_a_lost_checksums_file(make_scripted: Callable[..., Any]) -> None:
-    first = make_scripted([(0.9, 0.8)], epochs=1, run_test=False).fit()
+    first = make_scripted(scored((0.9, 0.8)), epochs=1, run_test=False).fit()
     (first.output / "checksums.json").unlink()
     before = (first.output / "checkpoint_best_regular.pth").read_bytes()
-    resumed = make_scripted([(0, 0), (0.1, 0.2)], epochs=2, run_test=False).fit(
+    resumed = make_scripted(scored((0, 0), (0.1, 0.2)), epochs=2, run_test=False).fit(
         ckpt_path=first.output / "last.ckpt"
     )
     assert best_of(resumed).best["regular"] == {"score": pytest.approx(0.9), "epoch": 0}

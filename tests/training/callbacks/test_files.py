@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from rfdetr.config import TrainConfig
@@ -25,8 +26,9 @@ def test_every_file_is_there_and_can_be_read(
         "last.ckpt",
     }  # fmt: skip
     assert {path.name for path in run.output.iterdir()} == weights | {
-        "checksums.json", "results.json", "log.txt", "metrics.csv", "config.yaml", "metrics.png",
-        "pr_curve.png", "f1_curve.png", "confusion_matrix.png", "confusion_matrix_normalized.png",
+        "checksums.json", "results.json", "log.txt", "metrics.csv", "metrics.jsonl", "config.yaml",
+        "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix.png",
+        "confusion_matrix_normalized.png",
     }  # fmt: skip
     assert json.loads((run.output / "checksums.json").read_text()) == {
         name: hashlib.sha256((run.output / name).read_bytes()).hexdigest() for name in weights
@@ -74,6 +76,30 @@ def test_a_new_run_in_the_same_folder_starts_its_record_anew(make_run: Callable[
     assert len((run.output / "log.txt").read_text().splitlines()) == 1
     with open(run.output / "metrics.csv", newline="") as file:
         assert {row["epoch"] for row in csv.DictReader(file)} == {"0"}
+
+
+def test_a_run_of_an_earlier_version_goes_on_in_its_tables(make_run: Callable[..., Any]) -> None:
+    """It wrote no metrics.jsonl, and its checkpoints count the rows of metrics.csv."""
+
+    def stop(trainer: Any, _: Any) -> None:
+        trainer.should_stop = True
+
+    settings = {"epochs": 2, "run_test": False}
+    whole = make_run(output="whole", **settings).fit().output
+    first = make_run(watch={"on_train_epoch_end": stop}, **settings).fit().output
+    content = torch.load(first / "last.ckpt", weights_only=True)
+    state = content["callbacks"]["RunFilesCallback"]
+    del state["bytes"]
+    state["rows"] = (first / "metrics.csv").read_bytes().count(b"\n") - 1
+    with open(first / "metrics.csv", "ab") as file:
+        file.write(b"1.0\r\n")  # logged after the checkpoint
+    for name in ("checksums.json", "metrics.jsonl", "last.ckpt"):
+        (first / name).unlink()
+    torch.save(content, first / "last.ckpt")
+    make_run(**settings).fit(ckpt_path="last")
+    assert (first / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    records = [json.loads(line) for line in (first / "log.txt").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [0, 1]
 
 
 def test_an_epoch_without_evaluation_records_no_old_figures(make_run: Callable[..., Any]) -> None:

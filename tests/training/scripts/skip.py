@@ -10,7 +10,7 @@ from pathlib import Path
 from rfdetr.config import RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
-from rfdetr.training.callbacks import FaultsCallback
+from rfdetr.training.callbacks import NonFiniteCallback
 from rfdetr.training.processes import whole_weights
 
 if __name__ == "__main__":
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     )
     trainer.fit(module, RFDETRDataModule(model_config, config))
     faults = next(
-        callback for callback in trainer.callbacks if isinstance(callback, FaultsCallback)
+        callback for callback in trainer.callbacks if isinstance(callback, NonFiniteCallback)
     )
     total = sum(float(weight.double().sum()) for weight in whole_weights(trainer, module).values())
     content = {"skipped": faults.skipped, "step": trainer.global_step, "sum": total}

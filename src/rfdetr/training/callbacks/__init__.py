@@ -2,23 +2,15 @@
 the run's files.
 """
 
-from rfdetr.training.callbacks.averaging import RFDETREMACallback
-from rfdetr.training.callbacks.drop_path import DropPathCallback
-from rfdetr.training.callbacks.early_stopping import RFDETREarlyStopping
-from rfdetr.training.callbacks.nonfinite import FaultsCallback
-from rfdetr.training.callbacks.resume import ContinuationCallback
+from rfdetr.training.callbacks.averaging import DropPathCallback, RFDETREMACallback
+from rfdetr.training.callbacks.nonfinite import NonFiniteCallback
+from rfdetr.training.callbacks.out_of_memory import MemoryCallback
+from rfdetr.training.callbacks.resume import ResumeCallback
 from rfdetr.training.callbacks.run_files import RunFilesCallback
-from rfdetr.training.callbacks.selection import BestModelCallback
+from rfdetr.training.callbacks.selection import BestModelCallback, RFDETREarlyStopping
+from rfdetr.training.callbacks.undecodable import UndecodableCallback
 from rfdetr.training.callbacks.validation import COCOEvalCallback, PredictionImagesCallback
 
-__all__ = [
-    "BestModelCallback",
-    "COCOEvalCallback",
-    "ContinuationCallback",
-    "DropPathCallback",
-    "FaultsCallback",
-    "PredictionImagesCallback",
-    "RFDETREMACallback",
-    "RFDETREarlyStopping",
-    "RunFilesCallback",
-]
+__all__ = ["BestModelCallback", "COCOEvalCallback", "DropPathCallback", "MemoryCallback"]
+__all__ += ["NonFiniteCallback", "PredictionImagesCallback", "RFDETREMACallback", "ResumeCallback"]
+__all__ += ["RFDETREarlyStopping", "RunFilesCallback", "UndecodableCallback"]

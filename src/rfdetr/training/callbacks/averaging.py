@@ -1,4 +1,6 @@
-"""Exponential moving average of the weights, evaluated beside the live ones."""
+"""What a run does to its network beside the optimizer: an average of the weights, and drop path."""
+
+# mypy: disable-error-code="override"
 
 from __future__ import annotations
 
@@ -6,22 +8,22 @@ import copy
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
-from torch import Tensor, nn
+from pytorch_lightning import Callback, Trainer
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rfdetr.errors import RunError
 from rfdetr.geometry.boxes import at_least_float32
+from rfdetr.training.module import RFDETRModule
 from rfdetr.training.optim import ema_decay
 
 
 class RFDETREMACallback(Callback):
-    """Keeps `model`, an average of the module's detector over all optimizer steps, parameters and
-    buffers alike.
+    """Keeps `model`, an exponential moving average of the detector over all optimizer steps.
 
-    The first update copies the weights, the k-th keeps decay * (1 - exp(-k / tau)) of the average,
-    so it follows quickly at first. The average has float32 or more of live weights with less: it
-    moves by parts of them that bfloat16 would round away.
+    The first update copies the weights. The k-th keeps decay * (1 - exp(-k / tau)) of the average,
+    so it follows quickly at first. Live weights in bfloat16 or float16 are averaged in float32: an
+    update moves the average by less than they can hold.
     """
 
     def __init__(self, decay: float = 0.993, tau: float = 100) -> None:
@@ -31,37 +33,38 @@ class RFDETREMACallback(Callback):
         self.model: nn.Module | None = None
         self._step = 0
 
-    def setup(self, _trainer: Any, pl_module: Any, stage: str) -> None:
+    def setup(self, _trainer: Trainer, module: RFDETRModule, stage: str) -> None:
         if stage == "fit":  # before a checkpoint is restored, so that its average finds a home
-            pl_module.choose_trained()  # a second fit begins with adapters again; modules are set up after callbacks
-            self.model = copy.deepcopy(pl_module.detector).eval().requires_grad_(False)
+            module.choose_trained()  # a second fit has adapters again; modules are set up later
+            self.model = copy.deepcopy(module.detector).eval().requires_grad_(False)
             self.updates = 0
 
-    def on_fit_start(self, _trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, _trainer: Trainer, module: RFDETRModule) -> None:
         average = self.averaged()
-        exact = at_least_float32(next(pl_module.detector.parameters()))
-        average.to(pl_module.device, exact.dtype)
-        if (
-            self.updates == 0
-        ):  # what was restored since `setup`, if anything, had no average of its own
-            average.load_state_dict(pl_module.detector.state_dict())
+        exact = at_least_float32(next(module.detector.parameters()))
+        average.to(module.device, exact.dtype)
+        if self.updates == 0:  # a new run, or a checkpoint without an average
+            average.load_state_dict(module.detector.state_dict())
 
-    def on_train_start(self, trainer: Any, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         self._step = trainer.global_step
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
         self.updates += 1
-        average, live = _floats(self.averaged()), _floats(pl_module.detector)
+        # Parameters and buffers alike: all are floats, as the network counts nothing.
+        average, live = (
+            [*m.parameters(), *m.buffers()] for m in (self.averaged(), module.detector)
+        )
         live = [value.to(mean.dtype) for mean, value in zip(average, live, strict=True)]
         kept = ema_decay(self.updates, self.decay, self.tau) if self.updates > 1 else 0.0
         get_ema_multi_avg_fn(kept)(average, live, self.updates)  # type: ignore[no-untyped-call]
 
     def averaged(self) -> nn.Module:
-        """The averaged model; an error before training was set up."""
+        """The averaged model; `RunError` before training was set up."""
         if self.model is None:
             raise RunError("there is no averaged model before fit")
         return self.model
@@ -70,23 +73,26 @@ class RFDETREMACallback(Callback):
         return {"updates": self.updates, "weights": self.averaged().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates = state_dict["updates"]
-        weights = state_dict["weights"]
+        self.updates, weights = state_dict["updates"], state_dict["weights"]
         self.averaged().to(next(iter(weights.values())).dtype).load_state_dict(weights)
 
 
-def averaged_model(trainer: Any) -> nn.Module | None:
+def averaged_model(trainer: Trainer) -> nn.Module | None:
     """The averaged model of a run that keeps one and has trained."""
-    return next(
-        (
-            callback.model
-            for callback in trainer.callbacks
-            if isinstance(callback, RFDETREMACallback)
-        ),
-        None,
-    )
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c.model for c in callbacks if isinstance(c, RFDETREMACallback)), None)
 
 
-def _floats(model: nn.Module) -> list[Tensor]:
-    # The network counts nothing: it has no integer buffers that an average would have to copy.
-    return [*model.parameters(), *model.buffers()]
+class DropPathCallback(Callback):
+    """Lowers the encoder's drop-path rate linearly from `rate` to 0 over the run's optimizer steps.
+
+    Stochastic depth regularises the early training; the last steps train the network that will be
+    used, with all its blocks.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def on_train_batch_start(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
+        done = trainer.global_step / max(module.total_steps, 1)
+        module.detector.set_drop_path(self.rate * max(1 - done, 0.0))

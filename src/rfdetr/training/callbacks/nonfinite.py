@@ -1,201 +1,125 @@
-"""Faults while training: steps without a finite loss or gradient, images that cannot be decoded,
-too little memory.
-"""
+"""Optimizer steps without a finite loss or gradients: skipped, saved, and in the end fatal."""
+
+# mypy: disable-error-code="override"
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
-from rfdetr.errors import RunError
 from rfdetr.files import atomic_write
-from rfdetr.training.memory import is_out_of_memory
+from rfdetr.training.module import RFDETRModule
+from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.training.steps import losses_in_words
 
 logger = logging.getLogger(__name__)
 
+Batches = list[tuple[int, Any]]  # (number in the epoch, [images, targets])
 MOST_IN_A_ROW = 10  # skipped steps that stop a run
-MOST_SAVED = 20  # batches of skipped steps kept on disk
-MOST_UNDECODABLE = 0.01  # share of a split's images; a single one stops no run
+MOST_SAVED = 20  # skipped steps whose batches are kept on disk
 
 
-class Batch(NamedTuple):
-    """Size of a batch: images, and pixels of their side."""
+class NonFiniteCallback(Callback):
+    """Skips optimizer steps that are not finite, and ends a run whose weights no longer are.
 
-    images: int
-    side: int
-
-    def __str__(self) -> str:
-        return f"{self.images} image{'s' * (self.images > 1)} at {self.side} x {self.side} pixels"
-
-
-class FaultsCallback(Callback):
-    """Skips, saves and counts what a run can do without, and stops it where that is too much.
-
-    Weights that are not finite end it at once: they are looked at with every skipped step, before
-    each validation pass, before a `.ckpt` is written (the last good one stays), and at the end. A
-    step whose loss or gradients are not finite changes no weight: all ranks drop their gradients.
+    A step whose loss or gradients are not finite changes no weight: all ranks drop their gradients.
     The batches of its accumulation window, with step, epoch and seed, go to `nonfinite-step-*.pt`,
     read by `torch.load`. Under float16, whose scaler finds its scale by overflowing gradients, only
-    losses count.
+    losses count. `FloatingPointError` ends the run after `MOST_IN_A_ROW` such steps, and where the
+    weights are not finite: they are looked at with every skipped step, before each validation pass,
+    before a `.ckpt` is written (the last good one stays), and at the end.
     """
+
+    state_key = "FaultsCallback"  # the class's name when the first checkpoints were written
 
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
         self.skipped = 0
         self.in_a_row = 0
-        self.undecodable: defaultdict[str, set[int]] = defaultdict(set)
-        self.largest: Batch | None = None  # that a training step had memory for
-        self._window: list[tuple[int, list[Any]]] = []
-        self._losses: list[Tensor] = []
-        self._terms: list[dict[str, Tensor]] = []
+        self._begin_window()
 
-    def on_train_batch_start(
-        self, _trainer: Any, _pl_module: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._count_undecodable("train", batch[1])
-        self._window.append((batch_idx, batch))
+    def on_train_batch_start(self, _: Trainer, __: Any, batch: Any, batch_idx: int) -> None:
+        self._batches.append((batch_idx, batch))
 
-    def on_before_backward(self, _trainer: Any, pl_module: Any, loss: Tensor) -> None:
+    def on_before_backward(self, _: Trainer, module: RFDETRModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
-        self._terms.append(pl_module.last_losses)
+        self._terms.append(module.last_losses)
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        losses = torch.stack(self._losses)
-        window, terms = self._window, self._terms
-        self._window, self._losses, self._terms = [], [], []
-        gradients = [] if _has_scaler(trainer) else _gradients(pl_module)
-        if not _any_rank(trainer, ~_finite([losses, *gradients])):
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: RFDETRModule, optimizer: Optimizer
+    ) -> None:
+        losses, terms, batches = torch.stack(self._losses), self._terms, self._batches
+        self._begin_window()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        # With a scaler (float16), gradients overflow now and then, and it skips the step itself.
+        given = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        if _all_finite(trainer, [losses, *given] if scaler is None else [losses]):
             self.in_a_row = 0
             return
-        optimizer.zero_grad(
-            set_to_none=True
-        )  # without gradients it changes nothing, decays nothing
+        optimizer.zero_grad(set_to_none=True)  # without gradients it moves and decays no weight
         self.skipped += 1
         self.in_a_row += 1
-        step = trainer.global_step
-        where = (
-            self._save(trainer, pl_module, window, losses)
-            if self.skipped <= MOST_SAVED
-            else "not saved any more"
+        step, where = trainer.global_step, "not saved any more"
+        if self.skipped <= MOST_SAVED:
+            where = self._save(trainer, module.seed, batches, losses)
+        bad = {name for term in terms for name, value in term.items() if not value.isfinite()}
+        what = ", ".join(sorted(bad)) or "gradients"
+        logger.warning(
+            "optimizer step %d skipped: its %s are not finite (losses %s); batches: %s; "
+            "%d skipped so far",
+            *(step, what, losses.tolist(), where, self.skipped),
         )
-        what = _what_is_not_finite(terms)
-        text = (
-            f"optimizer step {step} skipped: its {what} are not finite (losses {losses.tolist()})"
-        )
-        logger.warning("%s; batches: %s; %d skipped so far", text, where, self.skipped)
-        self._check_weights(
-            trainer, pl_module, f"; not finite in step {step}: {what}; its batches: {where}"
-        )
+        check_weights(trainer, module, f"; not finite in step {step}: {what}; its batches: {where}")
         if self.in_a_row >= MOST_IN_A_ROW:
             raise FloatingPointError(
-                f"{MOST_IN_A_ROW} optimizer steps in a row had no finite loss or gradients, the last is step {step}; "
-                f"its batches: {where}. {losses_in_words(pl_module.last_losses)}"
+                f"{MOST_IN_A_ROW} optimizer steps in a row had no finite loss or gradients, the "
+                f"last is step {step}; its batches: {where}. {losses_in_words(module.last_losses)}"
             )
 
-    def on_train_batch_end(
-        self, _trainer: Any, _pl_module: Any, _outputs: Any, batch: Any, _batch_idx: int
-    ) -> None:
-        size = _size(batch)
-        if (
-            self.largest is None
-            or size.images * size.side**2 > self.largest.images * self.largest.side**2
-        ):
-            self.largest = size
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: RFDETRModule) -> None:
         if trainer.state.fn == "fit":
-            self._check_weights(trainer, pl_module)
+            check_weights(trainer, module)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._check_weights(trainer, pl_module)
+    def on_train_end(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
+        check_weights(trainer, module)
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, _checkpoint: dict[str, Any]) -> None:
-        self._check_weights(trainer, pl_module)
-
-    def on_validation_batch_start(
-        self, _trainer: Any, _pl_module: Any, batch: Any, *_: Any
-    ) -> None:
-        self._count_undecodable("valid", batch[1])
+    on_save_checkpoint = on_train_end  # type: ignore[assignment]
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        self._window, self._losses, self._terms = [], [], []
+        self._begin_window()
 
     def state_dict(self) -> dict[str, Any]:
-        numbers = {split: sorted(images) for split, images in self.undecodable.items()}
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "undecodable": numbers}
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
-        self.undecodable.update(
-            {split: set(images) for split, images in state_dict["undecodable"].items()}
-        )
 
-    def memory_advice(self) -> str:
-        """What to lower when memory has run out, and what there was memory for."""
-        tried = f" in a step of {_size(self._window[-1][1])}" if self._window else ""
-        fitted = (
-            f"the largest batch that fitted: {self.largest}"
-            if self.largest
-            else "no batch has fitted yet"
-        )
-        return (
-            f"out of memory{tried}; {fitted}. Lower batch_size, and raise grad_accum_steps by the same factor; lower "
-            "resolution; or leave out the largest sizes with multi_scale=False or expanded_scales=False"
-        )
+    def _begin_window(self) -> None:
+        self._batches: Batches = []
+        self._losses: list[Tensor] = []
+        self._terms: list[dict[str, Tensor]] = []
 
-    def _check_weights(self, trainer: Any, module: Any, more: str = "") -> None:
-        weights = [_local(parameter.detach()) for parameter in module.parameters()]
-        if not _any_rank(trainer, ~_finite(weights)):
-            return
-        names = [
-            name
-            for name, weight in module.named_parameters()
-            if not _local(weight).isfinite().all()
-        ]
-        raise FloatingPointError(
-            f"after optimizer step {trainer.global_step} the weights are not finite ({len(names)} tensors, first "
-            f"{names[0] if names else 'on another rank'}){more}. {losses_in_words(module.last_losses)}"
-        )
-
-    def _count_undecodable(self, split: str, targets: Sequence[Mapping[str, Tensor]]) -> None:
-        for target in targets:
-            if "undecodable" in target:
-                image, total = target["undecodable"].tolist()
-                self.undecodable[split].add(image)
-                count = len(self.undecodable[split])
-                if count > 1 and count > MOST_UNDECODABLE * total:
-                    raise RunError(
-                        f"{count} of {total} {split} images cannot be decoded, more than {MOST_UNDECODABLE:.0%}; the "
-                        "log names them, `rfdetr check` too. Replace or remove them, and go on with resume='last'"
-                    )
-
-    def _save(
-        self, trainer: Any, module: Any, window: Sequence[tuple[int, list[Any]]], losses: Tensor
-    ) -> str:
-        """Writes the batches of a skipped step; each rank its own."""
-        if trainer.fast_dev_run:
+    def _save(self, trainer: Trainer, seed: int, batches: Batches, losses: Tensor) -> str:
+        """Writes the batches of a skipped step, each rank its own; where to, or why not."""
+        if not saves(trainer):
             return "not saved in a fast_dev_run"
-        rank = f"-rank{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = self.output_dir / f"nonfinite-step-{trainer.global_step:07d}{rank}.pt"
-        content = {
-            "step": trainer.global_step,
-            "epoch": trainer.current_epoch,
-            "seed": module.seed,
-            "rank": trainer.global_rank,
-            "losses": losses.cpu(),
-            "batches": [_plain_batch(number, batch) for number, batch in window],
-        }
+        step, rank = trainer.global_step, trainer.global_rank
+        path = RunFolder(self.output_dir).nonfinite(step, rank if trainer.world_size > 1 else None)
+        content: dict[str, Any] = {"step": step, "epoch": trainer.current_epoch, "seed": seed}
+        content |= {"rank": rank, "losses": losses.cpu(), "batches": []}
+        for number, ((images, mask), targets) in batches:
+            told = [{name: value.cpu() for name, value in target.items()} for target in targets]
+            entry = {"batch": number, "images": images.cpu(), "targets": told}
+            content["batches"].append({**entry, "mask": None if mask is None else mask.cpu()})
         try:
             atomic_write(path, lambda stream: torch.save(content, stream))
         except OSError as error:  # a full disk must not end what could go on
@@ -203,65 +127,28 @@ class FaultsCallback(Callback):
         return str(path)
 
 
-@contextmanager
-def explained_memory(trainer: Any) -> Iterator[None]:
-    """Says what to lower where a run of the trainer has no memory left."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        faults = next(
-            (callback for callback in trainer.callbacks if isinstance(callback, FaultsCallback)),
-            None,
-        )
-        if faults is None or not is_out_of_memory(error):
-            raise
-        raise torch.OutOfMemoryError(f"{faults.memory_advice()} ({error})") from error
-
-
-def _plain_batch(number: int, batch: list[Any]) -> dict[str, Any]:
-    (images, mask), targets = batch
-    return {
-        "batch": number,
-        "images": images.cpu(),
-        "mask": None if mask is None else mask.cpu(),
-        "targets": [{name: value.cpu() for name, value in target.items()} for target in targets],
-    }
-
-
-def _size(batch: list[Any]) -> Batch:
-    return Batch(len(batch[0].tensors), batch[0].tensors.shape[-1])
-
-
-def _gradients(module: Any) -> list[Tensor]:
-    return [
-        _local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None
-    ]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """A tensor, or of a sharded one this rank's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _finite(tensors: Iterable[Tensor]) -> Tensor:
-    filled = [tensor for tensor in tensors if tensor.numel()]  # a rank's part may be empty
-    return get_total_norm(filled, float("inf")).isfinite()
-
-
-def _what_is_not_finite(window: Iterable[Mapping[str, Tensor]]) -> str:
-    """The terms of the loss in the batches of a window, or the gradients where all of them are
-    finite.
-    """
-    names = {name for terms in window for name, value in terms.items() if not value.isfinite()}
-    return ", ".join(sorted(names)) or "gradients"
-
-
-def _any_rank(trainer: Any, flag: Tensor) -> bool:
-    """Whether the flag is up on any rank: all must do the same."""
-    return bool(
-        trainer.strategy.reduce(flag.float(), reduce_op="max") if trainer.world_size > 1 else flag
+def check_weights(trainer: Trainer, module: RFDETRModule, more: str = "") -> None:
+    """Raises `FloatingPointError` where a weight of the module is not finite on any rank."""
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    if _all_finite(trainer, weights.values()):
+        return
+    bad = [name for name, weight in weights.items() if not _own_part(weight).isfinite().all()]
+    raise FloatingPointError(
+        f"after optimizer step {trainer.global_step} the weights are not finite ({len(bad)} "
+        f"tensors, first {bad[0] if bad else 'on another rank'}){more}. "
+        f"{losses_in_words(module.last_losses)}"
     )
 
 
-def _has_scaler(trainer: Any) -> bool:
-    return trainer.precision == "16-mixed" and trainer.precision_plugin.scaler is not None
+def _all_finite(trainer: Trainer, tensors: Iterable[Tensor]) -> bool:
+    """Whether the tensors of all ranks are finite; collective, as all must do the same."""
+    parts = [part for tensor in tensors if (part := _own_part(tensor)).numel()]
+    bad = ~get_total_norm(parts, float("inf")).isfinite()
+    if trainer.world_size > 1:
+        bad = trainer.strategy.reduce(bad.float(), reduce_op="max")
+    return not bad
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this rank holds, which may be empty; others as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,5 +1,7 @@
 """last.ckpt: where a run that ends in whatever way goes on, and how a signal ends it."""
 
+# mypy: disable-error-code="override"
+
 from __future__ import annotations
 
 import atexit
@@ -13,31 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 
+from rfdetr.training import lightning_state
 from rfdetr.training.callbacks.validation import in_training
-from rfdetr.training.resume import Point, settle
+from rfdetr.training.run_folder import RunFolder, saves
 
 logger = logging.getLogger(__name__)
 
-
-LAST = "last.ckpt"
-SIGNALS = [
-    signal.Signals[name]
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
-    if name in signal.Signals.__members__
-]
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]
 
 
 class RunStopped(SystemExit):
-    """A run that was told to stop, and has saved where it stood; the exit code is 128 + the signal."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
-        self.signum = signum
+    """A run that was told to stop, and has saved where it stood; its code is 128 + the signal."""
 
 
-class ContinuationCallback(Callback):
+class ResumeCallback(Callback):
     """Saves last.ckpt after each epoch, every so many optimizer steps or minutes, and when a signal
     ends the run.
 
@@ -58,100 +52,86 @@ class ContinuationCallback(Callback):
         self.checkpoint_interval = checkpoint_interval
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
+        self._folder = RunFolder(output_dir)
         self._saved: tuple[int, int] | None = None  # epoch and batch of the last save
         self._saved_at = 0.0
-        self._point: Point | None = None  # of the save that is being made
+        self._point: lightning_state.Point | None = None  # of the save that is being made
         self._signal = 0
         self._told = False
-        self._handlers: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # the handlers of SIGNALS before fit
+        self._theirs: dict[int, Any] = {}  # those that Lightning has put in their place
 
-    def setup(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
+    def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._signal = 0
-            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def on_train_start(self, trainer: Any, *_: Any) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.current.completed
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        done = lightning_state.batches_done(trainer)
         if done == 0:
-            loop.restarting = (
-                False  # with max_steps, Lightning takes a new epoch for one to be finished
-            )
+            lightning_state.begin_epoch(trainer)
         self._saved = (trainer.current_epoch, done)
         self._saved_at = time.monotonic()
-        for number in (
-            self._handlers
-        ):  # after Lightning, whose own handler would leave at once, within a step
-            self._handlers[number] = (
-                self._handlers[number],
-                signal.signal(number, self._on_signal),
-            )
+        # Now, after Lightning, whose own handlers would leave at once, within a step.
+        self._theirs = {number: signal.signal(number, self._on_signal) for number in self._before}
 
-    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-        self._save_epoch(trainer)
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._save_epoch(trainer)  # not at the epoch's end, where others still log and write
 
-    def on_train_batch_start(
-        self, trainer: Any, _pl_module: Any, _batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches or trainer.fast_dev_run:
+    def on_train_batch_start(self, trainer: Trainer, _: Any, __: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches or not saves(trainer):
             self._tell_of_waiting()
             return
+        waited = time.monotonic() - self._saved_at
         due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
-        due |= (
-            self.every_minutes is not None
-            and time.monotonic() - self._saved_at >= 60 * self.every_minutes
-        )
-        signum, due = self._agreed(
-            trainer, due and self._saved != (trainer.current_epoch, batch_idx)
-        )
+        due = due or (self.every_minutes is not None and waited >= 60 * self.every_minutes)
+        new = self._saved != (trainer.current_epoch, batch_idx)
+        signum, due = self._agreed(trainer, due and new)
         if signum or (due and batch_idx):
-            self._save(trainer, LAST, "batch" if batch_idx else "epoch", batch_idx)
+            self._save(trainer, self._folder.last, "batch" if batch_idx else "epoch", batch_idx)
         if signum:
             self._leave(trainer, signum)
 
-    def on_validation_start(self, trainer: Any, *_: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
         if in_training(trainer) and (signum := self._agreed(trainer)[0]):
             self._leave_validation(trainer, signum)
 
-    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
-        if (
-            self._signal and trainer.world_size == 1 and in_training(trainer)
-        ):  # ranks may differ in batches
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        # Alone: ranks may differ in how many batches they validate, and could not agree.
+        if self._signal and trainer.world_size == 1 and in_training(trainer):
             self._leave_validation(trainer, self._signal)
 
-    def on_train_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         self._save_epoch(trainer)
-
         process = os.getpid()
 
         def leave(signum: int, _frame: Any) -> None:
             if os.getpid() == process:  # not a loader worker that has just been forked
                 self._leave(trainer, signum)
 
-        for number, (before, _) in self._handlers.items():  # what is left has no steps to wait for
+        for number, before in self._before.items():  # what is left has no steps to wait for
             requeues = signal.Signals(number).name == "SIGUSR1"
             signal.signal(number, (before or signal.SIG_DFL) if requeues else leave)
         if signum := self._agreed(trainer)[0]:
             self._leave(trainer, signum)
 
-    def on_save_checkpoint(
-        self, _trainer: Any, _pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, _: Trainer, __: Any, checkpoint: dict[str, Any]) -> None:
         if self._point:
-            settle(checkpoint["loops"]["fit_loop"], self._point)
+            lightning_state.rewind_progress(checkpoint["loops"]["fit_loop"], self._point)
 
-    def _save_epoch(self, trainer: Any) -> None:
+    def _save_epoch(self, trainer: Trainer) -> None:
         done = trainer.current_epoch
-        if self._saved == (done, 0) or trainer.fast_dev_run:
+        if self._saved == (done, 0) or not saves(trainer):
             return
         if done % self.checkpoint_interval == 0:
-            self._save(trainer, f"checkpoint_{done:04d}.ckpt", "epoch", 0)
-        self._save(trainer, LAST, "epoch", 0)
+            self._save(trainer, self._folder.after(done), "epoch", 0)
+        self._save(trainer, self._folder.last, "epoch", 0)
 
-    def _save(self, trainer: Any, name: str, point: Point, batch: int) -> None:
+    def _save(self, trainer: Trainer, path: Path, point: lightning_state.Point, batch: int) -> None:
+        """Writes a checkpoint that goes on at `point`; where there is no room, that is logged."""
         self._point = point
         try:
-            trainer.save_checkpoint(self.output_dir / name, weights_only=False)
+            trainer.save_checkpoint(path, weights_only=False)
         except OSError as error:
             logger.error("%s; training goes on, and the next save tries again", error)
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
@@ -161,40 +141,37 @@ class ContinuationCallback(Callback):
             self._point = None
             self._saved_at = time.monotonic()
 
-    def _agreed(self, trainer: Any, due: bool = False) -> tuple[int, bool]:
-        """The signal that any process has got, and whether any finds a save due: all must do the
-        same.
-        """
+    def _agreed(self, trainer: Trainer, due: bool = False) -> tuple[int, bool]:
+        """The signal that any rank has got, and whether any finds a save due: all do the same."""
         if trainer.world_size == 1:
             return self._signal, due
         own = torch.tensor([self._signal, int(due)], device=trainer.strategy.root_device)
         signum, any_due = trainer.strategy.reduce(own, reduce_op="max").tolist()
         return int(signum), bool(any_due)
 
-    def _leave_validation(self, trainer: Any, signum: int) -> None:
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        done = progress.current.completed
-        if not progress.is_last_batch and done % trainer.accumulate_grad_batches:
+    def _leave_validation(self, trainer: Trainer, signum: int) -> None:
+        """Ends the run in a validation pass, which a resumed run does again from its beginning."""
+        if not lightning_state.is_between_updates(trainer):  # with a val_check_interval of batches
             self._tell_of_waiting()
-            return  # a validation pass in the middle of an update
-        self._save(trainer, LAST, "validation", done)
+            return
+        self._save(trainer, self._folder.last, "validation", lightning_state.batches_done(trainer))
         self._leave(trainer, signum)
 
-    def _leave(self, trainer: Any, signum: int) -> None:
-        name = signal.Signals(signum).name
+    def _leave(self, trainer: Trainer, signum: int) -> None:
+        """Ends the run, which is saved, with the exit code of a process that the signal ends."""
+        name, theirs = signal.Signals(signum).name, self._theirs.get(signum)
         logger.warning(
-            '%s: stopped after optimizer step %d; go on from there with resume="last" and the same settings (%s)',
-            name, trainer.global_step, self.output_dir / LAST,
-        )  # fmt: skip
-        theirs = self._handlers.get(signum, (None, None))[1]
+            '%s: stopped after optimizer step %d; go on from there with resume="last" and the same '
+            "settings (%s)",
+            *(name, trainer.global_step, self._folder.last),
+        )
         if name == "SIGUSR1" and callable(theirs):
             theirs(signum, None)  # on SLURM Lightning's, which queues the job again
-        atexit.register(
-            gc.freeze
-        )  # or Python would spend seconds of its exit on collecting what ends with it
-        raise RunStopped(signum)
+        atexit.register(gc.freeze)  # or Python collects for seconds what ends with it
+        raise RunStopped(128 + signum)
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
+        """Notes a signal for the next point at which the run can end; a second SIGINT ends it."""
         if self._signal and signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
@@ -202,12 +179,9 @@ class ContinuationCallback(Callback):
         self._told = False
 
     def _tell_of_waiting(self) -> None:
-        """Says why a signal has not ended the run yet: a run that leaves at once says so in one
-        line alone.
-        """
+        """Says, once, why a signal has not ended the run yet."""
         if self._signal and not self._told:
             self._told = True
+            name = signal.Signals(self._signal).name
             again = "; once more to leave at once" if self._signal == signal.SIGINT else ""
-            logger.warning(
-                "%s: leaving after this step%s", signal.Signals(self._signal).name, again
-            )
+            logger.warning("%s: leaving after this step%s", name, again)

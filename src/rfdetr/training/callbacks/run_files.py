@@ -1,6 +1,6 @@
-"""What a run writes beside its weights: config.yaml, log.txt, metrics.png, and one line of log an
-epoch.
-"""
+"""What a run writes beside its weights: config.yaml, its figures, metrics.png, a line an epoch."""
+
+# mypy: disable-error-code="override"
 
 from __future__ import annotations
 
@@ -11,190 +11,160 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from rfdetr._version import __version__
 from rfdetr.config import variant_name
 from rfdetr.files import atomic_write
 from rfdetr.training.callbacks.validation import in_training
-from rfdetr.training.records import (
-    METRICS_FILE,
-    RunCSVLogger,
-    count_rows,
-    drop_rows_from_epoch,
-    keep_rows,
-    read_records,
-    write_records,
-)
-from rfdetr.training.run_folder import FolderLock, clear_run, refuse_to_overwrite
+from rfdetr.training.module import RFDETRModule
+from rfdetr.training.records import RunLogger, RunRecord
+from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.training.steps import effective_batch
 
 logger = logging.getLogger(__name__)
+_SHOWN = {
+    **{"train/loss": "loss", "val/mAP_50_95": "mAP", "val/ema_mAP_50_95": "EMA mAP"},
+    **{"val/segm_mAP_50_95": "mask mAP", "val/ema_segm_mAP_50_95": "EMA mask mAP"},
+}
 
 
 class RunFilesCallback(Callback):
     """Keeps the readable record of a run in its output directory; nothing in a `fast_dev_run`.
 
-    A resumed run goes on in the files it finds, less what it will repeat; a new run starts them
-    anew, where no other run is or `overwrite` allows it. (An earlier run of the same process is
-    kept in a subfolder run-1, run-2, ...) No other process writes to the directory until the run
-    ends.
+    A resumed run goes on in the files it finds, less what it will repeat. A new run starts them
+    anew, where no other run is or `overwrite` allows it; an earlier run of the same process is
+    moved to a subfolder run-1, run-2, ... Until the run ends, no other process writes to the
+    directory.
     """
 
     def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
         self.output_dir = Path(output_dir)
         self.overwrite = overwrite
-        self._lock = FolderLock(self.output_dir)
+        self._folder = RunFolder(output_dir)
+        self._record = RunRecord(output_dir)
         self._started = 0.0
         self._evaluated = False
         self._ended: dict[str, Any] | None = None  # the epoch whose record is still to be written
         self._restored: dict[str, Any] = {}
 
-    def setup(self, trainer: Any, _pl_module: Any, stage: str) -> None:
-        if stage == "fit":
+    def setup(self, trainer: Trainer, _: Any, stage: str) -> None:
+        if stage == "fit":  # before a checkpoint is read, whose state comes to `load_state_dict`
             self._restored = {}
-        if stage == "fit" and trainer.is_global_zero and not trainer.fast_dev_run:
-            self._lock.acquire()
+            own = [one.record for one in trainer.loggers if isinstance(one, RunLogger)]
+            self._record = own[0] if own else self._record
+            if self._writes(trainer):
+                self._folder.acquire()
 
-    def on_fit_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.is_global_zero and not (
-            self.overwrite or trainer.fast_dev_run or trainer.global_step
-        ):
-            refuse_to_overwrite(self.output_dir, trainer.ckpt_path, keep_own=True)
+    def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._writes(trainer) and not (self.overwrite or trainer.global_step):
+            self._folder.refuse_to_overwrite(trainer.ckpt_path, keep_own=True)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Lets other runs have the directory; after an exception the trainer does, when all is
-        written.
-        """
-        self._lock.release()
+        """Lets other runs have the directory; after an exception the trainer calls this itself."""
+        self._record.render()
+        self._folder.release()
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        rank_zero_info(
-            f"Effective batch size {effective_batch(pl_module.train_config.batch_size, trainer)}"
-        )
+    def on_train_start(self, trainer: Trainer, module: RFDETRModule) -> None:
+        model, train = module.model_config, module.train_config
+        rank_zero_info(f"Effective batch size {effective_batch(train.batch_size, trainer)}")
         self._started = time.monotonic() - self._restored.get("seconds", 0.0)
         self._evaluated = self._restored.get("evaluated", False)
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if not self._writes(trainer):
             return
-        if trainer.global_step == 0 and trainer.ckpt_path is None:
-            clear_run(self.output_dir)
-        known = "rows" in self._restored
-        if known or (trainer.ckpt_path is None and trainer.current_epoch == 0):
-            keep_rows(self._metrics, self._restored.pop("rows", 0))
-        elif trainer.current_epoch:
-            drop_rows_from_epoch(self._metrics, trainer.current_epoch)
-        if (
-            known or trainer.ckpt_path is None or trainer.current_epoch
-        ):  # else from weights: nothing is repeated
-            records = [
-                row
-                for row in read_records(self._log)
-                if row.get("epoch", -1) < trainer.current_epoch
-            ]
-            write_records(self._log, records)
+        self._take_back(trainer)
+        own = {"resume", "overwrite"}  # of the command, not of the run
         content = {
             "rfdetr_version": __version__,
-            "variant": variant_name(pl_module.model_config),
-            "model": pl_module.model_config.model_dump(mode="json"),
-            "train": {
-                **pl_module.train_config.model_dump(mode="json", exclude={"resume", "overwrite"}),
-                "seed": pl_module.seed,
-            },
-            "class_names": pl_module.class_names,
+            "variant": variant_name(model),
+            "model": model.model_dump(mode="json"),
+            "train": {**train.model_dump(mode="json", exclude=own), "seed": module.seed},
+            "class_names": module.class_names,
         }
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        atomic_write(self.output_dir / "config.yaml", lambda stream: stream.write(text.encode()))
+        atomic_write(self._folder.config, lambda stream: stream.write(text.encode()))
         for run_logger in trainer.loggers:
-            if not isinstance(run_logger, RunCSVLogger):
-                run_logger.log_hyperparams(content)
+            run_logger.log_hyperparams(content)
 
-    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         self._write_record(trainer)
-        self._started = time.monotonic()
-        self._evaluated = False
+        self._started, self._evaluated = time.monotonic(), False
 
-    def on_validation_end(self, trainer: Any, *_: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         self._evaluated = self._evaluated or in_training(trainer)
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        pl_module.log("train/lr", rate)
-        seconds = round(time.monotonic() - self._started, 3)
-        self._ended = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "seconds": seconds,
-            "rate": rate,
-        }
+        module.log("train/lr", rate)
+        self._ended = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        self._ended |= {"seconds": round(time.monotonic() - self._started, 3), "train/lr": rate}
 
-    def on_train_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         self._write_record(trainer)
 
+    def on_fit_end(self, trainer: Trainer, *_: Any) -> None:
+        if not self._writes(trainer):
+            return
+        if self._restored:  # resumed with nothing left to train: it logs its end again
+            self._take_back(trainer)
+        if records := self._record.read()[1]:
+            from rfdetr.evaluation.plots import plot_history
+
+            plot_history(records, self._folder.history)
+
     def state_dict(self) -> dict[str, Any]:
-        # Times differ from run to run; all else does not.
         seconds = time.monotonic() - self._started if self._started else 0.0
-        return {"rows": count_rows(self._metrics), "seconds": seconds, "evaluated": self._evaluated}
+        return {"bytes": self._record.size, "seconds": seconds, "evaluated": self._evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict)
 
-    def _write_record(self, trainer: Any) -> None:
-        """Adds the epoch that has ended to log.txt, once everything has logged what there is to log
-        about it.
+    def _writes(self, trainer: Trainer) -> bool:
+        return trainer.is_global_zero and saves(trainer)
+
+    def _take_back(self, trainer: Trainer) -> None:
+        """Leaves of earlier records what this run does not log again: nothing, if it is a new one.
+
+        A checkpoint tells the length of the record, one of an earlier version the rows of
+        metrics.csv, one of another training loop its epoch; from weights alone nothing is repeated.
         """
+        known, self._restored = self._restored, {}
+        epoch, new = trainer.current_epoch, trainer.ckpt_path is None
+        if new and trainer.global_step == 0:
+            self._folder.clear()
+        elif "bytes" in known:
+            self._record.cut(known["bytes"], epoch)
+        elif new or epoch or "rows" in known:
+            self._record.drop_from(epoch, known.get("rows"))
+
+    def _write_record(self, trainer: Trainer) -> None:
+        """Adds the epoch that has ended to the record, when all that is known of it is logged."""
+        # At the end of the epoch itself, other callbacks have yet to log their figures.
         record, self._ended = self._ended, None
-        if record is None or trainer.fast_dev_run or not trainer.is_global_zero:
+        if record is None or not self._writes(trainer):
             return
         of_epoch = ("train/", "val/") if self._evaluated else ("train/",)
-        figures = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith(of_epoch) and not name.endswith("_step")
-        }
-        figures = dict(sorted({**figures, "train/lr": record.pop("rate")}.items()))
-        try:
-            write_records(self._log, [*read_records(self._log), {**record, **figures}])
-        except OSError as error:
-            logger.error("%s: this epoch is missing there: %s", self._log, error)
-        line = epoch_line(
-            record["epoch"] + 1, trainer.max_epochs, figures, record["seconds"], trainer.should_stop
-        )
+        figures = {"train/lr": record.pop("train/lr")}
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(of_epoch) and not name.endswith("_step"):
+                figures.setdefault(name, float(value))
+        self._record.append({**record, **dict(sorted(figures.items()))}, ends_epoch=True)
+        self._record.render()
+        number, epochs = record["epoch"] + 1, trainer.max_epochs
+        line = epoch_line(number, epochs, figures, record["seconds"], trainer.should_stop)
         logger.info("%s", line)
-
-    def on_fit_end(self, trainer: Any, *_: Any) -> None:
-        if (
-            "rows" in self._restored and trainer.is_global_zero
-        ):  # resumed with nothing left to train
-            keep_rows(self._metrics, self._restored.pop("rows"))
-        if (
-            not trainer.fast_dev_run
-            and trainer.is_global_zero
-            and (records := read_records(self._log))
-        ):
-            from rfdetr.evaluation.plots import plot_history
-
-            plot_history(records, self.output_dir / "metrics.png")
-
-    @property
-    def _log(self) -> Path:
-        return self.output_dir / "log.txt"
-
-    @property
-    def _metrics(self) -> Path:
-        return self.output_dir / METRICS_FILE
 
 
 def epoch_line(
     epoch: int, epochs: int | None, figures: dict[str, Any], seconds: float, last: bool = False
 ) -> str:
-    """One line about an epoch, counted from 1: figures, how long it took and, unless it is the
-    last, the time left.
+    """One line about an epoch, counted from 1, as "epoch 3/10, loss 1.500, mAP 0.250, 0:01:05,
+    about 0:07:35 left"; `last` leaves the rest out.
     """
-    parts = [f"epoch {epoch}" + (f"/{epochs}" if epochs and epochs > 0 else "")]
-    names = {"train/loss": "loss", "val/mAP_50_95": "mAP", "val/ema_mAP_50_95": "EMA mAP"}
-    names |= {"val/segm_mAP_50_95": "mask mAP", "val/ema_segm_mAP_50_95": "EMA mask mAP"}
-    parts += [f"{label} {figures[name]:.3f}" for name, label in names.items() if name in figures]
+    limited = epochs is not None and epochs > 0
+    parts = [f"epoch {epoch}/{epochs}" if limited else f"epoch {epoch}"]
+    parts += [f"{label} {figures[name]:.3f}" for name, label in _SHOWN.items() if name in figures]
     parts.append(f"{timedelta(seconds=round(seconds))}")
     if epochs and epochs > epoch and not last:
         parts.append(f"about {timedelta(seconds=round((epochs - epoch) * seconds))} left")

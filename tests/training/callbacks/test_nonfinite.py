@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rfdetr.training.callbacks import FaultsCallback
+from rfdetr.training.callbacks import NonFiniteCallback, UndecodableCallback
 
 MakeRun = Callable[..., Any]
 SCRIPT = Path(__file__).parents[1] / "scripts" / "skip.py"
@@ -35,9 +35,9 @@ def spoil(module: Any, *steps: int, to: float = float("nan")) -> None:
     module.compute_losses = compute_losses
 
 
-def faults(run: Any) -> FaultsCallback:
+def faults(run: Any) -> NonFiniteCallback:
     return next(
-        callback for callback in run.trainer.callbacks if isinstance(callback, FaultsCallback)
+        callback for callback in run.trainer.callbacks if isinstance(callback, NonFiniteCallback)
     )
 
 
@@ -147,7 +147,8 @@ def test_an_image_that_cannot_be_decoded_is_replaced_counted_and_named(
     dataset = make_tiny_coco({"train": 6, "valid": 4}, name="damaged")
     damage(dataset, "train/3.png", "valid/1.png")
     run = make_run(**PLAIN, dataset_dir=dataset, num_workers=workers).fit()
-    assert dict(faults(run).undecodable) == {"train": {3}, "valid": {1}}
+    counted = next(c for c in run.trainer.callbacks if isinstance(c, UndecodableCallback))
+    assert dict(counted.images) == {"train": {3}, "valid": {1}}
     if not workers:  # those of a worker go straight to the error stream
         assert (
             "train/3.png" in caplog.text
@@ -185,16 +186,16 @@ def test_too_little_memory_says_what_to_lower_and_what_fitted(make_run: MakeRun)
         run.fit()
 
 
-def test_counts_survive_a_checkpoint(caplog: pytest.LogCaptureFixture) -> None:
-    first, second = FaultsCallback("a"), FaultsCallback("b")
+def test_counts_survive_a_checkpoint() -> None:
+    first, second = NonFiniteCallback("a"), NonFiniteCallback("b")
     first.skipped, first.in_a_row = 5, 3
-    first.undecodable["train"].add(9)
     second.load_state_dict(first.state_dict())
-    assert (
-        second.state_dict()
-        == first.state_dict()
-        == {"skipped": 5, "in_a_row": 3, "undecodable": {"train": [9]}}
-    )
+    assert second.state_dict() == first.state_dict() == {"skipped": 5, "in_a_row": 3}
+    assert second.state_key == "FaultsCallback"  # as checkpoints of earlier versions have it
+    images, restored = UndecodableCallback(), UndecodableCallback()
+    images.images["train"].add(9)
+    restored.load_state_dict(images.state_dict())
+    assert restored.state_dict() == images.state_dict() == {"train": [9]}
 
 
 def test_warnings_of_the_labels_are_logged_before_training(
@@ -213,32 +214,26 @@ def test_warnings_of_the_labels_are_logged_before_training(
     assert "1 x box-clipped" in caplog.text and "annotation id 1" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_skip_a_step_together(
     make_tiny_coco: Callable[..., Path], tmp_path: Path, strategy: str
 ) -> None:
     """The second rank alone has no loss in the second step, in a window of two batches."""
     train = {
-        "dataset_dir": str(make_tiny_coco({"train": 8, "valid": 2})), "output_dir": str(tmp_path / "output"),
-        "epochs": 1, "batch_size": 1, "grad_accum_steps": 2, "num_workers": 0, "seed": 7, "use_ema": False,
-        "run_test": False,
+        "dataset_dir": str(make_tiny_coco({"train": 8, "valid": 2})),
+        "output_dir": str(tmp_path / "output"), "epochs": 1, "batch_size": 1,
+        "grad_accum_steps": 2, "num_workers": 0, "seed": 7, "use_ema": False, "run_test": False,
     }  # fmt: skip
     settings = {
         "train": train,
         "strategy": strategy,
         "model": {"resolution": 64, "num_classes": 3, "amp": False},
     }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(SCRIPT),
-    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, json.dumps(settings)],
+        [sys.executable, *launch, json.dumps(settings)],
         capture_output=True,
         text=True,
         timeout=250,
