@@ -107,7 +107,7 @@ def write_tiny_coco(root: Path, counts: dict[str, int] | None = None) -> Path:
 
 
 def write_tiny_yolo(root: Path, counts: dict[str, int] | None = None) -> Path:
-    """The same pictures as a YOLO export with Roboflow's paths; an empty image has no label file."""
+    """The same as a YOLO export with Roboflow's paths; an empty image has no label file."""
     for split, count in (counts or {"train": 6, "valid": 4, "test": 3}).items():
         (root / split / "images").mkdir(parents=True)
         (root / split / "labels").mkdir()
@@ -115,10 +115,10 @@ def write_tiny_yolo(root: Path, counts: dict[str, int] | None = None) -> Path:
             picture, objects = draw_scene(FIRST_SEED[split] + i)
             height, width = picture.shape[:2]
             Image.fromarray(picture).save(root / split / "images" / f"{i}.png")
-            lines = [
-                f"{label} {(x + w / 2) / width:.8f} {(y + h / 2) / height:.8f} {w / width:.8f} {h / height:.8f}\n"
-                for label, (x, y, w, h) in objects
-            ]
+            lines = []
+            for label, (x, y, w, h) in objects:
+                shares = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
+                lines.append(" ".join([str(label), *(f"{share:.8f}" for share in shares)]) + "\n")
             if lines:
                 (root / split / "labels" / f"{i}.txt").write_text("".join(lines))
     places = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
@@ -173,7 +173,7 @@ def edit_coco() -> Callable[..., None]:
 
 
 class QuietServer(ThreadingHTTPServer):
-    """Closing waits for its answers, so that none of them outlives its test; clients may hang up."""
+    """Closing waits for its answers, so that none outlives its test; clients may hang up."""
 
     daemon_threads = False
 
