@@ -157,6 +157,7 @@ def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:
     assert RFDETR.train.__annotations__["settings"] == "Unpack[TrainSettings]"
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_present_weights(
     checkpoint: Path, tiny_coco: Path, tmp_path: Path
 ) -> None:

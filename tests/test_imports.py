@@ -165,6 +165,7 @@ before = state()
 """
 
 
+@pytest.mark.slow
 def test_imports_change_nothing_process_wide() -> None:
     everything = (
         "import rfdetr, rfdetr.training\n[getattr(rfdetr, name) for name in rfdetr.__all__]\n"

@@ -111,6 +111,7 @@ COCO = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 def test_annotation_files(folder: Path) -> None:
     (folder / "data.yaml").unlink(missing_ok=True)
 
@@ -156,6 +157,7 @@ BAD_LINE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @quiet(2000)
 @given(
     st.lists(GOOD_LINE, max_size=3),
@@ -221,6 +223,7 @@ NAMED = {
 }
 
 
+@pytest.mark.slow
 @quiet(3000)
 @given(st.sampled_from(CLASSES).flatmap(lambda cls: st.tuples(st.just(cls), NAMED[cls])))
 def test_configurations(drawn: tuple[type[BaseModel], dict[str, Any]]) -> None:

@@ -73,6 +73,7 @@ def test_terminate_kills_a_worker(monkeypatch: pytest.MonkeyPatch, method: str) 
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "as_file"),
     [

@@ -81,6 +81,7 @@ def coco(make_tiny_coco: Callable[..., Path]) -> Path:
     return outlined_coco(make_tiny_coco(COUNTS))
 
 
+@pytest.mark.slow
 def test_train_leaves_masks_metrics_and_a_file_that_predicts_them(
     dataset: Path, tmp_path: Path
 ) -> None:

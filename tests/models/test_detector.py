@@ -180,6 +180,7 @@ def test_fresh_heads_are_unsure_and_those_of_the_proposals_equal_them(
     assert torch.equal(detector.box_head.layers[-1].weight, torch.zeros(4, 16))
 
 
+@pytest.mark.slow
 def test_one_graph_captures_the_forward_pass(make_detector: Callable[..., Detector]) -> None:
     detector = make_detector()
     compiled = torch.compile(detector, fullgraph=True, backend="aot_eager")
@@ -191,6 +192,7 @@ def test_one_graph_captures_the_forward_pass(make_detector: Callable[..., Detect
     assert detector.encoder.patch_embed.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_export_with_any_batch_size(make_detector: Callable[..., Detector]) -> None:
     detector = make_detector(segmentation_head=True, projector_scale=["P3", "P5"]).eval()
     batch = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}

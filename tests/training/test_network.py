@@ -40,6 +40,7 @@ WRAPPERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_a_wrapped_network_leaves_the_files_of_the_plain_one(
     make_run: Callable[..., Any], wrap: Callable[[nn.Module], Any]

@@ -70,6 +70,7 @@ def sixteen(make_tiny_coco: Callable[..., Path]) -> Path:
     return make_tiny_coco({"train": 16, "valid": 2}, "sixteen")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "accumulate"), [(4, 2, 1), (2, 4, 1), (4, 4, 1), (2, 3, 2), (3, 5, 3)]
 )
@@ -115,6 +116,7 @@ def test_images_are_loaded_in_the_size_of_their_update_with_another_accumulation
     assert all(before == after for sizes in loaded.values() for before, after in sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_repetition")
 def test_an_epoch_that_becomes_shorter_is_still_judged(make_run: Callable[..., Any]) -> None:
     """Six images are repeated to 40 an epoch in updates of 8, and to 10 in updates of 2."""
