@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import io
 import logging
 import re
@@ -214,7 +215,7 @@ def main() -> int:
     if not arguments.no_walks:
         logging.disable()
         warnings.simplefilter("ignore")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             frames, entered = walks(Path(folder))
         functions = sum(map(len, entered.values()))
         print(f"own frames from train() to the class loss: {len(frames)}: {' > '.join(frames)}")

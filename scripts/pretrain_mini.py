@@ -67,10 +67,11 @@ def mimic_trained(encoder: Encoder) -> None:
         )
         left, values, right = torch.linalg.svd(0.7 * (noise[1:] + identity))
         root = values[:, None, :head].sqrt()
+        # (heads, head, width) each.
         queries, keys = (
             (left[:, :, :head] * root).mT,
             (right.mT[:, :, :head] * root).mT,
-        )  # heads head width
+        )
         out, values, value = torch.linalg.svd(0.4 * (noise[0] - identity))
         rows = queries.flatten(0, 1), keys.flatten(0, 1), values.sqrt()[:, None] * value
         block.qkv.weight.copy_(torch.cat(rows))

@@ -19,11 +19,12 @@ from hypothesis import settings
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
+# Class names, in label order.
 COLOURS = {
     "blue": (40, 60, 220),
     "green": (40, 200, 60),
     "red": (220, 50, 40),
-}  # class names, in label order
+}
 FIRST_SEED = {"train": 0, "valid": 400, "test": 800}  # so that splits share no picture
 
 

@@ -30,9 +30,8 @@ from rfdetr.training.run_folder import OutputFolderError
 from rfdetr.weights.reading import CheckpointError
 from rfdetr.weights.writing import save_checkpoint
 
-HUGE_JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(
-    30
-)  # its header promises 65535 x 65535
+# Its header promises 65535 x 65535.
+HUGE_JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03" + bytes(30)
 IMAGE = np.zeros((40, 50, 3), np.uint8)
 OURS = (str(Path(rfdetr.__file__).parent), str(Path(__file__)), "pydantic", "lightning")
 

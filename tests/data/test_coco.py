@@ -282,10 +282,11 @@ UUIDS = {number: f"6f1c0e5a-{number}" for number in range(20)}
     [
         (str, [1, 2, 3, 4, 5, 6]),
         (float, [1, 2, 3, 4, 5, 6]),
+        # Float64, in which metrics compare ids, does not tell these apart.
         (
             lambda number: 2**53 + number,
             range(6),
-        ),  # float64, in which metrics compare ids, does not tell these apart
+        ),
         (lambda number: f"{10**30 + number}", range(6)),
         (lambda number: 10**30 + number, range(6)),
         (UUIDS.__getitem__, range(6)),

@@ -218,9 +218,8 @@ def test_boxes_of_training_views_are_those_around_their_masks(tmp_path: Path) ->
                 target["masks"], centres - sizes / 2, centres + sizes / 2, strict=True
             ):
                 ys, xs = np.nonzero(mask.numpy())
-                slack = (
-                    1.5 * size / index.sizes[image].min() + 1
-                )  # a tip thinner than a pixel may fall between centres
+                # A tip thinner than a pixel may fall between centres.
+                slack = 1.5 * size / index.sizes[image].min() + 1
                 np.testing.assert_allclose((xs.min(), ys.min()), low, atol=max(slack, 3))
                 np.testing.assert_allclose((xs.max() + 1, ys.max() + 1), high, atol=max(slack, 3))
     assert cut > 5

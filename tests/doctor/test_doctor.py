@@ -66,9 +66,8 @@ def box_of(entry: Content) -> list[float]:
     return box
 
 
-Plant = Callable[
-    [Content, Path], object
-]  # of the content of train's annotation file, and its folder
+# Of the content of train's annotation file, and its folder.
+Plant = Callable[[Content, Path], object]
 
 
 def entry(row: int, **fields: Any) -> Plant:
@@ -281,11 +280,12 @@ def test_all_faults_at_once_are_all_found(
     assert not rules_of(before) and len(COCO_FAULTS) >= 30 and not missed
     fix(report, tmp_path / "fixed")
     left = rules_of(look(tmp_path / "fixed"), "error")
+    # Which are for a person to decide.
     assert left <= {
         "image-id-repeated",
         "image-size-differs",
         "outlines-apart",
-    }  # which are for a person to decide
+    }
 
 
 def renumbered(source: Path, root: Path) -> Path:
@@ -330,9 +330,8 @@ def test_a_corrected_copy_trains_and_the_originals_are_untouched(
     assert text_of["crowd-flag"] == "iscrowd is now 0"
     assert text_of["box-clipped"].startswith("bbox is now [0, 3, 36, 40]")
     again = look(tmp_path / "fixed")
-    assert rules_of(again) <= {"outline-apart"}, dict(
-        again.findings.counts
-    )  # where a box was moved from its outline
+    # Where a box was moved from its outline.
+    assert rules_of(again) <= {"outline-apart"}, dict(again.findings.counts)
     assert (
         tmp_path / "fixed" / "train" / "000000.jpg"
     ).resolve() == damaged / "train" / "000000.jpg"
@@ -402,13 +401,14 @@ def test_a_file_in_xyxy_with_other_faults_is_converted_and_corrected(
 def test_boxes_that_area_or_outline_prove_right_are_not_taken_for_xyxy(
     tiny_coco: Path, tmp_path: Path, proof: str
 ) -> None:
+    # Of 64 x 48 pixels.
     rows = [
         (40, 30, 60, 40),
         (20, 20, 50, 40),
         (30, 20, 60, 45),
         (10, 5, 30, 40),
         (5, 6, 8, 9),
-    ]  # of 64 x 48 pixels
+    ]
     with edited(tiny_coco) as content:
         first = content["annotations"][0]
         content["annotations"] = []
@@ -462,9 +462,8 @@ def test_a_copy_that_would_lose_a_split_or_most_of_one_is_refused(
     ):
         fix(look(damaged), tmp_path / "fixed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
-    shutil.copytree(
-        damaged / "test", damaged / "valid", dirs_exist_ok=True
-    )  # every picture of valid in test, too
+    # Every picture of valid in test, too.
+    shutil.copytree(damaged / "test", damaged / "valid", dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"lose most of valid \(0 of 4 images, 0 of \d+ boxes\)"):
         fix(look(damaged), tmp_path / "fixed")
     changes, shares = fix(look(damaged), tmp_path / "fixed", force=True)

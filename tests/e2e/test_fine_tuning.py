@@ -71,9 +71,8 @@ def test_a_detector_learns_and_goes_on_learning(
 
     RFDETRMini(**TINY).train(epochs=12, resume="last", **{**settings, "eval_interval": 12})
     assert [record["epoch"] for record in read_log(tmp_path / "out")] == list(range(12))
-    assert (
-        "last.ckpt" in capsys.readouterr().out.partition("trained")[0]
-    )  # the plan names where it goes on
+    # The plan names where it goes on.
+    assert "last.ckpt" in capsys.readouterr().out.partition("trained")[0]
 
     times = {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out", *(tmp_path / "out").iterdir())

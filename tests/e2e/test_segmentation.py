@@ -164,9 +164,8 @@ def test_weights_of_a_detector_start_a_segmentation_model(
 def test_a_fresh_mask_head_is_drawn_from_the_seed_of_the_run(coco: Path, tmp_path: Path) -> None:
     heads = []
     for run in ("a", "b"):
-        model = RFDETRSegMini(
-            resolution=64, pretrain_weights=DETECTOR
-        )  # its head was drawn from whatever the process had drawn before
+        # Its head was drawn from whatever the process had drawn before.
+        model = RFDETRSegMini(resolution=64, pretrain_weights=DETECTOR)
         model.train(
             dataset_dir=coco, output_dir=tmp_path / run, multi_scale=False, run_test=False, **SHORT
         )

@@ -43,9 +43,8 @@ def random_set(seed: int, images: int = 16, classes: int = 5, ties: bool = False
             [truth[copies] + rng.normal(0, 6, (copies.size, 4)), random_boxes(rng, 8)]
         )
         found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
-        guessed = np.concatenate(
-            [labels[copies], rng.integers(0, classes + 1, 8)]
-        )  # label `classes` names no class
+        # Label `classes` names no class.
+        guessed = np.concatenate([labels[copies], rng.integers(0, classes + 1, 8)])
         guessed = np.where(
             rng.random(guessed.size) < 0.2, rng.integers(0, classes, guessed.size), guessed
         )

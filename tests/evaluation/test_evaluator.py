@@ -110,9 +110,8 @@ def test_batches_ranks_and_repeats_make_no_difference(made, sets):
     second.update(made.detections[8:11], made.targets[8:11])  # again
     merged = CocoEvaluator.merge([first, pickle.loads(pickle.dumps(second))]).compute()
     assert merged.overall == whole.overall
-    assert repr(merged.per_class) == repr(
-        whole.per_class
-    )  # nan is not equal to itself, its text is
+    # Nan is not equal to itself, its text is.
+    assert repr(merged.per_class) == repr(whole.per_class)
     assert np.array_equal(merged.confusion(), whole.confusion())
     assert merged.num_images == whole.num_images == 16
     assert merged.num_boxes == whole.num_boxes == whole.confusion()[:-1].sum()

@@ -64,9 +64,8 @@ def test_best_threshold_is_marked_on_the_mean_curve(sets):
     assert mark.get_xdata()[1] == metrics.overall["best_threshold"]
     assert mark.get_ydata()[1] == metrics.overall["F1"]
     mean = next(line for label, line in lines.items() if label.startswith("all classes"))
-    assert mean.get_ydata().max() == pytest.approx(
-        metrics.overall["F1"], abs=0.02
-    )  # the curve has 1,001 points
+    # The curve has 1,001 points.
+    assert mean.get_ydata().max() == pytest.approx(metrics.overall["F1"], abs=0.02)
 
 
 def test_plots_of_the_test_split_show_the_threshold_chosen_on_valid(sets):

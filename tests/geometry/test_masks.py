@@ -141,9 +141,8 @@ def test_a_polygons_bitmap_has_the_pixels_whose_centres_it_covers(seed: int) -> 
     """Save for those within a pixel of its border, where COCO's rule may round either way."""
     polygon, crop, size = star(seed), random_crop(seed), 24
     bitmap = of_polygons(polygon).bitmap(crop, size)
-    scale = (
-        np.array((crop.right - crop.left, crop.bottom - crop.top)) / size
-    )  # image pixels to one of ours
+    # Image pixels to one of ours.
+    scale = np.array((crop.right - crop.left, crop.bottom - crop.top)) / size
     ours = (polygon - crop[:2]) / scale
     if crop.flipped:
         ours = ours * (-1, 1) + (size, 0)

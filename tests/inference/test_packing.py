@@ -36,9 +36,8 @@ def test_a_packed_network_is_as_near_to_float32_as_the_plain_one() -> None:
     exact = build_detector(
         RFDETRMiniConfig(pretrain_weights=None, resolution=96, num_classes=3)
     ).eval()
-    exact.query_content.copy_(
-        exact.query_content[0].clone()
-    )  # so that it does not matter which query gets which cell
+    # So that it does not matter which query gets which cell.
+    exact.query_content.copy_(exact.query_content[0].clone())
     plain = copy.deepcopy(exact).bfloat16()
     packed = copy.deepcopy(plain)
     pack_linears(packed)

@@ -374,9 +374,8 @@ def test_three_quarters_of_the_points_lie_where_the_mask_is_unsure() -> None:
     assert points.shape == (50, 400, 2) and points.min() >= 0 and points.max() <= 1
     off = (points[..., 0] - 0.5).abs()
     assert off[:, :300].max() < 0.15
-    assert (off < 0.15).float().mean().item() == pytest.approx(
-        0.75 + 0.25 * 0.3, abs=0.01
-    )  # 0.3 of those anywhere
+    # 0.3 of those anywhere.
+    assert (off < 0.15).float().mean().item() == pytest.approx(0.75 + 0.25 * 0.3, abs=0.01)
     anywhere, y = points[:, 300:, 0], points[..., 1]
     for values in (anywhere, y):
         shares = torch.histc(values, bins=8, min=0, max=1) / values.numel()

@@ -142,9 +142,8 @@ def test_every_parameter_that_matters_gets_a_gradient(
 def test_bfloat16_autocast_is_close_and_keeps_boxes_in_float32(
     make_detector: Callable[..., Detector],
 ) -> None:
-    detector = make_detector(
-        num_queries=64
-    )  # as many as cells: near ties may not change which are taken
+    # As many as cells: near ties may not change which are taken.
+    detector = make_detector(num_queries=64)
     images = torch.randn(IMAGES)
     plain = detector(images)
     with torch.autocast("cpu", torch.bfloat16):

@@ -79,9 +79,8 @@ def test_only_the_adapters_and_the_rest_outside_the_encoder_learn(detector: Dete
         for part in ("query", "key", "value")
         for kind in ("lora_A", "lora_B", "lora_magnitude_vector")
     }
-    assert trained_parameters(detector) == outside + 5 * 3 * (
-        2 * 16 * 160 + 160
-    )  # rank 16, width 160
+    # Rank 16, width 160.
+    assert trained_parameters(detector) == outside + 5 * 3 * (2 * 16 * 160 + 160)
 
 
 def test_blocks_that_never_run_get_no_adapters(tiny_model: Callable[..., Any]) -> None:

@@ -173,7 +173,8 @@ def test_the_sizes_of_several_processes_make_an_update_together(
     )
     run.trainer.datamodule = run.datamodule
     AutoBatchSizeCallback().setup(run.trainer, run.module, "fit")
+    # 3 x 2 x 3 = 18.
     assert (run.module.train_config.batch_size, run.trainer.accumulate_grad_batches) == (
         3,
         2,
-    )  # 3 x 2 x 3 = 18
+    )

@@ -32,11 +32,12 @@ class Count(Callback):
 
 
 @pytest.mark.parametrize(
+    # Six training images in batches of two, four validation images.
     (
         "keywords",
         "batches",
         "steps",
-    ),  # six training images in batches of two, four validation images
+    ),
     [
         ({"fast_dev_run": 2}, (2, 2), 1),
         ({"limit_train_batches": 2, "limit_val_batches": 1}, (2, 1), 1),

@@ -31,9 +31,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": 1}, path)
     with pytest.raises(AttributeError):
-        AtomicCheckpointIO().save_checkpoint(
-            {"state_dict": lambda: 2}, path
-        )  # a local function cannot be written
+        # A local function cannot be written.
+        AtomicCheckpointIO().save_checkpoint({"state_dict": lambda: 2}, path)
     assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"] == 1
     assert sorted(tmp_path.iterdir()) == [tmp_path / CHECKSUMS_FILE, path]
 
@@ -173,6 +172,5 @@ def test_best_weights_can_be_tested_by_name_and_by_path(make_run: Callable[..., 
     other = make_run(seed=99)
     path = run.output / "checkpoint_best_total.pth"
     by_path = other.trainer.test(other.module, other.datamodule, ckpt_path=path, verbose=False)
-    assert (
-        by_path[0].items() <= by_name[0].items()
-    )  # which has test/ema_* too: that run has an average
+    # Which has test/ema_* too: that run has an average.
+    assert by_path[0].items() <= by_name[0].items()

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch.utils.data import DataLoader, IterableDataset
 
 from rfdetr.training import RFDETREMACallback, RFDETRModule, convert_legacy_checkpoint
 from rfdetr.training.checkpoints import names_in_groups
@@ -154,9 +155,8 @@ def test_last_ckpt_is_read_under_published_names(make_run: Callable[..., Any]) -
     assert found.keys() == content["model"].keys() - {"_kp_active_mask"}
     storages = {tensor.untyped_storage().data_ptr() for tensor in content["state_dict"].values()}
     stored = [tensor for tensor in content["model"].values() if tensor.numel()]
-    assert all(
-        tensor.untyped_storage().data_ptr() in storages for tensor in stored
-    )  # the names cost no space
+    # The names cost no space.
+    assert all(tensor.untyped_storage().data_ptr() in storages for tensor in stored)
 
 
 def in_published_order(donor: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -360,6 +360,27 @@ def test_any_trainer_goes_on_from_a_legacy_file(
     assert trainer.current_epoch == 3
 
 
+@pytest.mark.parametrize("epoch", [-1, 1])
+def test_a_legacy_file_goes_on_with_a_loader_that_tells_no_length(
+    make_run: Callable[..., Any], donor: dict[str, torch.Tensor], tmp_path: Path, epoch: int
+) -> None:
+    """How many updates its epochs had is not known then: they are counted from 0."""
+
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(list(run.datamodule.train_dataloader()))
+
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": donor, "epoch": epoch}, path)
+    begun: list[int] = []
+    watch = {"on_train_start": lambda trainer, _: begun.append(trainer.current_epoch)}
+    run = make_run(epochs=epoch + 3, run_test=False, trainer={"max_steps": 2}, watch=watch)
+    run.datamodule.setup("fit")
+    loader = DataLoader(Endless(), batch_size=None)
+    run.trainer.fit(run.module, loader, run.datamodule.val_dataloader(), ckpt_path=path)
+    assert (begun, run.trainer.global_step) == ([epoch + 1], 2)
+
+
 class Watch(pl.Callback):
     def __init__(self, hook: str, look: Callable[..., None]) -> None:
         setattr(self, hook, look)
@@ -400,9 +421,8 @@ def test_figures_of_the_epochs_before_stay_where_a_legacy_file_is_gone_on_from(
         json.loads(line)["epoch"] for line in (first.output / "log.txt").read_text().splitlines()
     ] == [0, 1]
 
-    torch.save(
-        {"model": to_published(first.module.model.state_dict())}, path
-    )  # no epoch: all that is there stays
+    # No epoch: all that is there stays.
+    torch.save({"model": to_published(first.module.model.state_dict())}, path)
     before = (first.output / "metrics.csv").read_text()
     make_run(epochs=1).fit(ckpt_path=path)
     assert (first.output / "metrics.csv").read_text().startswith(before)

@@ -159,9 +159,8 @@ def test_the_same_seed_gives_the_same_weights(
     )
     assert torch.equal(first.weight, second.weight)
     assert not torch.equal(first.weight, other.weight)
-    assert torch.equal(
-        torch.random.get_rng_state(), before
-    )  # building a module is nobody else's business
+    # Building a module is nobody else's business.
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_without_a_seed_each_module_draws_its_own(
@@ -234,9 +233,8 @@ def test_predict_gives_detections_in_pixels_of_the_original(make_run: Callable[.
     detections = [detection for batch in found for detection in batch]
     assert len(detections) == 4
     assert all(detection["boxes"].shape == (10, 4) for detection in detections)
-    assert (
-        max(float(detection["boxes"][:, 2].max()) for detection in detections) <= 64
-    )  # width of the images
+    # Width of the images.
+    assert max(float(detection["boxes"][:, 2].max()) for detection in detections) <= 64
     assert max(float(detection["boxes"][:, 3].max()) for detection in detections) <= 48
 
 

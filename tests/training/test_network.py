@@ -68,9 +68,8 @@ def test_a_wrapped_network_leaves_the_files_of_the_plain_one(
         == 3
     )
 
-    onwards = make_run(
-        epochs=2, run_test=False, overwrite=True
-    )  # and either form goes on from the other's file
+    # And either form goes on from the other's file.
+    onwards = make_run(epochs=2, run_test=False, overwrite=True)
     onwards.module.model = wrap(onwards.module.model)
     onwards.fit(ckpt_path=plain.output / "last.ckpt")
     assert onwards.trainer.global_step == 2 * plain.trainer.global_step

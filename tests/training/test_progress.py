@@ -104,9 +104,8 @@ def test_a_program_that_has_set_up_logging_sees_its_own_lines_alone(
     stream = io.StringIO()
     monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler(stream)])
     monkeypatch.setattr(logging.root, "level", level)
-    monkeypatch.setattr(
-        logging.getLogger("rfdetr"), "level", logging.NOTSET
-    )  # a test of the command line sets it
+    # A test of the command line sets it.
+    monkeypatch.setattr(logging.getLogger("rfdetr"), "level", logging.NOTSET)
     logging.root.manager._clear_cache()  # type: ignore[attr-defined]  # of the levels in force
     make_run(epochs=1, run_test=False).fit()
     assert stream.getvalue().count("epoch 1/1") == (level == logging.INFO)

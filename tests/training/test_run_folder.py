@@ -37,9 +37,8 @@ def test_a_second_run_is_refused_by_name_and_a_dead_ones_lock_is_taken(tmp_path:
     (tmp_path / f".last.ckpt.{'0' * 32}.tmp").touch()
     lock = RunFolder(tmp_path)
     lock.acquire()
-    assert [path.name for path in tmp_path.iterdir()] == [
-        ".run.lock"
-    ]  # what the killed one was writing is gone
+    # What the killed one was writing is gone.
+    assert [path.name for path in tmp_path.iterdir()] == [".run.lock"]
     with pytest.raises(OutputFolderError, match="this same process"):
         RunFolder(tmp_path).acquire()
     lock.release()

@@ -81,9 +81,8 @@ def test_the_configuration_is_wired(build: Callable[..., Any]) -> None:
 
 def test_defaults_that_follow_from_others(build: Callable[..., Any]) -> None:
     assert build(clip_max_norm=0).gradient_clip_val is None
-    assert (
-        build(epochs=2, eval_interval=5).check_val_every_n_epoch == 2
-    )  # else nothing would be evaluated
+    # Else nothing would be evaluated.
+    assert build(epochs=2, eval_interval=5).check_val_every_n_epoch == 2
 
 
 def test_keywords_override(build: Callable[..., Any]) -> None:

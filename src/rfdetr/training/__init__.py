@@ -32,6 +32,7 @@ __all__ = [
     "convert_legacy_checkpoint",
     "verify_resume",
 ]
+# Where names come from; all others are in `callbacks`.
 _HOMES = {
     "RFDETRDataModule": "datamodule",
     "RFDETRModelModule": "module",
@@ -39,7 +40,7 @@ _HOMES = {
     "build_trainer": "trainer",
     "convert_legacy_checkpoint": "checkpoints",
     "verify_resume": "verify",
-}  # of all others: callbacks
+}
 
 
 def __getattr__(name: str) -> Any:

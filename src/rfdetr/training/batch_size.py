@@ -110,9 +110,8 @@ class Trial:
         self.dataset = DetectionDataset(index, EvalTransform(model.resolution))
         self.densest: list[int] = np.argsort(-objects, kind="stable").tolist()
         trained = [p for p in module.model.parameters() if p.requires_grad]
-        copies = (
-            2 + train.use_ema + (trainer.world_size > 1)
-        )  # optimizer's, average, DDP's messages
+        # Optimizer's, average, DDP's messages.
+        copies = 2 + train.use_ema + (trainer.world_size > 1)
         self.later_allocations = copies * sum(p.numel() * p.element_size() for p in trained)
 
     def measure(self, size: int) -> Peak:

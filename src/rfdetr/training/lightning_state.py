@@ -1,4 +1,5 @@
-"""Where a run stands in Lightning's own counters: the one file that reads or changes them.
+"""What is asked of Lightning's trainer; where a run stands in its counters, which no other file
+reads or changes.
 
 `trainer.fit_loop.state_dict()`, in a checkpoint `checkpoint["loops"]["fit_loop"]`, counts how often
 a thing was ready, started, processed and completed, in the whole run ("total") and in the epoch
@@ -13,14 +14,16 @@ import logging
 import operator
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 
 from rfdetr.data.loaders import ResumableLoader
-from rfdetr.training.steps import UNKNOWN, count_steps
+from rfdetr.training.steps import count_steps
 
 logger = logging.getLogger(__name__)
+
+CallbackT = TypeVar("CallbackT", bound=Callback)
 
 Point = Literal["epoch", "batch", "validation"]
 """What a saved run goes on with: a new epoch, the next batch of one, or its validation pass."""
@@ -52,6 +55,12 @@ def training_loader(trainer: Trainer) -> Any:
 def predicts_with(trainer: Trainer, datamodule: LightningDataModule) -> bool:
     """Whether `trainer.predict` was given `datamodule`, and not loaders."""
     return trainer.predict_loop._data_source.instance is datamodule
+
+
+def find_callback(trainer: Trainer, kind: type[CallbackT]) -> CallbackT | None:
+    """The trainer's first callback of a class; None where it has none."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
 def batches_done(trainer: Trainer) -> int:
@@ -86,9 +95,8 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
     """
     loader = training_loader(trainer)
     if "loops" not in checkpoint:
-        batches, epochs = operator.length_hint(loader, UNKNOWN), checkpoint["epoch"]
-        per_epoch = count_steps(trainer, batches, epochs).per_epoch
-        steps = 0 if per_epoch == UNKNOWN else epochs * per_epoch
+        epochs = checkpoint["epoch"]
+        steps = epochs * count_steps(trainer, operator.length_hint(loader)).per_epoch
         fit_loop = trainer.fit_loop.state_dict()
         for progress in fit_loop[_EPOCHS].values():
             progress.update(dict.fromkeys(_ALL, epochs))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import pytorch_lightning as pl
 
@@ -14,10 +13,10 @@ from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.adapters import adapted, trained_parameters
 from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback, UndecodableCallback
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.steps import count_steps, effective_batch
 
-CallbackT = TypeVar("CallbackT", bound=pl.Callback)
 Rows = list[tuple[str, str]]
 
 
@@ -61,7 +60,7 @@ def training_plan(
         if counts["train"] < more
         else "",
         "device": f"{trainer.strategy.root_device}, precision {trainer.precision}",
-        "averaged weights": "yes" if _find(trainer, RFDETREMACallback) else "no",
+        "averaged weights": "yes" if find_callback(trainer, RFDETREMACallback) else "no",
         "seed": "the checkpoint's" if resumed else str(module.seed),
         "output": f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, "
         "metrics.csv, log.txt, plots",
@@ -71,7 +70,7 @@ def training_plan(
 
 def run_summary(trainer: pl.Trainer) -> Rows:
     """What a fit has reached and left; empty where it kept nothing or had nothing left to train."""
-    best = _find(trainer, BestModelCallback)
+    best = find_callback(trainer, BestModelCallback)
     kept = best is not None and best.total_path.exists() and not trainer.fast_dev_run  # type: ignore[attr-defined]
     if best is None or not kept or not trainer.state.finished:
         return []
@@ -84,7 +83,7 @@ def run_summary(trainer: pl.Trainer) -> Rows:
     rows += [(split, _figures(metrics)) for split, metrics in best.results.items()]
     if best.results:
         rows += _weakest_classes(best.results)
-    undecodable = _find(trainer, UndecodableCallback)
+    undecodable = find_callback(trainer, UndecodableCallback)
     damaged = (
         {split: len(images) for split, images in undecodable.images.items()} if undecodable else {}
     )
@@ -118,8 +117,3 @@ def _weakest_classes(results: Mapping[str, Metrics], count: int = 3) -> Rows:
     lowest = sorted(rows, key=lambda row: row["AP"])[:count]
     listed = ", ".join(f"{row['name']} {row['AP']:.3f}" for row in lowest)
     return [("weakest classes", f"on {split}, AP 50:95: {listed}")] * (len(rows) > 1)
-
-
-def _find(trainer: pl.Trainer, kind: type[CallbackT]) -> CallbackT | None:
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)

@@ -146,10 +146,11 @@ def test_a_run_that_breaks_off_leaves_its_best_weights(
     run.trainer.callbacks.append(last)
     with pytest.raises(type(error)):
         run.fit()
+    # No other run may come before the last file is written.
     assert (held, lock.exists()) == (
         [True],
         False,
-    )  # no other run may come before the last file is written
+    )
     assert torch.load(run.output / "last.ckpt")["epoch"] == 1  # the one to go on with
     kinds = ("total", best_of(run).best_kind)
     assert torch.equal(*(class_head(run.output / f"checkpoint_best_{kind}.pth") for kind in kinds))

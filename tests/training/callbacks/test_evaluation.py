@@ -130,7 +130,8 @@ def test_loaders_without_a_datamodule_number_the_classes(make_run: Callable[...,
     (figures,) = run.trainer.validate(
         run.module, dataloaders=run.datamodule.val_dataloader(), verbose=False
     )
+    # No 1.
     assert [name for name in figures if name.startswith("val/AP/")] == [
         "val/AP/0",
         "val/AP/2",
-    ]  # no 1
+    ]

@@ -21,12 +21,13 @@ from rfdetr.training.callbacks.resume import RunStopped
 from rfdetr.training.verify import content_hashes
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "signalled.py"
+# Three updates an epoch.
 SETTINGS = {
     "epochs": 2,
     "batch_size": 1,
     "grad_accum_steps": 2,
     "run_test": False,
-}  # three updates an epoch
+}
 
 
 @pytest.fixture
@@ -85,11 +86,12 @@ def test_an_interrupt_saves_and_a_second_one_leaves_at_once(make_run: Callable[.
 @pytest.mark.parametrize(
     ("hook", "number", "send"),
     [
+        # Ctrl-C reaches the loader's workers as well.
         (
             "on_validation_batch_end",
             signal.SIGINT,
             os.killpg,
-        ),  # Ctrl-C reaches the loader's workers as well
+        ),
         ("on_train_end", signal.SIGTERM, os.kill),
     ],
 )
@@ -111,15 +113,13 @@ def test_a_signal_ends_a_run_with_workers_at_once_and_in_one_line(
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     ) as process:
-        assert process.stdout and "READY\n" in iter(
-            process.stdout.readline, ""
-        )  # after what is told of the data
+        # After what is told of the data.
+        assert process.stdout and "READY\n" in iter(process.stdout.readline, "")
         started = time.monotonic()
         send(process.pid, number)
         told, errors = process.communicate(timeout=60)
-    assert (
-        time.monotonic() - started < 15
-    )  # 2 on an idle machine; workers that wait to be told take 30 more
+    # 2 on an idle machine; workers that wait to be told take 30 more.
+    assert time.monotonic() - started < 15
     assert process.returncode == 128 + number
     after = told[told.index(number.name) :].splitlines()
     assert len(after) == 1 and "resume=" in after[0]

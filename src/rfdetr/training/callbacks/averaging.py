@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rfdetr.errors import RunError
 from rfdetr.geometry.boxes import at_least_float32
+from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.optim import ema_decay
 
@@ -79,8 +80,8 @@ class RFDETREMACallback(Callback):
 
 def averaged_model(trainer: Trainer) -> nn.Module | None:
     """The averaged model of a run that keeps one and has trained."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c.model for c in callbacks if isinstance(c, RFDETREMACallback)), None)
+    found = find_callback(trainer, RFDETREMACallback)
+    return found.model if found else None
 
 
 class DropPathCallback(Callback):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning import Callback, Trainer
 
+from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.memory import is_out_of_memory
 
 
@@ -47,8 +48,7 @@ def explained_memory(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        sizes = next((c for c in callbacks if isinstance(c, MemoryCallback)), None)
+        sizes = find_callback(trainer, MemoryCallback)
         if sizes is None or not is_out_of_memory(error):
             raise
         tried = f" in a step of {sizes.tried}" if sizes.tried else ""

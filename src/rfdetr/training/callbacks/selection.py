@@ -19,6 +19,7 @@ from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.callbacks import validation
 from rfdetr.training.callbacks.averaging import averaged_model
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import load_whole_weights, whole_weights
 from rfdetr.training.run_folder import RunFolder, saves
@@ -80,10 +81,8 @@ class BestModelCallback(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if not validation.in_training(trainer) or not saves(trainer):
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        seen = next(
-            (c.metrics for c in callbacks if isinstance(c, validation.COCOEvalCallback)), {}
-        )
+        judge = find_callback(trainer, validation.COCOEvalCallback)
+        seen = judge.metrics if judge else {}
         for kind, model in {"regular": module.model, "ema": averaged_model(trainer)}.items():
             score = trainer.callback_metrics.get(PREFIXES[kind] + validation.main_figure(module))
             if score is None or model is None:
