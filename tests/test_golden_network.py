@@ -20,8 +20,7 @@ from torch.testing import assert_close
 import rfdetr.config
 from rfdetr.config import EncoderDims, ModelConfig
 from rfdetr.models.build import build_detector
-from rfdetr.models.detector import Detector, DetectorOutput
-from rfdetr.models.postprocess import full_size_masks, postprocess_outputs
+from rfdetr.models.detector import Detector, DetectorOutput, full_size_masks, postprocess_outputs
 from rfdetr.weights.names import from_published, to_published
 
 GOLDEN = Path(os.environ.get("RFDETR_GOLDEN_DIR", Path(__file__).parent / "golden"))

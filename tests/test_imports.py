@@ -32,6 +32,7 @@ ROOMS = [  # from the ground up
     "training",
     "inference",
     "detector",
+    "variants",
     "cli",
     "__main__",
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rfdetr._version import __version__
 
 if TYPE_CHECKING:
-    from rfdetr.detector import *
+    from rfdetr.variants import *
 
 __all__ = [
     "RFDETR",
@@ -39,7 +39,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("rfdetr.detector"), name)
+        return getattr(importlib.import_module("rfdetr.variants"), name)
     raise AttributeError(f"module 'rfdetr' has no attribute {name!r}")
 
 

@@ -1,8 +1,7 @@
-"""`RFDETR`, the public class: train on labelled images, evaluate, predict. Each variant has one."""
+"""`RFDETR`, the public class: train on labelled images, evaluate, predict."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from typing_extensions import Unpack
 
-from rfdetr import config as configs
 from rfdetr.checks import check_count, check_kind, check_path
-from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
 from rfdetr.config.train_settings import TrainSettings
 from rfdetr.console import lines_shown, show_rows
-from rfdetr.errors import InputError, MissingPackageError
+from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
@@ -37,7 +35,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class RFDETR:
-    """A detector of your own design; the variants below are the published ones.
+    """A detector of your own design; the classes of `rfdetr.variants` are the published ones.
 
     Keywords are the fields of the variant's configuration, checked there: an unknown name is
     refused with the nearest known one. `pretrain_weights` is a published name (downloaded once), a
@@ -47,9 +45,11 @@ class RFDETR:
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
+    classes: ClassVar[dict[type[ModelConfig], type[RFDETR]]] = {}  # of the configurations
 
     def __init_subclass__(cls, config: type[ModelConfig] | None = None) -> None:
         cls.config_class = config or cls.config_class
+        cls.classes.setdefault(cls.config_class, cls)
 
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
         if "pretrain_weights" in settings:
@@ -74,7 +74,7 @@ class RFDETR:
         first, names = given_names(class_names)
         name = path if isinstance(path, str) else _own_file(check_path("the checkpoint", path))
         checkpoint = open_weights(name, first)
-        face = _class_of(type(config_from_checkpoint(checkpoint)[0]))
+        face = cls.classes.get(type(config_from_checkpoint(checkpoint)[0]), RFDETR)
         detector = face.__new__(face)
         detector._build({**settings, "pretrain_weights": name}, checkpoint, names)
         return detector
@@ -87,7 +87,7 @@ class RFDETR:
             restored, names = config_from_checkpoint(checkpoint)
             kind, wanted = type(restored), self.config_class
             if kind is not wanted and not adds_masks_to(kind, wanted):
-                right = _class_of(kind).__name__
+                right = self.classes.get(kind, RFDETR).__name__
                 raise InputError(
                     f"{checkpoint.path} holds an {right}, not an {type(self).__name__}: use "
                     f"{right}(pretrain_weights=...) or RFDETR.from_checkpoint(...)"
@@ -145,7 +145,7 @@ class RFDETR:
         first of output-2, output-3, ... without a run in it, and `resume="last"` goes on in the one
         with the newest last.ckpt. Under torchrun all its processes train together.
         """
-        with _needs_extra("training"):
+        with needs_extra("train", "training"):
             from pytorch_lightning.callbacks import LambdaCallback
 
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
@@ -207,7 +207,7 @@ class RFDETR:
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured.
         """
-        with _needs_extra("evaluation"):
+        with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split
             from rfdetr.training.steps import resolve_precision
         from rfdetr.data.layout import SPLITS, find_splits, load_index
@@ -302,87 +302,6 @@ class RFDETR:
         self.model.optimize(wanted, compile)
 
 
-class RFDETRMini(RFDETR, config=configs.RFDETRMiniConfig):
-    """Under 3 M parameters, 256 pixels; its weights come with the package."""
-
-
-class RFDETRNano(RFDETR, config=configs.RFDETRNanoConfig):
-    """30.5 M parameters, 384 pixels."""
-
-
-class RFDETRSmall(RFDETR, config=configs.RFDETRSmallConfig):
-    """32.1 M parameters, 512 pixels."""
-
-
-class RFDETRMedium(RFDETR, config=configs.RFDETRMediumConfig):
-    """33.7 M parameters, 576 pixels."""
-
-
-class RFDETRLarge(RFDETR, config=configs.RFDETRLargeConfig):
-    """33.9 M parameters, 704 pixels."""
-
-
-class RFDETRBase(RFDETR, config=configs.RFDETRBaseConfig):
-    """The first published model, 560 pixels."""
-
-
-class RFDETRLargeDeprecated(RFDETR, config=configs.RFDETRLargeDeprecatedConfig):
-    """The first published large model, 560 pixels."""
-
-
-class RFDETRSegMini(RFDETR, config=configs.RFDETRSegMiniConfig):
-    """Instance segmentation, 3 M parameters, 256 pixels; weights come with the package."""
-
-
-class RFDETRSegNano(RFDETR, config=configs.RFDETRSegNanoConfig):
-    """Instance segmentation, 312 pixels."""
-
-
-class RFDETRSegSmall(RFDETR, config=configs.RFDETRSegSmallConfig):
-    """Instance segmentation, 384 pixels."""
-
-
-class RFDETRSegMedium(RFDETR, config=configs.RFDETRSegMediumConfig):
-    """Instance segmentation, 432 pixels."""
-
-
-class RFDETRSegLarge(RFDETR, config=configs.RFDETRSegLargeConfig):
-    """Instance segmentation, 504 pixels."""
-
-
-class RFDETRSegXLarge(RFDETR, config=configs.RFDETRSegXLargeConfig):
-    """Instance segmentation, 624 pixels."""
-
-
-class RFDETRSeg2XLarge(RFDETR, config=configs.RFDETRSeg2XLargeConfig):
-    """Instance segmentation, 768 pixels."""
-
-
-class RFDETRSegPreview(RFDETR, config=configs.RFDETRSegPreviewConfig):
-    """The first published segmentation model, 432 pixels."""
-
-
-FACES: dict[str, type[RFDETR]] = {
-    name: next(face for face in RFDETR.__subclasses__() if face.config_class is config)
-    for name, config in VARIANTS.items()
-}
-"""The class of each variant, by short name."""
-
-
-def _class_of(config_class: type[ModelConfig]) -> type[RFDETR]:
-    return next((face for face in FACES.values() if face.config_class is config_class), RFDETR)
-
-
 def _own_file(path: os.PathLike[str]) -> str:
     """A path object as text that is no published name: it is a file of the user's."""
     return os.path.abspath(os.path.expanduser(path))
-
-
-@contextlib.contextmanager
-def _needs_extra(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"{what} needs {error.name}: pip install 'rfdetr-finetune[train]'"
-        ) from error

@@ -8,6 +8,9 @@ and `MemoryError` are shown in the same way.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """Something given to the package cannot be: the message names it, what was found, and what was
@@ -25,3 +28,13 @@ class RunError(RuntimeError):
 
 class MissingPackageError(ImportError):
     """An optional package is needed and not installed: the message says how to install it."""
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Says how to install a package that the block imports, for `what`, and does not find."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        install = f"pip install 'rfdetr-finetune[{extra}]'"
+        raise MissingPackageError(f"{what} needs {error.name}: {install}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from rfdetr.models.postprocess import full_size_masks, postprocess
+from rfdetr.models.detector import full_size_masks, postprocess
 
 
 def test_the_best_pairs_come_first_and_a_query_may_come_twice() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rfdetr.models.projector import Projector
+from rfdetr.models.encoder import Projector
 
 
 def test_each_level_has_its_scale() -> None:

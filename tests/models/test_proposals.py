@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from rfdetr.models.proposals import Proposals, cell_boxes, flatten_levels
+from rfdetr.models.transformer import Proposals, cell_boxes, flatten_levels
 
 
 def make_proposals(num_queries: int = 5, groups: int = 3) -> Proposals:

@@ -44,8 +44,8 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     """
     from rich.console import Console
 
-    from rfdetr.detector import RFDETR
     from rfdetr.evaluation.metrics import as_record, metrics_table
+    from rfdetr.variants import RFDETR
 
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
     metrics = detector.evaluate(dataset, split, batch_size, dataset_file=dataset_file)

@@ -52,9 +52,9 @@ def predict(
 
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
-    from rfdetr.detector import RFDETR
     from rfdetr.files import atomic_write
     from rfdetr.inference.sources import expand
+    from rfdetr.variants import RFDETR
 
     if not sources:
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")

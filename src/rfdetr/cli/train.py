@@ -54,7 +54,7 @@ def train(
     of_model, of_training = split_settings(settings)
     SegmentationTrainConfig(**of_training)  # a wrong setting is told before weights are loaded
 
-    from rfdetr.detector import FACES, RFDETR
+    from rfdetr.variants import FACES, RFDETR
 
     if name is None and of_model.get("pretrain_weights"):
         detector = RFDETR.from_checkpoint(of_model.pop("pretrain_weights"), **of_model)

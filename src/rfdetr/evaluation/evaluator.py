@@ -28,7 +28,7 @@ from rfdetr.evaluation.f1 import sweep_f1
 from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
 from rfdetr.geometry.rle import encode_bitmaps, rle_dict, rle_of_box
-from rfdetr.models.postprocess import full_size_masks
+from rfdetr.models.detector import full_size_masks
 
 COCO_MAX_DETS = 100
 BOXES, MASKS = "bbox", "segm"  # what is compared, as COCO's tools call it

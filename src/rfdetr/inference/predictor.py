@@ -32,8 +32,13 @@ from rfdetr.errors import InputError
 from rfdetr.geometry.detections import import_supervision
 from rfdetr.inference.packing import can_pack, pack_linears
 from rfdetr.inference.sources import ImageSources, Loaded, Request, load_images, look_up
-from rfdetr.models.detector import Detector, DetectorOutput, detector_in
-from rfdetr.models.postprocess import full_size_masks, postprocess_outputs
+from rfdetr.models.detector import (
+    Detector,
+    DetectorOutput,
+    detector_in,
+    full_size_masks,
+    postprocess_outputs,
+)
 
 if TYPE_CHECKING:
     from supervision import CompactMask, Detections

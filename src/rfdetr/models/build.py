@@ -8,12 +8,10 @@ from contextlib import contextmanager
 import torch
 
 from rfdetr.config import PROJECTOR_SCALES, EncoderDims, ModelConfig
-from rfdetr.models.decoder import Decoder, DecoderLayer
 from rfdetr.models.detector import Detector
-from rfdetr.models.encoder import Encoder
-from rfdetr.models.projector import Projector
-from rfdetr.models.proposals import Proposals
+from rfdetr.models.encoder import Encoder, Projector
 from rfdetr.models.segmentation import SegmentationHead
+from rfdetr.models.transformer import Decoder, DecoderLayer, Proposals
 
 
 @contextmanager

@@ -43,8 +43,7 @@ from rfdetr.data.images import normalize
 from rfdetr.errors import InputError
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
-from rfdetr.models.detector import Detector, DetectorOutput, detector_in
-from rfdetr.models.postprocess import postprocess_outputs
+from rfdetr.models.detector import Detector, DetectorOutput, detector_in, postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
 from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, match_adapters
 from rfdetr.training.lightning_state import place_in_run, training_loader

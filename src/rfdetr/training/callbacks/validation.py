@@ -26,7 +26,7 @@ from rfdetr.evaluation.metrics import Metrics
 from rfdetr.evaluation.run import update_evaluators
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
 from rfdetr.geometry.detections import import_supervision
-from rfdetr.models.postprocess import full_size_masks
+from rfdetr.models.detector import full_size_masks
 from rfdetr.training.callbacks.averaging import averaged_model
 from rfdetr.training.loggers import log_images, takes_images
 from rfdetr.training.module import RFDETRModule, data_class_names

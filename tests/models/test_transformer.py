@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from rfdetr.models.decoder import (
+from rfdetr.models.transformer import (
     DecoderLayer,
     DeformableAttention,
     GroupSelfAttention,
+    Memory,
+    flatten_levels,
     sine_embedding,
 )
-from rfdetr.models.proposals import Memory, flatten_levels
 
 
 def test_a_group_does_not_see_the_others() -> None:

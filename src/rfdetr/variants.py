@@ -1,0 +1,70 @@
+"""The variants: a class for each published model, and for the bundled Mini."""
+
+from __future__ import annotations
+
+from rfdetr import config
+from rfdetr.detector import RFDETR as RFDETR
+
+
+class RFDETRMini(RFDETR, config=config.RFDETRMiniConfig):
+    """Under 3 M parameters, 256 pixels; its weights come with the package."""
+
+
+class RFDETRNano(RFDETR, config=config.RFDETRNanoConfig):
+    """30.5 M parameters, 384 pixels."""
+
+
+class RFDETRSmall(RFDETR, config=config.RFDETRSmallConfig):
+    """32.1 M parameters, 512 pixels."""
+
+
+class RFDETRMedium(RFDETR, config=config.RFDETRMediumConfig):
+    """33.7 M parameters, 576 pixels."""
+
+
+class RFDETRLarge(RFDETR, config=config.RFDETRLargeConfig):
+    """33.9 M parameters, 704 pixels."""
+
+
+class RFDETRBase(RFDETR, config=config.RFDETRBaseConfig):
+    """The first published model, 560 pixels."""
+
+
+class RFDETRLargeDeprecated(RFDETR, config=config.RFDETRLargeDeprecatedConfig):
+    """The first published large model, 560 pixels."""
+
+
+class RFDETRSegMini(RFDETR, config=config.RFDETRSegMiniConfig):
+    """Instance segmentation, 3 M parameters, 256 pixels; weights come with the package."""
+
+
+class RFDETRSegNano(RFDETR, config=config.RFDETRSegNanoConfig):
+    """Instance segmentation, 312 pixels."""
+
+
+class RFDETRSegSmall(RFDETR, config=config.RFDETRSegSmallConfig):
+    """Instance segmentation, 384 pixels."""
+
+
+class RFDETRSegMedium(RFDETR, config=config.RFDETRSegMediumConfig):
+    """Instance segmentation, 432 pixels."""
+
+
+class RFDETRSegLarge(RFDETR, config=config.RFDETRSegLargeConfig):
+    """Instance segmentation, 504 pixels."""
+
+
+class RFDETRSegXLarge(RFDETR, config=config.RFDETRSegXLargeConfig):
+    """Instance segmentation, 624 pixels."""
+
+
+class RFDETRSeg2XLarge(RFDETR, config=config.RFDETRSeg2XLargeConfig):
+    """Instance segmentation, 768 pixels."""
+
+
+class RFDETRSegPreview(RFDETR, config=config.RFDETRSegPreviewConfig):
+    """The first published segmentation model, 432 pixels."""
+
+
+FACES = {name: RFDETR.classes[config_class] for name, config_class in config.VARIANTS.items()}
+"""The class of each variant, by short name."""
