@@ -32,6 +32,7 @@ ROOMS = [  # from the ground up
     "evaluation",
     "training",
     "inference",
+    "export",
     "published",
     "detector",
     "variants",

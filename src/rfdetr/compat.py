@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from rfdetr.checks import short
+from rfdetr.checks import nearest, short
 from rfdetr.errors import InputError
 
 
@@ -111,6 +111,27 @@ TRAIN: dict[str, Fate] = {
     ),
 }
 
+EXPORT: dict[str, Fate] = {
+    "backbone_only": Constant((False,), "the whole network is written"),
+    "shape": Constant((None,), "load the model with another resolution= and export that"),
+    "quantization": Constant((None, "fp32"), "weights are written as float32"),
+    "batch_size": Harmless(1, "any number of images is taken"),
+    "dynamic_batch": Harmless(False, "any number of images is taken"),
+    "max_batch_size": Harmless(None, "any number of images is taken"),
+    "opset_version": Harmless(17, "it is of ONNX"),
+    "fp16": Harmless(True, "it is of TensorRT"),
+    "output_name": Harmless(None, "the files have the names that transformers looks for"),
+    **dict.fromkeys(
+        ("infer_dir", "calibration_data"), Harmless(None, "no sample images are needed")
+    ),
+    "max_images": Harmless(100, "no sample images are needed"),
+    "verbose": Harmless(True, "little is told"),
+    **dict.fromkeys(("backend", "soc"), Harmless(None, "it is of ExecuTorch")),
+    "coreml_precision": Harmless(None, "it is of Core ML"),
+    "coreai_precision": Harmless(None, "it is of Core AI"),
+    "openvino_precision": Harmless(None, "it is of OpenVINO"),
+}
+
 TRAINER = {name: f.name or name for name, f in TRAIN.items() if f[0] == "trainer"}
 """Keywords of `train()` that `build_trainer` takes, and their names there."""
 PRECISIONS = {"auto": "", "bf16": "bf16-mixed", "fp16": "16-mixed", None: "32-true"}
@@ -136,6 +157,14 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
     if ignored:
         warnings.warn(f"without effect here: {'; '.join(ignored)}", stacklevel=3)
     return left
+
+
+def absorb_all(settings: Mapping[str, Any], fates: Mapping[str, Fate], call: str) -> None:
+    """`absorb` for a `call` that knows only the keywords of the table: `InputError` for others."""
+    for name in absorb(settings, fates):
+        near = nearest(name, fates)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise InputError(f"{call}() has no keyword {name!r}{hint}")
 
 
 def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

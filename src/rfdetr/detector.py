@@ -11,7 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path, shown
+from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import ModelConfig, adds_masks_to
 from rfdetr.config.train_settings import TrainSettings
 from rfdetr.console import lines_shown, show_rows
@@ -85,7 +85,7 @@ class RFDETR(PublishedCalls):
     def _build(
         self, settings: dict[str, Any], checkpoint: Checkpoint | None, given: list[str] | None
     ) -> None:
-        names = None
+        names, unchanged = None, settings.keys() <= {"pretrain_weights", "device"}
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
             kind, wanted = type(restored), self.config_class
@@ -112,6 +112,7 @@ class RFDETR(PublishedCalls):
         self._random_tensors = {*(report.fresh if report else to_published(network.state_dict()))}
         # To the file's weights, for the training plan.
         self._changes = report.changes() if report else []
+        self._weights_file = checkpoint.path if checkpoint and unchanged else None
         self._use(network, given or names)
 
     def _use(self, network: Detector, class_names: Sequence[str] | None) -> None:
@@ -186,6 +187,7 @@ class RFDETR(PublishedCalls):
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._random_tensors, self._changes = set(), []
+        self._weights_file = RunFolder(config.output_dir).best("total")
         self._use(module.detector, names)
         if trainer.is_global_zero and (summary := run_summary(trainer)):
             seconds = time.monotonic() - started
@@ -284,9 +286,7 @@ class RFDETR(PublishedCalls):
         `shape` is another (height, width) for the network to see, in place of its resolution:
         multiples of `patch_size`, which can only be the model's own, times its windows.
         """
-        if patch_size not in (None, self.model_config.patch_size):
-            own = self.model_config.patch_size
-            raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
+        self.check_patch_size(patch_size)
         request = look_up(images)
         found = []
         for one in self.model.stream(request, threshold, batch_size, on_error, shape=shape):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import types
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
-from rfdetr.checks import check_count, check_path
+from rfdetr import compat
+from rfdetr.checks import check_count, check_path, shown
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
+from rfdetr.export import Subject, new_folder, writer_of
 from rfdetr.files import atomic_write
 from rfdetr.models.detector import detector_in
 from rfdetr.weights.writing import checkpoint_args, published_tensors
@@ -29,6 +32,7 @@ class PublishedCalls:
     model: Predictor
     model_config: ModelConfig
     class_names: list[str]
+    _weights_file: Path | None
     means: ClassVar[list[float]] = list(IMAGENET_MEAN)
     stds: ClassVar[list[float]] = list(IMAGENET_STD)
 
@@ -90,6 +94,39 @@ class PublishedCalls:
 
     def maybe_download_pretrain_weights(self) -> None:
         """Does nothing: a model is built with its weights, which were downloaded then."""
+
+    def check_patch_size(self, patch_size: int | None) -> None:
+        """`InputError` for another than the model's own, or None."""
+        own = self.model_config.patch_size
+        if patch_size not in (None, own):
+            raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
+
+    def export(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        *,
+        format: str = "onnx",
+        patch_size: int | None = None,
+        notes: Any = None,
+        **settings: Any,
+    ) -> Path:
+        """Writes the model for other programs into a new folder, and gives the folder.
+
+        `format` is "hf", the files that `transformers` reads as `rf_detr`; "onnx" and the other
+        published ones are not here yet. `output_dir` is output/`format` if None; a folder with
+        something in it is an `InputError`. `notes` go to the page that describes the model.
+        `patch_size` can only be the model's own. Other `settings` are those of the published call.
+        """
+        if self.is_optimized_inplace:
+            raise RunError("inference(inplace=True) has converted the weights: load the model")
+        write = writer_of(format)
+        self.check_patch_size(patch_size)
+        compat.absorb_all(settings, compat.EXPORT, "export")
+        path = f"output/{format}" if output_dir is None else output_dir
+        folder = new_folder(check_path("output_dir", path))
+        network, labels = detector_in(self.model.model), self.model.labels
+        write(Subject(network, self.model_config, labels, self._weights_file, notes), folder)
+        return folder
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line."""

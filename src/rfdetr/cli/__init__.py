@@ -16,6 +16,7 @@ from rich.console import Console
 from rfdetr._version import __version__
 from rfdetr.cli.check import check
 from rfdetr.cli.evaluate import evaluate
+from rfdetr.cli.export import export
 from rfdetr.cli.info import info
 from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
@@ -31,7 +32,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-for verb in (train, evaluate, predict, check, verify_resume, info):
+for verb in (train, evaluate, predict, export, check, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from rfdetr.errors import InputError
 
+PrefixTable: TypeAlias = list[tuple[re.Pattern[str], str]]
 UNUSED = "_kp_active_mask"
 CLASS_HEAD = "class_embed.weight"
 CLASS_HEADS = re.compile(r"(class_embed|transformer\.enc_out_class_embed\.\d+)\.(weight|bias)")
@@ -78,16 +80,21 @@ _ADAPTER = (
 )
 
 
-def _pattern(prefix: str) -> re.Pattern[str]:
-    return re.compile(re.escape(prefix).replace(r"\#", r"(\d+)") + r"(?=\.|$)")
+def prefix_table(pairs: Iterable[tuple[str, str]]) -> PrefixTable:
+    """Pairs (old prefix, new prefix), # a number in both, as `renamed` reads them."""
+    return [
+        (re.compile(re.escape(old).replace(r"\#", r"(\d+)") + r"(?=\.|$)"), new)
+        for old, new in pairs
+    ]
 
 
-_PAIRS = [line.split() for line in _PREFIXES.split("\n")[1:-1]]
-_TO_OURS = [(_pattern(published), ours) for published, ours in _PAIRS]
-_TO_PUBLISHED = [(_pattern(ours), published) for published, ours in _PAIRS]
+_PAIRS = [(published, ours) for published, ours in map(str.split, _PREFIXES.split("\n")[1:-1])]
+_TO_OURS = prefix_table(_PAIRS)
+_TO_PUBLISHED = prefix_table((ours, published) for published, ours in _PAIRS)
 
 
-def _rename(name: str, table: list[tuple[re.Pattern[str], str]]) -> str:
+def renamed(name: str, table: PrefixTable) -> str:
+    """A tensor's name with the first prefix of the table that fits replaced; else the same name."""
     for pattern, new in table:
         if match := pattern.match(name):
             return new.replace("#", "{}").format(*match.groups()) + name[match.end() :]
@@ -98,7 +105,7 @@ def our_name(published: str) -> str:
     """The published name of one tensor in our words; a part of a joined tensor keeps its own:
     `encoder.blocks.0.qkv.query.weight`, `proposals.linear.12.bias`.
     """
-    return _rename(published, _TO_OURS)
+    return renamed(published, _TO_OURS)
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +122,7 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name.startswith("proposals."):
             _, layer, leaf = name.split(".", 2)
             parts = {f"proposals.{layer}.{i}.{leaf}": x for i, x in enumerate(tensor.unbind())}
-        published.update({_rename(part, _TO_PUBLISHED): x for part, x in parts.items()})
+        published.update({renamed(part, _TO_PUBLISHED): x for part, x in parts.items()})
     return published
 
 
