@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 JOBS ?= 2
 TASK ?= detect
 
-.PHONY: demo test test-all lint format bench fuzz clean
+.PHONY: demo test test-all interop lint format bench fuzz clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -23,6 +23,19 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10
+
+# Files go both ways between this package and the published one, and to transformers. These have an environment
+# of their own, which RFDETR_PUBLISHED_PYTHON names; without it, it is made once.
+PUBLISHED := $(or $(RFDETR_PUBLISHED_PYTHON),$(CURDIR)/.interop/bin/python)
+
+$(CURDIR)/.interop/bin/python:
+	$(PYTHON) -m venv .interop.new
+	.interop.new/bin/python -m pip install --quiet --disable-pip-version-check \
+	    torch==2.14.1 torchvision==0.29.1 'rfdetr[train]==1.11.2' transformers
+	mv .interop.new .interop
+
+interop: $(STAMP) $(PUBLISHED)
+	RFDETR_PUBLISHED_PYTHON=$(PUBLISHED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -v --durations 5
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,4 +55,4 @@ fuzz: $(STAMP)
 	nice $(BIN)/python scripts/fuzz.py --seconds 600
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf .venv .interop .interop.new .pytest_cache .mypy_cache .ruff_cache demo

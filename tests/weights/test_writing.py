@@ -29,6 +29,18 @@ def test_checkpoint_is_read_by_plain_torch_with_published_names(tmp_path: Path, 
     )
 
 
+def test_another_lightning_trainer_finds_the_same_tensors_once(tmp_path: Path, tiny: Any) -> None:
+    config = tiny.config()
+    state = tiny.detector(config).state_dict()
+    save_checkpoint(tmp_path / "a.pth", state, config, None)
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    for name, tensor in content["model"].items():
+        assert content["state_dict"][f"model.{name}"].data_ptr() == tensor.data_ptr()
+    assert content["optimizer_states"] == content["lr_schedulers"] == []
+    weights = sum(tensor.nbytes for tensor in content["model"].values())
+    assert (tmp_path / "a.pth").stat().st_size < 1.5 * weights
+
+
 def test_checkpoint_names_the_variant(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pth", {}, RFDETRMiniConfig(), None)
     args = torch.load(tmp_path / "a.pth", weights_only=True)["args"]

@@ -17,6 +17,7 @@ from rfdetr.weights.names import to_published
 
 RESIZE_POLICY = "bilinear-antialias-square"
 """How images are brought to the network's size; recorded in every file."""
+_LIGHTNING = "2.6.4"  # whose layout of a checkpoint it is
 
 
 def save_checkpoint(
@@ -31,9 +32,20 @@ def save_checkpoint(
 
     `extra` adds entries beside `model` and `args`; tensors and plain values only, since reading is
     `weights_only`. `data` adds to `args` what is known of the training data.
+
+    Another Lightning trainer can go on from the file, the published package's too: under
+    `state_dict` it finds the same tensors (stored once), and an optimizer that starts afresh.
     """
     model = published_tensors(detector_state)
-    content = {**(extra or {}), "model": model, **description(model_config, class_names, data)}
+    content = {
+        **(extra or {}),
+        "model": model,
+        **description(model_config, class_names, data),
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.items()},
+        "pytorch-lightning_version": _LIGHTNING,
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
     atomic_write(path, lambda stream: torch.save(content, stream), checksum=True)
 
 
