@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.data.batches import NestedTensor
 from rfdetr.errors import InputTypeError
 
@@ -128,6 +129,13 @@ def multi_scale_sizes(
     offsets = LARGE_OFFSETS if expanded else SMALL_OFFSETS
     sizes = [(resolution // window + offset) * window for offset in offsets]
     return [size for size in sizes if size >= 2 * window]
+
+
+def training_sizes(model: ModelConfig, train: TrainConfig) -> list[int]:
+    """The sizes of training images in pixels: one, or those of multi-scale training."""
+    grid = (model.resolution, model.patch_size, model.num_windows)
+    scaled = train.multi_scale
+    return multi_scale_sizes(*grid, train.expanded_scales) if scaled else [model.resolution]
 
 
 def draw_size(sizes: Sequence[int], seed: int, step: int) -> int:
