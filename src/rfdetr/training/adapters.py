@@ -24,9 +24,10 @@ class SplitProjection(nn.Module):
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
+        width = fused.in_features
         thirds = zip(PARTS, fused.weight.chunk(3), fused.bias.chunk(3), strict=True)
         for name, weight, bias in thirds:
-            part = nn.Linear(*weight.shape, device=weight.device, dtype=weight.dtype)
+            part = nn.Linear(width, width, device=weight.device, dtype=weight.dtype)
             part.load_state_dict({"weight": weight, "bias": bias})
             self.add_module(name, part)
 

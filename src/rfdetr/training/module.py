@@ -24,7 +24,6 @@ import functools
 import operator
 import os
 import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,8 +153,8 @@ class RFDETRModule(pl.LightningModule):
             self.resumed_at, self._moments = (0, 0), {}
             if self.train_config.batch_size == "auto":
                 raise InputError(
-                    'batch_size="auto" needs rfdetr.training.batch_size.AutoBatchSizeCallback among '
-                    "the trainer's callbacks, as build_trainer puts it: add one, or give a number"
+                    'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback, '
+                    "which build_trainer puts among the callbacks: add one, or give a number"
                 )
 
     def on_fit_start(self) -> None:
@@ -187,15 +186,15 @@ class RFDETRModule(pl.LightningModule):
         images, targets = batch
         outputs = self.model(normalize(images.tensors), images.mask)
         losses = self.compute_losses(outputs, targets)
-        loss = torch.stack(list(losses.values())).sum()
+        loss: Tensor = torch.stack(list(losses.values())).sum()
         terms = {"loss": loss, **losses}
         self.last_losses = {name: value.detach() for name, value in terms.items()}
         for name, value in self.last_losses.items():
             self.log(f"train/{name}_step", value, prog_bar=name == "loss")
         means = {f"train/{name}": value for name, value in self.last_losses.items()}
         self.epoch_means.add(means, len(targets))
-        epoch, batch = self.resumed_at
-        first = batch if epoch == self.current_epoch else 0
+        epoch, done = self.resumed_at
+        first = done if epoch == self.current_epoch else 0
         return loss * steps.share_of_window(batch_idx, self.trainer, first)
 
     def compute_losses(self, outputs: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
@@ -232,14 +231,12 @@ class RFDETRModule(pl.LightningModule):
         batches = operator.length_hint(training_loader(self.trainer), steps.UNKNOWN)
         per_epoch, total = steps.count_steps(self.trainer, batches, config.epochs)
         if total == steps.UNKNOWN and (needing := needing_steps(config)):
-            raise InputError(
-                "the training loader does not tell how many batches it has, and "
-                f"{' and '.join(needing)} must know: give the trainer max_steps or "
-                "limit_train_batches, or the dataset __len__"
-            )
+            told = "the training loader does not tell how many batches it has, and "
+            told += f"{' and '.join(needing)} must know: give the trainer max_steps or "
+            raise InputError(told + "limit_train_batches, or the dataset __len__")
         self.total_steps = total
-        schedule = {"total_steps": total, "steps_per_epoch": per_epoch}
-        schedule |= config.model_dump(include=SCHEDULE)
+        schedule = config.model_dump(include=SCHEDULE)
+        schedule |= {"total_steps": total, "steps_per_epoch": per_epoch}
         factor = functools.partial(lr_factor, **schedule)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

@@ -136,7 +136,7 @@ def content_hashes(folder: Path) -> dict[str, str]:
 def _compared(value: Any) -> bytes:
     """Equal for equal tensors, numbers and texts in equal places, whatever the times."""
     if isinstance(value, torch.Tensor):
-        numbers = value.detach().contiguous().view(-1).view(torch.uint8).numpy()
+        numbers = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         value = (str(value.dtype), *value.shape, hashlib.sha256(numbers).hexdigest())
     if isinstance(value, Mapping):
         value = [item for pair in value.items() if pair[0] not in _VARYING for item in pair]
