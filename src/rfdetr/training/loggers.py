@@ -33,8 +33,8 @@ def build_loggers(config: TrainConfig) -> list[Logger]:
             try:
                 loggers.append(_build(name, config))
             except ModuleNotFoundError as error:
-                install = f"pip install 'rfdetr-finetune[{name}]'"
-                raise MissingPackageError(f"{name}=True needs {name}: {install}") from error
+                told = f"{name}=True needs {name}: pip install 'rfdetr-finetune[{name}]'"
+                raise MissingPackageError(told) from error
     return loggers
 
 

@@ -153,8 +153,8 @@ class RFDETRModule(pl.LightningModule):
             self.resumed_at, self._moments = (0, 0), {}
             if self.train_config.batch_size == "auto":
                 raise InputError(
-                    'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback, '
-                    "which build_trainer puts among the callbacks: add one, or give a number"
+                    'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback '
+                    "among the callbacks, where build_trainer puts it: add one, or give a number"
                 )
 
     def on_fit_start(self) -> None:
