@@ -68,10 +68,12 @@ class AtomicCheckpointIO(CheckpointIO):
 class PlainCheckpointIO(TorchCheckpointIO):
     """The file access of a Trainer that users build: Lightning's, but it reads legacy files."""
 
-    def load_checkpoint(self, path: AnyPath, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: AnyPath, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         here = os.path.isfile(path)
         load = AtomicCheckpointIO().load_checkpoint if here else super().load_checkpoint
-        return dict(load(os.fspath(path), *args, **kwargs))
+        return dict(load(os.fspath(path), map_location, weights_only))
 
 
 def checkpoint_to_resume(resume: AnyPath | None, output_dir: Path) -> Path | None:
