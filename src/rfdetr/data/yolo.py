@@ -23,8 +23,7 @@ import yaml
 from rfdetr.checks import short
 from rfdetr.data.files import IMAGE_SUFFIXES, is_file_name, is_image, leaves, walk, with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
-from rfdetr.data.ids import NO_ID
-from rfdetr.data.records import BOX, IMAGE, SplitRecords
+from rfdetr.data.records import BOX, IMAGE, NO_ID, SplitRecords
 from rfdetr.data.segmentations import OutlineRecorder
 from rfdetr.errors import InputError
 
@@ -109,7 +108,6 @@ def read_yolo(
         image_keys=range(len(images)),
         images=table,
         boxes=boxes,
-        relative=True,
         label_files=label_files,
         outlines=outlines,
         masks=masks,
