@@ -50,10 +50,8 @@ def has_area(boxes: Boxes) -> Rows:
 
 def odd_areas(areas: Boxes, boxes: Boxes) -> Rows:
     """Annotated areas (M,) that are not positive, or larger than their boxes; NaN: none."""
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    odd: Rows = (areas <= 0) | (areas > (1 + _AREA_SLACK) * widths * heights + 1)
-    drawn: Rows = (widths > 0) & (heights > 0)
-    return odd & drawn  # false for NaN
+    odd: Rows = (areas <= 0) | (areas > (1 + _AREA_SLACK) * _areas(boxes) + 1)
+    return odd & has_area(boxes)  # false for NaN
 
 
 def repeated_boxes(image_of_box: NDArray[np.int64], boxes: Boxes) -> Rows:

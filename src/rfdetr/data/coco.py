@@ -159,9 +159,7 @@ def read_coco(
     exact = _are_exact(images["id"])
     if not exact:
         images["id"] = np.arange(len(images))
-        odd = (
-            f"{odd if ids.odd else 'long numbers'}; images are numbered by their places in the file"
-        )
+        odd = f"{odd if ids.odd else 'long numbers'}; images are numbered by place in the file"
     if ids.odd or not exact:
         findings.add("ids-odd", path, "", odd)
     return SplitRecords(

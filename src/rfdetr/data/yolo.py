@@ -75,10 +75,9 @@ def read_yolo(
     lines go to `findings` instead. `masks`: record the polygons.
     """
     findings = Findings(SHOWN) if findings is None else findings
-    root = config.path.parent
+    root, missing = config.path.parent, findings.counts["label-missing"]
     images, label_files = _find_files(config, split, findings)
     outlines, numbers, names = OutlineRecorder(), array("d"), []
-    without = -findings.counts["label-missing"]
     for i, (image, file) in enumerate(zip(images, label_files, strict=True)):
         for line, label, box, polygon in _read_labels(config, file, image, findings):
             numbers.extend((i, label, line, *box))
@@ -88,9 +87,9 @@ def read_yolo(
         names.append(str(image.relative_to(root) if inside else image))
         if (not inside or ".." in image.parts) and leaves(root, image):
             findings.add("path-outside", config.path, split, f"{image} is not in {root}")
-    without += findings.counts["label-missing"]
-    if 2 * without > len(images):
-        found = f"{without} of {len(images)} images have no label file"
+    missing = findings.counts["label-missing"] - missing
+    if 2 * missing > len(images):
+        found = f"{missing} of {len(images)} images have no label file"
         findings.add("labels-few", config.path, split, found)
     rows = np.array(numbers).reshape(-1, 7)
     boxes, table = np.zeros(len(rows), BOX), np.zeros(len(images), IMAGE)
@@ -126,19 +125,20 @@ def _find_files(
     for place in config.places[split]:
         (walked if place.is_dir() else listed).update(list_files(config, place))
     images = sorted(listed.union(filter(is_image, walked)))
+    where = f"{config.path}: {split}"
     if not images:
         places = ", ".join(map(str, config.places[split]))
-        found = f"no image files in {places} ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        raise DatasetError(f"{config.path}: {split}: {found}")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DatasetError(f"{where}: no image files in {places} ({suffixes})")
+    owners: dict[Path, Path] = {}  # images by their label files
     label_files = [label_file(image) for image in images]
-    folders = sorted({file.parent for file in label_files})
-    if not any(map(Path.exists, label_files)) and not any(map(Path.is_dir, folders)):
-        found = f"no label folder; expected {', '.join(map(str, folders))}"
-        raise DatasetError(f"{config.path}: {split}: {found}")
-    owners: dict[Path, Path] = {}
     for image, file in zip(images, label_files, strict=True):
         if owners.setdefault(file, image) is not image and file.exists():
             findings.add("label-shared", file, "", f"it is that of {owners[file]} and of {image}")
+    folders = sorted({file.parent for file in owners})
+    if not any(map(Path.exists, owners)) and not any(map(Path.is_dir, folders)):
+        expected = ", ".join(map(str, folders))
+        raise DatasetError(f"{where}: no label folder; expected {expected}")
     others = ((path, label_file(path)) for path in sorted(walked.difference(images)))
     lost = [path for path, file in others if file != path and file not in owners and file.exists()]
     if lost:
@@ -152,7 +152,7 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
         expected = [str(i) for i in range(len(names))]
-        if sorted(names) != sorted(expected):
+        if names.keys() != set(expected):
             found = f"'names' has ids {', '.join(names)}"
             raise DatasetError(f"{path}: {found}; expected 0 to {len(names) - 1} without gaps")
         names = [names[key] for key in expected]
@@ -160,11 +160,10 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
         found = f"'names' is {short(names)}"
         raise DatasetError(f"{path}: {found}; expected class names as a list, or a map 0, 1, ...")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        found = f"class names {twice} occur more than once"
-        raise DatasetError(f"{path}: {found}; rename or merge them")
+        raise DatasetError(f"{path}: class names {twice} occur more than once; rename or merge")
     if (count := content.get("nc", str(len(names)))) != str(len(names)):
-        found = f"nc is {count}, but {len(names)} names are listed: {', '.join(names)}"
-        raise DatasetError(f"{path}: {found}; correct one")
+        listed = f"{len(names)} names are listed: {', '.join(names)}"
+        raise DatasetError(f"{path}: nc is {count}, but {listed}; correct one")
     return tuple(names)
 
 
@@ -233,7 +232,7 @@ def label_file(image: Path) -> Path:
 def _read_labels(
     config: YoloConfig, file: Path, image: Path, findings: Findings
 ) -> Iterator[tuple[int, int, tuple[float, ...], list[float]]]:
-    """Line number, label, relative xyxy box and polygon of each line that has them."""
+    """Line number, label, relative xyxy box and polygon, if it is one, of each line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -243,32 +242,38 @@ def _read_labels(
         findings.add("dataset-unreadable", file, "", f"not a readable text file: {error}")
         return
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, *_parse_line(line, len(config.class_names), config.kpt_shape)
-            except InputError as error:
-                rule, found = error.args
-                findings.add(rule, file, f"line {number}", found, number)
+        if not line.strip():
+            continue
+        try:
+            label, values = _parse_line(line, len(config.class_names), config.kpt_shape)
+        except InputError as error:
+            rule, found = error.args
+            findings.add(rule, file, f"line {number}", found, number)
+            continue
+        if len(values) == 4:
+            cx, cy, w, h = values
+            yield number, label, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
+        else:
+            xs, ys = values[::2], values[1::2]
+            yield number, label, (min(xs), min(ys), max(xs), max(ys)), values
 
 
 def _parse_line(
     line: str, num_classes: int, kpt_shape: tuple[int, int] | None
-) -> tuple[int, tuple[float, ...], list[float]]:
-    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank; an
-    `InputError` of the rule that it breaks and what was found.
+) -> tuple[int, list[float]]:
+    """Label and numbers, of a box or a polygon, of a line that is not blank; an `InputError` of the
+    rule that it breaks and what was found.
     """
-    tokens = line.split()
     try:
-        label, *values = map(float, tokens)
+        label, *values = map(float, line.split())
     except ValueError:
         raise InputError("label-line", f"{line[:80]!r}, expected numbers only") from None
     if label not in range(num_classes):
-        found = f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}"
+        found = f"class {line.split()[0][:20]}; data.yaml has 0 to {num_classes - 1}"
         raise InputError("label-class", found)
-    count, form, right = len(values), "4 (cx cy w h) or a polygon's x y pairs", False
-    if kpt_shape is None:
-        right = count == 4 or (count >= 6 and count % 2 == 0)
-    else:
+    count, form = len(values), "4 (cx cy w h) or a polygon's x y pairs"
+    right = count == 4 or (count >= 6 and count % 2 == 0)
+    if kpt_shape:
         expected = 4 + kpt_shape[0] * kpt_shape[1]
         form, right = f"{expected} (cx cy w h and the key points)", count == expected
         values = values[:4]
@@ -277,8 +282,4 @@ def _parse_line(
     if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
         found = f"{line[:80]!r}, expected numbers relative to the image, 0 to 1"
         raise InputError("label-range", found)
-    if len(values) == 4:
-        cx, cy, w, h = values
-        return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
-    xs, ys = values[::2], values[1::2]
-    return int(label), (min(xs), min(ys), max(xs), max(ys)), values
+    return int(label), values

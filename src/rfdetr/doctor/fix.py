@@ -23,9 +23,9 @@ import numpy as np
 import yaml
 
 from rfdetr.checks import check_path, short
+from rfdetr.data.coco import id_key
 from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
-from rfdetr.data.coco import id_key
 from rfdetr.data.layout import CocoSplit
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig

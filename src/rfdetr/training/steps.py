@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rfdetr.data.batches import NestedTensor
+from rfdetr.data.dataset import NestedTensor
 from rfdetr.errors import InputTypeError
 
 if TYPE_CHECKING:  # evaluation needs the precision, and shall not wait for Lightning's import
