@@ -43,7 +43,6 @@ def box_faults(boxes: Boxes, clipped: Boxes, limits: Boxes) -> dict[str, Rows]:
 
 
 def has_area(boxes: Boxes) -> Rows:
-    """Boxes with a width and a height."""
     drawn: Rows = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     return drawn
 

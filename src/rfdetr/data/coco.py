@@ -74,7 +74,6 @@ class _IdCodes:
         return code
 
     def key(self, code: int) -> Key:
-        """The id that a number stands for."""
         return self._keys.get(code, code)
 
 
@@ -129,14 +128,14 @@ def read_coco(
             hook = functools.partial(_packed, ids, outlines, masks)
             content: Any = json.load(stream, object_hook=hook)
         except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-            found = f"not a valid JSON file: {error}"
-            raise DatasetError(f"{path}: {found}; export it again") from error
+            fault = f"not a valid JSON file: {error}"
+            raise DatasetError(f"{path}: {fault}; export it again") from error
     fields = content if isinstance(content, dict) else {}
     for key in ("images", "annotations", "categories"):
         if not isinstance(fields.get(key), list):
-            found = sorted(fields) if fields is content else type(content).__name__
-            needed = f"it needs a list {key!r}; found {found}"
-            raise DatasetError(f"{path}: not a COCO annotation file: {needed}")
+            held = sorted(fields) if fields is content else type(content).__name__
+            fault = f"it needs a list {key!r}; found {held}"
+            raise DatasetError(f"{path}: not a COCO annotation file: {fault}")
     table = _annotations(path, content.pop("annotations"), findings)
     names, images = _images(path, image_root, content["images"], ids, findings)
     classes, parents, labels = _classes(path, content["categories"], ids, table["label"])
@@ -199,7 +198,7 @@ def _fault(at: int, entry: Any) -> tuple[str, str]:
         if id_key(entry.get(key)) is None:
             return who, f"{key} is {short(entry.get(key))}, expected an id: a whole number"
     who += f" (image id {entry['image_id']})"
-    bbox = entry.get("bbox")
+    bbox: Any = entry.get("bbox")
     try:
         _BOX(*bbox)
     except (TypeError, OverflowError, struct.error):

@@ -41,7 +41,6 @@ class NestedTensor(NamedTuple):
     mask: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NestedTensor:
-        """The same batch on another device."""
         mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
         return NestedTensor(self.tensors.to(device, non_blocking=non_blocking), mask)
 

@@ -178,7 +178,6 @@ class Findings:
         return (self.checking and RULES[rule].checked) or RULES[rule].severity
 
     def count(self, severity: Severity) -> int:
-        """Findings of a severity."""
         return sum(count for rule, count in self.counts.items() if self.severity(rule) == severity)
 
     def stop_on_errors(self, source: Path | str) -> None:

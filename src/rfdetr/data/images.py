@@ -84,9 +84,9 @@ def read_header(path: Path) -> ImageHeader:
                 with Image.open(stream, formats=_pillow_formats()) as image:
                     header = _pillow_header(image)
             check_size(header.height, header.width)
+            return header
         except _PILLOW_ERRORS as error:
             raise ImageError(f"{path}: not a readable image: {_reason(error)}") from error
-    return header
 
 
 def decode_image(source: Path | bytes, name: str = "image bytes") -> NDArray[np.uint8]:

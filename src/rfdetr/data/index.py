@@ -63,12 +63,10 @@ class DatasetIndex:
         return len(self.image_ids)
 
     def path(self, image: int) -> Path:
-        """File of an image."""
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
         return self.root / os.fsdecode(name.tobytes())
 
     def rows(self, image: int) -> slice:
-        """Rows of an image's boxes."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def outlines_of(self, image: int, rows: slice | NDArray[np.int64]) -> list[Segmentation | None]:
@@ -137,6 +135,8 @@ def build_index(
         records.findings.stop_on_errors(records.source)
         records.findings.log(logger, records.source)
     order = kept[np.argsort(image[kept], kind="stable")]
+    if outlines is not None:
+        outlines = replace(outlines, entries=outlines.entries[order])
     boxes, areas = boxes[order], table["area"][order]
     own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     encoded = [os.fsencode(name) for name in records.names]  # names need not be UTF-8
@@ -155,7 +155,7 @@ def build_index(
         labels=table["label"][order],
         crowd=table["crowd"][order] == 1,
         areas=np.where(np.isnan(areas), own, areas).astype(np.float32),
-        outlines=None if outlines is None else outlines.take(order),
+        outlines=outlines,
     )
 
 
@@ -283,8 +283,9 @@ def _usable_outlines(
         if elsewhere.sum() >= _PATTERN and elsewhere.sum() > _MOST * shown.sum():
             found = f"{elsewhere.sum()} of {shown.sum()} objects"
             findings.add("outlines-apart", records.source, "", found)
-    without = np.flatnonzero(outlines.entries < 0) if tell_missing else []
-    faults = [recorder.fault(entry) for entry in table["outline"][without].tolist()]
+    without = np.flatnonzero((outlines.entries < 0) & tell_missing)
+    none = ("outline-missing", "no outline")
+    faults = [recorder.faults.get(entry, none) for entry in table["outline"][without].tolist()]
     for row, (rule, found) in zip(without, faults, strict=True):
         findings.add(rule, *records.describe_box(row, found))
     if faults and len(faults) == len(table):

@@ -99,7 +99,6 @@ def load_index(
 def read_split(
     layout: DatasetLayout, split: str, findings: Findings | None = None, masks: bool = False
 ) -> SplitRecords:
-    """The records of a split the layout has."""
     found = layout.splits[split]
     if isinstance(found, YoloConfig):
         return read_yolo(found, split, findings, masks)

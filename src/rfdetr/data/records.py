@@ -59,6 +59,5 @@ class SplitRecords:
         return self.source, f"{who} ({self.names[image]})", found, at
 
     def describe_image(self, image: int, found: str) -> Description:
-        """The same of an image."""
         who = f"{self.names[image]} (image id {self.image_keys[image]})"
         return self.source, who, found, int(self.images["place"][image])

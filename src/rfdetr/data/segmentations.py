@@ -37,10 +37,6 @@ class Segmentations:
     first_byte: NDArray[np.int64]
     rle_bytes: NDArray[np.uint8]
 
-    def take(self, rows: NDArray[np.int64]) -> Segmentations:
-        """Those of other rows, or in another order."""
-        return replace(self, entries=self.entries[rows])
-
     def turned(self, orientations: NDArray[np.int64], sizes: NDArray[np.int64]) -> Segmentations:
         """Segmentations of stored images in the upright ones of `sizes` (M, 2) height, width;
         `orientations` (M,) are EXIF's, 1 for an image that is not turned.
@@ -102,10 +98,6 @@ class OutlineRecorder:
                 self.faults[len(self)] = rule, str(error)
         self._first_polygon.append(len(self._first_point) - 1)
         self._first_byte.append(len(self._rle))
-
-    def fault(self, entry: int) -> tuple[str, str]:
-        """Rule and what was found of an object without a usable outline."""
-        return self.faults.get(entry, ("outline-missing", "no outline"))
 
     def bounds(self) -> NDArray[np.float32]:
         """Boxes xyxy (n + 1, 4) around the n outlines, in the coordinates that were given; NaN for

@@ -35,13 +35,13 @@ _FARTHEST = 2.0  # image sizes; a coordinate beyond is in pixels, not relative
 @dataclass(frozen=True)
 class YoloConfig:
     """A data.yaml: class names in label order, and the existing image folders or lists of each
-    split. `kpt_shape`: key points after each box, and numbers of each; None: no key points.
+    split. `kpt_numbers`: how many numbers of key points follow each box.
     """
 
     path: Path
     class_names: tuple[str, ...]
     places: dict[str, tuple[Path, ...]]
-    kpt_shape: tuple[int, int] | None = None
+    kpt_numbers: int = 0
 
 
 def read_data_yaml(path: Path) -> YoloConfig:
@@ -61,11 +61,11 @@ def read_data_yaml(path: Path) -> YoloConfig:
         raise DatasetError(f"{path}: {found}; keep one of them")
     places = {split: there for split in SPLIT_KEYS if (there := _places(path, content, split))}
     class_names, shape = _class_names(path, content), short(content.get("kpt_shape") or None)
-    match = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)
-    if shape != "None" and match is None:
+    if shape == "None":
+        return YoloConfig(path, class_names, places)
+    if not (match := re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)):
         raise DatasetError(f"{path}: kpt_shape is {shape}; expected [points, 2 or 3]")
-    kpt_shape = (int(match[1]), int(match[2])) if match else None
-    return YoloConfig(path, class_names, places, kpt_shape)
+    return YoloConfig(path, class_names, places, int(match[1]) * int(match[2]))
 
 
 def read_yolo(
@@ -168,9 +168,7 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
-    """Existing folders or lists of a split: by its key, or where none has it, `<split>/images`
-    beside the file.
-    """
+    """Existing folders or lists of a split: by its key, else `<split>/images` beside the file."""
     keys, folder = SPLIT_KEYS[split], path.parent
     entry: Any = next((content[key] for key in keys if content.get(key)), [])
     entries = [entry] if isinstance(entry, str) else entry
@@ -245,7 +243,7 @@ def _read_labels(
         if not line.strip():
             continue
         try:
-            label, values = _parse_line(line, len(config.class_names), config.kpt_shape)
+            label, values = _parse_line(line, len(config.class_names), config.kpt_numbers)
         except InputError as error:
             rule, found = error.args
             findings.add(rule, file, f"line {number}", found, number)
@@ -258,9 +256,7 @@ def _read_labels(
             yield number, label, (min(xs), min(ys), max(xs), max(ys)), values
 
 
-def _parse_line(
-    line: str, num_classes: int, kpt_shape: tuple[int, int] | None
-) -> tuple[int, list[float]]:
+def _parse_line(line: str, num_classes: int, kpt_numbers: int) -> tuple[int, list[float]]:
     """Label and numbers, of a box or a polygon, of a line that is not blank; an `InputError` of the
     rule that it breaks and what was found.
     """
@@ -273,10 +269,9 @@ def _parse_line(
         raise InputError("label-class", found)
     count, form = len(values), "4 (cx cy w h) or a polygon's x y pairs"
     right = count == 4 or (count >= 6 and count % 2 == 0)
-    if kpt_shape:
-        expected = 4 + kpt_shape[0] * kpt_shape[1]
+    if kpt_numbers:
+        expected, values = 4 + kpt_numbers, values[:4]
         form, right = f"{expected} (cx cy w h and the key points)", count == expected
-        values = values[:4]
     if not right:
         raise InputError("label-line", f"{count} numbers after the class, expected {form}")
     if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too

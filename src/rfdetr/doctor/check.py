@@ -156,7 +156,7 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
         place, records = layout.splits[split], report.records[split]
         if isinstance(place, CocoSplit):
             found = _coco_outlines(records)
-        elif place.kpt_shape:
+        elif place.kpt_numbers:
             continue  # what follows the boxes are key points
         else:
             found = _yolo_outlines(records)

@@ -266,7 +266,7 @@ class _Writer:
         records, folder = self.report.records[split], self.out / split
         assert records.label_files is not None  # as read_yolo leaves them
         (folder / "labels").mkdir(parents=True)
-        has_points = place.kpt_shape is not None
+        has_points = place.kpt_numbers > 0
         images = boxes = boxes_kept = 0
         for i, (name, file) in enumerate(zip(records.names, records.label_files, strict=True)):
             content = file.read_bytes() if file.is_file() else b""

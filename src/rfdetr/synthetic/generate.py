@@ -50,8 +50,8 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
     """
     unknown = [name for name in (*classes, *distractors) if name not in _KINDS]
     if unknown or not classes or num_images < 3:
-        found = f"unknown kinds {unknown}, no classes, or fewer than 3 images"
-        raise InputError(f"{found}; kinds: {sorted(_KINDS)}")
+        fault = f"unknown kinds {unknown}, no classes, or fewer than 3 images"
+        raise InputError(f"{fault}; kinds: {sorted(_KINDS)}")
     record = {
         "generator": "rfdetr.data.synthetic", "num_images": num_images, "classes": list(classes),
         "seed": seed, "sides": list(sides),
