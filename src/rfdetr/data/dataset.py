@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,12 +19,9 @@ from torch.utils.data import Dataset
 
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.transforms import Outlines, Transformed
+from rfdetr.data.transforms import Outlines, TrainTransform, Transformed
 from rfdetr.geometry.rle import pack_rles
 
-Transform: TypeAlias = Callable[
-    [NDArray[np.uint8], NDArray[np.float32], np.random.Generator, Outlines, int | None], Transformed
-]
 SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, int]"
 """An image; an epoch and an image; or an epoch, an image and the size of its input in pixels."""
 
@@ -85,7 +81,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """
 
     index: DatasetIndex
-    transform: Transform
+    transform: TrainTransform
     _: KW_ONLY
     seed: int = 0
     evaluation: bool = False

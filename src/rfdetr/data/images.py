@@ -279,9 +279,8 @@ def _exif_orientation(exif: bytes) -> int:
         with contextlib.suppress(struct.error):  # the block ends before what it promises
             (directory,) = struct.unpack_from(order + "I", exif, 10)
             (count,) = struct.unpack_from(order + "H", exif, 6 + directory)
-            entries = exif[8 + directory :][: 12 * count]
-            whole = entries[: len(entries) // 12 * 12]
-            for tag, _type, _count, value, _pad in struct.iter_unpack(order + "HHIHH", whole):
+            for entry in range(count):
+                tag, value = struct.unpack_from(order + "H6xH2x", exif, 8 + directory + 12 * entry)
                 if tag == _ORIENTATION_TAG:
                     return value if 1 <= value <= 8 else 1
     return 1

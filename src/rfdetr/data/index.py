@@ -286,7 +286,7 @@ def _usable_outlines(
     without = np.flatnonzero((outlines.entries < 0) & tell_missing)
     none = ("outline-missing", "no outline")
     faults = [recorder.faults.get(entry, none) for entry in table["outline"][without].tolist()]
-    for row, (rule, found) in zip(without, faults, strict=True):
+    for row, (rule, found) in zip(without.tolist(), faults, strict=True):
         findings.add(rule, *records.describe_box(row, found))
     if faults and len(faults) == len(table):
         found = f"{len(faults)} objects, none with a usable outline; the first: {faults[0][1]}"
