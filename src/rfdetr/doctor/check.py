@@ -18,9 +18,9 @@ import numpy as np
 
 from rfdetr.config import ModelConfig, RFDETRNanoConfig
 from rfdetr.console import with_progress
+from rfdetr.data.coco import id_key
 from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
-from rfdetr.data.ids import id_key
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
 from rfdetr.data.records import SplitRecords
@@ -156,7 +156,7 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
         place, records = layout.splits[split], report.records[split]
         if isinstance(place, CocoSplit):
             found = _coco_outlines(records)
-        elif place.kpt_shape:
+        elif place.kpt_numbers:
             continue  # what follows the boxes are key points
         else:
             found = _yolo_outlines(records)

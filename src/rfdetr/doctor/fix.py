@@ -23,9 +23,9 @@ import numpy as np
 import yaml
 
 from rfdetr.checks import check_path, short
+from rfdetr.data.coco import id_key
 from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
-from rfdetr.data.ids import id_key
 from rfdetr.data.layout import CocoSplit
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig
@@ -266,7 +266,7 @@ class _Writer:
         records, folder = self.report.records[split], self.out / split
         assert records.label_files is not None  # as read_yolo leaves them
         (folder / "labels").mkdir(parents=True)
-        has_points = place.kpt_shape is not None
+        has_points = place.kpt_numbers > 0
         images = boxes = boxes_kept = 0
         for i, (name, file) in enumerate(zip(records.names, records.label_files, strict=True)):
             content = file.read_bytes() if file.is_file() else b""

@@ -16,8 +16,8 @@ from PIL import Image
 from rfdetr.data.files import IMAGE_FORMATS
 from rfdetr.data.findings import Findings
 from rfdetr.data.images import ImageError, decode_image, is_deep, lacks_end_marker
+from rfdetr.data.loaders import worker_context
 from rfdetr.data.records import SplitRecords
-from rfdetr.data.workers import worker_context
 
 LARGE_PIXELS = 50_000_000
 _PRINT = 16  # side of a picture's fingerprint

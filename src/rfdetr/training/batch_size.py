@@ -11,8 +11,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from rfdetr.data.batches import collate
-from rfdetr.data.dataset import DetectionDataset
+from rfdetr.data.dataset import DetectionDataset, collate
 from rfdetr.data.images import normalize
 from rfdetr.data.transforms import EvalTransform
 from rfdetr.errors import InputError, RunError

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rfdetr.config import ModelConfig, TrainConfig
-from rfdetr.data.batches import NestedTensor
+from rfdetr.data.dataset import NestedTensor
 from rfdetr.errors import InputTypeError
 
 if TYPE_CHECKING:  # evaluation needs the precision, and shall not wait for Lightning's import
