@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 from rfdetr._version import __version__
 
 if TYPE_CHECKING:
+    from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
     from rfdetr.variants import *
+
+    RFDETRModelModule = RFDETRModule
+    from_checkpoint = RFDETR.from_checkpoint
 
 __all__ = [
     "RFDETR",
     "RFDETRBase",
+    "RFDETRDataModule",
     "RFDETRLarge",
     "RFDETRLargeDeprecated",
     "RFDETRMedium",
     "RFDETRMini",
+    "RFDETRModelModule",
+    "RFDETRModule",
     "RFDETRNano",
     "RFDETRSeg2XLarge",
     "RFDETRSegLarge",
@@ -34,10 +41,18 @@ __all__ = [
     "RFDETRSegXLarge",
     "RFDETRSmall",
     "__version__",
+    "build_trainer",
+    "from_checkpoint",
 ]
+_TRAINING = ("RFDETRDataModule", "RFDETRModelModule", "RFDETRModule", "build_trainer")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _TRAINING:
+        name = name.replace("ModelModule", "Module")  # its published name
+        return getattr(importlib.import_module("rfdetr.training"), name)
+    if name == "from_checkpoint":
+        return importlib.import_module("rfdetr.variants").RFDETR.from_checkpoint
     if name in __all__:
         return getattr(importlib.import_module("rfdetr.variants"), name)
     raise AttributeError(f"module 'rfdetr' has no attribute {name!r}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from typing_extensions import Unpack
 
-from rfdetr.checks import check_count, check_kind, check_path
-from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
+from rfdetr import compat
+from rfdetr.checks import check_count, check_kind, check_path, shown
+from rfdetr.config import ModelConfig, adds_masks_to
 from rfdetr.config.train_settings import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, needs_extra
@@ -19,6 +20,7 @@ from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_devi
 from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
+from rfdetr.published import PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names
 from rfdetr.weights.load import load_pretrained, open_weights
@@ -30,11 +32,10 @@ if TYPE_CHECKING:
 
     from rfdetr.evaluation.metrics import Metrics
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class RFDETR:
+class RFDETR(PublishedCalls):
     """A detector of your own design; the classes of `rfdetr.variants` are the published ones.
 
     Keywords are the fields of the variant's configuration, checked there: an unknown name is
@@ -52,6 +53,7 @@ class RFDETR:
         cls.classes.setdefault(cls.config_class, cls)
 
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
+        settings = compat.absorb(settings, compat.MODEL)
         if "pretrain_weights" in settings:
             # Names alone, before a file is read: which values fit may depend on the file.
             self.config_class.refuse_unknown(settings)
@@ -71,6 +73,7 @@ class RFDETR:
 
         `settings` and `class_names`, both as the constructor takes them, win over the file.
         """
+        settings = compat.absorb(settings, compat.MODEL)
         first, names = given_names(class_names)
         name = path if isinstance(path, str) else _own_file(check_path("the checkpoint", path))
         checkpoint = open_weights(name, first)
@@ -154,25 +157,23 @@ class RFDETR:
             from rfdetr.training.processes import launched_settings
             from rfdetr.training.run_folder import RunFolder, default_folder
 
-        masks = self.model_config.segmentation_head
-        config_class = SegmentationTrainConfig if masks else TrainConfig
-        given: dict[str, Any] = {**settings}
-        config_class.refuse_unknown(given, type(self).__name__)
-        config = config_class(**given)
+        of_training, of_model, of_trainer = compat.split_moved(settings)
+        self.train_config_class.refuse_unknown(of_training, type(self).__name__)
+        config = self.train_config_class(**of_training)
+        model_config = self.get_model_config(**of_model)
         if "output_dir" not in config.model_fields_set and not config.overwrite:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
         if not config.overwrite:
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
-        datamodule = RFDETRDataModule(self.model_config, config)
+        datamodule = RFDETRDataModule(model_config, config)
         datamodule.setup("fit")
         names = datamodule.class_names or []
-        fields = {**self.model_config.model_dump(), "num_classes": len(names)}
-        model_config = self.config_class(**fields)
+        model_config = self.get_model_config(**of_model, num_classes=len(names))
         weights = to_published(detector_in(self.model.model).state_dict())
         learned = {name: weights[name] for name in weights if name not in self._random_tensors}
         module = RFDETRModule(model_config, config, weights=learned)
-        trainer = build_trainer(config, model_config, **launched_settings())
+        trainer = build_trainer(config, model_config, **{**launched_settings(), **of_trainer})
         changes = list(dict.fromkeys([*self._changes, *module.changes]))
 
         def show_plan(*_: Any, **__: Any) -> None:  # last: it names the batch size that fits
@@ -200,12 +201,14 @@ class RFDETR:
         dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
         num_workers: int = 2,
         max_dets: int = 500,
+        **settings: Any,
     ) -> Metrics:
         """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
         training.
 
         Classes are matched by name, and the model must know all of the data's. After
-        `optimize_for_inference`, the optimised network is measured.
+        `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
+        `train`: `resolution` has effect, and the names there of those above.
         """
         with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split
@@ -214,6 +217,8 @@ class RFDETR:
 
         check_kind("split", split, str)
         counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
+        counts |= compat.of_evaluation(settings, self.model.device.type)
+        counts.setdefault("resolution", self.model_config.resolution)
         for name, count in counts.items():
             check_count(name, count, least=0 if name == "num_workers" else 1)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
@@ -226,8 +231,7 @@ class RFDETR:
             found = self.model.detect(pixels, sizes, autocast=autocast)
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
-        resolution = self.model_config.resolution
-        return evaluate_split(detect, index, resolution=resolution, **counts)
+        return evaluate_split(detect, index, **counts)
 
     def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
         """The data's label for each logit: a table (num_classes + 1,).
@@ -249,10 +253,14 @@ class RFDETR:
         table[[ids[name] for name in names]] = torch.arange(len(names))
         return table
 
-    def predict(
+    def predict(  # noqa: PLR0913 - the first five are the published ones
         self,
         images: ImageSources,
         threshold: float = 0.5,
+        shape: tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        include_source_image: bool = True,
+        *,
         batch_size: int = 4,
         on_error: OnError = "raise",
     ) -> Detections | list[Detections]:
@@ -269,10 +277,22 @@ class RFDETR:
         the reason in `metadata["error"]`.
 
         `class_id` counts from 0 in ascending order of the training data's category ids (COCO), or
-        as data.yaml has them (YOLO), as `class_names` says; `data["class_name"]` has the names.
+        as data.yaml has them (YOLO), as `class_names` says; `data["class_name"]` has the names,
+        `data["source_shape"]` (n, 2) the image's height and width. `metadata["source_image"]` is
+        the image (height, width, 3) uint8 RGB; `include_source_image=False` lets its memory go.
+
+        `shape` is another (height, width) for the network to see, in place of its resolution:
+        multiples of `patch_size`, which can only be the model's own, times its windows.
         """
+        if patch_size not in (None, self.model_config.patch_size):
+            own = self.model_config.patch_size
+            raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
         request = look_up(images)
-        found = self.model.predict(request, threshold, batch_size, on_error)
+        found = []
+        for one in self.model.stream(request, threshold, batch_size, on_error, shape=shape):
+            if include_source_image and one.error is None:
+                one.detections.metadata["source_image"] = one.image
+            found.append(one.detections)
         if not found:
             raise InputError("no images to predict: the list is empty")
         return found[0] if request.single else found
@@ -283,23 +303,11 @@ class RFDETR:
         threshold: float = 0.5,
         batch_size: int = 4,
         on_error: OnError = "raise",
+        *,
+        shape: tuple[int, int] | None = None,
     ) -> Iterator[Prediction]:
         """`predict` one by one in constant memory: (source, image, detections, error) of each."""
-        return self.model.stream(images, threshold, batch_size, on_error)
-
-    def optimize_for_inference(
-        self, dtype: str | torch.dtype = "bfloat16", compile: bool = False
-    ) -> None:
-        """Predict from now on with a private copy of the network, its weights as `dtype`; `compile`
-        runs torch.compile.
-
-        With bfloat16, confidences move by some thousandths. `optimize_for_inference("float32")`
-        undoes it, and so does `train`.
-        """
-        wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if wanted is None or wanted not in _DTYPES.values():
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-        self.model.optimize(wanted, compile)
+        return self.model.stream(images, threshold, batch_size, on_error, shape=shape)
 
 
 def _own_file(path: os.PathLike[str]) -> str:

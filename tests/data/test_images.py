@@ -20,7 +20,7 @@ from rfdetr.data.images import (
     lacks_end_marker,
     normalize,
     read_header,
-    resize_square,
+    resize,
     upright_rgb,
 )
 
@@ -226,7 +226,7 @@ def test_resize_is_pillows_antialiased_bilinear_within_a_gray_level() -> None:
     image = RNG.integers(0, 256, (90, 130, 3), np.uint8)
     smaller = Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)
     expected = np.asarray(smaller).transpose(2, 0, 1)
-    resized = resize_square(image, 32)
+    resized = resize(image, (32, 32))
     assert resized.dtype == torch.uint8 and resized.shape == (3, 32, 32)
     assert np.abs(resized.numpy().astype(int) - expected).max() <= 1
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rfdetr.data.dataset import DetectionDataset, collate, keyed_generator
-from rfdetr.data.images import ImageError, decode_image, resize_square
+from rfdetr.data.images import ImageError, decode_image, resize
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.transforms import EvalTransform, TrainTransform, draw_crop
@@ -48,7 +48,7 @@ def assert_same(first: list[Any], second: list[Any]) -> None:
 def test_a_sample_is_what_the_contract_says(tiny_coco: Path) -> None:
     dataset = evaluation_set(tiny_coco)
     image, target = dataset[3]
-    assert torch.equal(image, resize_square(decode_image(dataset.index.path(3)), 32))
+    assert torch.equal(image, resize(decode_image(dataset.index.path(3)), (32, 32)))
     assert {name: tensor.dtype for name, tensor in target.items()} == {
         "labels": torch.int64,
         "boxes": torch.float32,
@@ -231,7 +231,7 @@ def test_a_view_of_another_size_is_one_resize_of_the_same_window(tiny_coco: Path
         image, target = dataset[0, i, 96]
         crop = draw_crop(48, 64, keyed_generator(7, 0, i))
         pixels = decode_image(dataset.index.path(i))[crop.top : crop.bottom, crop.left : crop.right]
-        expected = resize_square(pixels, 96)
+        expected = resize(pixels, (96, 96))
         assert torch.equal(image, expected.flip(-1) if crop.flipped else expected)
         assert torch.equal(target["boxes"], dataset[0, i][1]["boxes"])
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfdetr.data.images import resize_square
+from rfdetr.data.images import resize
 from rfdetr.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -104,7 +104,7 @@ def test_the_evaluation_transform_is_the_one_resize_and_all_boxes() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (50, 70, 3), np.uint8)
     shown = EvalTransform(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng)
-    assert torch.equal(shown.image, resize_square(image, 32))
+    assert torch.equal(shown.image, resize(image, (32, 32)))
     np.testing.assert_allclose(shown.boxes_cxcywh[0], [0.2, 0.3, 0.2, 0.4], atol=1e-6)
     assert shown.kept.all()
 

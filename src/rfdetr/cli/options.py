@@ -13,7 +13,8 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
 from rfdetr.checks import nearest, short
-from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.compat import MODEL, TRAIN
+from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig
 from rfdetr.config.fields import fault_lines
 from rfdetr.errors import InputError
 
@@ -69,12 +70,13 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     problems = []
     for name in settings:
-        if name not in _FIELDS and name not in TrainConfig.BELONGS_TO_TRAINER:
+        if name not in {*_FIELDS, *MODEL, *TRAIN, "callbacks"}:
             near = nearest(str(name), _FIELDS)
             problems.append(f"no setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     if problems:
         raise InputError("; ".join(problems))
-    model = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
+    of_models = {*ModelConfig.model_fields, *MODEL}
+    model = {name: value for name, value in settings.items() if name in of_models}
     return model, {name: value for name, value in settings.items() if name not in model}
 
 

@@ -9,6 +9,7 @@ from cyclopts import Group
 from pydantic import BaseModel
 
 from rfdetr.cli.options import Dataset, known_model, options_of, read_config_file, split_settings
+from rfdetr.compat import split_moved
 from rfdetr.config import ModelConfig, SegmentationTrainConfig
 from rfdetr.errors import InputError
 
@@ -52,7 +53,9 @@ def train(
     if "dataset_dir" not in settings:
         raise InputError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
     of_model, of_training = split_settings(settings)
-    SegmentationTrainConfig(**of_training)  # a wrong setting is told before weights are loaded
+    SegmentationTrainConfig(
+        **split_moved(of_training)[0]
+    )  # a wrong setting is told before weights are loaded
 
     from rfdetr.variants import FACES, RFDETR
 

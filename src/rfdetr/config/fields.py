@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from rfdetr.checks import MOST, nearest, plain_path, short, shown
+from rfdetr.compat import Fate, absorb
 from rfdetr.errors import InputError
 
 __all__ = ["ConfigError"]
@@ -79,12 +80,14 @@ class StrictConfig(BaseModel):
 
     PLACE: ClassVar[str]
     """Where its fields belong, told to who gives one elsewhere: "train({setting})"."""
+    PUBLISHED: ClassVar[Mapping[str, Fate]] = {}
+    """The published package's names that are no fields here."""
 
     if not TYPE_CHECKING:  # type checkers know the parameters from the fields
 
         def __init__(self, /, **settings: Any) -> None:
             try:
-                super().__init__(**settings)
+                super().__init__(**absorb(settings, self.PUBLISHED))
             except ValidationError as error:
                 raise self._error(error.errors()) from None
 

@@ -5,10 +5,11 @@ Every field has its unit or range and one line of why.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
+from rfdetr import compat
 from rfdetr.config.fields import PathText, PositiveInt, Side, StrictConfig
 from rfdetr.errors import InputError
 
@@ -45,10 +46,16 @@ PROJECTOR_SCALES: dict[Level, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
 """Resolution of each feature level, in that of the patch grid."""
 
 
+def _device_text(value: Any) -> Any:
+    """The name of a torch.device, which is not imported for it; anything else as it is."""
+    return str(value) if type(value).__name__ == "device" else value
+
+
 class Architecture(StrictConfig):
     """What the network is. Source: RF-DETR (arXiv 2511.09554), table of variants."""
 
     PLACE = "the model: {model}({setting})"
+    PUBLISHED = compat.MODEL
 
     encoder: EncoderName = "dinov2_windowed_small"
     """DINOv2 family and size; `registers` encoders carry 4 extra learned tokens."""
@@ -153,7 +160,7 @@ class ModelConfig(Architecture):
     """Recompute encoder blocks in the backward pass: less memory, slower steps."""
     amp: bool = True
     """Train and evaluate under automatic mixed precision where the device is fast at it."""
-    device: str | None = None
+    device: Annotated[str, BeforeValidator(_device_text)] | None = None
     """Where `predict` runs ("cpu", "cuda:1", "mps"); None: the best there is."""
 
     @model_validator(mode="after")

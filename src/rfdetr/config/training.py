@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
+from rfdetr import compat
 from rfdetr.checks import check_path
 from rfdetr.config import fields
 from rfdetr.config.fields import NonNegativeFloat, PathText, PositiveFloat, PositiveInt
@@ -20,11 +21,7 @@ class TrainConfig(fields.StrictConfig):
     """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554)."""
 
     PLACE = "train({setting}) or TrainConfig({setting})"
-    BELONGS_TO_TRAINER: ClassVar[dict[str, str]] = {
-        "strategy": "pass strategy= to build_trainer(train_config, model_config, strategy=...)",
-        "devices": "pass devices= to build_trainer(train_config, model_config, devices=...)",
-        "callbacks": "pass callbacks= to build_trainer, or extend trainer.callbacks",
-    }
+    PUBLISHED = {name: f for name, f in compat.TRAIN.items() if not isinstance(f, compat.Moved)}
 
     dataset_dir: Path
     """Folder with the labelled images, COCO or YOLO layout."""
@@ -133,8 +130,9 @@ class TrainConfig(fields.StrictConfig):
 
     @classmethod
     def _unknown_name(cls, name: str, value: Any, model: str) -> str:
-        if name in cls.BELONGS_TO_TRAINER:
-            return f"TrainConfig has no field {name!r}: {cls.BELONGS_TO_TRAINER[name]}"
+        if taken := {**compat.TRAINER, "callbacks": "callbacks"}.get(name):
+            place = f"build_trainer(train_config, model_config, {taken}=...)"
+            return f"TrainConfig has no field {name!r}: pass {taken}= to {place}"
         return super()._unknown_name(name, value, model)
 
     @field_validator("dataset_dir", "output_dir", mode="before")

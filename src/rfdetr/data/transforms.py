@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rfdetr.data.images import resize_square
+from rfdetr.data.images import resize
 from rfdetr.geometry.polygons import Crop, Segmentation
 
 # The published recipe: mirror the image or not, then draw one row of the table.
@@ -65,7 +65,7 @@ class TrainTransform:
         crop = draw_crop(height, width, rng) if self._draws_crop else Crop(0, 0, width, height)
         boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
         shown = image[crop.top : crop.bottom, crop.left : crop.right]
-        pixels = resize_square(shown, size or self.size)
+        pixels = resize(shown, (size or self.size,) * 2)
         pixels = pixels.flip(-1) if crop.flipped else pixels
         if self.color_jitter:
             pixels = jitter_color(pixels, self.color_jitter, rng)

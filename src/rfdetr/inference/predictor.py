@@ -5,7 +5,7 @@ The life of a request, `RFDETR.predict("cats/*.jpg")`:
     look_up(images)                 sources.py: which images are meant; asks the file system once
     load_images -> Loaded           sources.py: decoded, upright, uint8 RGB (H, W, 3)
     in_batches, one_ahead           a thread reads the next batch while the network runs
-    preprocess -> (B, 3, S, S)      one antialiased resize to the network's square, still uint8
+    preprocess -> (B, 3, S, S)      one antialiased resize to the network's input, still uint8
     detect -> {"scores", ...}       to the device, normalised, network, boxes in pixels, best first
     to_detections -> Detections     above the threshold, of named classes, with full-size masks
 
@@ -16,7 +16,7 @@ file gives bit-identical tensors in both.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rfdetr.checks import check_count, check_share
-from rfdetr.data.images import normalize, resize_square
-from rfdetr.errors import InputError
+from rfdetr.checks import check_count, check_share, shown
+from rfdetr.data.images import normalize, resize
+from rfdetr.errors import InputError, InputTypeError
 from rfdetr.geometry.detections import import_supervision
 from rfdetr.inference.packing import can_pack, pack_linears
 from rfdetr.inference.sources import ImageSources, Loaded, Request, load_images, look_up
@@ -86,6 +86,8 @@ class Predictor:
         self.device = device
         self._optimized: Callable[[Tensor], DetectorOutput] | None = None
         self._settings = torch.float32, False
+        self.converted = False
+        """Whether `optimize` has changed the network itself."""
         keep_freed_memory()
 
     def predict(
@@ -100,43 +102,63 @@ class Predictor:
         threshold: float = 0.5,
         batch_size: int = 4,
         on_error: OnError = "raise",
+        *,
+        shape: Sequence[int] | None = None,
     ) -> Iterator[Prediction]:
         """Predictions one by one; the next batch is read while the network runs.
 
         No more than two batches are in memory. Images that cannot be read are errors, or with
-        `on_error="skip"` predictions without detections.
+        `on_error="skip"` predictions without detections. `shape` is the network's input (height,
+        width), its resolution if None.
         """
         check_share("threshold", threshold)
         check_count("batch_size", batch_size)
         if on_error not in ("raise", "skip"):
             raise InputError(f'on_error {on_error!r}: expected "raise" or "skip"')
+        size = None if shape is None else self.check_shape(shape)
         loaded = load_images(look_up(images), skip=on_error == "skip")
-        return self._run(one_ahead(in_batches(loaded, batch_size)), threshold)
+        return self._run(one_ahead(in_batches(loaded, batch_size)), threshold, size)
 
-    def _run(self, batches: Iterable[list[Loaded]], threshold: float) -> Iterator[Prediction]:
+    def check_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """`shape` as (height, width); `InputError` where the network cannot take such an input."""
+        if not isinstance(shape, Sequence) or len(shape) != 2:
+            raise InputTypeError(f"shape is {shown(shape)}: expected (height, width)")
+        height, width = (check_count(f"shape[{i}]", side) for i, side in enumerate(shape))
+        encoder = detector_in(self.model).encoder
+        encoder.grid_of(torch.empty(1, 3, height, width, device="meta"))
+        return height, width
+
+    def _run(
+        self, batches: Iterable[list[Loaded]], threshold: float, size: tuple[int, int] | None
+    ) -> Iterator[Prediction]:
         for batch in batches:
             images = [image for _, image, error in batch if error is None]
             sizes = torch.tensor([image.shape[:2] for image in images])
-            found = iter(self.detect(self.preprocess(images), sizes) if images else [])
+            found = iter(self.detect(self.preprocess(images, size), sizes) if images else [])
             for name, image, error in batch:
                 if error is None:
                     detections = self.to_detections(next(found), threshold, image.shape[:2])
                 else:
                     detections = import_supervision().Detections.empty()
-                    detections.data["class_name"] = np.array([], dtype=str)
+                    detections.data |= self.data_of([], (0, 0))
                     detections.metadata["error"] = error
                 yield Prediction(name, image, detections, error)
 
-    def optimize(self, dtype: torch.dtype, compiled: bool) -> None:
+    def optimize(self, dtype: torch.dtype, compiled: bool, in_place: bool = False) -> None:
         """Predict with a private copy of the network, its weights as `dtype`, compiled if asked.
 
         (torch.float32, False) undoes it. What needs float32 (boxes, references, sampling locations,
-        scores) the network itself computes in float32.
+        scores) the network itself computes in float32. With `in_place`, the network itself is
+        converted, for good.
         """
         network: Any = detector_in(self.model)
-        if dtype != torch.float32:
+        if in_place:
+            network = self.model = network.to(dtype)
+            self.converted = True
+        elif dtype != torch.float32:
             network = copy.deepcopy(network).to(dtype)
-        if dtype == torch.bfloat16 and self.device.type == "cpu" and not compiled and can_pack():
+        packs = dtype == torch.bfloat16 and self.device.type == "cpu"
+        if packs and not compiled and not in_place and can_pack():
             pack_linears(network)
         self._settings = dtype, compiled
         plain = network if dtype != torch.float32 else None
@@ -150,9 +172,13 @@ class Predictor:
         self.__dict__.update(state)
         self.optimize(*self._settings)
 
-    def preprocess(self, images: list[np.ndarray]) -> Tensor:
-        """Images (H, W, 3) uint8 of any sizes to (B, 3, S, S) uint8, which `detect` takes."""
-        return torch.stack([resize_square(image, self.resolution) for image in images])
+    def preprocess(self, images: list[np.ndarray], size: tuple[int, int] | None = None) -> Tensor:
+        """Images (H, W, 3) uint8 of any sizes to (B, 3, *size) uint8, which `detect` takes.
+
+        `size` (height, width) is the model's resolution if None.
+        """
+        size = size or (self.resolution, self.resolution)
+        return torch.stack([resize(image, size) for image in images])
 
     @torch.inference_mode()
     def detect(
@@ -177,14 +203,19 @@ class Predictor:
         scores, labels, boxes = (found[k].cpu().numpy() for k in ("scores", "labels", "boxes"))
         keep = (scores >= threshold) & np.isin(labels, list(self.labels))
         masks = found.get("mask_logits")
-        names = np.array([self.labels[label] for label in labels[keep].tolist()], dtype=str)
         return import_supervision().Detections(  # type: ignore[no-any-return]
             xyxy=boxes[keep],
             mask=None if masks is None else build_masks(masks[torch.from_numpy(keep)], size),
             confidence=scores[keep],
             class_id=labels[keep],
-            data={"class_name": names},
+            data=self.data_of(labels[keep].tolist(), size),
         )
+
+    def data_of(self, labels: Sequence[int], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """What `Detections.data` holds of each object: its class's name, the image's size."""
+        names = np.array([self.labels[label] for label in labels], dtype=str)
+        shapes = np.tile(np.array(size, dtype=np.int64), (len(labels), 1))
+        return {"class_name": names, "source_shape": shapes}
 
 
 def build_masks(mask_logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_] | CompactMask:

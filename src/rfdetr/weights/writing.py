@@ -32,7 +32,7 @@ def save_checkpoint(
     `extra` adds entries beside `model` and `args`; tensors and plain values only, since reading is
     `weights_only`. `data` adds to `args` what is known of the training data.
     """
-    model = _published(detector_state)
+    model = published_tensors(detector_state)
     content = {**(extra or {}), "model": model, **description(model_config, class_names, data)}
     atomic_write(path, lambda stream: torch.save(content, stream), checksum=True)
 
@@ -54,7 +54,7 @@ def save_safetensors(  # noqa: PLR0913 - what a file holds, all but the first fo
 
     header = {"format": "pt", "args": json.dumps(checkpoint_args(model_config, class_names, data))}
     header |= {"notes": json.dumps(dict(notes))} if notes else {}
-    content = save(_published(detector_state, dtype or torch.float32), metadata=header)
+    content = save(published_tensors(detector_state, dtype or torch.float32), metadata=header)
     # The library writes the header's entries in any order; sorted, equal runs make equal files.
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
@@ -97,7 +97,7 @@ def _fields(config: ModelConfig) -> dict[str, Any]:
     return config.model_dump(mode="json") | {"positional_encoding_size": config.position_grid}
 
 
-def _published(
+def published_tensors(
     state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """A detector's tensors under published names, on the CPU, numbers as `dtype` whatever precision

@@ -1,0 +1,179 @@
+"""What people wrote for the published package (rfdetr 1.11.2), and what becomes of it here.
+
+A keyword that is a field here needs no entry. Each other one is in a table below, by the call that
+takes it, and has one of these fates; none is dropped without a word:
+
+    Constant    absorbed at its values here, refused at others, with what to do instead
+    Harmless    absorbed at its published default; else ignored, and one warning says why
+    Moved       handed on to the model's configuration or to the trainer
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from rfdetr.checks import short
+from rfdetr.errors import InputError
+
+
+class Constant(NamedTuple):
+    """What the keyword must be, and what to do for another value."""
+
+    values: tuple[Any, ...]
+    instead: str
+
+
+class Harmless(NamedTuple):
+    """The published default, and why another value changes nothing that matters."""
+
+    default: Any
+    why: str
+
+
+class Moved(NamedTuple):
+    """Who takes the keyword of `train()`, and under which name where not under its own."""
+
+    to: Literal["model", "trainer"]
+    name: str = ""
+
+
+Fate = Constant | Harmless | Moved
+
+_NO_KEYPOINTS = "keypoint models are not part of this package"
+_OPTIMIZER = "override RFDETRModule.configure_optimizers (docs/custom-training.md)"
+_AUGMENT = "color_jitter= changes colours; for more, override RFDETRDataModule.train_dataloader"
+
+MODEL: dict[str, Fate] = {
+    **dict.fromkeys(
+        ("two_stage", "layer_norm", "bbox_reparam", "lite_refpoint_refine", "ia_bce_loss"),
+        Constant((True,), "the network is built so and its published weights need it"),
+    ),
+    "num_channels": Constant((3,), "images are read as RGB: give three channels"),
+    "num_decoder_registers": Constant((0,), "no published detector has any"),
+    **dict.fromkeys(
+        ("dual_projector", "dual_projector_kp_only", "inter_instance_kp_attn"),
+        Constant((False,), _NO_KEYPOINTS),
+    ),
+    "use_grouppose_keypoints": Constant((False,), _NO_KEYPOINTS),
+    "num_keypoints_per_class": Constant(([], ()), _NO_KEYPOINTS),
+    "keypoint_cross_attn": Harmless(True, "it is of keypoint models"),
+    "grouppose_keypoint_dim_downscale": Harmless(1, "it is of keypoint models"),
+    "postprocess_trace_alpha": Harmless(0.2, "it is of keypoint models"),
+    "compile": Constant((False,), "pass torch.compile(module.model) to the trainer's module"),
+    "cuda_graphs": Constant((False,), "there is no such mode: leave it out"),
+    "fused_optimizer": Harmless(True, "AdamW is fused wherever it can be"),
+    "license": Harmless("Apache-2.0", "the package's own licence holds"),
+    "model_name": Harmless(None, "the class says which model it is"),
+    "accept_platform_model_license": Harmless(False, "no model here needs it"),
+    "trust_checkpoint": Harmless(False, "no file's code is run, whoever wrote it"),
+}
+
+TRAIN: dict[str, Fate] = {
+    **dict.fromkeys(("device", "resolution", "gradient_checkpointing"), Moved("model")),
+    **dict.fromkeys(("devices", "strategy", "num_nodes", "num_sanity_val_steps"), Moved("trainer")),
+    "amp_dtype": Moved("trainer", "precision"),
+    "fp16_eval": Harmless(False, "evaluation has the precision of training"),
+    "eval_backend": Harmless("vernier", "COCO's figures are the same, from hotcoco"),
+    "eval_masks_head_resolution": Harmless(False, "masks are judged at full size, as COCO does"),
+    "pack_targets": Harmless(True, "targets are packed in the loss"),
+    "pad_targets_to": Harmless(None, "targets need no padding here"),
+    "train_log_on_step": Harmless(False, "the loss of each step is always logged"),
+    "train_log_sync_dist": Harmless(False, "logged means are those of all devices"),
+    "compact_train_metrics": Harmless(True, "each term of the loss has one column"),
+    "compute_test_loss": Harmless(True, "compute_val_loss= decides for test too"),
+    "lr_scheduler_monitor": Harmless("val/loss", "no schedule here watches a figure"),
+    "auto_batch_max_targets_per_image": Harmless(100, "the trial runs the densest images"),
+    "auto_batch_ema_headroom": Harmless(0.7, "the trial runs with the average in memory"),
+    "auto_batch_target_effective": Constant((16,), "give batch_size and grad_accum_steps"),
+    "compute_train_metrics": Constant((False,), 'use evaluate(dataset_dir, split="train")'),
+    "clearml": Constant((False,), "use tensorboard=, wandb= or mlflow=, or pass logger="),
+    "dont_save_weights": Constant((False,), "a run keeps its best weights: give an output_dir"),
+    "optimizer": Constant(("adamw", "AdamW", "torch.optim.AdamW"), _OPTIMIZER),
+    "optimizer_kwargs": Constant(({},), f"weight_decay= is a field; for more, {_OPTIMIZER}"),
+    "lr_scheduler_kwargs": Constant(({},), "lr_drop=, lr_min_factor=, warmup_epochs= are fields"),
+    "lr_scheduler_interval": Constant(("step",), "schedules here move with each step"),
+    "square_resize_div_64": Constant((True,), "images are resized to a square"),
+    "scale_jitter": Constant((True,), "crops of several scales are part of the recipe"),
+    "aug_config": Constant((None, {"HorizontalFlip": {"p": 0.5}}), _AUGMENT),
+    "augmentation_backend": Harmless("cpu", "the loader's processes augment"),
+    "keypoint_flip_pairs": Constant(([], ()), _NO_KEYPOINTS),
+    "keypoint_oks_sigmas": Constant((None,), _NO_KEYPOINTS),
+    **dict.fromkeys(
+        (
+            "keypoint_l1_loss_coef",
+            "keypoint_findable_loss_coef",
+            "keypoint_visible_loss_coef",
+            "keypoint_nll_loss_coef",
+        ),
+        Constant((0,), _NO_KEYPOINTS),
+    ),
+}
+
+TRAINER = {name: f.name or name for name, f in TRAIN.items() if f[0] == "trainer"}
+"""Keywords of `train()` that `build_trainer` takes, and their names there."""
+PRECISIONS = {"auto": "", "bf16": "bf16-mixed", "fp16": "16-mixed", None: "32-true"}
+"""Of Lightning's trainer, by published `amp_dtype`; "auto" is left to `build_trainer`."""
+
+
+def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, Any]:
+    """The settings without those that need nothing done; the others, `Moved` ones too, are left.
+
+    Raises `InputError` for a value that cannot be, and warns once of all that are ignored.
+    """
+    left, ignored = {}, []
+    for name, value in settings.items():
+        fate = fates.get(name)
+        if isinstance(fate, Constant) and value not in fate.values:
+            known = " or ".join(map(repr, fate.values))
+            found = f"{name}={short(value)} of the published package has no equivalent here"
+            raise InputError(f"{found} (only {known}): {fate.instead}")
+        if isinstance(fate, Harmless) and value != fate.default:
+            ignored.append(f"{name}={short(value)} ({fate.why})")
+        if fate is None or isinstance(fate, Moved):
+            left[name] = value
+    if ignored:
+        warnings.warn(f"without effect here: {'; '.join(ignored)}", stacklevel=3)
+    return left
+
+
+def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Settings of `train()` as (training's, the model's, the trainer's), as each takes them.
+
+    `device` "cuda:1" is also `accelerator` "gpu" and `devices` [1] where these are not given.
+    """
+    parts: dict[str, dict[str, Any]] = {"train": {}, "model": {}, "trainer": {}}
+    for name, value in absorb(settings, TRAIN).items():
+        fate = TRAIN.get(name)
+        owner, renamed = fate if isinstance(fate, Moved) else ("train", "")
+        parts[owner][renamed or name] = value
+    train, model, trainer = parts.values()
+    if "device" in model:
+        kind, _, number = str(model["device"]).partition(":")
+        train.setdefault("accelerator", "gpu" if kind == "cuda" else kind)
+        if number:
+            trainer.setdefault("devices", [int(number)])
+    precision = trainer.pop("precision", "auto")
+    if precision not in PRECISIONS:
+        raise InputError(f'amp_dtype={short(precision)}: expected "auto", "bf16", "fp16" or None')
+    if PRECISIONS[precision]:
+        trainer["precision"] = PRECISIONS[precision]
+    return train, model, trainer
+
+
+def of_evaluation(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What `evaluate` does with settings of `train()`: `batch_size`, `max_dets`, `resolution`.
+
+    The published call takes all of them. What trains is ignored, and one warning names it.
+    """
+    train, model, trainer = split_moved(settings)
+    if str(model.pop("device", device)).split(":")[0] != device:
+        raise InputError(f"device={settings['device']!r}: this model is on {device}; load it there")
+    renamed = {"eval_batch_size": "batch_size", "eval_max_dets": "max_dets"}
+    used = {new: train.pop(name) for name, new in renamed.items() if train.get(name) is not None}
+    used |= {"resolution": model.pop("resolution")} if "resolution" in model else {}
+    if unused := [name for name in (*train, *model, *trainer) if name in settings]:
+        names = ", ".join(unused)
+        warnings.warn(f"evaluate() trains nothing; without effect: {names}", stacklevel=3)
+    return used

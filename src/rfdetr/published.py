@@ -1,0 +1,112 @@
+"""The calls of the published package's `RFDETR` that have another name or another owner here."""
+
+from __future__ import annotations
+
+import os
+import types
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from rfdetr.checks import check_count, check_path
+from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
+from rfdetr.errors import InputError, RunError
+from rfdetr.files import atomic_write
+from rfdetr.models.detector import detector_in
+from rfdetr.weights.writing import checkpoint_args, published_tensors
+
+if TYPE_CHECKING:
+    from rfdetr.inference.predictor import Predictor
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PublishedCalls:
+    """What scripts of rfdetr 1.4 to 1.11 call on a model beside train, evaluate and predict."""
+
+    model: Predictor
+    model_config: ModelConfig
+    class_names: list[str]
+    means: ClassVar[list[float]] = list(IMAGENET_MEAN)
+    stds: ClassVar[list[float]] = list(IMAGENET_STD)
+
+    def inference(
+        self,
+        compile: bool = True,
+        batch_size: int = 1,
+        dtype: str | torch.dtype = torch.float32,
+        *,
+        inplace: bool = False,
+        compile_backend: Literal["torchscript", "inductor"] = "torchscript",
+    ) -> None:
+        """Predicts from now on with a private copy of the network, its weights as `dtype`.
+
+        With `compile_backend="inductor"`, `compile` runs torch.compile. "torchscript" changes
+        nothing: traced, the network is not faster. Every `batch_size` is served. With bfloat16,
+        several times as fast on processors and GPUs made for it, confidences move by some
+        thousandths. `inplace` converts the network itself, which then cannot be trained or undone.
+        `remove_optimized_model` undoes all else, and so does `train`.
+        """
+        wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if wanted not in _DTYPES.values():
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+        if compile_backend not in ("torchscript", "inductor"):
+            backend = f"compile_backend {compile_backend!r}"
+            raise InputError(f'{backend}: expected "torchscript" or "inductor"')
+        check_count("batch_size", batch_size)
+        if inplace and compile:
+            raise InputError("inplace=True needs compile=False")
+        compiled = compile and compile_backend == "inductor"
+        self.model.optimize(wanted, compiled, inplace)
+
+    optimize_for_inference = inference  # its name before 1.11
+
+    @property
+    def is_optimized_inplace(self) -> bool:
+        """Whether `inference(inplace=True)` has converted the network itself."""
+        return self.model.converted
+
+    def remove_optimized_model(self) -> None:
+        """Predicts from now on with the network as it was loaded or trained."""
+        if self.is_optimized_inplace:
+            warnings.warn("inference(inplace=True) is not undone: load the model", stacklevel=2)
+        else:
+            self.model.optimize(torch.float32, False)
+
+    def get_model_config(self, **settings: Any) -> ModelConfig:
+        """The model's configuration, with `settings` in place of its own."""
+        return type(self.model_config)(**{**self.model_config.model_dump(), **settings})
+
+    def get_train_config(self, **settings: Any) -> TrainConfig:
+        """The configuration with which `train(**settings)` would run."""
+        return self.train_config_class(**settings)
+
+    @property
+    def train_config_class(self) -> type[TrainConfig]:
+        """`SegmentationTrainConfig` for a model of masks."""
+        return SegmentationTrainConfig if self.model_config.segmentation_head else TrainConfig
+
+    def maybe_download_pretrain_weights(self) -> None:
+        """Does nothing: a model is built with its weights, which were downloaded then."""
+
+    def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
+        """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line."""
+        if self.is_optimized_inplace:
+            raise RunError("inference(inplace=True) has converted the weights: load the model")
+        folder = check_path("output_dir", output_dir)
+        args = checkpoint_args(self.model_config, self.class_names)
+        model = published_tensors(detector_in(self.model.model).state_dict())
+        content = {"model": model, "args": types.SimpleNamespace(**args)}
+        names = "".join(f"{name}\n" for name in self.class_names)
+        atomic_write(folder / "weights.pt", lambda stream: torch.save(content, stream))
+        atomic_write(folder / "class_names.txt", lambda stream: stream.write(names.encode()))
+
+    def deploy_to_roboflow(self, *_: Any, **__: Any) -> None:
+        """Always `InputError`: this package sends nothing; the message says what does."""
+        raise InputError(
+            "deploy_to_roboflow is not here, as nothing is sent anywhere. Write the files with "
+            "export_for_roboflow(folder), then: pip install roboflow, and "
+            "project.version(n).deploy(model_type='rfdetr-...', model_path=folder)"
+        )
