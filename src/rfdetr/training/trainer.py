@@ -34,7 +34,7 @@ from rfdetr.training.callbacks import (
     RunFilesCallback,
     UndecodableCallback,
 )
-from rfdetr.training.callbacks.out_of_memory import explained_memory
+from rfdetr.training.callbacks.limits import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 from rfdetr.training.lightning_state import epochs_in
 from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
