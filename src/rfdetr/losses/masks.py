@@ -128,8 +128,9 @@ def logits_at_points(
         points = uncertain_points(masks, num_points)
         return bilinear_at(masks, points)[:, 0], points
 
-    rows = zip(queries.split(counts), offsets.detach().split(counts), maps, strict=True)
+    by_image = (torch.split(values, counts) for values in (queries, offsets.detach()))
     # Else the backward pass would need every mask (M, h, w) at once; so it forms them again.
+    rows = zip(*by_image, maps, strict=True)
     parts = [checkpoint(read, *row, use_reentrant=False) for row in rows]
     logits, points = (torch.cat(part) for part in zip(*parts, strict=True))
     # Plus 0: the offsets' gradient is summed over the points, not over the masks.

@@ -51,7 +51,7 @@ class NonFiniteCallback(Callback):
         self._losses: list[Tensor] = []
         self._terms: list[dict[str, Tensor]] = []
 
-    on_train_epoch_end = _begin_window
+    on_train_epoch_end = _begin_window  # type: ignore[assignment]
 
     def on_train_batch_start(self, _: Trainer, __: Any, batch: Any, batch_idx: int) -> None:
         self._batches.append((batch_idx, batch))

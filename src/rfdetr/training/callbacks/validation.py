@@ -130,9 +130,12 @@ def _drawn(picture: np.ndarray, objects: Objects, names: Sequence[str]) -> Image
     if masks is not None:
         logits = masks if masks.is_floating_point() else masks.float() - 0.5
         none = masks.new_zeros(0, SIDE, SIDE, dtype=torch.bool)
-        masks = torch.cat([*full_size_masks(logits, (SIDE, SIDE)), none]).cpu().numpy()
-    boxes, classes = objects["boxes"].float().cpu().numpy(), objects["labels"].cpu().numpy()
-    detections = import_supervision().Detections(boxes, mask=masks, class_id=classes)
+        masks = torch.cat([*full_size_masks(logits, (SIDE, SIDE)), none])
+    detections = import_supervision().Detections(
+        xyxy=objects["boxes"].float().cpu().numpy(),
+        class_id=objects["labels"].cpu().numpy(),
+        mask=None if masks is None else masks.cpu().numpy(),
+    )
     return draw(picture, detections, texts)
 
 
@@ -147,7 +150,7 @@ def evaluate_loader(
 
     def detect(batch: Any, model: nn.Module | None) -> list[dict[str, Tensor]]:
         with torch.inference_mode(), trainer.precision_plugin.test_step_context():
-            return module.detect(batch, model) if model else module.evaluate(batch)["results"]  # type: ignore[no-any-return]
+            return module.detect(batch, model) if model else module.evaluate(batch)["results"]
 
     max_dets, was_training = module.train_config.eval_max_dets, module.training
     models = [None] if average is None else [None, average]
