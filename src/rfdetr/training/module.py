@@ -5,7 +5,7 @@ The life of an update of A batches (accumulate_grad_batches), in the order of th
     loader                     images of one size, drawn for the step (`datamodule`, `data.loaders`)
     transfer_batch_to_device   any loader's batch becomes [images, targets] on the device
     on_train_batch_start       callbacks: last.ckpt where it is due (`resume`), damaged images are
-                               counted (`undecodable`), drop path is set; then here: torch is seeded
+                               counted (`limits`), drop path is set; then here: torch is seeded
                                by (seed, epoch, batch), foreign loaders' images get the step's size
     training_step              normalise, network, `compute_losses`, their sum; logged, and added to
                                the means of the epoch

@@ -24,7 +24,7 @@ from rfdetr.errors import InputError
 from rfdetr.training import callbacks as own
 from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.batch_size import AutoBatchSizeCallback
-from rfdetr.training.callbacks.out_of_memory import explained_memory
+from rfdetr.training.callbacks.limits import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 from rfdetr.training.lightning_state import epochs_in, find_callback
 from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
