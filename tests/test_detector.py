@@ -20,7 +20,7 @@ import rfdetr
 from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, RFDETRMiniConfig, SegmentationTrainConfig
-from rfdetr.config.train_settings import TrainSettings
+from rfdetr.config.training import TrainSettings
 from rfdetr.detector import FACES
 from rfdetr.models.build import build_detector
 from rfdetr.weights.labels import class_labels

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from rfdetr import config as configs
 from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig, TrainConfig, adds_masks_to
-from rfdetr.config.train_settings import TrainSettings
+from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
