@@ -144,5 +144,5 @@ class ModelConfig(Architecture):
     @model_validator(mode="after")
     def _check_trained_part(self) -> ModelConfig:
         if self.freeze_encoder and self.backbone_lora:
-            raise InputError("freeze_encoder True leaves what backbone_lora True adapts: choose one")
+            raise InputError("freeze_encoder True keeps what backbone_lora True adapts: choose one")
         return self

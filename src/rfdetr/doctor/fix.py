@@ -67,28 +67,33 @@ class Copy(NamedTuple):
 
 
 def from_xyxy(entry: Annotation, _: Size) -> Annotation:
-    """Box x1 y1 x2 y2 as x y width height; an area that cannot be the box's becomes the box's."""
-    x, y, right, bottom = entry["bbox"]
-    most, area = (right - x) * (bottom - y), entry.get("area")
-    odd = area is not None and not 0 < area <= most
-    return {"bbox": [x, y, right - x, bottom - y]} | ({"area": most} if odd else {})
+    """Box x1 y1 x2 y2 as x y width height."""
+    return _box(*entry["bbox"], entry.get("area"))
 
 
 def clip(entry: Annotation, size: Size) -> Annotation:
-    """The part of the box that is inside the image; the area is at most that of the part."""
+    """The part of the box that is inside the image."""
     x, y, w, h = entry["bbox"]
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])
-    most, area = (right - left) * (bottom - top), entry.get("area")
-    clipped = {"bbox": [left, top, right - left, bottom - top]}
-    return clipped | ({"area": min(area, most)} if isinstance(area, int | float) else {})
+    right, bottom = min(x + w, size[1]), min(y + h, size[0])
+    return _box(max(x, 0), max(y, 0), right, bottom, entry.get("area"))
+
+
+def _box(left: float, top: float, right: float, bottom: float, area: Any) -> Annotation:
+    """The fields of a box; an area that cannot be its own becomes its own."""
+    most = (right - left) * (bottom - top)
+    odd = isinstance(area, int | float) and not 0 < area <= most
+    return {"bbox": [left, top, right - left, bottom - top]} | ({"area": most} if odd else {})
 
 
 def usable_outline(entry: Annotation, _: Size) -> Annotation:
     """Leave out the polygons of which nothing can be drawn, and all that is no list of polygons."""
+
+    def is_usable(part: Any) -> bool:
+        rules = {rule for rule, _ in outline_faults([part], 0, 0)}
+        return not rules & {"outline-points", "outline-numbers"} and _encloses(part)
+
     parts = entry["segmentation"] if isinstance(entry["segmentation"], list) else []
-    rules_of = [{rule for rule, _ in outline_faults([part], 0, 0)} for part in parts]
-    whole = [part for part, rules in zip(parts, rules_of, strict=True) if not rules & _BROKEN]
-    return {"segmentation": [part for part in whole if _encloses(part)]}
+    return {"segmentation": [part for part in parts if is_usable(part)]}
 
 
 def clip_outline(entry: Annotation, size: Size) -> Annotation:
@@ -104,7 +109,6 @@ def _encloses(part: list[float]) -> bool:
     return bool((np.isfinite(extent) & (extent > 0)).all())
 
 
-_BROKEN = {"outline-points", "outline-numbers"}
 # What a rule's finding changes in a COCO annotation, in the order in which they act.
 _FIXES: dict[str, Callable[[Annotation, Size], Annotation]] = {
     "boxes-xyxy": from_xyxy,
@@ -174,10 +178,9 @@ def _refuse_losses(report: Report, shares: list[Share]) -> None:
             kept = f"{images_kept} of {images} images, {boxes_kept} of {boxes} boxes"
             lost.append(f"{split} ({kept})")
     if lost:
-        raise InputError(
-            f"{report.dataset}: the copy would lose most of {', '.join(lost)}; nothing was written."
-            " Correct the cause of the errors by hand, or take what is left with --force"
-        )
+        losses = f"the copy would lose most of {', '.join(lost)}; nothing was written"
+        advice = "correct the cause by hand, or take what is left with --force"
+        raise InputError(f"{report.dataset}: {losses}: {advice}")
 
 
 class _Writer:
@@ -245,9 +248,7 @@ class _Writer:
             if records.images["place"][image] not in images:
                 continue
             record_of = {finding.rule: finding.record for finding in findings}
-            if (
-                records.swapped is not None and records.swapped[row]
-            ):  # a finding about the whole file
+            if records.swapped is not None and records.swapped[row]:  # found of the whole file
                 record_of["boxes-xyxy"] = records.describe_box(row, "")[1]
             for rule in filter(record_of.__contains__, fixes):
                 changed = fixes[rule](entry, records.images["size"][image].tolist())
@@ -313,11 +314,10 @@ class _Writer:
 
     def _drop(self, findings: Iterable[Finding], rules: Set[str], text: str) -> bool:
         """Whether one of the findings is of these rules; tells the first."""
-        for finding in findings:
-            if finding.rule in rules:
-                self._tell(finding.file, finding.record, finding.rule, text)
-                return True
-        return False
+        first = next((finding for finding in findings if finding.rule in rules), None)
+        if first is not None:
+            self._tell(first.file, first.record, first.rule, text)
+        return first is not None
 
     def _tell(self, *change: str) -> None:
         self.copy.changes.append(Change(*change))
@@ -342,9 +342,8 @@ def _link(original: Path, link: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):
         if not filecmp.cmp(original, link):  # else two records list the image
-            raise FileExistsError(
-                f"{original}: another image has its name in the copy, {link.name}; rename one"
-            )
+            taken = f"another image has its name in the copy, {link.name}; rename one"
+            raise FileExistsError(f"{original}: {taken}")
         return
     try:
         link.symlink_to(original.resolve())

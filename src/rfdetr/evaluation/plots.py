@@ -1,7 +1,6 @@
 """Figures as PNG files: metrics over epochs, precision-recall and F1 curves, confusion matrices.
 
-Figures are made as objects, never through pyplot: no window, no backend to choose, the same on a
-server.
+None is made through pyplot: no window, no backend to choose, the same on a server.
 """
 
 from __future__ import annotations
@@ -23,11 +22,8 @@ from rfdetr.evaluation.matching import Array
 from rfdetr.evaluation.metrics import MASK_PREFIX, Metrics
 from rfdetr.files import atomic_write
 
-MOST_COLOURED = 20
-"""With more classes than this, curves are grey but for the best and the worst few."""
-MOST_NUMBERED = 30
-"""With more classes than this, a confusion matrix has colours only, no numbers."""
-
+MOST_COLOURED = 20  # with more classes, curves are grey but for the best and the worst few
+MOST_NUMBERED = 30  # with more classes, a confusion matrix has colours only, no numbers
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0b5fa5", "#d95f02", "#1b8a5a", "#b2182b", "#b8bcc2"
 _DPI = 150
 _STYLE: dict[Any, Any] = {
@@ -146,10 +142,7 @@ def pr_figure(metrics: Metrics, split: str) -> Figure:
 
 
 def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
-    """F1 on `split` over the confidence threshold, per class and in the mean.
-
-    `threshold` is marked, with the F1 there.
-    """
+    """F1 on `split` over the confidence, per class and in the mean, which `threshold` marks."""
     title = f"F1 over confidence on {split}, IoU 0.5"
     figure, axes = _curve_axes(title, "confidence threshold", "F1")
     curves = metrics.sweep.curves.f1
@@ -159,24 +152,17 @@ def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
         exact = metrics.overall["F1"]  # the curve has a point per thousandth only
         reached = exact if origin == split else float(np.interp(at, CONFIDENCES, mean))
         label = f"threshold {at:.3f}, best on {origin}: {reached:.3f}"
-        dashes: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "color": "black"}
-        axes.plot(
-            [at] * 2, [0, reached], marker="o", markevery=[1], label=label, zorder=11, **dashes
-        )
+        axes.plot([at] * 2, [0, reached], "k--o", markevery=[1], lw=0.9, label=label, zorder=11)
     legend = "highest F1, each at its own threshold"
     _draw_classes(axes, CONFIDENCES, curves, metrics.sweep.class_f1, metrics, legend)
     return figure
 
 
-def confusion_figure(
-    metrics: Metrics, split: str, threshold: Threshold, normalized: bool
-) -> Figure:
-    """Detections of at least `threshold` on `split`.
-
-    Rows are true classes; normalised, a row sums to 1 and shows what became of the class's objects
-    (of the background's: which classes the false detections name).
+def confusion_figure(metrics: Metrics, split: str, at: Threshold, normalized: bool) -> Figure:
+    """Detections on `split` from the threshold `at`. Rows are true classes; normalised, a row sums
+    to 1 and shows what became of the class's objects, or which classes the false detections name.
     """
-    counts = metrics.confusion(threshold.value)
+    counts = metrics.confusion(at.value)
     values = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalized else counts
     names = [_short(row["name"]) for row in metrics.per_class] + ["background"]
     size = float(np.clip(0.42 * len(names), 3.4, 13))
@@ -201,7 +187,7 @@ def confusion_figure(
             colour = "white" if norm(value) > 0.55 else "#222222"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
     kind = "share of the true class" if normalized else "counts"
-    where = f"confidence ≥ {threshold.value:.3f} (best F1 on {threshold.split})"
+    where = f"confidence ≥ {at.value:.3f} (best F1 on {at.split})"
     title = f"Confusion on {split}, {kind}\n{where}\nIoU ≥ 0.5, whatever the class"
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).outline.set_visible(False)

@@ -16,17 +16,13 @@ from rfdetr.data.transforms import EvalTransform
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
 
-Detect = Callable[[Tensor, Tensor], list[dict[str, Tensor]]]
+Found = list[dict[str, Tensor]]
+Judged = Sequence[tuple[CocoEvaluator, Callable[[Any], Found]]]
 
 
-def update_evaluators(
-    batches: Iterable[Any],
-    judged: Sequence[tuple[CocoEvaluator, Callable[[Any], list[dict[str, Tensor]]]]],
-) -> None:
-    """The loop. Each evaluator of `judged` takes what the function beside it detects in a batch.
-
-    A batch is (images, targets); the detections and targets are as `CocoEvaluator.update` takes
-    them. Several networks are judged in one pass, so that the images are decoded once.
+def update_evaluators(batches: Iterable[Any], judged: Judged) -> None:
+    """The loop. Each evaluator of `judged` takes what the function beside it detects in a batch
+    (images, targets). Several networks are judged in one pass: images are decoded once.
     """
     for batch in batches:
         for evaluator, detect in judged:
@@ -34,7 +30,7 @@ def update_evaluators(
 
 
 def evaluate_split(
-    detect: Detect,
+    detect: Callable[[Tensor, Tensor], Found],
     index: DatasetIndex,
     *,
     resolution: int,
@@ -54,7 +50,7 @@ def evaluate_split(
     loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=workers)
     evaluator = CocoEvaluator(index.class_names, max_dets, masks=index.outlines is not None)
 
-    def detect_batch(batch: Any) -> list[dict[str, Tensor]]:
+    def detect_batch(batch: Any) -> Found:
         images, targets = batch
         return detect(images.tensors, torch.stack([target["orig_size"] for target in targets]))
 
