@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import model_validator
 
 from rfdetr.config.fields import PathText, PositiveInt, Side, StrictConfig
 from rfdetr.errors import InputError
 
-__all__ = ["ENCODERS", "PROJECTOR_SCALES", "Architecture", "EncoderDims", "ModelConfig"]
+__all__ = ["ENCODERS", "PROJECTOR_SCALES", "VARIANTS", "Architecture", "EncoderDims", "ModelConfig"]
+
+VARIANTS: dict[str, type[ModelConfig]] = {}
+"""The class of each variant by its short name, "nano"."""
 
 
 class EncoderDims(NamedTuple):
@@ -140,6 +143,11 @@ class ModelConfig(Architecture):
     """Train and evaluate under automatic mixed precision where the device is fast at it."""
     device: str | None = None
     """Where `predict` runs ("cpu", "cuda:1", "mps"); None: the best there is."""
+
+    def __init_subclass__(cls, variant: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if variant is not None:
+            VARIANTS[variant] = cls
 
     @model_validator(mode="after")
     def _check_trained_part(self) -> ModelConfig:

@@ -1,12 +1,12 @@
 """The variants: each class states only what differs from the one it builds on. What each is for
-stands at its class in `rfdetr.detector`: `RFDETRNano` has `RFDETRNanoConfig`.
+stands at its class in `rfdetr.detector`: at `RFDETRNano` for `RFDETRNanoConfig`.
 """
 
 # Imported as modules, so that `from rfdetr.config.variants import *` gives variants alone.
 from rfdetr.config import fields, model
 
 
-class RFDETRMiniConfig(model.ModelConfig):  # ours, bundled; under 3 M parameters
+class RFDETRMiniConfig(model.ModelConfig, variant="mini"):  # ours, bundled; under 3 M parameters
     encoder: model.EncoderName = "dinov2_windowed_mini"
     out_feature_indexes: list[int] = [1, 3, 5]
     resolution: fields.Side = 256
@@ -19,29 +19,29 @@ class RFDETRMiniConfig(model.ModelConfig):  # ours, bundled; under 3 M parameter
     pretrain_weights: fields.PathText | None = "rf-detr-mini.safetensors"
 
 
-class RFDETRNanoConfig(model.ModelConfig):  # 30.5 M parameters
+class RFDETRNanoConfig(model.ModelConfig, variant="nano"):  # 30.5 M parameters
     pretrain_weights: fields.PathText | None = "rf-detr-nano.pth"
 
 
-class RFDETRSmallConfig(model.ModelConfig):  # 32.1 M parameters
+class RFDETRSmallConfig(model.ModelConfig, variant="small"):  # 32.1 M parameters
     resolution: fields.Side = 512
     dec_layers: fields.PositiveInt = 3
     pretrain_weights: fields.PathText | None = "rf-detr-small.pth"
 
 
-class RFDETRMediumConfig(model.ModelConfig):  # 33.7 M parameters
+class RFDETRMediumConfig(model.ModelConfig, variant="medium"):  # 33.7 M parameters
     resolution: fields.Side = 576
     dec_layers: fields.PositiveInt = 4
     pretrain_weights: fields.PathText | None = "rf-detr-medium.pth"
 
 
-class RFDETRLargeConfig(model.ModelConfig):  # 33.9 M parameters
+class RFDETRLargeConfig(model.ModelConfig, variant="large"):  # 33.9 M parameters
     resolution: fields.Side = 704
     dec_layers: fields.PositiveInt = 4
     pretrain_weights: fields.PathText | None = "rf-detr-large-2026.pth"
 
 
-class RFDETRBaseConfig(model.ModelConfig):  # the first published model, on the DINOv2 position grid
+class RFDETRBaseConfig(model.ModelConfig, variant="base"):  # on the DINOv2 position grid
     out_feature_indexes: list[int] = [2, 5, 8, 11]
     patch_size: fields.PositiveInt = 14
     num_windows: fields.PositiveInt = 4
@@ -51,7 +51,7 @@ class RFDETRBaseConfig(model.ModelConfig):  # the first published model, on the 
     pretrain_weights: fields.PathText | None = "rf-detr-base.pth"
 
 
-class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):  # of a base-size encoder and two levels
+class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig, variant="large-deprecated"):
     encoder: model.EncoderName = "dinov2_windowed_base"
     projector_scale: list[model.Level] = ["P3", "P5"]
     hidden_dim: fields.PositiveInt = 384
@@ -61,12 +61,12 @@ class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):  # of a base-size encoder a
     pretrain_weights: fields.PathText | None = "rf-detr-large.pth"
 
 
-class RFDETRSegMiniConfig(RFDETRMiniConfig):  # ours, bundled
+class RFDETRSegMiniConfig(RFDETRMiniConfig, variant="seg-mini"):  # ours, bundled
     segmentation_head: bool = True
     pretrain_weights: fields.PathText | None = "rf-detr-seg-mini.safetensors"
 
 
-class RFDETRSegNanoConfig(model.ModelConfig):  # 33.6 M parameters
+class RFDETRSegNanoConfig(model.ModelConfig, variant="seg-nano"):  # 33.6 M parameters
     patch_size: fields.PositiveInt = 12
     num_windows: fields.PositiveInt = 1
     resolution: fields.Side = 312
@@ -77,13 +77,13 @@ class RFDETRSegNanoConfig(model.ModelConfig):  # 33.6 M parameters
     pretrain_weights: fields.PathText | None = "rf-detr-seg-nano.pt"
 
 
-class RFDETRSegSmallConfig(RFDETRSegNanoConfig):  # 33.7 M parameters
+class RFDETRSegSmallConfig(RFDETRSegNanoConfig, variant="seg-small"):  # 33.7 M parameters
     num_windows: fields.PositiveInt = 2
     resolution: fields.Side = 384
     pretrain_weights: fields.PathText | None = "rf-detr-seg-small.pt"
 
 
-class RFDETRSegMediumConfig(RFDETRSegSmallConfig):  # 35.7 M parameters
+class RFDETRSegMediumConfig(RFDETRSegSmallConfig, variant="seg-medium"):  # 35.7 M parameters
     resolution: fields.Side = 432
     dec_layers: fields.PositiveInt = 5
     num_queries: fields.PositiveInt = 200
@@ -91,12 +91,12 @@ class RFDETRSegMediumConfig(RFDETRSegSmallConfig):  # 35.7 M parameters
     pretrain_weights: fields.PathText | None = "rf-detr-seg-medium.pt"
 
 
-class RFDETRSegLargeConfig(RFDETRSegMediumConfig):  # 35.9 M parameters
+class RFDETRSegLargeConfig(RFDETRSegMediumConfig, variant="seg-large"):  # 35.9 M parameters
     resolution: fields.Side = 504
     pretrain_weights: fields.PathText | None = "rf-detr-seg-large.pt"
 
 
-class RFDETRSegXLargeConfig(RFDETRSegLargeConfig):  # 38.1 M parameters
+class RFDETRSegXLargeConfig(RFDETRSegLargeConfig, variant="seg-xlarge"):  # 38.1 M parameters
     resolution: fields.Side = 624
     dec_layers: fields.PositiveInt = 6
     num_queries: fields.PositiveInt = 300
@@ -104,35 +104,16 @@ class RFDETRSegXLargeConfig(RFDETRSegLargeConfig):  # 38.1 M parameters
     pretrain_weights: fields.PathText | None = "rf-detr-seg-xlarge.pt"
 
 
-class RFDETRSeg2XLargeConfig(RFDETRSegXLargeConfig):  # 38.6 M parameters
+class RFDETRSeg2XLargeConfig(RFDETRSegXLargeConfig, variant="seg-2xlarge"):  # 38.6 M parameters
     resolution: fields.Side = 768
     pretrain_weights: fields.PathText | None = "rf-detr-seg-xxlarge.pt"
 
 
-class RFDETRSegPreviewConfig(RFDETRSegSmallConfig):  # the first published one of masks
+class RFDETRSegPreviewConfig(RFDETRSegSmallConfig, variant="seg-preview"):
     resolution: fields.Side = 432
     num_queries: fields.PositiveInt = 200
     num_select: fields.PositiveInt = 200
     pretrain_weights: fields.PathText | None = "rf-detr-seg-preview.pt"
-
-
-VARIANTS: dict[str, type[model.ModelConfig]] = {
-    "mini": RFDETRMiniConfig,
-    "nano": RFDETRNanoConfig,
-    "small": RFDETRSmallConfig,
-    "medium": RFDETRMediumConfig,
-    "large": RFDETRLargeConfig,
-    "base": RFDETRBaseConfig,
-    "large-deprecated": RFDETRLargeDeprecatedConfig,
-    "seg-mini": RFDETRSegMiniConfig,
-    "seg-nano": RFDETRSegNanoConfig,
-    "seg-small": RFDETRSegSmallConfig,
-    "seg-medium": RFDETRSegMediumConfig,
-    "seg-large": RFDETRSegLargeConfig,
-    "seg-xlarge": RFDETRSegXLargeConfig,
-    "seg-2xlarge": RFDETRSeg2XLargeConfig,
-    "seg-preview": RFDETRSegPreviewConfig,
-}
 
 
 def adds_masks_to(detector: type[model.ModelConfig], variant: type[model.ModelConfig]) -> bool:
@@ -144,4 +125,4 @@ def adds_masks_to(detector: type[model.ModelConfig], variant: type[model.ModelCo
 def variant_name(config: model.Architecture | type[model.Architecture]) -> str | None:
     """Short name ("nano") of a configuration's variant; None for a design of your own."""
     cls = config if isinstance(config, type) else type(config)
-    return next((name for name, variant in VARIANTS.items() if variant is cls), None)
+    return next((name for name, variant in model.VARIANTS.items() if variant is cls), None)

@@ -110,17 +110,15 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             points = [(epoch, value) for epoch, value in points if np.isfinite(value)]
             if points:
                 one = len(points) == 1
-                named = {"label": f"{label} {points[0][1]:.4g}" if one else label, "color": colour}
+                label = f"{label} {points[0][1]:.4g}" if one else label
                 size = 7 if one else 3 if len(points) <= 30 else 0
-                xy = zip(*points, strict=True)
-                axes.plot(*xy, marker="o", markersize=size, linestyle=style, **named)
+                axes.plot(*np.transpose(points), f"o{style}", c=colour, ms=size, label=label)
         axes.set(title=title, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
         axes.tick_params(labelbottom=True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if not axes.lines:
-            centre: dict[str, Any] = {"transform": axes.transAxes, "ha": "center"}
-            axes.text(0.5, 0.5, "not logged", color="#888888", **centre)
+            axes.text(0.5, 0.5, "not logged", color="#888", transform=axes.transAxes, ha="center")
             continue
         if title != "Loss":
             axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-9))
