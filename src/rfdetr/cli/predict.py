@@ -61,9 +61,9 @@ def predict(
     count = sum(len(record.get("detections", ())) for record in records)
     print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")
     if unread:
-        share = f"{len(unread)} of {len(records)} images"
+        share = f"{len(unread)} of {len(records)} images could not be read"
         names = ", ".join(str(record["source"]) for record in unread)
-        raise RunError(f"{share} could not be read, the others are done: {names}")
+        raise RunError(f"{share}, the others are done: {names}")
 
 
 def _numbered(stem: str, ending: str = "") -> Iterator[str]:

@@ -23,7 +23,11 @@ class TrainConfig(fields.StrictConfig):
     """How a model is trained. Defaults follow RF-DETR (arXiv 2511.09554)."""
 
     PLACE = "train({setting}) or TrainConfig({setting})"
-    BELONGS_TO_TRAINER: ClassVar[set[str]] = {"strategy", "devices", "callbacks"}
+    BELONGS_TO_TRAINER: ClassVar[dict[str, str]] = {
+        "strategy": "pass strategy= to build_trainer(train_config, model_config, strategy=...)",
+        "devices": "pass devices= to build_trainer(train_config, model_config, devices=...)",
+        "callbacks": "pass callbacks= to build_trainer, or extend trainer.callbacks",
+    }
 
     dataset_dir: Path
     """Folder with the labelled images, COCO or YOLO layout."""
@@ -133,8 +137,7 @@ class TrainConfig(fields.StrictConfig):
     @classmethod
     def _unknown_name(cls, name: str, value: Any, model: str) -> str:
         if name in cls.BELONGS_TO_TRAINER:
-            call = f"build_trainer(train_config, model_config, {name}=...)"
-            return f"TrainConfig has no field {name!r}: pass {name}= to {call}"
+            return f"TrainConfig has no field {name!r}: {cls.BELONGS_TO_TRAINER[name]}"
         return super()._unknown_name(name, value, model)
 
     @field_validator("dataset_dir", "output_dir", mode="before")
@@ -157,7 +160,7 @@ class TrainConfig(fields.StrictConfig):
 class SegmentationTrainConfig(TrainConfig):
     """How a segmentation model is trained; `train` takes these fields for one by itself."""
 
-    PLACE = "the training of a segmentation model: RFDETRSegNano().train({setting})"
+    PLACE = "the training of a segmentation model: train() or SegmentationTrainConfig({setting})"
 
     mask_ce_loss_coef: NonNegativeFloat = 5.0
     """Weight of the masks' cross-entropy loss."""

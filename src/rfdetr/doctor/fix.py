@@ -67,17 +67,17 @@ class Copy(NamedTuple):
 
 def from_xyxy(entry: Annotation, _: Size) -> Annotation:
     """Box x1 y1 x2 y2 as x y width height."""
-    return _box(*entry["bbox"], entry.get("area"))
+    return _box(entry.get("area"), *entry["bbox"])
 
 
 def clip(entry: Annotation, size: Size) -> Annotation:
     """The part of the box that is inside the image."""
     x, y, w, h = entry["bbox"]
     right, bottom = min(x + w, size[1]), min(y + h, size[0])
-    return _box(max(x, 0), max(y, 0), right, bottom, entry.get("area"))
+    return _box(entry.get("area"), max(x, 0), max(y, 0), right, bottom)
 
 
-def _box(left: float, top: float, right: float, bottom: float, area: Any) -> Annotation:
+def _box(area: Any, left: float, top: float, right: float, bottom: float) -> Annotation:
     """The fields of a box; an area that cannot be its own becomes its own."""
     most = (right - left) * (bottom - top)
     odd = isinstance(area, int | float) and not 0 < area <= most
