@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rfdetr.evaluation.f1 import F1Sweep
@@ -80,7 +80,7 @@ class Metrics:
         return named | self.masks.logged(prefix + MASK_PREFIX, per_class) if self.masks else named
 
 
-def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weights: str) -> None:
+def write_results(path: Path, splits: Mapping[str, Metrics], weights: str) -> None:
     """Write results.json: the figures of one set of `weights` (their file or name) by split.
 
     {"schema_version": 1, "weights": str, "iou_type": "bbox",

@@ -6,7 +6,6 @@ None is made through pyplot: no window, no backend to choose, the same on a serv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,18 +59,14 @@ class Threshold(NamedTuple):
     split: str
 
 
-def plot_history(history: Sequence[Mapping[str, Any]], path: str | PathLike[str]) -> None:
+def plot_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write `history_figure` as a PNG file."""
     with mpl.rc_context(_STYLE):
         _save(history_figure(history), path)
 
 
 def plot_metrics(
-    metrics: Metrics,
-    directory: str | PathLike[str],
-    split: str,
-    chosen: Metrics | None = None,
-    prefix: str = "",
+    metrics: Metrics, folder: Path, split: str, chosen: Metrics | None = None, prefix: str = ""
 ) -> None:
     """Write pr_curve.png, f1_curve.png, confusion_matrix.png and confusion_matrix_normalized.png.
 
@@ -89,9 +84,9 @@ def plot_metrics(
             "confusion_matrix_normalized": confusion_figure(metrics, split, threshold, True),
         }
         for name, figure in figures.items():
-            _save(figure, Path(directory, f"{prefix}{name}.png"))
+            _save(figure, folder / f"{prefix}{name}.png")
     if metrics.masks is not None:
-        plot_metrics(metrics.masks, directory, split, chosen and chosen.masks, MASK_PREFIX)
+        plot_metrics(metrics.masks, folder, split, chosen and chosen.masks, MASK_PREFIX)
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -240,5 +235,5 @@ def _short(name: str) -> str:
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 
 
-def _save(figure: Figure, path: str | PathLike[str]) -> None:
+def _save(figure: Figure, path: Path) -> None:
     atomic_write(path, lambda stream: figure.savefig(stream, format="png", dpi=_DPI))
