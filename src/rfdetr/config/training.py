@@ -150,7 +150,7 @@ class TrainConfig(fields.StrictConfig):
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
         if self.warmup_epochs >= self.epochs:
-            left = f"leaves none of epochs {self.epochs} to train at full rate"
+            left = f"leaves nothing of epochs {self.epochs} to train at full rate"
             raise InputError(f"warmup_epochs {self.warmup_epochs} {left}")
         if self.early_stopping_use_ema and not self.use_ema:
             raise InputError("early_stopping_use_ema True watches what use_ema False does not keep")
