@@ -44,13 +44,10 @@ def read_facts(path: Path) -> ImageFacts:
             form, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
     except (ImageError, OSError) as error:
         return ImageFacts({"image-truncated": str(error)})
-    suffixes, size = IMAGE_FORMATS.get(form), pixels.shape[0] * pixels.shape[1]
+    size, suffix = pixels.shape[0] * pixels.shape[1], path.suffix.lower()
+    misnamed = suffix not in IMAGE_FORMATS.get(form, (suffix,))
     rules = (
-        (
-            "image-extension",
-            suffixes and path.suffix.lower() not in suffixes,
-            f"the file is {form}",
-        ),
+        ("image-extension", misnamed, f"the file is {form}"),
         ("image-end-missing", lacks_end_marker(data), "no end marker"),
         ("image-mode", mode not in ("RGB", "L") and not is_deep(mode), f"mode {mode}"),
         ("image-animated", frames > 1 and form != "MPO", f"{frames} frames"),

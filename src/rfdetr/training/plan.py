@@ -68,27 +68,36 @@ def training_plan(
     return [(name, value) for name, value in rows.items() if value]
 
 
-def run_summary(trainer: pl.Trainer) -> Rows:
-    """What a fit has reached and left; empty where it kept nothing or had nothing left to train."""
+def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
+    """What a fit of so many `seconds` has reached and left; empty where it kept nothing or had
+    nothing left to train.
+    """
     best = find_callback(trainer, BestModelCallback)
     if best is None or not (best.total_path.exists() and saves(trainer) and trainer.state.finished):
         return []
     rows: Rows = []
     if best.best_kind:
-        entry, masks = best.best[best.best_kind], any(m.masks for m in best.results.values())
+        entry = best.best[best.best_kind]
+        masks = any(metrics.masks is not None for metrics in best.results.values())
         label = "averaged (EMA)" if best.best_kind == "ema" else "live"
         found = f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}"
         rows.append((f"best {'mask ' * masks}mAP 50:95 on valid", found))
     rows += [(split, _figures(metrics)) for split, metrics in best.results.items()]
     for split, metrics in list(best.results.items())[-1:]:
-        rows += _weakest_classes(split, metrics)
+        rated = metrics if metrics.masks is None else metrics.masks
+        judged = [row for row in rated.per_class if row["AP"] == row["AP"]]
+        lowest = sorted(judged, key=lambda row: row["AP"])[:3]
+        listed = ", ".join(f"{row['name']} {row['AP']:.3f}" for row in lowest)
+        rows += [("weakest classes", f"on {split}, AP 50:95: {listed}")] * (len(judged) > 1)
     undecodable = find_callback(trainer, UndecodableCallback)
     damaged = undecodable.images if undecodable else {}
     counts = " and ".join(f"{len(found)} of {split}" for split, found in damaged.items() if found)
     if counts:
         rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))
     rows.append(("epochs", str(trainer.current_epoch)))
-    return [*rows, ("best weights", str(best.total_path)), ("all files", f"{best.output_dir}/")]
+    rows += [("best weights", str(best.total_path)), ("all files", f"{best.output_dir}/")]
+    took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    return [*rows, ("time", took)]
 
 
 def _figures(metrics: Metrics) -> str:
@@ -102,11 +111,3 @@ def _figures(metrics: Metrics) -> str:
     text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value == value)
     threshold = metrics.overall["best_threshold"]
     return text + ("" if math.isnan(threshold) else f" at confidence {threshold:.3f}, its own best")
-
-
-def _weakest_classes(split: str, metrics: Metrics) -> Rows:
-    """The three classes of lowest AP on a split; nothing where fewer than two have one."""
-    rows = [row for row in (metrics.masks or metrics).per_class if not math.isnan(row["AP"])]
-    lowest = sorted(rows, key=lambda row: row["AP"])[:3]
-    listed = ", ".join(f"{row['name']} {row['AP']:.3f}" for row in lowest)
-    return [("weakest classes", f"on {split}, AP 50:95: {listed}")] * (len(rows) > 1)
