@@ -20,7 +20,8 @@ import rfdetr
 from rfdetr import RFDETR, RFDETRMini, RFDETRNano
 from rfdetr.assets.coco_classes import COCO_CLASSES
 from rfdetr.config import VARIANTS, RFDETRMiniConfig, SegmentationTrainConfig
-from rfdetr.config.train_settings import TrainSettings
+from rfdetr.config.training import TrainSettings
+from rfdetr.evaluation.run import labels_of
 from rfdetr.models.build import build_detector
 from rfdetr.variants import FACES
 from rfdetr.weights.labels import class_labels
@@ -181,10 +182,8 @@ def test_evaluation_matches_classes_by_name(checkpoint: Path, tiny_coco: Path) -
         ValueError, match=r"classes the model does not know: \['blue', 'green', 'red'\]"
     ):
         RFDETRMini(pretrain_weights=checkpoint).evaluate(tiny_coco, num_workers=0)
-    renamed = RFDETRMini(pretrain_weights=checkpoint)
-    renamed.model.labels = {0: "red", 1: "spare", 2: "blue", 3: "green"}
-    renamed._known_names = list(renamed.model.labels.values())
-    assert renamed._labels_in_data(["blue", "green", "red"]).tolist() == [2, 3, 0, 1]
+    known = {0: "red", 1: "spare", 2: "blue", 3: "green"}
+    assert labels_of(known, ["blue", "green", "red"]).tolist() == [2, 3, 0, 1, 3]
 
 
 def test_evaluation_names_the_splits_there_are(checkpoint: Path, tiny_coco: Path) -> None:

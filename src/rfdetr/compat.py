@@ -132,7 +132,11 @@ EXPORT: dict[str, Fate] = {
     "openvino_precision": Harmless(None, "it is of OpenVINO"),
 }
 
-TRAINER = {name: f.name or name for name, f in TRAIN.items() if f[0] == "trainer"}
+TRAINER = {
+    name: fate.name or name
+    for name, fate in TRAIN.items()
+    if isinstance(fate, Moved) and fate.to == "trainer"
+}
 """Keywords of `train()` that `build_trainer` takes, and their names there."""
 PRECISIONS = {"auto": "", "bf16": "bf16-mixed", "fp16": "16-mixed", None: "32-true"}
 """Of Lightning's trainer, by published `amp_dtype`; "auto" is left to `build_trainer`."""

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from rfdetr import compat
 from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import ModelConfig, adds_masks_to
-from rfdetr.config.train_settings import TrainSettings
+from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
@@ -189,10 +189,9 @@ class RFDETR(PublishedCalls):
         self._random_tensors, self._changes = set(), []
         self._weights_file = RunFolder(config.output_dir).best("total")
         self._use(module.detector, names)
-        if trainer.is_global_zero and (summary := run_summary(trainer)):
-            seconds = time.monotonic() - started
-            took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
-            show_rows("Training finished", [*summary, ("time", took)])
+        summary = run_summary(trainer, time.monotonic() - started)
+        if trainer.is_global_zero and summary:
+            show_rows("Training finished", summary)
 
     def evaluate(
         self,
@@ -213,7 +212,7 @@ class RFDETR(PublishedCalls):
         `train`: `resolution` has effect, and the names there of those above.
         """
         with needs_extra("train", "evaluation"):
-            from rfdetr.evaluation.run import evaluate_split
+            from rfdetr.evaluation.run import evaluate_split, labels_of
             from rfdetr.training.steps import resolve_precision
         from rfdetr.data.layout import SPLITS, find_splits, load_index
 
@@ -221,12 +220,16 @@ class RFDETR(PublishedCalls):
         counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
         counts |= compat.of_evaluation(settings, self.model.device.type)
         counts.setdefault("resolution", self.model_config.resolution)
+        self.model.check_shape((counts["resolution"],) * 2)
         for name, count in counts.items():
             check_count(name, count, least=0 if name == "num_workers" else 1)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
         layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
         index = load_index(layout, split, masks=self.model_config.segmentation_head)
-        labels_in_data = self._labels_in_data(index.class_names)
+        known = self.model.labels
+        if self._known_names is None and len(index.class_names) == self.model_config.num_classes:
+            known = dict(enumerate(index.class_names))  # nothing said otherwise
+        labels_in_data = labels_of(known, index.class_names)
         autocast = _AUTOCAST.get(resolve_precision(self.model_config.amp, self.model.device.type))
 
         def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -234,26 +237,6 @@ class RFDETR(PublishedCalls):
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
         return evaluate_split(detect, index, **counts)
-
-    def _labels_in_data(self, names: Sequence[str]) -> torch.Tensor:
-        """The data's label for each logit: a table (num_classes + 1,).
-
-        The data's `names` ["cat", "dog"] and a model that knows dog, owl, cat give [1, 2, 0, 2]: a
-        logit that names no class of the data gets the first label past them.
-        """
-        num_classes = self.model_config.num_classes
-        if self._known_names is None and len(names) == num_classes:
-            ids = {name: label for label, name in enumerate(names)}  # nothing said otherwise
-        else:
-            ids = {name: label for label, name in self.model.labels.items()}
-        if unknown := [name for name in names if name not in ids]:
-            raise InputError(
-                f"the data has classes the model does not know: {unknown}; it knows "
-                f"{self.class_names}"
-            )
-        table = torch.full((num_classes + 1,), len(names))
-        table[[ids[name] for name in names]] = torch.arange(len(names))
-        return table
 
     def predict(  # noqa: PLR0913 - the first five are the published ones
         self,

@@ -31,10 +31,14 @@ class PublishedCalls:
 
     model: Predictor
     model_config: ModelConfig
-    class_names: list[str]
     _weights_file: Path | None
     means: ClassVar[list[float]] = list(IMAGENET_MEAN)
     stds: ClassVar[list[float]] = list(IMAGENET_STD)
+
+    if TYPE_CHECKING:
+
+        @property
+        def class_names(self) -> list[str]: ...
 
     def inference(
         self,
@@ -53,8 +57,8 @@ class PublishedCalls:
         thousandths. `inplace` converts the network itself, which then cannot be trained or undone.
         `remove_optimized_model` undoes all else, and so does `train`.
         """
-        wanted = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if wanted not in _DTYPES.values():
+        wanted = _DTYPES.get(str(dtype).removeprefix("torch."))
+        if wanted is None:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
         if compile_backend not in ("torchscript", "inductor"):
             backend = f"compile_backend {compile_backend!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rfdetr.data.batches import NestedTensor
+from rfdetr.data.dataset import NestedTensor
 
 
 def test_both_tensors_move() -> None:

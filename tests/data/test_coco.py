@@ -344,9 +344,8 @@ def test_annotations_of_the_list_alone_count(tiny_coco: Path, edit_coco: Edit) -
     assert findings.counts == {"category-parent": 1}
     np.testing.assert_array_equal(index.boxes, plain.boxes)
     assert index.outlines is not None
-    corners = [
-        index.outlines.get(row, (48, 64)).polygons[0][0].tolist() for row in range(len(index.boxes))
-    ]  # type: ignore
+    outlines = [index.outlines.get(entry, 48, 64) for entry in index.outlines.entries]
+    corners = [outline.polygons[0][0].tolist() for outline in outlines]  # type: ignore
     assert corners == index.boxes[:, :2].tolist()
 
 

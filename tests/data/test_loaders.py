@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rfdetr.data.batches import collate
-from rfdetr.data.dataset import DetectionDataset, keyed_generator
+from rfdetr.data.dataset import DetectionDataset, collate, keyed_generator
 from rfdetr.data.images import ImageError, decode_image, resize
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rfdetr.data.workers import worker_context
+from rfdetr.data.loaders import worker_context
 
 TRAIN = """
 from rfdetr import RFDETRMini

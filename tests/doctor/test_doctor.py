@@ -645,9 +645,8 @@ def test_the_fingerprint_knows_a_picture_again_and_no_other() -> None:
 
 def test_an_error_message_shows_the_ten_worst_of_all_rules() -> None:
     findings = Findings(limit=10)
-    findings.add_rows(
-        "box-not-finite", range(50), lambda row: ("a.json", f"annotation id {row}", "", row)
-    )
+    marked = {"box-not-finite": np.ones(50, bool)}
+    findings.add_rows(marked, lambda row: ("a.json", f"annotation id {row}", "", row))
     findings.add("image-missing", "a.json", "gone.jpg")
     findings.add("box-clipped", "a.json", "annotation id 7")
     with pytest.raises(

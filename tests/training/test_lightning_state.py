@@ -7,7 +7,26 @@ from typing import Any
 
 import torch
 
-from rfdetr.training.lightning_state import COUNTERS, FLAGS, batches_done, epochs_in
+from rfdetr.training.lightning_state import batches_done, epochs_in
+
+ALL = ("ready", "started", "processed", "completed")
+OPTIMIZER = "epoch_loop.automatic_optimization.optim_progress.optimizer"
+COUNTERS: dict[str, tuple[str, ...]] = {
+    "epoch_progress": ALL,
+    "epoch_loop.batch_progress": ALL,
+    "epoch_loop.val_loop.batch_progress": ALL,
+    "epoch_loop.scheduler_progress": ("ready", "completed"),
+    f"{OPTIMIZER}.step": ("ready", "completed"),
+    f"{OPTIMIZER}.zero_grad": ("ready", "started", "completed"),
+    "epoch_loop.manual_optimization.optim_step_progress": ("ready", "completed"),  # not in use
+}
+"""Those that lightning_state.py was written for; each is under "total" and under "current"."""
+FLAGS = {
+    "epoch_loop.batch_progress.is_last_batch",
+    "epoch_loop.val_loop.batch_progress.is_last_batch",
+    "epoch_loop.state_dict._batches_that_stepped",
+}
+"""What Lightning saves beside the counters, apart from the states of loaders."""
 
 
 def names_in(state: dict[str, Any], prefix: str = "") -> set[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rfdetr.config import ModelConfig, TrainConfig
-from rfdetr.data.batches import NestedTensor
+from rfdetr.data.dataset import NestedTensor
 from rfdetr.data.images import normalize
 from rfdetr.training import RFDETRModule
 from rfdetr.training.optim import lr_factor

@@ -51,7 +51,7 @@ def test_the_plan_of_a_resumed_run_names_its_checkpoint(make_run: Callable[..., 
 
 def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> None:
     run = make_run(epochs=1).fit()
-    summary = dict(run_summary(run.trainer))
+    summary = dict(run_summary(run.trainer, 61))
     assert summary["best weights"] == str(run.output / "checkpoint_best_total.pth")
     assert "weights of epoch 1" in summary["best mAP 50:95 on valid"]
     assert {"valid", "test"} <= set(summary)
@@ -65,7 +65,7 @@ def test_the_summary_names_the_best_weights(make_run: Callable[..., Any]) -> Non
 
 
 def test_a_run_that_kept_nothing_has_no_summary(make_run: Callable[..., Any]) -> None:
-    assert run_summary(make_run(trainer={"fast_dev_run": 1}).fit().trainer) == []
+    assert run_summary(make_run(trainer={"fast_dev_run": 1}).fit().trainer, 61) == []
 
 
 def test_the_summary_counts_damaged_images(
@@ -75,6 +75,6 @@ def test_the_summary_counts_damaged_images(
     path = run.datamodule.layout.splits["train"].images / "3.png"
     path = path if path.exists() else next(path.parent.glob("*3.*"))
     path.write_bytes(path.read_bytes()[:200])
-    summary = dict(run_summary(run.fit().trainer))
+    summary = dict(run_summary(run.fit().trainer, 61))
     assert summary["damaged images"] == "1 of train could not be decoded; `rfdetr check` names them"
     assert caplog.text.count("replaced by") == 1

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from rfdetr.data.batches import NestedTensor
+from rfdetr.data.dataset import NestedTensor
 from rfdetr.training.steps import count_steps, draw_size, mix_seed, resize_batch, share_of_window
 
 QUIET = {

@@ -38,9 +38,8 @@ from rfdetr.training.callbacks import (
     UndecodableCallback,
 )
 from rfdetr.training.checkpoints import AtomicCheckpointIO
-from rfdetr.training.progress import EpochProgressBar
 from rfdetr.training.steps import resolve_precision
-from rfdetr.training.trainer import quiet_lightning
+from rfdetr.training.trainer import EpochProgressBar, quiet_lightning
 
 ALWAYS = {
     *(COCOEvalCallback, NonFiniteCallback, PredictionImagesCallback, MemoryCallback),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from rfdetr.cli.options import known_model
+from rfdetr.cli.options import AsJson, Dataset, DatasetFile, known_model
 from rfdetr.data.findings import RULES
 from rfdetr.errors import RunError
 
@@ -20,40 +20,30 @@ if TYPE_CHECKING:
     from rfdetr.doctor.fix import Copy
 
 _EXAMPLES = 3
-_STYLE = {"error": "red", "warning": "yellow", "info": "cyan"}
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 def check(  # noqa: PLR0913 - each is an option of the command
-    dataset: Annotated[Path, Parameter(name=["--dataset-dir", "--dataset", "--data"])],
+    dataset: Annotated[Path, Dataset],
     /,
     *,
-    dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
+    dataset_file: DatasetFile = "roboflow",
     model: str = "nano",
     processes: int | None = None,
     fix: Path | None = None,
     force: Annotated[bool, Parameter(negative="")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find what is wrong or odd in a dataset: files, labels, images, splits.
 
     Exit code 1 if there are errors.
 
-    Parameters
-    ----------
-    dataset
-        Folder with the labelled images (COCO or YOLO layout).
-    dataset_file
-        Layout of the folder: "roboflow" detects COCO and YOLO exports, "coco" is the original one.
-    model
-        Variant to train: decides how many objects are too many, and which are too small.
-    processes
-        Processes that decode images; one per core by default.
-    fix
-        New folder for a corrected copy: rewritten annotations, and links to the images.
-    force
-        Write the copy even if a split loses most of its images or boxes.
-    as_json
-        Print one JSON object with every finding.
+    Args:
+        model: Variant to train: decides how many objects are too many, and which are too small.
+        processes: Processes that decode images; one per core by default.
+        fix: New folder for a corrected copy: rewritten annotations, and links to the images.
+        force: Write the copy even if a split loses most of its images or boxes.
+        as_json: Print one JSON object with every finding.
     """
     from rfdetr.config import VARIANTS
     from rfdetr.doctor.check import check as look
@@ -79,28 +69,27 @@ def _show(report: Report) -> None:
     if not counts:
         console.print(f"{report.dataset}: nothing to remark ({sizes} images)")
         return
-    table = Table(title=f"{report.dataset}: {sizes or 'no'} images", title_justify="left")
-    for column in ("severity", "rule", "found", "meaning"):
-        table.add_column(column, justify="right" if column == "found" else "left")
+    columns = "severity", "rule", Column("found", justify="right"), "meaning"
+    title = f"{report.dataset}: {sizes or 'no'} images"
+    table = Table(*columns, title=title, title_justify="left")
     severity = {rule: report.findings.severity(rule) for rule in RULES if counts[rule]}
-    rules = sorted(severity, key=lambda rule: list(_STYLE).index(severity[rule]))
+    rules = sorted(severity, key=lambda rule: list(_COLOURS).index(severity[rule]))
+    examples = []
     for rule in rules:
-        shown = f"[{_STYLE[severity[rule]]}]{severity[rule]}[/]"
-        table.add_row(
-            shown, rule, str(counts[rule]), f"{RULES[rule].meaning}: {RULES[rule].advice}"
-        )
-    Console().print(table)
-    for rule in rules:
-        for finding in report.of(rule)[:_EXAMPLES]:
-            console.print(f"[{_STYLE[severity[rule]]}]{rule}[/] {escape(str(finding))}")
+        colour = _COLOURS[severity[rule]]
+        meaning = f"{RULES[rule].meaning}: {RULES[rule].advice}"
+        table.add_row(f"[{colour}]{severity[rule]}[/]", rule, str(counts[rule]), meaning)
+        first = report.of(rule)[:_EXAMPLES]
+        examples += [f"[{colour}]{rule}[/] {escape(str(finding))}" for finding in first]
         if (more := counts[rule] - _EXAMPLES) > 0:
-            console.print(f"[dim]{rule}: and {more} more; --json lists all[/]")
+            examples.append(f"[dim]{rule}: and {more} more; --json lists all[/]")
+    Console().print(table)
+    console.print(*examples, sep="\n")
 
 
 def _show_copy(copy: Copy, folder: Path | None) -> None:
-    console = Console(soft_wrap=True, highlight=False)
-    for file, record, rule, change in copy.changes:
-        console.print(f"{rule}: {escape(file)}: {escape(record)}: {escape(change)}")
+    for change in copy.changes:
+        print(f"{change.rule}: {change.file}: {change.record}: {change.change}")
     for split, images, images_kept, boxes, boxes_kept in copy.shares:
         parts = (images_kept, images, "images"), (boxes_kept, boxes, "boxes")
         kept = [
@@ -108,6 +97,6 @@ def _show_copy(copy: Copy, folder: Path | None) -> None:
             for part, whole, what in parts
             if whole
         ]
-        console.print(f"{split}: {' and '.join(kept) or 'left out'}")
+        print(f"{split}: {' and '.join(kept) or 'left out'}")
     found = f"{len(copy.changes)} changes; corrected copy in {folder}"
-    console.print(f"{found}, its images are links to the originals")
+    print(f"{found}, its images are links to the originals")

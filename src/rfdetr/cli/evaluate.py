@@ -4,43 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from cyclopts import Parameter
-
-from rfdetr.cli.options import Dataset
+from rfdetr.cli.options import AsJson, BatchSize, Checkpoint, Dataset, DatasetFile, Device
 
 
 def evaluate(  # noqa: PLR0913 (each is an option)
-    checkpoint: str,
+    checkpoint: Checkpoint,
     dataset: Annotated[Path, Dataset],
     /,
     *,
     split: str = "test",
-    dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
-    batch_size: int = 4,
-    device: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    dataset_file: DatasetFile = "roboflow",
+    batch_size: BatchSize = 4,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on a labelled split: mAP, precision, recall and F1, overall and by
     class.
 
-    Parameters
-    ----------
-    checkpoint
-        File of weights, or the name of a published one.
-    dataset
-        Folder with the labelled images (COCO or YOLO layout).
-    split
-        "train", "valid" or "test".
-    dataset_file
-        Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.
-    batch_size
-        Images at a time.
-    device
-        "cpu", "cuda", "mps"; the best there is by default.
-    as_json
-        Print one JSON object instead of the table.
+    Args:
+        split: "train", "valid" or "test".
+        as_json: Print one JSON object instead of the table.
     """
     from rich.console import Console
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
+from contextlib import suppress
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +23,11 @@ PACKAGES = (
 )
 
 
-def info(target: Annotated[str | None, Parameter(name=["--target"])] = None, /) -> None:
+def info(target: Annotated[str | None, Parameter(name="--target")] = None, /) -> None:
     """Show what a checkpoint or a dataset holds; without either, the environment.
 
-    Parameters
-    ----------
-    target
-        A file of weights, the name of a published one, or a folder of labelled images.
+    Args:
+        target: A file of weights, the name of a published one, or a folder of labelled images.
     """
     if target is None:
         show_rows("Environment", _environment().items())
@@ -48,10 +47,9 @@ def _environment() -> dict[str, str]:
     rows = {"rfdetr": __version__, "python": platform.python_version()}
     rows["system"] = platform.platform()
     for package in PACKAGES:
-        try:
-            rows[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            rows[package] = "not installed"
+        rows[package] = "not installed"
+        with suppress(metadata.PackageNotFoundError):
+            rows[package] = metadata.version(package)
     device = best_device(None)
     rows["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     rows["cores"] = f"{os.cpu_count()} ({torch.get_num_threads()} used)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
@@ -19,20 +19,30 @@ from rfdetr.config.fields import fault_lines
 from rfdetr.errors import InputError
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
-Dataset = Parameter(name=["--dataset-dir", "--dataset", "--data"])
+_FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
+_FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
+_DEVICES = '"cpu", "cuda", "mps"; the best there is by default.'
+# Parameters that several commands have, with their notes.
+Dataset = Parameter(name=["--dataset-dir", "--dataset", "--data"], help=_FOLDER)
+DatasetFile = Annotated[Literal["roboflow", "coco", "yolo"], Parameter(help=_FILES)]
+Checkpoint = Annotated[str, Parameter(help="File of weights, or the name of a published one.")]
+BatchSize = Annotated[int, Parameter(help="Images at a time.")]
+Device = Annotated[str | None, Parameter(help=_DEVICES)]
+AsJson = Annotated[bool, Parameter(name="--json", negative="")]
 
 
-def options_of(config: type[BaseModel], group: Group, *, without: str = "") -> Any:
-    """A class with the fields of `config` but for `without` as options; unset if not given."""
+def options_of(config: type[BaseModel], group: Group) -> Any:
+    """A class with the fields of `config` that have a default as options; unset if not given."""
     annotated: Any = Annotated  # these types are made here, where a type checker cannot follow
     fields: dict[str, Any] = {}
     for name, field in config.model_fields.items():
+        if field.is_required():
+            continue
         shows = config is not ModelConfig and field.default is not None  # variants have their own
         note = f"{field.description} [default: {field.default}]" if shows else field.description
         kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
         kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
         fields[name] = (kind, Field(None, description=" ".join(str(note).split())))
-    fields.pop(without, None)
     return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]
 
 

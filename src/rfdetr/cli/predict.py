@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from rfdetr.cli.options import BatchSize, Checkpoint, Device
 from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -19,37 +20,24 @@ JSON_NAME = "predictions.json"
 
 
 def predict(
-    checkpoint: str,
+    checkpoint: Checkpoint,
     /,
     *sources: str,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     threshold: float = 0.5,
-    batch_size: int = 4,
-    device: str | None = None,
+    batch_size: BatchSize = 4,
+    device: Device = None,
     pictures: bool = True,
 ) -> None:
     """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE)
     where it has them.
 
-    Parameters
-    ----------
-    checkpoint
-        File of weights, or the name of a published one.
-    sources
-        Image files, folders, patterns ("shots/*.jpg") or http(s) addresses.
-    out
-        New or empty folder to write to; default: the first free of predictions, predictions-2, ...
-    threshold
-        Lowest confidence that is reported.
-    batch_size
-        Images at a time.
-    device
-        "cpu", "cuda", "mps"; the best there is by default.
-    pictures
-        Draw the boxes on copies of the images.
+    Args:
+        sources: Image files, folders, patterns ("shots/*.jpg") or http(s) addresses.
+        out: New or empty folder; default: the first free of predictions, predictions-2, ...
+        threshold: Lowest confidence that is reported.
+        pictures: Draw the boxes on copies of the images.
     """
-    from rich.console import Console
-
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
     from rfdetr.files import atomic_write
@@ -60,8 +48,7 @@ def predict(
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        text = "not an empty folder; nothing is overwritten, choose another --out"
-        raise InputError(f"{out}: {text}")
+        raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     images = list(expand(sources))
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
     stream = detector.predict_stream(images, threshold, batch_size, on_error="skip")
@@ -72,12 +59,11 @@ def predict(
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
     atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
     count = sum(len(record.get("detections", ())) for record in records)
-    told = f"{len(records)} images, {count} objects: {out / JSON_NAME}"
-    Console().print(told, soft_wrap=True, highlight=False)
+    print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")
     if unread:
-        share = f"{len(unread)} of {len(records)} images"
+        share = f"{len(unread)} of {len(records)} images could not be read"
         names = ", ".join(str(record["source"]) for record in unread)
-        raise RunError(f"{share} could not be read, the others are done: {names}")
+        raise RunError(f"{share}, the others are done: {names}")
 
 
 def _numbered(stem: str, ending: str = "") -> Iterator[str]:
@@ -98,9 +84,8 @@ def _records(
     taken = {JSON_NAME}
     for prediction in predictions:
         record = _record(prediction)
-        if prediction.error is None:
-            folder.mkdir(parents=True, exist_ok=True)  # only now: unread images leave no folder
         if pictures and prediction.error is None:
+            folder.mkdir(parents=True, exist_ok=True)  # only now: unread images leave no folder
             stem = Path(str(prediction.source).split("?")[0]).stem or "image"
             name = next(name for name in _numbered(stem, ".jpg") if name not in taken)
             taken.add(name)
@@ -117,8 +102,7 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 
     if prediction.error is not None:
         return {"source": prediction.source, "error": prediction.error}
-    height, width = prediction.image.shape[:2]
-    objects = []
+    objects, (height, width) = [], prediction.image.shape[:2]
     found: Any = prediction.detections  # supervision types ids and confidences as perhaps missing
     for box, mask, confidence, class_id, _, data in found:
         entry = {
@@ -129,7 +113,7 @@ def _record(prediction: Prediction) -> dict[str, Any]:
         }
         if mask is not None:
             counts = compress(runs_of_bitmap(mask)).decode()
-            entry["mask_rle"] = {"size": list(mask.shape), "counts": counts}
+            entry["mask_rle"] = {"size": [height, width], "counts": counts}
         objects.append(entry)
     size = {"width": width, "height": height}
     return {"source": prediction.source, **size, "detections": objects}

@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     TrainOptions: TypeAlias = BaseModel | None
     ModelOptions: TypeAlias = BaseModel | None
 else:
-    _training = Group("Training", sort_key=1)
-    _network = Group("Model (defaults are the variant's)", sort_key=2)
-    TrainOptions = options_of(SegmentationTrainConfig, _training, without="dataset_dir")
-    ModelOptions = options_of(ModelConfig, _network)
+    TrainOptions = options_of(SegmentationTrainConfig, Group("Training", sort_key=1))
+    ModelOptions = options_of(ModelConfig, Group("Model (defaults are the variant's)", sort_key=2))
 
 
 def train(
@@ -32,16 +30,11 @@ def train(
     training: TrainOptions = None,
     network: ModelOptions = None,
 ) -> None:
-    """Fine-tune a detector on a folder of labelled images (COCO or YOLO layout).
+    """Fine-tune a detector on a folder of labelled images.
 
-    Parameters
-    ----------
-    dataset
-        Folder with the labelled images.
-    model
-        Variant: mini, nano, small, medium, large, ...; default: of --pretrain-weights, or nano.
-    config
-        YAML file with any of these options, `name: value`; options given here win over it.
+    Args:
+        model: Variant: mini, nano, small, medium, ...; default: of --pretrain-weights, or nano.
+        config: YAML file with any of these options, `name: value`; options given here win over it.
     """
     settings = {} if config is None else read_config_file(config)
     for options in (training, network):

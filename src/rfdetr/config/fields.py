@@ -34,9 +34,7 @@ PathText = Annotated[
 
 
 class ConfigError(InputError, ValidationError):
-    """A configuration that cannot be: a line for each wrong field, with what was expected and what
-    was found. `except pydantic.ValidationError` catches it too.
-    """
+    """A configuration that cannot be: a line for each wrong field, what was expected and found."""
 
     def __str__(self) -> str:
         return "\n".join(fault_lines(self))
@@ -65,23 +63,15 @@ def fault_lines(error: ValidationError) -> list[str]:
 
 
 class StrictConfig(BaseModel):
-    """Refuses unknown fields, naming the nearest known one or the configuration that has them.
-
-    The text under a field is its `description`.
+    """Refuses unknown fields, naming the nearest known one or the configuration that has them. The
+    text under a field is its `description`.
     """
 
     model_config = ConfigDict(
-        extra="forbid",
-        validate_assignment=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        extra="forbid", validate_assignment=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-    PLACE: ClassVar[str]
-    """Where its fields belong, told to who gives one elsewhere: "train({setting})"."""
-    PUBLISHED: ClassVar[Mapping[str, Fate]] = {}
-    """The published package's names that are no fields here."""
+    PLACE: ClassVar[str]  # of its fields, told to who gives one elsewhere: "train({setting})"
+    PUBLISHED: ClassVar[Mapping[str, Fate]] = {}  # published names that are no fields here
 
     if not TYPE_CHECKING:  # type checkers know the parameters from the fields
 
@@ -99,10 +89,12 @@ class StrictConfig(BaseModel):
     @classmethod
     def refuse_unknown(cls, settings: Mapping[str, Any], model: str = "ModelConfig") -> None:
         """Raises `ConfigError` for names of no fields; `model` is the class with the model's."""
-        kind = {"type": "extra_forbidden", "msg": ""}
-        unknown = [name for name in settings if name not in cls.model_fields]
-        if unknown:
-            faults = [{**kind, "loc": (name,), "input": settings[name]} for name in unknown]
+        faults = [
+            {"type": "extra_forbidden", "msg": "", "loc": (name,), "input": value}
+            for name, value in settings.items()
+            if name not in cls.model_fields
+        ]
+        if faults:
             raise cls._error(faults, model)
 
     @classmethod

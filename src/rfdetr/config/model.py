@@ -1,7 +1,4 @@
-"""What a network is (`Architecture`) and how it is run (`ModelConfig`).
-
-Every field has its unit or range and one line of why.
-"""
+"""What a network is (`Architecture`) and how it is run (`ModelConfig`)."""
 
 from __future__ import annotations
 
@@ -13,18 +10,19 @@ from rfdetr import compat
 from rfdetr.config.fields import PathText, PositiveInt, Side, StrictConfig
 from rfdetr.errors import InputError
 
-__all__ = ["ENCODERS", "PROJECTOR_SCALES", "Architecture", "EncoderDims", "ModelConfig"]
+__all__ = ["ENCODERS", "PROJECTOR_SCALES", "VARIANTS", "Architecture", "EncoderDims", "ModelConfig"]
+
+VARIANTS: dict[str, type[ModelConfig]] = {}
+"""The class of each variant by its short name, "nano"."""
 
 
 class EncoderDims(NamedTuple):
-    """Size of a DINOv2 encoder: token width, number of blocks, attention heads of a block, learned
-    tokens beside the class token (arXiv 2309.16588).
-    """
+    """Size of a DINOv2 encoder."""
 
     width: int
-    depth: int
-    heads: int
-    registers: int = 0
+    depth: int  # blocks
+    heads: int  # of a block
+    registers: int = 0  # learned tokens beside the class token (arXiv 2309.16588)
 
 
 EncoderName = Literal[
@@ -42,8 +40,7 @@ ENCODERS: dict[str, EncoderDims] = {
     "dinov2_registers_windowed_small": EncoderDims(width=384, depth=12, heads=6, registers=4),
     "dinov2_registers_windowed_base": EncoderDims(width=768, depth=12, heads=12, registers=4),
 }
-PROJECTOR_SCALES: dict[Level, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}
-"""Resolution of each feature level, in that of the patch grid."""
+PROJECTOR_SCALES: dict[Level, float] = {"P3": 2.0, "P4": 1.0, "P5": 0.5}  # x the patch grid's
 
 
 def _device_text(value: Any) -> Any:
@@ -98,13 +95,7 @@ class Architecture(StrictConfig):
 
     @property
     def encoder_dims(self) -> EncoderDims:
-        """Width, depth, heads and registers of the encoder."""
         return ENCODERS[self.encoder]
-
-    @property
-    def num_registers(self) -> int:
-        """Extra learned tokens of the encoder."""
-        return self.encoder_dims.registers
 
     @property
     def position_grid(self) -> int:
@@ -125,8 +116,7 @@ class Architecture(StrictConfig):
         elif not blocks or blocks != sorted(set(blocks)) or blocks[0] < 1:
             fault = f"out_feature_indexes {blocks} must be ascending, distinct and at least 1"
         elif blocks[-1] > (depth := self.encoder_dims.depth):
-            encoder = f"the {depth} blocks of encoder {self.encoder!r}"
-            fault = f"out_feature_indexes {blocks} go past {encoder}"
+            fault = f"out_feature_indexes {blocks} go past the {depth} blocks of {self.encoder!r}"
         elif hidden % self.sa_nheads:
             fault = f"hidden_dim {hidden} is not a multiple of sa_nheads {self.sa_nheads}"
         elif hidden % self.ca_nheads:
@@ -136,10 +126,8 @@ class Architecture(StrictConfig):
         elif not levels or len(set(levels)) != len(levels):
             fault = f"projector_scale {levels} needs one or more levels, each once"
         elif self.num_select > most:
-            fault = (
-                f"num_select {self.num_select} is more than num_queries {self.num_queries} x "
-                f"(num_classes {self.num_classes} + 1) = {most}"
-            )
+            scores = f"num_queries {self.num_queries} x (num_classes {self.num_classes} + 1)"
+            fault = f"num_select {self.num_select} is more than {scores} = {most}"
         else:
             return self
         raise InputError(fault)
@@ -163,11 +151,13 @@ class ModelConfig(Architecture):
     device: Annotated[str, BeforeValidator(_device_text)] | None = None
     """Where `predict` runs ("cpu", "cuda:1", "mps"); None: the best there is."""
 
+    def __init_subclass__(cls, variant: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if variant is not None:
+            VARIANTS[variant] = cls
+
     @model_validator(mode="after")
     def _check_trained_part(self) -> ModelConfig:
         if self.freeze_encoder and self.backbone_lora:
-            raise InputError(
-                "freeze_encoder True leaves the encoder as it is, backbone_lora True adapts it: "
-                "choose one"
-            )
+            raise InputError("freeze_encoder True keeps what backbone_lora True adapts: choose one")
         return self

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ValidationInfo, field_validator, model_validator
+from typing_extensions import TypedDict
 
 from rfdetr import compat
 from rfdetr.checks import check_path
@@ -14,7 +15,9 @@ from rfdetr.config import fields
 from rfdetr.config.fields import NonNegativeFloat, PathText, PositiveFloat, PositiveInt
 from rfdetr.errors import InputError
 
-__all__ = ["SegmentationTrainConfig", "TrainConfig"]
+__all__ = ["SegmentationTrainConfig", "TrainConfig", "TrainSettings"]
+
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 class TrainConfig(fields.StrictConfig):
@@ -144,25 +147,18 @@ class TrainConfig(fields.StrictConfig):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
-        warmup, epochs = self.warmup_epochs, self.epochs
-        if warmup >= epochs:
-            raise InputError(
-                f"warmup_epochs {warmup} leaves nothing of epochs {epochs} to train at full rate"
-            )
+        if self.warmup_epochs >= self.epochs:
+            left = f"leaves nothing of epochs {self.epochs} to train at full rate"
+            raise InputError(f"warmup_epochs {self.warmup_epochs} {left}")
         if self.early_stopping_use_ema and not self.use_ema:
-            raise InputError(
-                "early_stopping_use_ema True watches averaged weights, but use_ema False keeps none"
-            )
+            raise InputError("early_stopping_use_ema True watches what use_ema False does not keep")
         return self
 
 
 class SegmentationTrainConfig(TrainConfig):
     """How a segmentation model is trained; `train` takes these fields for one by itself."""
 
-    PLACE = (
-        "the training of a segmentation model: RFDETRSegNano().train({setting}), "
-        "SegmentationTrainConfig({setting})"
-    )
+    PLACE = "the training of a segmentation model: train() or SegmentationTrainConfig({setting})"
 
     mask_ce_loss_coef: NonNegativeFloat = 5.0
     """Weight of the masks' cross-entropy loss."""
@@ -170,3 +166,65 @@ class SegmentationTrainConfig(TrainConfig):
     """Weight of the masks' dice loss."""
     mask_point_sample_ratio: PositiveInt = 16
     """Mask cells for each point at which losses and matching look at a mask."""
+
+
+class TrainSettings(TypedDict, total=False):
+    """The fields of `SegmentationTrainConfig` as keywords of `RFDETR.train`, for editors; a test
+    holds the two together.
+    """
+
+    dataset_dir: PathLike
+    dataset_file: Literal["roboflow", "coco", "yolo"]
+    output_dir: PathLike
+    epochs: int
+    batch_size: int | Literal["auto"]
+    grad_accum_steps: int
+    lr: float
+    lr_encoder: float
+    lr_vit_layer_decay: float
+    lr_component_decay: float
+    weight_decay: float
+    lr_scheduler: Literal["step", "cosine"]
+    lr_drop: int
+    lr_min_factor: float
+    warmup_epochs: float
+    clip_max_norm: float
+    drop_path: float
+    use_ema: bool
+    ema_decay: float
+    ema_tau: float
+    multi_scale: bool
+    expanded_scales: bool
+    color_jitter: float
+    cls_loss_coef: float
+    bbox_loss_coef: float
+    giou_loss_coef: float
+    num_workers: int
+    seed: int | None
+    accelerator: str
+    sync_bn: bool
+    resume: PathLike | None
+    allow_changed_data: bool
+    run_test: bool
+    eval_interval: int
+    eval_max_dets: int
+    compute_val_loss: bool
+    log_per_class_metrics: bool
+    early_stopping: bool
+    early_stopping_patience: int
+    early_stopping_min_delta: float
+    early_stopping_use_ema: bool
+    checkpoint_interval: int
+    checkpoint_every_n_steps: int | None
+    checkpoint_every_minutes: float | None
+    save_safetensors: bool
+    overwrite: bool
+    tensorboard: bool
+    wandb: bool
+    mlflow: bool
+    project: str | None
+    run: str | None
+    progress_bar: bool
+    mask_ce_loss_coef: float
+    mask_dice_loss_coef: float
+    mask_point_sample_ratio: int

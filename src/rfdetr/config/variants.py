@@ -1,12 +1,12 @@
-"""The variants: each class states only what differs from the one it builds on."""
+"""The variants: each class states only what differs from the one it builds on. What each is for
+stands at its class in `rfdetr.detector`: at `RFDETRNano` for `RFDETRNanoConfig`.
+"""
 
 # Imported as modules, so that `from rfdetr.config.variants import *` gives variants alone.
 from rfdetr.config import fields, model
 
 
-class RFDETRMiniConfig(model.ModelConfig):
-    """Ours, bundled: under 3 M parameters, for laptops, tests and very small devices."""
-
+class RFDETRMiniConfig(model.ModelConfig, variant="mini"):  # ours, bundled; under 3 M parameters
     encoder: model.EncoderName = "dinov2_windowed_mini"
     out_feature_indexes: list[int] = [1, 3, 5]
     resolution: fields.Side = 256
@@ -19,39 +19,29 @@ class RFDETRMiniConfig(model.ModelConfig):
     pretrain_weights: fields.PathText | None = "rf-detr-mini.safetensors"
 
 
-class RFDETRNanoConfig(model.ModelConfig):
-    """30.5 M parameters, 384 pixels."""
-
+class RFDETRNanoConfig(model.ModelConfig, variant="nano"):  # 30.5 M parameters
     pretrain_weights: fields.PathText | None = "rf-detr-nano.pth"
 
 
-class RFDETRSmallConfig(model.ModelConfig):
-    """32.1 M parameters, 512 pixels."""
-
+class RFDETRSmallConfig(model.ModelConfig, variant="small"):  # 32.1 M parameters
     resolution: fields.Side = 512
     dec_layers: fields.PositiveInt = 3
     pretrain_weights: fields.PathText | None = "rf-detr-small.pth"
 
 
-class RFDETRMediumConfig(model.ModelConfig):
-    """33.7 M parameters, 576 pixels."""
-
+class RFDETRMediumConfig(model.ModelConfig, variant="medium"):  # 33.7 M parameters
     resolution: fields.Side = 576
     dec_layers: fields.PositiveInt = 4
     pretrain_weights: fields.PathText | None = "rf-detr-medium.pth"
 
 
-class RFDETRLargeConfig(model.ModelConfig):
-    """33.9 M parameters, 704 pixels."""
-
+class RFDETRLargeConfig(model.ModelConfig, variant="large"):  # 33.9 M parameters
     resolution: fields.Side = 704
     dec_layers: fields.PositiveInt = 4
     pretrain_weights: fields.PathText | None = "rf-detr-large-2026.pth"
 
 
-class RFDETRBaseConfig(model.ModelConfig):
-    """The first published model: patch 14 on the DINOv2 position grid, 560 pixels."""
-
+class RFDETRBaseConfig(model.ModelConfig, variant="base"):  # on the DINOv2 position grid
     out_feature_indexes: list[int] = [2, 5, 8, 11]
     patch_size: fields.PositiveInt = 14
     num_windows: fields.PositiveInt = 4
@@ -61,9 +51,7 @@ class RFDETRBaseConfig(model.ModelConfig):
     pretrain_weights: fields.PathText | None = "rf-detr-base.pth"
 
 
-class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):
-    """The first published large model: a base-size encoder and two feature levels."""
-
+class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig, variant="large-deprecated"):
     encoder: model.EncoderName = "dinov2_windowed_base"
     projector_scale: list[model.Level] = ["P3", "P5"]
     hidden_dim: fields.PositiveInt = 384
@@ -73,16 +61,12 @@ class RFDETRLargeDeprecatedConfig(RFDETRBaseConfig):
     pretrain_weights: fields.PathText | None = "rf-detr-large.pth"
 
 
-class RFDETRSegMiniConfig(RFDETRMiniConfig):
-    """Ours, bundled: instance segmentation on the Mini."""
-
+class RFDETRSegMiniConfig(RFDETRMiniConfig, variant="seg-mini"):  # ours, bundled
     segmentation_head: bool = True
     pretrain_weights: fields.PathText | None = "rf-detr-seg-mini.safetensors"
 
 
-class RFDETRSegNanoConfig(model.ModelConfig):
-    """Instance segmentation, 33.6 M parameters, 312 pixels."""
-
+class RFDETRSegNanoConfig(model.ModelConfig, variant="seg-nano"):  # 33.6 M parameters
     patch_size: fields.PositiveInt = 12
     num_windows: fields.PositiveInt = 1
     resolution: fields.Side = 312
@@ -93,17 +77,13 @@ class RFDETRSegNanoConfig(model.ModelConfig):
     pretrain_weights: fields.PathText | None = "rf-detr-seg-nano.pt"
 
 
-class RFDETRSegSmallConfig(RFDETRSegNanoConfig):
-    """Instance segmentation, 33.7 M parameters, 384 pixels."""
-
+class RFDETRSegSmallConfig(RFDETRSegNanoConfig, variant="seg-small"):  # 33.7 M parameters
     num_windows: fields.PositiveInt = 2
     resolution: fields.Side = 384
     pretrain_weights: fields.PathText | None = "rf-detr-seg-small.pt"
 
 
-class RFDETRSegMediumConfig(RFDETRSegSmallConfig):
-    """Instance segmentation, 35.7 M parameters, 432 pixels."""
-
+class RFDETRSegMediumConfig(RFDETRSegSmallConfig, variant="seg-medium"):  # 35.7 M parameters
     resolution: fields.Side = 432
     dec_layers: fields.PositiveInt = 5
     num_queries: fields.PositiveInt = 200
@@ -111,16 +91,12 @@ class RFDETRSegMediumConfig(RFDETRSegSmallConfig):
     pretrain_weights: fields.PathText | None = "rf-detr-seg-medium.pt"
 
 
-class RFDETRSegLargeConfig(RFDETRSegMediumConfig):
-    """Instance segmentation, 35.9 M parameters, 504 pixels."""
-
+class RFDETRSegLargeConfig(RFDETRSegMediumConfig, variant="seg-large"):  # 35.9 M parameters
     resolution: fields.Side = 504
     pretrain_weights: fields.PathText | None = "rf-detr-seg-large.pt"
 
 
-class RFDETRSegXLargeConfig(RFDETRSegLargeConfig):
-    """Instance segmentation, 38.1 M parameters, 624 pixels."""
-
+class RFDETRSegXLargeConfig(RFDETRSegLargeConfig, variant="seg-xlarge"):  # 38.1 M parameters
     resolution: fields.Side = 624
     dec_layers: fields.PositiveInt = 6
     num_queries: fields.PositiveInt = 300
@@ -128,39 +104,16 @@ class RFDETRSegXLargeConfig(RFDETRSegLargeConfig):
     pretrain_weights: fields.PathText | None = "rf-detr-seg-xlarge.pt"
 
 
-class RFDETRSeg2XLargeConfig(RFDETRSegXLargeConfig):
-    """Instance segmentation, 38.6 M parameters, 768 pixels."""
-
+class RFDETRSeg2XLargeConfig(RFDETRSegXLargeConfig, variant="seg-2xlarge"):  # 38.6 M parameters
     resolution: fields.Side = 768
     pretrain_weights: fields.PathText | None = "rf-detr-seg-xxlarge.pt"
 
 
-class RFDETRSegPreviewConfig(RFDETRSegSmallConfig):
-    """The first published segmentation model, 432 pixels."""
-
+class RFDETRSegPreviewConfig(RFDETRSegSmallConfig, variant="seg-preview"):
     resolution: fields.Side = 432
     num_queries: fields.PositiveInt = 200
     num_select: fields.PositiveInt = 200
     pretrain_weights: fields.PathText | None = "rf-detr-seg-preview.pt"
-
-
-VARIANTS: dict[str, type[model.ModelConfig]] = {
-    "mini": RFDETRMiniConfig,
-    "nano": RFDETRNanoConfig,
-    "small": RFDETRSmallConfig,
-    "medium": RFDETRMediumConfig,
-    "large": RFDETRLargeConfig,
-    "base": RFDETRBaseConfig,
-    "large-deprecated": RFDETRLargeDeprecatedConfig,
-    "seg-mini": RFDETRSegMiniConfig,
-    "seg-nano": RFDETRSegNanoConfig,
-    "seg-small": RFDETRSegSmallConfig,
-    "seg-medium": RFDETRSegMediumConfig,
-    "seg-large": RFDETRSegLargeConfig,
-    "seg-xlarge": RFDETRSegXLargeConfig,
-    "seg-2xlarge": RFDETRSeg2XLargeConfig,
-    "seg-preview": RFDETRSegPreviewConfig,
-}
 
 
 def adds_masks_to(detector: type[model.ModelConfig], variant: type[model.ModelConfig]) -> bool:
@@ -172,4 +125,4 @@ def adds_masks_to(detector: type[model.ModelConfig], variant: type[model.ModelCo
 def variant_name(config: model.Architecture | type[model.Architecture]) -> str | None:
     """Short name ("nano") of a configuration's variant; None for a design of your own."""
     cls = config if isinstance(config, type) else type(config)
-    return next((name for name, variant in VARIANTS.items() if variant is cls), None)
+    return next((name for name, variant in model.VARIANTS.items() if variant is cls), None)

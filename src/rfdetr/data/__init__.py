@@ -9,7 +9,7 @@ The life of an image, and the file in which each step is:
    generator keyed by (seed, epoch, image) makes what follows repeatable.
 4. `transforms`: one crop of the original is drawn, and mirrored or not; pixels are resized once, to
    (3, size, size) uint8, and boxes become cxcywh relative to the crop.
-5. `batches`: images are stacked to (B, 3, size, size), each with a `Target`. They go to the device
+5. `collate`: images are stacked to (B, 3, size, size), each with a `Target`. They go to the device
    as uint8, a quarter of what floats take, and are normalised there by `images.normalize`.
 
 `check(dataset_dir)` is the dataset doctor; it loads on first use.
@@ -26,8 +26,8 @@ __all__ = ["check"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "check":
-        from rfdetr.doctor.check import check
+    if name != "check":
+        raise AttributeError(f"module 'rfdetr.data' has no attribute {name!r}")
+    from rfdetr.doctor.check import check
 
-        return check
-    raise AttributeError(f"module 'rfdetr.data' has no attribute {name!r}")
+    return check

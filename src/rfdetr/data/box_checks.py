@@ -43,17 +43,14 @@ def box_faults(boxes: Boxes, clipped: Boxes, limits: Boxes) -> dict[str, Rows]:
 
 
 def has_area(boxes: Boxes) -> Rows:
-    """Boxes with a width and a height."""
     drawn: Rows = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     return drawn
 
 
 def odd_areas(areas: Boxes, boxes: Boxes) -> Rows:
     """Annotated areas (M,) that are not positive, or larger than their boxes; NaN: none."""
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    odd: Rows = (areas <= 0) | (areas > (1 + _AREA_SLACK) * widths * heights + 1)
-    drawn: Rows = (widths > 0) & (heights > 0)
-    return odd & drawn  # false for NaN
+    odd: Rows = (areas <= 0) | (areas > (1 + _AREA_SLACK) * _areas(boxes) + 1)
+    return odd & has_area(boxes)  # false for NaN
 
 
 def repeated_boxes(image_of_box: NDArray[np.int64], boxes: Boxes) -> Rows:

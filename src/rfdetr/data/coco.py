@@ -14,7 +14,7 @@ import os
 import struct
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,63 +23,96 @@ from rfdetr.checks import short
 from rfdetr.data.box_checks import repeats
 from rfdetr.data.files import is_file_name, leaves, with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Description, Findings
-from rfdetr.data.ids import NO_ID, IdCodes, Key, are_exact, id_key
-from rfdetr.data.records import BOX, IMAGE, SplitRecords
+from rfdetr.data.records import BOX, IMAGE, NO_ID, SplitRecords
 from rfdetr.data.segmentations import OutlineRecorder
+from rfdetr.errors import InputError
+
+Key: TypeAlias = "int | str"
 
 _PACK = struct.Struct("<4qb5d8x").pack  # a row of BOX but for its place; refuses what is no number
+_BOX = struct.Struct("<4d").pack  # refuses the same of a box
 _ODD_CROWD = 2  # in the table, for an `iscrowd` that is neither 0 nor 1
-_LARGEST_SIDE = 2**31
+_EXACT = 2**53  # metrics compare ids as float64, which holds whole numbers below this one
+_LONGEST = 1000  # digits; Python refuses to read thousands
+_FIRST_CODE, _LAST_CODE = -(2**63), -(2**62)
 
 
-class _Packer:
-    """Packs annotations while the JSON parser meets them, so that a million never exist as
-    dictionaries at once. Their `label` is the category's id, their `xyxy` x y width height.
+def id_key(value: Any) -> Key | None:
+    """The id that a JSON value means: `7`, `7.0` and `"7"` are 7, other text (a UUID) stands for
+    itself; None for a value that is no id.
+    """
+    if isinstance(value, str):
+        is_number = value.removeprefix("-").isdecimal() and len(value) <= _LONGEST
+        return int(value) if is_number else value or None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
+class _IdCodes:
+    """64-bit numbers for the ids of one file: 7 stands for itself, the first UUID gets -2**63, the
+    next one -2**63 + 1.
     """
 
-    def __init__(self, ids: IdCodes, masks: bool) -> None:
-        self.ids = ids
-        self.masks = masks
-        self.outlines = OutlineRecorder()
+    def __init__(self) -> None:
+        self.odd, self.example = 0, None  # ids that were not written as whole numbers; the first
+        self._codes: dict[Key, int] = {}
+        self._keys: dict[int, Key] = {}
 
-    def hook(self, record: dict[str, Any]) -> dict[str, Any] | bytes:
-        """What stands in place of each JSON object: an annotation becomes the bytes of its row, any
-        other object stays, and so does an annotation that cannot be packed, to be reported later.
+    def code(self, value: Any) -> int:
+        """The number of an id; an `InputError` if the value can be none."""
+        key = id_key(value)
+        if key is None:
+            raise InputError("no id")
+        if not isinstance(value, int):
+            self.example = self.example if self.odd else value
+            self.odd += 1
+        if isinstance(key, int) and _LAST_CODE < key < -_FIRST_CODE:
+            return key
+        code = self._codes.setdefault(key, _FIRST_CODE + len(self._codes))
+        self._keys[code] = key
+        return code
 
-            {"id": 7, "image_id": 1, "category_id": 2, "bbox": [0, 0, 4, 5]}  ->  97 bytes
-            {"id": 7, "image_id": 1, "category_id": 2, "bbox": "none"}        ->  itself
-            {"id": 1, "file_name": "1.jpg"}                                   ->  itself
+    def key(self, code: int) -> Key:
+        return self._keys.get(code, code)
 
-        Files hold such records outside of the list of annotations too: the reader takes from that
-        list alone.
-        """
-        if "image_id" not in record or "category_id" not in record:
-            return record
+
+def _packed(
+    ids: _IdCodes, outlines: OutlineRecorder, masks: bool, record: dict[str, Any]
+) -> dict[str, Any] | bytes:
+    """What stands in place of each JSON object while the parser reads on: an annotation becomes the
+    bytes of its row, so that a million never exist as dictionaries at once. Any other object stays,
+    and so does an annotation that cannot be packed, to be reported later.
+
+        {"id": 7, "image_id": 1, "category_id": 2, "bbox": [0, 0, 4, 5]}  ->  97 bytes
+        {"id": 7, "image_id": 1, "category_id": 2, "bbox": "none"}        ->  itself
+        {"id": 1, "file_name": "1.jpg"}                                   ->  itself
+
+    In a row `label` is the category's id, `xyxy` is x y width height. Files hold such records
+    outside of the list of annotations too: the reader takes from that list alone.
+    """
+    if "image_id" not in record or "category_id" not in record:
+        return record
+    own, image, category = record.get("id", NO_ID), record["image_id"], record["category_id"]
+    area, crowd, outline = map(record.get, ("area", "iscrowd", "segmentation"))
+    try:
+        x, y, w, h = record["bbox"]
+        # A box with w > x and h > y may be x1 y1 x2 y2: its outline decides.
+        looked = masks or (w > x and h > y and bool(outline))
+        entry = len(outlines) if looked else -1
+        flag = (1 if crowd == 1 else _ODD_CROWD) if crowd else 0
+        rest = (entry, flag, x, y, w, h, np.nan if area is None else area)
         try:
-            x, y, w, h = record["bbox"]
-            area, crowd = record.get("area"), record.get("iscrowd")
-            outline = record.get("segmentation")
-            # A box with w > x and h > y may be x1 y1 x2 y2: its outline decides.
-            looked = self.masks or (w > x and h > y and bool(outline))
-            entry = len(self.outlines) if looked else -1
-            flag = (1 if crowd == 1 else _ODD_CROWD) if crowd else 0
-            rest = (entry, flag, x, y, w, h, np.nan if area is None else area)
-            own, image, category = (
-                record.get("id", NO_ID),
-                record["image_id"],
-                record["category_id"],
-            )
-            try:
-                packed = _PACK(own, image, category, *rest)
-            except struct.error:  # an id of another form, or no number where one belongs
-                image, category = self.ids.code(image), self.ids.code(category)
-                own = NO_ID if id_key(own) is None else self.ids.code(own)
-                packed = _PACK(own, image, category, *rest)
-        except (KeyError, TypeError, ValueError, OverflowError, struct.error):
-            return record
-        if looked:
-            self.outlines.add(outline)
-        return packed
+            packed = _PACK(own, image, category, *rest)
+        except struct.error:  # an id of another form, or no number where one belongs
+            image, category = ids.code(image), ids.code(category)
+            own = NO_ID if id_key(own) is None else ids.code(own)
+            packed = _PACK(own, image, category, *rest)
+    except (KeyError, TypeError, ValueError, OverflowError, struct.error):
+        return record
+    if looked:
+        outlines.add(outline)
+    return packed
 
 
 def read_coco(
@@ -89,26 +122,26 @@ def read_coco(
     `findings` instead. `masks`: record the outlines of all objects.
     """
     findings = Findings(SHOWN) if findings is None else findings
-    ids = IdCodes()
-    packer = _Packer(ids, masks)
+    ids, outlines = _IdCodes(), OutlineRecorder()
     with path.open(encoding="utf-8-sig") as stream:
         try:
-            content: Any = json.load(stream, object_hook=packer.hook)
+            hook = functools.partial(_packed, ids, outlines, masks)
+            content: Any = json.load(stream, object_hook=hook)
         except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-            text = f"not a valid JSON file: {error}"
-            raise DatasetError(f"{path}: {text}; export it again") from error
+            fault = f"not a valid JSON file: {error}"
+            raise DatasetError(f"{path}: {fault}; export it again") from error
     fields = content if isinstance(content, dict) else {}
     for key in ("images", "annotations", "categories"):
         if not isinstance(fields.get(key), list):
-            found = sorted(fields) if fields is content else type(content).__name__
-            needed = f"it needs a list {key!r}; found {found}"
-            raise DatasetError(f"{path}: not a COCO annotation file: {needed}")
+            held = sorted(fields) if fields is content else type(content).__name__
+            fault = f"it needs a list {key!r}; found {held}"
+            raise DatasetError(f"{path}: not a COCO annotation file: {fault}")
     table = _annotations(path, content.pop("annotations"), findings)
     names, images = _images(path, image_root, content["images"], ids, findings)
     classes, parents, labels = _classes(path, content["categories"], ids, table["label"])
     for name, identity in parents.items():
-        who = f"category id {identity}"
-        findings.add("category-parent", path, who, f"{name!r} is the parent of others")
+        found = f"{name!r} is the parent of others"
+        findings.add("category-parent", path, f"category id {identity}", found)
     image_of_box, listed = _positions(table["image"], images["id"])
     finite = np.isfinite(table["xyxy"].sum(1))
     faults = {
@@ -118,15 +151,15 @@ def read_coco(
         "crowd-flag": table["crowd"] == _ODD_CROWD,
         "annotation-id-repeated": repeats(table["id"]) & (table["id"] != NO_ID),
     }
-    findings.add_masks(faults, functools.partial(_describe, path, ids, table))
+    findings.add_rows(faults, functools.partial(_describe, path, ids, table))
     table["image"], table["label"] = image_of_box, labels
     table["xyxy"][:, 2:] += table["xyxy"][:, :2]
     odd = f"{ids.odd} ids are text or no plain numbers, such as {short(ids.example)}"
-    odd = odd if ids.odd else "long numbers"
-    if not are_exact(images["id"]):
+    exact = _are_exact(images["id"])
+    if not exact:
         images["id"] = np.arange(len(images))
-        odd += "; images are numbered by their places in the file"
-    if odd != "long numbers":
+        odd = f"{odd if ids.odd else 'long numbers'}; images are numbered by place in the file"
+    if ids.odd or not exact:
         findings.add("ids-odd", path, "", odd)
     return SplitRecords(
         source=path,
@@ -138,8 +171,7 @@ def read_coco(
         image_keys=list(names),
         images=images,
         boxes=table[listed & (labels >= 0) & finite],
-        relative=False,
-        outlines=packer.outlines,
+        outlines=outlines,
         masks=masks,
         findings=findings,
     )
@@ -147,36 +179,34 @@ def read_coco(
 
 def _annotations(path: Path, entries: list[Any], findings: Findings) -> NDArray[Any]:
     """The packed annotations of a file's list as rows of BOX; what could not be packed is told."""
-    places = [at for at, entry in enumerate(entries) if isinstance(entry, bytes)]
-    if len(places) < len(entries):
-        for at, entry in enumerate(entries):
-            if not isinstance(entry, bytes):
-                findings.add("annotation-entry", path, *_fault(at, entry), at)
-        entries = [entries[at] for at in places]
-    table = np.frombuffer(bytearray().join(entries), BOX)
-    table["place"] = places
+    odd = [at for at, entry in enumerate(entries) if not isinstance(entry, bytes)]
+    for at in odd:
+        findings.add("annotation-entry", path, *_fault(at, entries[at]), at)
+    rows = [entry for entry in entries if isinstance(entry, bytes)]
+    table = np.frombuffer(bytearray().join(rows), BOX)
+    table["place"] = np.delete(np.arange(len(entries)), odd)
     return table
 
 
 def _fault(at: int, entry: Any) -> tuple[str, str]:
     """Which annotation could not be packed, and why."""
-    who = f"annotation number {at}"
     if not isinstance(entry, dict):
-        return who, f"{short(entry)}, expected an object with image_id, category_id and bbox"
-    who = f"annotation id {entry['id']}" if "id" in entry else who
+        expected = "expected an object with image_id, category_id and bbox"
+        return f"annotation number {at}", f"{short(entry)}, {expected}"
+    who = f"annotation id {entry['id']}" if "id" in entry else f"annotation number {at}"
     for key in ("image_id", "category_id"):
         if id_key(entry.get(key)) is None:
             return who, f"{key} is {short(entry.get(key))}, expected an id: a whole number"
     who += f" (image id {entry['image_id']})"
-    bbox, huge = entry.get("bbox"), 2**1000
-    if not (isinstance(bbox, list) and len(bbox) == 4) or not all(
-        isinstance(value, float) or (isinstance(value, int) and abs(value) < huge) for value in bbox
-    ):
+    bbox: Any = entry.get("bbox")
+    try:
+        _BOX(*bbox)
+    except (TypeError, OverflowError, struct.error):
         return who, f"bbox is {short(bbox)}, expected [x, y, width, height] in pixels"
     return who, f"area is {short(entry.get('area'))}, expected a number"
 
 
-def _describe(path: Path, ids: IdCodes, table: NDArray[Any], row: int) -> Description:
+def _describe(path: Path, ids: _IdCodes, table: NDArray[Any], row: int) -> Description:
     """A faulty row of the packed annotations, for a finding."""
     own, image, category, *_, at = table[row].tolist()
     who = f"annotation number {at}" if own == NO_ID else f"annotation id {ids.key(own)}"
@@ -186,7 +216,7 @@ def _describe(path: Path, ids: IdCodes, table: NDArray[Any], row: int) -> Descri
 
 
 def _images(
-    path: Path, root: Path, entries: list[Any], ids: IdCodes, findings: Findings
+    path: Path, root: Path, entries: list[Any], ids: _IdCodes, findings: Findings
 ) -> tuple[dict[Key, str], NDArray[Any]]:
     """File names by the file's own ids, and the table of images; faulty entries are left out."""
     if not entries:
@@ -213,17 +243,14 @@ def _images(
             findings.add("path-outside", path, who, f"{name} is not in {dataset}", at)
         names[key] = name
         seen.add(name)
-        size = (fields.get("height"), fields.get("width"))
-        known = all(
-            isinstance(side, int | float) and 0 < side < _LARGEST_SIDE and side % 1 == 0
-            for side in size
-        )
+        size = fields.get("height"), fields.get("width")
+        known = all(isinstance(x, int | float) and 0 < x < 2**31 and x % 1 == 0 for x in size)
         rows.append((ids.code(fields["id"]), at, size if known else (0, 0), (0, 0)))
     return names, np.array(rows, IMAGE)
 
 
 def _classes(
-    path: Path, entries: list[Any], ids: IdCodes, codes: NDArray[np.int64]
+    path: Path, entries: list[Any], ids: _IdCodes, codes: NDArray[np.int64]
 ) -> tuple[dict[str, int], dict[str, int], NDArray[np.int64]]:
     """Ids by name of the classes, in ascending order, and of the parents that are none; and the
     label of each box by the code of its category, -1 for an unknown one.
@@ -232,25 +259,23 @@ def _classes(
         if not isinstance(entry, dict) or id_key(entry.get("id")) is None or "name" not in entry:
             found = f"{short(entry)}; expected a whole number 'id' and a 'name'"
             raise DatasetError(f"{path}: category number {at} is {found}")
-    keys = [id_key(entry["id"]) for entry in entries]
+    keys: list[Any] = [id_key(entry["id"]) for entry in entries]
     if twice := [key for key, count in Counter(keys).items() if count > 1]:
         found = f"category ids {twice[:SHOWN]} occur more than once"
         raise DatasetError(f"{path}: {found}; make them unique")
     numbers = np.array([ids.code(entry["id"]) for entry in entries], np.int64)
     place, known = _positions(codes, numbers)
-    if not are_exact(numbers):  # then their ranks stand for them: numbers in order, text at the end
-        ranked = sorted(
-            (isinstance(key, str), at if isinstance(key, str) else key, at)
-            for at, key in enumerate(keys)
-        )
-        numbers[[at for _, _, at in ranked]] = np.arange(len(keys))
-    used = set(np.unique(place[known]).tolist())
+    if not _are_exact(numbers):  # their ranks stand for them: numbers in order, text at the end
+        texts = [isinstance(key, str) for key in keys]
+        ranked = sorted(range(len(keys)), key=lambda at: (texts[at], at if texts[at] else keys[at]))
+        numbers[ranked] = np.arange(len(keys))
+    used = set(place[known].tolist())
     parent_of = [entry.get("supercategory") for entry in entries]
     children = Counter(parent for parent in parent_of if isinstance(parent, str))
     classes: dict[str, int] = {}
     parents: dict[str, int] = {}
-    for at, number in enumerate(numbers.tolist()):
-        name = str(entries[at]["name"])
+    for at in np.argsort(numbers).tolist():
+        name, number = str(entries[at]["name"]), int(numbers[at])
         is_parent = children[name] > (parent_of[at] == name)
         group = parents if is_parent and at not in used else classes
         if name in group:
@@ -260,7 +285,6 @@ def _classes(
     if not classes:
         found = f"'categories' has no classes (found {sorted(parents) or 'nothing'})"
         raise DatasetError(f"{path}: {found}; one is needed")
-    classes = dict(sorted(classes.items(), key=lambda item: item[1]))
     labels, _ = _positions(numbers[place], np.array([*classes.values()]))
     return classes, parents, np.where(known, labels, -1)
 
@@ -275,3 +299,8 @@ def _positions(
     place = np.searchsorted(known, ids, sorter=order)
     positions: NDArray[np.int64] = order[np.minimum(place, len(known) - 1)]
     return positions, known[positions] == ids
+
+
+def _are_exact(codes: NDArray[np.int64]) -> bool:
+    """Whether all codes are the file's own numbers, and small enough for every later use."""
+    return bool(((codes > -_EXACT) & (codes < _EXACT)).all())

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,21 +17,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rfdetr.data.batches import Target
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.transforms import Outlines, Transformed
+from rfdetr.data.transforms import Outlines, TrainTransform, Transformed
 from rfdetr.geometry.rle import pack_rles
 
-Transform: TypeAlias = Callable[
-    [NDArray[np.uint8], NDArray[np.float32], np.random.Generator, Outlines, int | None], Transformed
-]
 SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, int]"
 """An image; an epoch and an image; or an epoch, an image and the size of its input in pixels."""
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 100  # images in a row that may be undecodable
+
+
+class NestedTensor(NamedTuple):
+    """Images (B, 3, H, W) and a bool mask (B, H, W), True where padded; None: no padding."""
+
+    tensors: Tensor
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> NestedTensor:
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
+        return NestedTensor(self.tensors.to(device, non_blocking=non_blocking), mask)
+
+
+class Target(dict[str, Tensor]):
+    """Labels (n,), boxes (n, 4) cxcywh from 0 to 1, image_id and orig_size (height, width).
+
+    Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original image.
+    With outlines there are masks (n, size, size) bool of the network input, and has_mask (n,),
+    False where an object has no outline or one too small to show. Evaluation then adds rle_bytes
+    and rle_offsets of the whole outlines (see `pack_rles`); an object without one has no bytes.
+    An image that cannot be decoded has undecodable (2,): its number, and that of all images.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker sends arrays inside its message. Each tensor would take a file in shared memory
+        # of its own, and the number of files that a process may have open is limited.
+        return Target.from_arrays, ({name: tensor.numpy() for name, tensor in self.items()},)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Target:
+        """The target whose tensors share the memory of `arrays`."""
+        return cls((name, torch.from_numpy(array)) for name, array in arrays.items())
 
 
 def keyed_generator(seed: int, *key: int) -> np.random.Generator:
@@ -54,7 +81,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """
 
     index: DatasetIndex
-    transform: Transform
+    transform: TrainTransform
     _: KW_ONLY
     seed: int = 0
     evaluation: bool = False
@@ -70,9 +97,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         epoch, number, *sizes = (0, key) if isinstance(key, int) else key
         wanted, index = number % len(self), self.index
         i, pixels, readable = self._decode(wanted)
-        rows: Any = index.rows(i)
+        rows = np.arange(*index.offsets[i : i + 2])
         if not self.evaluation:
-            rows = np.arange(rows.start, rows.stop)[~index.crowd[rows]]
+            rows = rows[~index.crowd[rows]]
         outlines = index.outlines_of(i, rows)
         generator = keyed_generator(self.seed, epoch, number)
         size = sizes[0] if sizes else None
@@ -128,3 +155,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
         if self.evaluation:
             target.update(pack_rles([outline.to_rle() if outline else b"" for outline in outlines]))
+
+
+def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Target]]:
+    """Stack images (3, size, size) to a batch (B, 3, size, size) uint8; targets stay a list."""
+    images, targets = zip(*samples, strict=True)
+    return NestedTensor(torch.stack(images)), list(targets)

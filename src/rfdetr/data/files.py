@@ -18,7 +18,6 @@ IMAGE_SUFFIXES = frozenset().union(*IMAGE_FORMATS.values())
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by the suffix of its name."""
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -74,10 +74,8 @@ image-format | labelled files of a format that is not read are left out | conver
 labels-few | more than half of the images have no label file | see that none is lost
 label-orphan | a label file without an image | add the image, or remove the file
 image-turned | stored rotated or mirrored (EXIF); turned upright | see that its boxes fit
-image-boxes-turned | annotated in its stored size but rotated (EXIF); boxes are turned with it \
-| see that they fit
-image-deep | gray of 16 or 32 bits; it is scaled to 8 by its largest value \
-| convert it if that does not suit
+image-boxes-turned | annotated as stored, but rotated (EXIF); boxes turn too | see that they fit
+image-deep | gray of 16 or 32 bits; scaled to 8 by its largest value | convert it if that is wrong
 image-end-missing | a JPEG without its end marker; its picture is whole | write it again
 image-extension | a file is of another format than its name says | rename it
 image-large | an image of very many pixels is slow to read | shrink it
@@ -159,20 +157,17 @@ class Findings:
         if self.limit is None or len(self._kept[rule]) < self.limit:
             self._kept[rule].append(Finding(rule, str(file), record, found, at))
 
-    def add_rows(
-        self, rule: str, rows: Sequence[int], describe: Callable[[int], Description]
-    ) -> None:
-        """A finding for each row; (file, record, found, at) are worked out for those kept only."""
-        room = None if self.limit is None else max(self.limit - len(self._kept[rule]), 0)
-        for row in rows[:room]:
-            self.add(rule, *describe(row))
-        if room is not None and len(rows) > room:
-            self.counts[rule] += len(rows) - room
-
-    def add_masks(self, masks: dict[str, Any], describe: Callable[[int], Description]) -> None:
-        """The same by rule, where a boolean mask (N,) marks its rows."""
+    def add_rows(self, masks: dict[str, Any], describe: Callable[[int], Description]) -> None:
+        """Findings by rule, of the rows that a boolean mask (N,) marks; (file, record, found, at)
+        are worked out for those kept only.
+        """
         for rule, marked in masks.items():
-            self.add_rows(rule, np.flatnonzero(marked).tolist(), describe)
+            rows = np.flatnonzero(marked).tolist()
+            room = len(rows) if self.limit is None else self.limit - self.counts[rule]
+            for row in rows[: max(room, 0)]:
+                self.add(rule, *describe(row))
+            if rest := rows[max(room, 0) :]:
+                self.counts[rule] += len(rest)
 
     def kept(self) -> list[Finding]:
         """What was kept, rule after rule, the worst first."""
@@ -183,7 +178,6 @@ class Findings:
         return (self.checking and RULES[rule].checked) or RULES[rule].severity
 
     def count(self, severity: Severity) -> int:
-        """Findings of a severity."""
         return sum(count for rule, count in self.counts.items() if self.severity(rule) == severity)
 
     def stop_on_errors(self, source: Path | str) -> None:
@@ -193,13 +187,11 @@ class Findings:
             return
         # The first finding of each rule, then the second of each, and so on.
         tiers = itertools.zip_longest(*(self._kept[rule] for rule in errors))
-        worst = [finding for finding in itertools.chain(*tiers) if finding][:SHOWN]
+        worst = [f"\n  {finding}" for finding in itertools.chain(*tiers) if finding][:SHOWN]
         count = self.count("error")
-        lines = "".join(f"\n  {finding}" for finding in worst)
         more = f"\n  and {count - len(worst)} more" if count > len(worst) else ""
-        raise DatasetError(
-            f"{source}: {count} error{'s' * (count > 1)} in the dataset:{lines}{more}"
-        )
+        head = f"{source}: {count} error{'s' * (count > 1)} in the dataset:"
+        raise DatasetError(head + "".join(worst) + more)
 
     def log(self, logger: logging.Logger, source: Path | str) -> None:
         """One line for each rule that has findings but stops nothing."""

@@ -84,9 +84,9 @@ def read_header(path: Path) -> ImageHeader:
                 with Image.open(stream, formats=_pillow_formats()) as image:
                     header = _pillow_header(image)
             check_size(header.height, header.width)
+            return header
         except _PILLOW_ERRORS as error:
             raise ImageError(f"{path}: not a readable image: {_reason(error)}") from error
-    return header
 
 
 def decode_image(source: Path | bytes, name: str = "image bytes") -> NDArray[np.uint8]:
@@ -279,9 +279,8 @@ def _exif_orientation(exif: bytes) -> int:
         with contextlib.suppress(struct.error):  # the block ends before what it promises
             (directory,) = struct.unpack_from(order + "I", exif, 10)
             (count,) = struct.unpack_from(order + "H", exif, 6 + directory)
-            entries = exif[8 + directory :][: 12 * count]
-            whole = entries[: len(entries) // 12 * 12]
-            for tag, _type, _count, value, _pad in struct.iter_unpack(order + "HHIHH", whole):
+            for entry in range(count):
+                tag, value = struct.unpack_from(order + "H6xH2x", exif, 8 + directory + 12 * entry)
                 if tag == _ORIENTATION_TAG:
                     return value if 1 <= value <= 8 else 1
     return 1

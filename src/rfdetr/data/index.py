@@ -63,12 +63,10 @@ class DatasetIndex:
         return len(self.image_ids)
 
     def path(self, image: int) -> Path:
-        """File of an image."""
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
         return self.root / os.fsdecode(name.tobytes())
 
     def rows(self, image: int) -> slice:
-        """Rows of an image's boxes."""
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
 
     def outlines_of(self, image: int, rows: slice | NDArray[np.int64]) -> list[Segmentation | None]:
@@ -76,13 +74,10 @@ class DatasetIndex:
         if self.outlines is None:
             return []
         height, width = self.sizes[image].tolist()
-        places = range(rows.start, rows.stop) if isinstance(rows, slice) else rows.tolist()
-        return [self.outlines.get(row, (height, width)) for row in places]
+        return [self.outlines.get(entry, height, width) for entry in self.outlines.entries[rows]]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels: classes, file names, sizes, boxes and outlines; pixels are not
-        read.
-        """
+        """SHA-256 of the labels: classes, file names, sizes, boxes, outlines; of pixels nothing."""
         names = "\0".join(self.class_names).encode(errors="surrogatepass")
         arrays = [self.name_bytes, self.name_offsets, self.sizes, self.offsets]
         arrays += [self.boxes, self.labels, self.crowd]
@@ -92,12 +87,9 @@ class DatasetIndex:
     def facts(self) -> dict[str, Any]:
         """What tells a changed split: images, boxes by class, digests of names and labels."""
         counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-        return {
-            "images": len(self),
-            "boxes": dict(zip(self.class_names, counts, strict=True)),
-            "names": _sha256(self.name_bytes, self.name_offsets),
-            "labels": self.fingerprint(),
-        }
+        boxes = dict(zip(self.class_names, counts, strict=True))
+        names, labels = _sha256(self.name_bytes, self.name_offsets), self.fingerprint()
+        return {"images": len(self), "boxes": boxes, "names": names, "labels": labels}
 
     def with_classes(self, class_names: tuple[str, ...], whose: str) -> DatasetIndex:
         """The same split with labels in the order of `class_names`, which are those of `whose` and
@@ -110,11 +102,9 @@ class DatasetIndex:
         missing = [name for name in class_names if name not in ids]
         extra = [name for name in self.class_names if name not in class_names]
         if missing or extra:
-            raise DatasetError(
-                f"{self.source}: its classes are not those of {whose}: only in {whose}: "
-                f"{missing or 'none'}; only here: {extra or 'none'}. Give both the same list of "
-                "categories (a category may be without boxes)"
-            )
+            differ = f"only in {whose}: {missing or 'none'}; only here: {extra or 'none'}"
+            found = f"its classes are not those of {whose}: {differ}. Give both the same list of"
+            raise DatasetError(f"{self.source}: {found} categories (one may be without boxes)")
         labels = np.array([class_names.index(name) for name in self.class_names])[self.labels]
         category_ids = np.array([ids[name] for name in class_names], np.int64)
         return replace(self, class_names=class_names, category_ids=category_ids, labels=labels)
@@ -145,6 +135,8 @@ def build_index(
         records.findings.stop_on_errors(records.source)
         records.findings.log(logger, records.source)
     order = kept[np.argsort(image[kept], kind="stable")]
+    if outlines is not None:
+        outlines = replace(outlines, entries=outlines.entries[order])
     boxes, areas = boxes[order], table["area"][order]
     own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     encoded = [os.fsencode(name) for name in records.names]  # names need not be UTF-8
@@ -163,7 +155,7 @@ def build_index(
         labels=table["label"][order],
         crowd=table["crowd"][order] == 1,
         areas=np.where(np.isnan(areas), own, areas).astype(np.float32),
-        outlines=None if outlines is None else outlines.take(order),
+        outlines=outlines,
     )
 
 
@@ -174,12 +166,12 @@ def _read_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.in
     Boxes belong to the upright image, unless the annotated size is that of the stored one and
     differs: then the orientation, 5 to 8, is in `turns`.
     """
-    root, names = records.root, records.names
-    reasons: dict[str, str] = {}  # why files cannot be read
+    names, reasons = records.names, dict[str, str]()  # why files cannot be read
+    read = functools.partial(_headers, records.root, reasons)
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
     with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
-        found = pool.map(functools.partial(_headers, root, reasons), chunks)
-        headers = np.array([*chain.from_iterable(found)], np.int64).reshape(-1, 4)
+        found = chain.from_iterable(pool.map(read, chunks))
+        headers = np.array([*found], np.int64).reshape(-1, 4)
     sizes, orientation = headers[:, :2], headers[:, 2]
     stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
     annotated = records.images["annotated"]
@@ -188,7 +180,7 @@ def _read_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.in
     sideways = differs & (annotated == stored).all(1)
     records.images["size"] = np.where(sideways[:, None], stored, sizes).clip(min=0)
     rules = {
-        "image-missing": (sizes[:, 0] == _MISSING, "not in {root}"),
+        "image-missing": (sizes[:, 0] == _MISSING, "{reason}"),
         "image-unreadable": (sizes[:, 0] == _UNREADABLE, "{reason}"),
         "image-size-differs": (differs & ~sideways, "is {upright}, annotated as {annotated}"),
         "image-boxes-turned": (sideways, "annotated as {annotated}, EXIF orientation {turn}"),
@@ -198,29 +190,26 @@ def _read_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.in
 
     def describe(text: str, image: int) -> Description:
         upright, written = (f"{size[1]}x{size[0]}" for size in (sizes[image], annotated[image]))
-        facts = {"root": root, "reason": reasons.get(names[image]), "turn": orientation[image]}
-        found = text.format(**facts, upright=upright, annotated=written)
+        facts = {"upright": upright, "annotated": written, "turn": orientation[image]}
+        found = text.format(**facts, reason=reasons.get(names[image]))
         return records.describe_image(image, found)
 
     for rule, (marked, text) in rules.items():
-        records.findings.add_masks({rule: marked}, functools.partial(describe, text))
+        records.findings.add_rows({rule: marked}, functools.partial(describe, text))
     return np.maximum(sizes, 0), np.where(sideways, orientation, 1)
 
 
-def _headers(
-    root: Path, reasons: dict[str, str], names: list[str]
-) -> list[tuple[int, int, int, bool]]:
+def _headers(root: Path, reasons: dict[str, str], names: list[str]) -> list[tuple[int, ...]]:
     """Upright height, width, orientation and depth of each file; `reasons` gets why it has none."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for name in names:
         try:
             header = read_header(root / name)
             found.append((*header.upright_size, header.orientation, header.deep))
-        except FileNotFoundError:
-            found.append((_MISSING, 0, 0, False))
         except (ImageError, OSError) as error:
-            reasons[name] = str(error)
-            found.append((_UNREADABLE, 0, 0, False))
+            missing = isinstance(error, FileNotFoundError)
+            found.append((_MISSING if missing else _UNREADABLE, 0, 0, 0))
+            reasons[name] = f"not in {root}" if missing else str(error)
     return found
 
 
@@ -232,9 +221,10 @@ def _boxes_inside(records: SplitRecords, bounds: NDArray[np.float32]) -> NDArray
     """
     table, findings = records.boxes, records.findings
     limits = records.images["size"][table["image"]][:, [1, 0, 1, 0]].astype(np.float64)
-    boxes = table["xyxy"] * limits if records.relative else table["xyxy"]
-    likely = np.zeros(len(boxes), np.bool_)
-    if not records.relative:
+    boxes, likely = table["xyxy"], np.zeros(len(table), np.bool_)
+    if records.label_files is not None:
+        boxes = boxes * limits
+    else:
         right = box_checks.proved_right(boxes, table["area"], bounds)
         likely, swapped = box_checks.xyxy_boxes(boxes, limits, right)
         if swapped.any():
@@ -259,10 +249,11 @@ def _boxes_inside(records: SplitRecords, bounds: NDArray[np.float32]) -> NDArray
         (x, y, right, bottom), (width, height) = boxes[row], limits[row, :2]
         found = f"x {x:g}, y {y:g}, width {right - x:g}, height {bottom - y:g}"
         area, name = table["area"][row], records.class_names[table["label"][row]]
-        size = f"{width:g}x{height:g} pixels" + ("" if np.isnan(area) else f", area {area:g}")
-        return records.describe_box(row, f"{found} in {size}, class {name}")
+        written = "" if np.isnan(area) else f", area {area:g}"
+        found += f" in {width:g}x{height:g} pixels{written}, class {name}"
+        return records.describe_box(row, found)
 
-    findings.add_masks(faults, describe)
+    findings.add_rows(faults, describe)
     return clipped
 
 
@@ -277,34 +268,31 @@ def _usable_outlines(
     """
     table, findings, recorder = records.boxes, records.findings, records.outlines
     sizes = records.images["size"][table["image"]]
-    outlines = recorder.build(table["outline"], sizes, records.relative)
-    if not records.relative:
+    relative = records.label_files is not None
+    outlines = recorder.build(table["outline"], sizes, relative)
+    if not relative:
         bounds = np.clip(bounds, 0, sizes[:, [1, 0, 1, 0]])
         shown = (outlines.entries >= 0) & box_checks.has_area(boxes)
         elsewhere = shown & box_checks.apart(boxes, bounds)
 
         def describe(row: int) -> Description:
-            sides = [f"{side:g}" for side in (*boxes[row], *bounds[row])]
-            box, outline = ", ".join(sides[:4]), ", ".join(sides[4:])
+            box, outline = (", ".join(f"{x:g}" for x in sides[row]) for sides in (boxes, bounds))
             return records.describe_box(row, f"box x1 y1 x2 y2 {box}, outline {outline}")
 
-        findings.add_masks({"outline-apart": elsewhere}, describe)
+        findings.add_rows({"outline-apart": elsewhere}, describe)
         if elsewhere.sum() >= _PATTERN and elsewhere.sum() > _MOST * shown.sum():
             found = f"{elsewhere.sum()} of {shown.sum()} objects"
             findings.add("outlines-apart", records.source, "", found)
-    without = np.flatnonzero(outlines.entries < 0).tolist() if tell_missing else []
-    for row in without:
-        rule, found = recorder.fault(table["outline"][row])
-        findings.add_rows(rule, [row], functools.partial(records.describe_box, found=found))
-    if without and len(without) == len(table):
-        reason = recorder.fault(table["outline"][0])[1]
-        found = f"{len(without)} objects, none with a usable outline; the first: {reason}"
+    without = np.flatnonzero((outlines.entries < 0) & tell_missing)
+    none = ("outline-missing", "no outline")
+    faults = [recorder.faults.get(entry, none) for entry in table["outline"][without].tolist()]
+    for row, (rule, found) in zip(without.tolist(), faults, strict=True):
+        findings.add(rule, *records.describe_box(row, found))
+    if faults and len(faults) == len(table):
+        found = f"{len(faults)} objects, none with a usable outline; the first: {faults[0][1]}"
         findings.add("outlines-none", records.source, "", found)
     return outlines
 
 
 def _sha256(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(parts)).hexdigest()

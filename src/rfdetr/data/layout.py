@@ -24,8 +24,7 @@ SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": 
 _JSON = "_annotations.coco.json"
 _LOOKED_FOR = {
     "roboflow": f"train/{_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
-    "coco": "annotations/instances_train2017.json (or _train) and train2017/, "
-    "the same with val2017 (or _val)",
+    "coco": "annotations/instances_train2017.json (or _train), train2017/, and so for val2017",
     "yolo": "data.yaml",
 }
 
@@ -89,8 +88,8 @@ def load_index(
     Faults of records are raised together, or left in `findings` where these are given.
     """
     if split not in layout.splits:
-        looked = f"looked for {' or '.join(SPLITS.get(split, (split,)))}"
         where = f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset"
+        looked = f"looked for {' or '.join(SPLITS.get(split, (split,)))}"
         raise DatasetError(f"{where}: {looked}; found {', '.join(layout.splits) or 'none'}")
     index = build_index(read_split(layout, split, findings, masks), lenient=findings is not None)
     names = index.class_names if class_names is None else tuple(class_names)
@@ -100,7 +99,6 @@ def load_index(
 def read_split(
     layout: DatasetLayout, split: str, findings: Findings | None = None, masks: bool = False
 ) -> SplitRecords:
-    """The records of a split the layout has."""
     found = layout.splits[split]
     if isinstance(found, YoloConfig):
         return read_yolo(found, split, findings, masks)
@@ -113,19 +111,20 @@ def _inside(folder: Path) -> dict[str, Path]:
 
 
 def _roboflow_coco(root: Path) -> dict[str, CocoSplit]:
-    folders, found = _inside(root), {}
+    folders = _inside(root)
+    found: dict[str, CocoSplit] = {}
     for split, names in SPLITS.items():
-        for folder in (folders[name] for name in reversed(names) if name in folders):
-            if (folder / _JSON).is_file():  # the first name wins
-                found[split] = CocoSplit(folder / _JSON, folder)
+        for folder in (folders[name] for name in names if name in folders):
+            if (folder / _JSON).is_file():
+                found.setdefault(split, CocoSplit(folder / _JSON, folder))
     return found
 
 
 def _original_coco(root: Path) -> dict[str, CocoSplit]:
     files, folders = _inside(root / "annotations"), _inside(root / "images") | _inside(root)
-    found = {}
+    found: dict[str, CocoSplit] = {}
     for split, names in SPLITS.items():
-        for name in reversed([f"{name}{year}" for year in ("2017", "") for name in names]):
-            if annotations := files.get(f"instances_{name}.json"):  # the first name wins
-                found[split] = CocoSplit(annotations, folders.get(name, root / name))
+        for name in (f"{name}{year}" for year in ("2017", "") for name in names):
+            if annotations := files.get(f"instances_{name}.json"):
+                found.setdefault(split, CocoSplit(annotations, folders.get(name, root / name)))
     return found

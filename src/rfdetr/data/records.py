@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr.data.findings import Description, Findings
-from rfdetr.data.ids import Key
 from rfdetr.data.segmentations import OutlineRecorder
 
+NO_ID = -1  # where a record has none
 _IDS = ("id", "image", "label", "outline")
 IMAGE = np.dtype([("id", "<i8"), ("place", "<i8"), ("annotated", "<i8", 2), ("size", "<i8", 2)])
 """`place`: of its entry in the file. `annotated`: height, width by the annotations; 0: unknown.
@@ -39,12 +39,12 @@ class SplitRecords:
     category_ids: NDArray[np.int64]
     unused_parents: dict[str, int] = field(default_factory=dict)
     names: list[str]
-    image_keys: Sequence[Key]  # the file's own ids, where those of `images` may be others
+    image_keys: Sequence[int | str]  # the file's own ids, where those of `images` may be others
     images: NDArray[Any]  # (N,) IMAGE
     boxes: NDArray[Any]  # (M,) BOX
-    relative: bool  # boxes are in units of the image's size
     swapped: NDArray[np.bool_] | None = None  # (M,) of a file in x1 y1 x2 y2; by build_index
-    label_files: list[Path] | None = None  # of each image; None: all boxes are in `source`
+    label_files: list[Path] | None = None
+    """Of each image, in units of its size; None: all boxes are in `source`, in pixels."""
     outlines: OutlineRecorder
     masks: bool  # `outlines` are wanted, and has those of all boxes
     findings: Findings
@@ -59,6 +59,5 @@ class SplitRecords:
         return self.source, f"{who} ({self.names[image]})", found, at
 
     def describe_image(self, image: int, found: str) -> Description:
-        """The same of an image."""
         who = f"{self.names[image]} (image id {self.image_keys[image]})"
         return self.source, who, found, int(self.images["place"][image])

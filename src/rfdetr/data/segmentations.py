@@ -19,9 +19,6 @@ from rfdetr.errors import InputError
 from rfdetr.geometry.polygons import Segmentation
 from rfdetr.geometry.rle import compress, run_lengths, runs_of_bitmap
 
-_LEAST_NUMBERS = 6  # of a polygon: three corners
-_NOTHING: tuple[Any, ...] = (None, [], "", {})  # how files say that an object has no outline
-
 
 @dataclass(frozen=True)
 class Segmentations:
@@ -40,10 +37,6 @@ class Segmentations:
     first_byte: NDArray[np.int64]
     rle_bytes: NDArray[np.uint8]
 
-    def take(self, rows: NDArray[np.int64]) -> Segmentations:
-        """Those of other rows, or in another order."""
-        return replace(self, entries=self.entries[rows])
-
     def turned(self, orientations: NDArray[np.int64], sizes: NDArray[np.int64]) -> Segmentations:
         """Segmentations of stored images in the upright ones of `sizes` (M, 2) height, width;
         `orientations` (M,) are EXIF's, 1 for an image that is not turned.
@@ -59,18 +52,16 @@ class Segmentations:
                 inside = np.arange(len(lengths)) % 2 == 1
                 stored = np.repeat(inside, lengths).reshape(sizes[row]).T  # its columns are rows
                 rles[entry] = compress(runs_of_bitmap(turned(stored, orientation)))
-        first_byte = np.cumsum([0, *map(len, rles)])
-        rle_bytes = np.frombuffer(b"".join(rles), np.uint8)
+        first_byte, rle_bytes = np.cumsum([0, *map(len, rles)]), np.frombuffer(b"".join(rles), "u1")
         return replace(self, points=points, first_byte=first_byte, rle_bytes=rle_bytes)
 
-    def get(self, row: int, size: tuple[int, int]) -> Segmentation | None:
-        """The outline of a box in an image of (height, width); None where it has none."""
-        entry = int(self.entries[row])
+    def get(self, entry: int, height: int, width: int) -> Segmentation | None:
+        """An entry as the outline in its image; None for -1."""
         if entry < 0:
             return None
         limits = self.first_point[self.first_polygon[entry] : self.first_polygon[entry + 1] + 1]
         polygons = (self.points[first:last] for first, last in itertools.pairwise(limits.tolist()))
-        return Segmentation(tuple(polygons), self._rle(entry), *size)
+        return Segmentation(tuple(polygons), self._rle(entry), height, width)
 
     def _rle(self, entry: int) -> bytes:
         return self.rle_bytes[self.first_byte[entry] : self.first_byte[entry + 1]].tobytes()
@@ -83,11 +74,9 @@ class OutlineRecorder:
         self.faults: dict[int, tuple[str, str]] = {}
         """Rule and what was found, by entry, where something is there but cannot be used."""
         self._first_polygon, self._first_point = array("q", [0]), array("q", [0])
-        self._first_byte = array("q", [0])
+        self._first_byte, self._rle = array("q", [0]), bytearray()
         self._numbers = array("f")
-        self._rle = bytearray()
-        self._rle_bounds: dict[int, tuple[int, int, int, int]] = {}  # xyxy, by entry
-        self._rle_sizes: dict[int, list[int]] = {}  # height, width
+        self._rle_boxes: dict[int, list[int]] = {}  # by entry: xyxy, height and width of the mask
 
     def __len__(self) -> int:
         return len(self._first_byte) - 1
@@ -96,7 +85,7 @@ class OutlineRecorder:
         """Record what a COCO annotation has as its segmentation: polygons, or run lengths of either
         form. What cannot be used becomes a fault.
         """
-        if segmentation not in _NOTHING:
+        if segmentation not in (None, [], "", {}):  # how files say that there is none
             is_rle = isinstance(segmentation, dict)
             try:
                 if is_rle:
@@ -106,13 +95,9 @@ class OutlineRecorder:
             except (TypeError, ValueError, OverflowError) as error:
                 del self._numbers[2 * self._first_point[-1] :]
                 rule = "outline-rle" if is_rle else "outline-numbers"
-                self.faults[len(self)] = (rule, str(error))
+                self.faults[len(self)] = rule, str(error)
         self._first_polygon.append(len(self._first_point) - 1)
         self._first_byte.append(len(self._rle))
-
-    def fault(self, entry: int) -> tuple[str, str]:
-        """Rule and what was found of an object without a usable outline."""
-        return self.faults.get(int(entry), ("outline-missing", "no outline"))
 
     def bounds(self) -> NDArray[np.float32]:
         """Boxes xyxy (n + 1, 4) around the n outlines, in the coordinates that were given; NaN for
@@ -125,7 +110,7 @@ class OutlineRecorder:
             points = np.array(self._numbers, np.float32).reshape(-1, 2)
             bounds[drawn, :2] = np.minimum.reduceat(points, first[drawn])
             bounds[drawn, 2:] = np.maximum.reduceat(points, first[drawn])
-        for entry, box in self._rle_bounds.items():
+        for entry, (*box, _height, _width) in self._rle_boxes.items():
             bounds[entry] = box
         return bounds
 
@@ -144,27 +129,22 @@ class OutlineRecorder:
             points *= np.repeat(size_of[:, ::-1], corners, axis=0)
         low, high = np.split(self.bounds()[:-1], 2, axis=1)
         flat = (corners > 0) & ~(np.isfinite(high - low) & (high > low)).all(1)
-        for entry in np.flatnonzero(flat).tolist():
-            found = "polygons without an area, or with NaN or infinity"
-            self.faults[entry] = ("outline-numbers", found)
-        for entry, size in self._rle_sizes.items():
-            height, width = size_of[entry].tolist()
-            if size != [height, width]:
-                runs = f"run lengths of {size[1]}x{size[0]} pixels"
-                self.faults[entry] = ("outline-rle", f"{runs} for an image of {width}x{height}")
-        first_byte, rle_bytes = (
-            np.array(self._first_byte),
-            np.frombuffer(bytes(self._rle), np.uint8),
-        )
+        found = "polygons without an area, or with NaN or infinity"
+        self.faults |= dict.fromkeys(np.flatnonzero(flat).tolist(), ("outline-numbers", found))
+        for entry, (*_box, mask_height, mask_width) in self._rle_boxes.items():
+            height, width = size_of[entry]
+            if (mask_height, mask_width) != (height, width):
+                found = f"run lengths of {mask_width}x{mask_height} pixels"
+                self.faults[entry] = "outline-rle", f"{found} for an image of {width}x{height}"
+        first_byte, rle_bytes = np.array(self._first_byte), np.frombuffer(bytes(self._rle), "u1")
         entries = np.where((corners > 0) | (np.diff(first_byte) > 0), np.arange(len(self)), -1)
         entries[list(self.faults)] = -1
-        return Segmentations(
-            entries[rows], first_polygon, first_point, points, first_byte, rle_bytes
-        )
+        entries = entries[rows]
+        return Segmentations(entries, first_polygon, first_point, points, first_byte, rle_bytes)
 
     def _add_polygons(self, polygons: Any) -> None:
         """Parts of fewer than three corners are left out, if there are others."""
-        usable = [p for p in polygons if isinstance(p, list) and len(p) >= _LEAST_NUMBERS]
+        usable = [part for part in polygons if isinstance(part, list) and len(part) >= 6]
         if not usable or any(len(part) % 2 for part in usable):
             expected = "expected polygons as lists of x, y of three corners or more"
             raise InputError(f"{polygons!r:.60}, {expected}")
@@ -191,5 +171,4 @@ class OutlineRecorder:
         # A run over more than one column reaches the image's lower edge, then its upper one.
         top, bottom = (0, height) if (lefts < rights).any() else (tops.min(), bottoms.max() + 1)
         self._rle += encoded
-        self._rle_bounds[len(self)] = int(lefts[0]), int(top), int(rights[-1]) + 1, int(bottom)
-        self._rle_sizes[len(self)] = [height, width]
+        self._rle_boxes[len(self)] = [lefts[0], top, rights[-1] + 1, bottom, height, width]

@@ -62,9 +62,7 @@ class TrainTransform:
         size: int | None = None,
     ) -> Transformed:
         height, width = image.shape[:2]
-        crop = Crop(0, 0, width, height)
-        if self._draws_crop:
-            crop = draw_crop(height, width, rng)
+        crop = draw_crop(height, width, rng) if self._draws_crop else Crop(0, 0, width, height)
         boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
         shown = image[crop.top : crop.bottom, crop.left : crop.right]
         pixels = resize(shown, (size or self.size,) * 2)

@@ -23,8 +23,7 @@ import yaml
 from rfdetr.checks import short
 from rfdetr.data.files import IMAGE_SUFFIXES, is_file_name, is_image, leaves, walk, with_slashes
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
-from rfdetr.data.ids import NO_ID
-from rfdetr.data.records import BOX, IMAGE, SplitRecords
+from rfdetr.data.records import BOX, IMAGE, NO_ID, SplitRecords
 from rfdetr.data.segmentations import OutlineRecorder
 from rfdetr.errors import InputError
 
@@ -36,13 +35,13 @@ _FARTHEST = 2.0  # image sizes; a coordinate beyond is in pixels, not relative
 @dataclass(frozen=True)
 class YoloConfig:
     """A data.yaml: class names in label order, and the existing image folders or lists of each
-    split. `kpt_shape`: key points after each box, and numbers of each; None: no key points.
+    split. `kpt_numbers`: how many numbers of key points follow each box.
     """
 
     path: Path
     class_names: tuple[str, ...]
     places: dict[str, tuple[Path, ...]]
-    kpt_shape: tuple[int, int] | None = None
+    kpt_numbers: int = 0
 
 
 def read_data_yaml(path: Path) -> YoloConfig:
@@ -62,11 +61,11 @@ def read_data_yaml(path: Path) -> YoloConfig:
         raise DatasetError(f"{path}: {found}; keep one of them")
     places = {split: there for split in SPLIT_KEYS if (there := _places(path, content, split))}
     class_names, shape = _class_names(path, content), short(content.get("kpt_shape") or None)
-    match = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)
-    if shape != "None" and match is None:
+    if shape == "None":
+        return YoloConfig(path, class_names, places)
+    if not (match := re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)):
         raise DatasetError(f"{path}: kpt_shape is {shape}; expected [points, 2 or 3]")
-    kpt_shape = (int(match[1]), int(match[2])) if match else None
-    return YoloConfig(path, class_names, places, kpt_shape)
+    return YoloConfig(path, class_names, places, int(match[1]) * int(match[2]))
 
 
 def read_yolo(
@@ -76,10 +75,9 @@ def read_yolo(
     lines go to `findings` instead. `masks`: record the polygons.
     """
     findings = Findings(SHOWN) if findings is None else findings
-    root = config.path.parent
+    root, missing = config.path.parent, findings.counts["label-missing"]
     images, label_files = _find_files(config, split, findings)
     outlines, numbers, names = OutlineRecorder(), array("d"), []
-    without = -findings.counts["label-missing"]
     for i, (image, file) in enumerate(zip(images, label_files, strict=True)):
         for line, label, box, polygon in _read_labels(config, file, image, findings):
             numbers.extend((i, label, line, *box))
@@ -89,9 +87,9 @@ def read_yolo(
         names.append(str(image.relative_to(root) if inside else image))
         if (not inside or ".." in image.parts) and leaves(root, image):
             findings.add("path-outside", config.path, split, f"{image} is not in {root}")
-    without += findings.counts["label-missing"]
-    if 2 * without > len(images):
-        found = f"{without} of {len(images)} images have no label file"
+    missing = findings.counts["label-missing"] - missing
+    if 2 * missing > len(images):
+        found = f"{missing} of {len(images)} images have no label file"
         findings.add("labels-few", config.path, split, found)
     rows = np.array(numbers).reshape(-1, 7)
     boxes, table = np.zeros(len(rows), BOX), np.zeros(len(images), IMAGE)
@@ -109,7 +107,6 @@ def read_yolo(
         image_keys=range(len(images)),
         images=table,
         boxes=boxes,
-        relative=True,
         label_files=label_files,
         outlines=outlines,
         masks=masks,
@@ -128,19 +125,20 @@ def _find_files(
     for place in config.places[split]:
         (walked if place.is_dir() else listed).update(list_files(config, place))
     images = sorted(listed.union(filter(is_image, walked)))
+    where = f"{config.path}: {split}"
     if not images:
         places = ", ".join(map(str, config.places[split]))
-        found = f"no image files in {places} ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        raise DatasetError(f"{config.path}: {split}: {found}")
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DatasetError(f"{where}: no image files in {places} ({suffixes})")
+    owners: dict[Path, Path] = {}  # images by their label files
     label_files = [label_file(image) for image in images]
-    folders = sorted({file.parent for file in label_files})
-    if not any(map(Path.exists, label_files)) and not any(map(Path.is_dir, folders)):
-        found = f"no label folder; expected {', '.join(map(str, folders))}"
-        raise DatasetError(f"{config.path}: {split}: {found}")
-    owners: dict[Path, Path] = {}
     for image, file in zip(images, label_files, strict=True):
         if owners.setdefault(file, image) is not image and file.exists():
             findings.add("label-shared", file, "", f"it is that of {owners[file]} and of {image}")
+    folders = sorted({file.parent for file in owners})
+    if not any(map(Path.exists, owners)) and not any(map(Path.is_dir, folders)):
+        expected = ", ".join(map(str, folders))
+        raise DatasetError(f"{where}: no label folder; expected {expected}")
     others = ((path, label_file(path)) for path in sorted(walked.difference(images)))
     lost = [path for path, file in others if file != path and file not in owners and file.exists()]
     if lost:
@@ -154,7 +152,7 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
         expected = [str(i) for i in range(len(names))]
-        if sorted(names) != sorted(expected):
+        if names.keys() != set(expected):
             found = f"'names' has ids {', '.join(names)}"
             raise DatasetError(f"{path}: {found}; expected 0 to {len(names) - 1} without gaps")
         names = [names[key] for key in expected]
@@ -162,18 +160,15 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
         found = f"'names' is {short(names)}"
         raise DatasetError(f"{path}: {found}; expected class names as a list, or a map 0, 1, ...")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        found = f"class names {twice} occur more than once"
-        raise DatasetError(f"{path}: {found}; rename or merge them")
+        raise DatasetError(f"{path}: class names {twice} occur more than once; rename or merge")
     if (count := content.get("nc", str(len(names)))) != str(len(names)):
-        found = f"nc is {count}, but {len(names)} names are listed: {', '.join(names)}"
-        raise DatasetError(f"{path}: {found}; correct one")
+        listed = f"{len(names)} names are listed: {', '.join(names)}"
+        raise DatasetError(f"{path}: nc is {count}, but {listed}; correct one")
     return tuple(names)
 
 
 def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
-    """Existing folders or lists of a split: by its key, or where none has it, `<split>/images`
-    beside the file.
-    """
+    """Existing folders or lists of a split: by its key, else `<split>/images` beside the file."""
     keys, folder = SPLIT_KEYS[split], path.parent
     entry: Any = next((content[key] for key in keys if content.get(key)), [])
     entries = [entry] if isinstance(entry, str) else entry
@@ -235,7 +230,7 @@ def label_file(image: Path) -> Path:
 def _read_labels(
     config: YoloConfig, file: Path, image: Path, findings: Findings
 ) -> Iterator[tuple[int, int, tuple[float, ...], list[float]]]:
-    """Line number, label, relative xyxy box and polygon of each line that has them."""
+    """Line number, label, relative xyxy box and polygon, if it is one, of each line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -245,42 +240,41 @@ def _read_labels(
         findings.add("dataset-unreadable", file, "", f"not a readable text file: {error}")
         return
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, *_parse_line(line, len(config.class_names), config.kpt_shape)
-            except InputError as error:
-                rule, found = error.args
-                findings.add(rule, file, f"line {number}", found, number)
+        if not line.strip():
+            continue
+        try:
+            label, values = _parse_line(line, len(config.class_names), config.kpt_numbers)
+        except InputError as error:
+            rule, found = error.args
+            findings.add(rule, file, f"line {number}", found, number)
+            continue
+        if len(values) == 4:
+            cx, cy, w, h = values
+            yield number, label, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
+        else:
+            xs, ys = values[::2], values[1::2]
+            yield number, label, (min(xs), min(ys), max(xs), max(ys)), values
 
 
-def _parse_line(
-    line: str, num_classes: int, kpt_shape: tuple[int, int] | None
-) -> tuple[int, tuple[float, ...], list[float]]:
-    """Label, relative xyxy box and polygon, if it is one, of a line that is not blank; an
-    `InputError` of the rule that it breaks and what was found.
+def _parse_line(line: str, num_classes: int, kpt_numbers: int) -> tuple[int, list[float]]:
+    """Label and numbers, of a box or a polygon, of a line that is not blank; an `InputError` of the
+    rule that it breaks and what was found.
     """
-    tokens = line.split()
     try:
-        label, *values = map(float, tokens)
+        label, *values = map(float, line.split())
     except ValueError:
         raise InputError("label-line", f"{line[:80]!r}, expected numbers only") from None
     if label not in range(num_classes):
-        found = f"class {tokens[0][:20]}; data.yaml has 0 to {num_classes - 1}"
+        found = f"class {line.split()[0][:20]}; data.yaml has 0 to {num_classes - 1}"
         raise InputError("label-class", found)
-    count, form, right = len(values), "4 (cx cy w h) or a polygon's x y pairs", False
-    if kpt_shape is None:
-        right = count == 4 or (count >= 6 and count % 2 == 0)
-    else:
-        expected = 4 + kpt_shape[0] * kpt_shape[1]
+    count, form = len(values), "4 (cx cy w h) or a polygon's x y pairs"
+    right = count == 4 or (count >= 6 and count % 2 == 0)
+    if kpt_numbers:
+        expected, values = 4 + kpt_numbers, values[:4]
         form, right = f"{expected} (cx cy w h and the key points)", count == expected
-        values = values[:4]
     if not right:
         raise InputError("label-line", f"{count} numbers after the class, expected {form}")
     if not all(abs(value) <= _FARTHEST for value in values):  # false for NaN too
         found = f"{line[:80]!r}, expected numbers relative to the image, 0 to 1"
         raise InputError("label-range", found)
-    if len(values) == 4:
-        cx, cy, w, h = values
-        return int(label), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), []
-    xs, ys = values[::2], values[1::2]
-    return int(label), (min(xs), min(ys), max(xs), max(ys)), values
+    return int(label), values

@@ -7,10 +7,12 @@ rules is in `data/findings.py`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,16 @@ import numpy as np
 
 from rfdetr.config import ModelConfig, RFDETRNanoConfig
 from rfdetr.console import with_progress
+from rfdetr.data.coco import id_key
 from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
-from rfdetr.data.ids import id_key
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
 from rfdetr.data.records import SplitRecords
 from rfdetr.doctor.images import ImageFacts, check_copies, read_all_facts
 from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
-LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}
-"""Bytes of a label file that is told to be very large, by format."""
+LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}  # bytes of a file that is told to be large
 _NO_LABELS = {"classes.txt", "notes.txt", "readme.txt"}  # that tools leave beside labels
 
 
@@ -156,7 +157,7 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
         place, records = layout.splits[split], report.records[split]
         if isinstance(place, CocoSplit):
             found = _coco_outlines(records)
-        elif place.kpt_shape:
+        elif place.kpt_numbers:
             continue  # what follows the boxes are key points
         else:
             found = _yolo_outlines(records)
@@ -185,13 +186,11 @@ def _coco_outlines(records: SplitRecords) -> Iterator[Finding]:
 
 def _yolo_outlines(records: SplitRecords) -> Iterator[Finding]:
     assert records.label_files is not None  # as read_yolo leaves them
-    boxes = records.boxes
-    first_boxes = np.searchsorted(boxes["image"], np.arange(1, len(records.label_files)))
-    lines_of = np.split(boxes["place"], first_boxes)  # numbers of the lines of each image
-    images = zip(records.label_files, records.images["size"].tolist(), lines_of, strict=True)
-    for file, (height, width), lines in images:
-        texts = file.read_text(encoding="utf-8-sig").splitlines() if len(lines) else []
-        for number in lines.tolist():
+    sizes, places = records.images["size"].tolist(), records.boxes[["image", "place"]].tolist()
+    for image, boxes in itertools.groupby(places, itemgetter(0)):
+        file, (height, width) = records.label_files[image], sizes[image]
+        texts = file.read_text(encoding="utf-8-sig").splitlines()
+        for _, number in boxes:
             values = np.array(texts[number - 1].split()[1:], np.float64)
             points = values.reshape(-1, 2) * (width, height)
             for rule, text in ring_faults(points, height, width) if len(points) > 2 else ():

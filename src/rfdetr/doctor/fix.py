@@ -1,9 +1,8 @@
 """A corrected copy of a dataset's annotations, with links to the images, which are never touched.
 
-Three tables say what a rule's findings change: `_DROPPED_IMAGES` leave an image out, with its
-boxes, `_DROPPED_BOXES` a box; `_FIXES` correct the box. What no table names is left for a person to
-decide. A copy has the files of the original, except that of a YOLO dataset is `<split>/images`,
-`<split>/labels` and data.yaml.
+The rules in `_DROPPED` leave an image or a box out, those in `_FIXES` correct a box; what neither
+names is left for a person to decide. A copy has the files of the original, except that of a YOLO
+dataset is `<split>/images`, `<split>/labels` and data.yaml.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +22,9 @@ import numpy as np
 import yaml
 
 from rfdetr.checks import check_path, short
+from rfdetr.data.coco import id_key
 from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
-from rfdetr.data.ids import id_key
 from rfdetr.data.layout import CocoSplit
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig
@@ -67,28 +66,33 @@ class Copy(NamedTuple):
 
 
 def from_xyxy(entry: Annotation, _: Size) -> Annotation:
-    """Box x1 y1 x2 y2 as x y width height; an area that cannot be the box's becomes the box's."""
-    x, y, right, bottom = entry["bbox"]
-    most, area = (right - x) * (bottom - y), entry.get("area")
-    odd = area is not None and not 0 < area <= most
-    return {"bbox": [x, y, right - x, bottom - y]} | ({"area": most} if odd else {})
+    """Box x1 y1 x2 y2 as x y width height."""
+    return _box(entry.get("area"), *entry["bbox"])
 
 
 def clip(entry: Annotation, size: Size) -> Annotation:
-    """The part of the box that is inside the image; the area is at most that of the part."""
+    """The part of the box that is inside the image."""
     x, y, w, h = entry["bbox"]
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])
-    most, area = (right - left) * (bottom - top), entry.get("area")
-    clipped = {"bbox": [left, top, right - left, bottom - top]}
-    return clipped | ({"area": min(area, most)} if isinstance(area, int | float) else {})
+    right, bottom = min(x + w, size[1]), min(y + h, size[0])
+    return _box(entry.get("area"), max(x, 0), max(y, 0), right, bottom)
+
+
+def _box(area: Any, left: float, top: float, right: float, bottom: float) -> Annotation:
+    """The fields of a box; an area that cannot be its own becomes its own."""
+    most = (right - left) * (bottom - top)
+    odd = isinstance(area, int | float) and not 0 < area <= most
+    return {"bbox": [left, top, right - left, bottom - top]} | ({"area": most} if odd else {})
 
 
 def usable_outline(entry: Annotation, _: Size) -> Annotation:
     """Leave out the polygons of which nothing can be drawn, and all that is no list of polygons."""
+
+    def is_usable(part: Any) -> bool:
+        rules = {rule for rule, _ in outline_faults([part], 0, 0)}
+        return not rules & {"outline-points", "outline-numbers"} and _encloses(part)
+
     parts = entry["segmentation"] if isinstance(entry["segmentation"], list) else []
-    rules_of = [{rule for rule, _ in outline_faults([part], 0, 0)} for part in parts]
-    whole = [part for part, rules in zip(parts, rules_of, strict=True) if not rules & _BROKEN]
-    return {"segmentation": [part for part in whole if _encloses(part)]}
+    return {"segmentation": [part for part in parts if is_usable(part)]}
 
 
 def clip_outline(entry: Annotation, size: Size) -> Annotation:
@@ -104,7 +108,6 @@ def _encloses(part: list[float]) -> bool:
     return bool((np.isfinite(extent) & (extent > 0)).all())
 
 
-_BROKEN = {"outline-points", "outline-numbers"}
 # What a rule's finding changes in a COCO annotation, in the order in which they act.
 _FIXES: dict[str, Callable[[Annotation, Size], Annotation]] = {
     "boxes-xyxy": from_xyxy,
@@ -117,13 +120,12 @@ _FIXES: dict[str, Callable[[Annotation, Size], Annotation]] = {
     "outline-rle": usable_outline,
     "outline-outside": clip_outline,
 }
-_DROPPED_BOXES = {
+# The rules of which a box, or an image with its boxes, is left out.
+_DROPPED = {
+    "image-entry", "image-missing", "image-unreadable", "image-truncated", "split-leak",
     "box-not-finite", "box-no-size", "box-outside", "box-repeated", "annotation-entry",
     "annotation-unknown-image", "annotation-unknown-category", "label-line", "label-class",
     "label-range",
-}  # fmt: skip
-_DROPPED_IMAGES = {
-    "image-entry", "image-missing", "image-unreadable", "image-truncated", "split-leak",
 }  # fmt: skip
 _WITHOUT_IMAGE = "image left out, with its boxes"
 
@@ -147,7 +149,7 @@ def fix(report: Report, out: str | os.PathLike[str], *, force: bool = False) -> 
         for split, place in report.layout.splits.items():
             if split not in report.records:
                 unread = f"split {split}", "dataset-unreadable", "split left out"
-                writer.copy.changes.append(Change(str(report.dataset), *unread))
+                writer.tell(str(report.dataset), *unread)
                 writer.copy.shares.append(Share(split, 0, 0, 0, 0))
             elif isinstance(place, CocoSplit):
                 writer.write_coco(split, place, report.layout.dataset_dir)
@@ -174,10 +176,9 @@ def _refuse_losses(report: Report, shares: list[Share]) -> None:
             kept = f"{images_kept} of {images} images, {boxes_kept} of {boxes} boxes"
             lost.append(f"{split} ({kept})")
     if lost:
-        raise InputError(
-            f"{report.dataset}: the copy would lose most of {', '.join(lost)}; nothing was written."
-            " Correct the cause of the errors by hand, or take what is left with --force"
-        )
+        losses = f"the copy would lose most of {', '.join(lost)}; nothing was written"
+        advice = "correct the cause by hand, or take what is left with --force"
+        raise InputError(f"{report.dataset}: {losses}: {advice}")
 
 
 class _Writer:
@@ -196,35 +197,33 @@ class _Writer:
         """Write the annotation file of a split, and link its images."""
         records, source = self.report.records[split], str(place.annotations)
         content = json.loads(place.annotations.read_text(encoding="utf-8-sig"))
-        entries = content["images"]
+        entries, boxes = content["images"], content["annotations"]
         names = dict(zip(records.images["place"].tolist(), records.names, strict=True))
         # Whose boxes are whose is not known of images with one id: all of them are left out.
         ids = Counter(id_key(entry.get("id")) for entry in entries if isinstance(entry, dict))
         folder, images = self.out / place.images.relative_to(root), {}
         for at, entry in enumerate(entries):
-            if self._drop(self.findings[source, at, True], _DROPPED_IMAGES, _WITHOUT_IMAGE):
+            if self._drop(self.findings[source, at, True], _WITHOUT_IMAGE):
                 continue
-            written, identity = entry["file_name"], entry["id"]
-            if ids[id_key(identity)] > 1:
-                record = f"{written} (image id {identity})"
-                self._tell(source, record, "image-id-repeated", _WITHOUT_IMAGE)
+            written = entry["file_name"]
+            if ids[id_key(entry["id"])] > 1:
+                record = f"{written} (image id {entry['id']})"
+                self.tell(source, record, "image-id-repeated", _WITHOUT_IMAGE)
                 continue
-            name = names[at]
-            outside = leaves(folder, folder / name)  # a link there would not be in the copy
-            link = f"outside-{at}{Path(name).suffix}" if outside else name
-            _link(place.images / name, folder / link)
+            link = names[at]
+            if leaves(folder, folder / link):  # a link there would not be in the copy
+                link = f"outside-{at}{Path(link).suffix}"
+            _link(place.images / names[at], folder / link)
             if link != written:
                 rule = "path-backslash" if "\\" in written else "path-outside"
-                self._tell(source, written, rule, f"linked as {link}")
+                self.tell(source, written, rule, f"linked as {link}")
             images[at] = {**entry, "file_name": link}
-        boxes = content["annotations"]
         content["images"] = list(images.values())
-        content["annotations"] = self._annotations(records, boxes, images.keys())
+        content["annotations"] = kept = self._annotations(records, boxes, images.keys())
         target = self.out / place.annotations.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(content), encoding="utf-8")
-        kept = len(content["annotations"])
-        self.copy.shares.append(Share(split, len(entries), len(images), len(boxes), kept))
+        self.copy.shares.append(Share(split, len(entries), len(images), len(boxes), len(kept)))
 
     def _annotations(
         self, records: SplitRecords, entries: list[Any], images: Set[int]
@@ -238,22 +237,20 @@ class _Writer:
         kept = []
         for at, entry in enumerate(entries):
             findings = self.findings[source, at, False]
-            if self._drop(findings, _DROPPED_BOXES, "left out"):
+            if self._drop(findings):
                 continue
             row = row_at[at]  # of all that is not dropped there is a box
             image = records.boxes["image"][row]
             if records.images["place"][image] not in images:
                 continue
             record_of = {finding.rule: finding.record for finding in findings}
-            if (
-                records.swapped is not None and records.swapped[row]
-            ):  # a finding about the whole file
+            if records.swapped is not None and records.swapped[row]:  # found of the whole file
                 record_of["boxes-xyxy"] = records.describe_box(row, "")[1]
             for rule in filter(record_of.__contains__, fixes):
                 changed = fixes[rule](entry, records.images["size"][image].tolist())
                 entry.update(changed)
                 text = ", ".join(f"{key} is now {short(value)}" for key, value in changed.items())
-                self._tell(source, record_of[rule], rule, text)
+                self.tell(source, record_of[rule], rule, text)
             kept.append(entry)
         return kept
 
@@ -266,7 +263,7 @@ class _Writer:
         records, folder = self.report.records[split], self.out / split
         assert records.label_files is not None  # as read_yolo leaves them
         (folder / "labels").mkdir(parents=True)
-        has_points = place.kpt_shape is not None
+        has_points = place.kpt_numbers > 0
         images = boxes = boxes_kept = 0
         for i, (name, file) in enumerate(zip(records.names, records.label_files, strict=True)):
             content = file.read_bytes() if file.is_file() else b""
@@ -275,12 +272,12 @@ class _Writer:
             except UnicodeDecodeError:
                 boxes += len(content.splitlines())
                 text = "image left out: its label file is no UTF-8 text"
-                self._tell(str(file), name, "label-line", text)
+                self.tell(str(file), name, "label-line", text)
                 continue
             boxes += sum(bool(line.strip()) for line in lines)
             found = self.findings[str(records.source), i, True]  # of all splits, which count anew
             found = [finding for finding in found if finding.record.startswith(f"{name} ")]
-            if self._drop(found, _DROPPED_IMAGES, _WITHOUT_IMAGE):
+            if self._drop(found, _WITHOUT_IMAGE):
                 continue
             images += 1
             link = f"{i:06d}-{Path(name).stem}"
@@ -303,23 +300,22 @@ class _Writer:
         """The lines of a label file that stay; a box or polygon that reaches out is clipped."""
         for number, line in enumerate(lines, 1):
             findings = self.findings[file, number, False]
-            if self._drop(findings, _DROPPED_BOXES, "line left out"):
+            if self._drop(findings):
                 continue
             clips = [f for f in findings if f.rule in ("box-clipped", "outline-outside")]
             if clips:
                 line = _clipped_line(line, has_points)
-                self._tell(file, clips[0].record, clips[0].rule, f"clipped to {line}")
+                self.tell(file, clips[0].record, clips[0].rule, f"clipped to {line}")
             yield line
 
-    def _drop(self, findings: Iterable[Finding], rules: Set[str], text: str) -> bool:
-        """Whether one of the findings is of these rules; tells the first."""
-        for finding in findings:
-            if finding.rule in rules:
-                self._tell(finding.file, finding.record, finding.rule, text)
-                return True
-        return False
+    def _drop(self, findings: list[Finding], text: str = "left out") -> bool:
+        """Whether one of the findings leaves its record out; tells the first."""
+        first = next((finding for finding in findings if finding.rule in _DROPPED), None)
+        if first is not None:
+            self.tell(first.file, first.record, first.rule, text)
+        return first is not None
 
-    def _tell(self, *change: str) -> None:
+    def tell(self, *change: str) -> None:
         self.copy.changes.append(Change(*change))
 
 
@@ -342,9 +338,8 @@ def _link(original: Path, link: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):
         if not filecmp.cmp(original, link):  # else two records list the image
-            raise FileExistsError(
-                f"{original}: another image has its name in the copy, {link.name}; rename one"
-            )
+            taken = f"another image has its name in the copy, {link.name}; rename one"
+            raise FileExistsError(f"{original}: {taken}")
         return
     try:
         link.symlink_to(original.resolve())

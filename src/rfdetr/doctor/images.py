@@ -16,8 +16,8 @@ from PIL import Image
 from rfdetr.data.files import IMAGE_FORMATS
 from rfdetr.data.findings import Findings
 from rfdetr.data.images import ImageError, decode_image, is_deep, lacks_end_marker
+from rfdetr.data.loaders import worker_context
 from rfdetr.data.records import SplitRecords
-from rfdetr.data.workers import worker_context
 
 LARGE_PIXELS = 50_000_000
 _PRINT = 16  # side of a picture's fingerprint
@@ -44,13 +44,10 @@ def read_facts(path: Path) -> ImageFacts:
             form, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
     except (ImageError, OSError) as error:
         return ImageFacts({"image-truncated": str(error)})
-    suffixes, size = IMAGE_FORMATS.get(form), pixels.shape[0] * pixels.shape[1]
+    size, suffix = pixels.shape[0] * pixels.shape[1], path.suffix.lower()
+    misnamed = suffix not in IMAGE_FORMATS.get(form, (suffix,))
     rules = (
-        (
-            "image-extension",
-            suffixes and path.suffix.lower() not in suffixes,
-            f"the file is {form}",
-        ),
+        ("image-extension", misnamed, f"the file is {form}"),
         ("image-end-missing", lacks_end_marker(data), "no end marker"),
         ("image-mode", mode not in ("RGB", "L") and not is_deep(mode), f"mode {mode}"),
         ("image-animated", frames > 1 and form != "MPO", f"{frames} frames"),

@@ -129,4 +129,4 @@ def check_for_model(
         name = index.class_names[index.labels[row]]
         return str(index.source), f"{index.path(int(image_of_box[row])).name}, {name}", found, None
 
-    findings.add_rows("box-tiny", np.flatnonzero((sides < patch_size).all(1)).tolist(), describe)
+    findings.add_rows({"box-tiny": (sides < patch_size).all(1)}, describe)

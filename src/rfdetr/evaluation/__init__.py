@@ -1,3 +1,1 @@
-"""How good the detections are: COCO figures, F1 over confidence, confusion matrix, results.json and
-plots.
-"""
+"""COCO figures, F1 over confidence, confusion matrix, results.json, plots, drawn pictures."""

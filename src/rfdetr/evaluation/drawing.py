@@ -13,20 +13,14 @@ from rfdetr.geometry.detections import import_supervision
 if TYPE_CHECKING:
     from supervision import Detections
 
-SMALL = 512
-"""Images whose longer side has fewer pixels get thinner lines."""
-
 
 def draw(image: np.ndarray, found: Detections, texts: Sequence[str]) -> Image.Image:
-    """A copy of `image` (H, W, 3) uint8 with masks, boxes and `texts`, coloured by class.
-
-    `texts` has one label for each of the detections.
-    """
+    """A copy of `image` (H, W, 3) uint8 with masks, boxes and one of `texts` for each object."""
     sv = import_supervision()
     picture = Image.fromarray(image)
     if found.mask is not None:
         picture = sv.MaskAnnotator(opacity=0.4).annotate(picture, found)
-    thickness, padding = (1, 2) if max(image.shape) < SMALL else (2, 5)
+    thickness, padding = (1, 2) if max(image.shape) < 512 else (2, 5)  # finer in small images
     picture = sv.BoxAnnotator(thickness=thickness).annotate(picture, found)
     scale = max(0.3, sv.calculate_optimal_text_scale(image.shape[1::-1]))
     labels = sv.LabelAnnotator(text_scale=scale, text_padding=padding, smart_position=True)

@@ -38,13 +38,16 @@ _IOU_50, _IOU_75 = 0, 5
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
 
+Masks = Sequence[dict[str, Any]]  # run lengths in COCO's form
+
+
 class Detections(NamedTuple):
     """What was detected in one image, classes without a name left out."""
 
     scores: Array  # (D,) float32
     labels: Array  # (D,) int64
     boxes: Array  # (D, 4) float64 xywh in pixels, as the reference computes
-    masks: Sequence[dict[str, Any]] = ()  # run lengths in COCO's form, D of them or none
+    masks: Masks = ()  # D of them or none
 
 
 class GroundTruth(NamedTuple):
@@ -54,7 +57,7 @@ class GroundTruth(NamedTuple):
     boxes: Array  # (T, 4) float64 xywh in pixels
     areas: Array  # (T,) pixels
     crowd: Array  # (T,) bool: neither found nor missed, and what lies on it is no mistake
-    masks: Sequence[dict[str, Any]] = ()
+    masks: Masks = ()
 
 
 class CocoEvaluator:
@@ -66,11 +69,8 @@ class CocoEvaluator:
     object has no mask, what is found in its box is then neither right nor wrong.
     """
 
-    def __init__(
-        self, class_names: Sequence[str], max_dets: int = 500, masks: bool = False
-    ) -> None:
-        self.class_names = list(class_names)
-        self.max_dets = max_dets
+    def __init__(self, class_names: Sequence[str], max_dets: int = 500, masks: bool = False):
+        self.class_names, self.max_dets = list(class_names), max_dets
         self._grid = sorted({1, 10, COCO_MAX_DETS, max_dets})
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names)]
         self._streams: dict[str, StreamingEval] = {}
@@ -87,8 +87,8 @@ class CocoEvaluator:
         """Take a batch: per image the `detections` that `postprocess` gives, and its target.
 
         Detections are `scores` (D,), `labels` (D,), `boxes` (D, 4) xyxy in pixels of the original
-        image and, to compare masks, `mask_logits` (D, h, w), which become run lengths here, some at
-        a time. A detection whose label names no class (the head's spare logit) is dropped.
+        image and, to compare masks, `mask_logits` (D, h, w). One whose label names no class (the
+        head's spare logit) is dropped.
 
         Targets hold `image_id`, `orig_size` (height, width), `labels` (T,) and either `boxes_xyxy`
         (T, 4) in original pixels or `boxes` (T, 4) cxcywh in [0, 1], whose float32 costs up to 1e-4
@@ -100,8 +100,8 @@ class CocoEvaluator:
             if image_id in self._records[BOXES]:
                 continue
             known = found["labels"] < len(self.class_names)
-            scores, labels = (_array(found[name][known]) for name in ("scores", "labels"))
-            detected = Detections(scores, labels, _xyxy_to_xywh(found["boxes"][known]))
+            scores, labels, boxes = (found[name][known] for name in ("scores", "labels", "boxes"))
+            detected = Detections(_array(scores), _array(labels), _xyxy_to_xywh(boxes))
             truth = _ground_truth(target)
             self._add(BOXES, image_id, size, detected, truth)
             if MASKS in self._streams:
@@ -117,7 +117,7 @@ class CocoEvaluator:
     ) -> None:
         """Match one image's boxes or masks, and keep what the figures need of it."""
         columns = {"category_id": truth.labels, "bbox": truth.boxes, "area": truth.areas}
-        objects = _entries(image_id, **columns, iscrowd=truth.crowd.astype(int))
+        objects = _entries(image_id, truth.masks, **columns, iscrowd=truth.crowd.astype(int))
         # The `max_dets` highest scores of each class, by their place among the class's own.
         order = np.lexsort((-found.scores, found.labels))
         sorted_labels = found.labels[order]
@@ -129,12 +129,9 @@ class CocoEvaluator:
             detected: Any = np.column_stack([ids, found.boxes, found.scores, found.labels])
             iou = bbox_iou(found.boxes[kept], truth.boxes, truth.crowd)
         else:
-            for entry, mask in zip(objects, truth.masks, strict=True):
-                entry["segmentation"] = mask
             # Without a "bbox", so that the area of a detection is that of its mask.
-            detected = _entries(image_id, category_id=found.labels, score=found.scores)
-            for entry, mask in zip(detected, found.masks, strict=True):
-                entry["segmentation"] = mask
+            columns = {"category_id": found.labels, "score": found.scores}
+            detected = _entries(image_id, found.masks, **columns)
             iou = mask_iou([found.masks[row] for row in kept], truth.masks, truth.crowd)
         image = {"id": image_id, "height": size[0], "width": size[1]}
         self._streams[kind].update([image], objects, detected)
@@ -177,11 +174,12 @@ class CocoEvaluator:
         at, at_coco = self._grid.index(self.max_dets), self._grid.index(COCO_MAX_DETS)
         # (IoU 10, recall 101, K, area 4) and (IoU 10, K, area 4); -1 means "no such object".
         precision, recall = (arrays[name][..., at] for name in ("precision", "recall"))
+        at_50 = precision[_IOU_50, ..., _ALL]
         table = MatchTable.from_records(self._records[kind].values())
         sweep = sweep_f1(table, len(self.class_names))
         figures = {
             "mAP_50_95": precision[..., _ALL],
-            "mAP_50": precision[_IOU_50, ..., _ALL],
+            "mAP_50": at_50,
             "mAP_75": precision[_IOU_75, ..., _ALL],
             "mAP_small": precision[..., _SMALL],
             "mAP_medium": precision[..., _MEDIUM],
@@ -201,7 +199,7 @@ class CocoEvaluator:
             ClassMetrics(
                 name=name,
                 AP=_mean(precision[:, :, label, _ALL]),
-                AP50=_mean(precision[_IOU_50, :, label, _ALL]),
+                AP50=_mean(at_50[:, label]),
                 AR=_mean(recall[:, label, _ALL]),
                 precision=float(sweep.at_best.precision[label]),
                 recall=float(sweep.at_best.recall[label]),
@@ -213,7 +211,6 @@ class CocoEvaluator:
             )
             for label, name in enumerate(self.class_names)
         ]
-        at_50 = precision[_IOU_50, ..., _ALL]
         return Metrics(
             overall={**overall, "best_threshold": sweep.best_threshold},
             per_class=per_class,
@@ -242,8 +239,7 @@ def _ground_truth(target: Mapping[str, Tensor]) -> GroundTruth:
 def _with_masks(truth: GroundTruth, target: Mapping[str, Tensor]) -> GroundTruth:
     """The truth with masks. An object without one becomes a crowd region of its box's size."""
     if "rle_bytes" not in target:
-        what = "targets have no rle_bytes and rle_offsets"
-        raise InputError(f"{what}: load the data with load_index(..., masks=True)")
+        raise InputError("targets have no rle_bytes: load the data with load_index(masks=True)")
     height, width = target["orig_size"].tolist()
     stream, ends = _array(target["rle_bytes"]).tobytes(), target["rle_offsets"].tolist()
     given = [stream[start:end] for start, end in itertools.pairwise(ends)]
@@ -255,10 +251,13 @@ def _with_masks(truth: GroundTruth, target: Mapping[str, Tensor]) -> GroundTruth
     return truth._replace(crowd=truth.crowd | without, masks=masks)
 
 
-def _entries(image_id: int, **columns: Array) -> list[dict[str, Any]]:
+def _entries(image_id: int, masks: Masks, **columns: Array) -> list[dict[str, Any]]:
     """COCO's entries of an image, {"image_id": 7, "category_id": 0, ...}, one for each row."""
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [{"image_id": image_id, **dict(zip(columns, row, strict=True))} for row in rows]
+    columns_of = {name: column.tolist() for name, column in columns.items()}
+    if masks:
+        columns_of["segmentation"] = masks
+    rows = zip(*columns_of.values(), strict=True)
+    return [{"image_id": image_id, **dict(zip(columns_of, row, strict=True))} for row in rows]
 
 
 def _array(tensor: Tensor) -> Array:

@@ -13,9 +13,8 @@ CONFIDENCES: Array = np.linspace(0.0, 1.0, 1001)
 
 
 class Rates(NamedTuple):
-    """Per class (K,), or per class and threshold (K, C), in [0, 1].
-
-    nan for a class without objects; precision is 0 where nothing is predicted.
+    """Per class (K,), or per class and threshold (K, C), in [0, 1]; nan for a class without
+    objects. Precision is 0 where nothing is predicted.
     """
 
     f1: Array
@@ -27,16 +26,11 @@ class Rates(NamedTuple):
 class F1Sweep:
     """What the best thresholds reach; a threshold is nan where no detection is right."""
 
-    best_threshold: float
-    """Where the mean F1 over the classes with objects is highest."""
-    at_best: Rates
-    """Of each class at `best_threshold`."""
-    class_threshold: Array
-    """Where each class alone does best (K,)."""
-    class_f1: Array
-    """The F1 of each class at its own `class_threshold` (K,)."""
-    curves: Rates
-    """Of each class at every threshold of `CONFIDENCES`, (K, 1001)."""
+    best_threshold: float  # where the mean F1 over the classes with objects is highest
+    at_best: Rates  # of each class at `best_threshold`
+    class_threshold: Array  # (K,) where each class alone does best
+    class_f1: Array  # (K,) of each class at its own `class_threshold`
+    curves: Rates  # (K, 1001) of each class at every threshold of `CONFIDENCES`
 
 
 class _Verdicts(NamedTuple):

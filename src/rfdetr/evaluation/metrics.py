@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rfdetr.evaluation.f1 import F1Sweep
@@ -16,35 +17,31 @@ from rfdetr.files import atomic_write
 if TYPE_CHECKING:
     from rich.table import Table
 
-MASK_PREFIX = "segm_"
-"""What the names of figures and plots of masks start with."""
-SCHEMA_VERSION = 1
+MASK_PREFIX = "segm_"  # of the names of figures and plots of masks
 
 
 class ClassMetrics(TypedDict):
     """One class. Figures are nan for a class without objects, and then in no mean."""
 
     name: str
-    AP: float
-    """Average precision over IoU 0.50:0.05:0.95."""
+    AP: float  # average precision over IoU 0.50:0.05:0.95
     AP50: float
-    AR: float
-    """Average recall over the same IoU thresholds."""
-    precision: float
-    """At IoU 0.5 and the overall best threshold, as recall and F1."""
+    AR: float  # average recall over the same IoU thresholds
+    precision: float  # at IoU 0.5 and the overall best threshold, as recall and F1
     recall: float
     F1: float
-    best_F1: float
-    """Highest F1 of this class alone, reached at its own `best_threshold`."""
+    best_F1: float  # highest F1 of this class alone, reached at its own `best_threshold`
     best_threshold: float
-    images: int
-    """Images that show the class; crowd regions do not count, here and in boxes."""
+    images: int  # that show the class; crowd regions do not count, here and in boxes
     boxes: int
 
 
-@dataclass(frozen=True, repr=False)
-class Metrics:
-    """Result of `CocoEvaluator.compute`.
+@dataclass(frozen=True, repr=False, eq=False)
+class Metrics(Mapping[str, float]):
+    """Result of `CocoEvaluator.compute`; its defined figures as a mapping too.
+
+    `metrics["mAP_50_95"]`, `metrics["AP/cat"]`, `metrics["segm_mAP_50"]`; a name may start with the
+    split, "test/" or "val/".
 
     `overall` has mAP_50_95, mAP_50, mAP_75, mAP_small, mAP_medium, mAP_large, mAR, F1, precision,
     recall and best_threshold with `max_dets` detections per image and class, and mAP_50_95_max100
@@ -58,13 +55,10 @@ class Metrics:
     num_images: int
     num_boxes: int
     max_dets: int
-    pr_precision: Array
-    """Interpolated precision at IoU 0.5 (K, 101), for recall 0, 0.01, ... 1."""
+    pr_precision: Array  # (K, 101) interpolated, at IoU 0.5, for recall 0, 0.01, ... 1
     sweep: F1Sweep
-    matches: MatchTable
-    """Every detection and object of the split, and which overlap at IoU 0.5."""
-    masks: Metrics | None = None
-    """The same figures of masks, for a segmentation model."""
+    matches: MatchTable  # every detection and object of the split
+    masks: Metrics | None = None  # the same figures of masks, for a segmentation model
 
     def __repr__(self) -> str:
         """One line of figures: the arrays are for code."""
@@ -74,34 +68,40 @@ class Metrics:
         masks = "" if self.masks is None else f", masks {self.masks!r}"
         return f"Metrics({', '.join(parts)}; {seen}{masks})"
 
-    def confusion(self, threshold: float | None = None) -> Array:
-        """`matching.confusion_matrix` (K + 1, K + 1) of detections with a score >= `threshold`.
+    def __getitem__(self, name: str) -> float:
+        return self.logged("")[re.sub("^(test|val)/", "", name)]
 
-        By default the threshold is `overall["best_threshold"]`.
-        """
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.logged(""))
+
+    def __len__(self) -> int:
+        return len(self.logged(""))
+
+    def confusion(self, threshold: float | None = None) -> Array:
+        """`confusion_matrix` of detections with a score >= `threshold`, the best by default."""
         score = self.overall["best_threshold"] if threshold is None else threshold
         return confusion_matrix(self.matches, len(self.per_class), score)
 
     def logged(self, prefix: str = "val/", per_class: bool = True) -> dict[str, float]:
-        """Flat figures by logged name, `val/mAP_50_95`, `val/AP/<class>`; undefined ones left out.
-
-        Those of masks are `val/segm_mAP_50_95`, `val/segm_AP/<class>`.
+        """The defined figures by logged name: `val/mAP_50_95`, `val/AP/<class>`; those of masks are
+        `val/segm_mAP_50_95`, `val/segm_AP/<class>`.
         """
         figures = dict(self.overall)
         if per_class:
             figures |= {f"AP/{row['name']}": row["AP"] for row in self.per_class}
         named = {prefix + key: value for key, value in figures.items() if not math.isnan(value)}
-        return named | self.masks.logged(prefix + MASK_PREFIX, per_class) if self.masks else named
+        masks = self.masks.logged(prefix + MASK_PREFIX, per_class) if self.masks is not None else {}
+        return named | masks
 
 
-def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weights: str) -> None:
+def write_results(path: Path, splits: Mapping[str, Metrics], weights: str) -> None:
     """Write results.json: the figures of one set of `weights` (their file or name) by split.
 
     {"schema_version": 1, "weights": str, "iou_type": "bbox",
      "splits": {"valid" or "test": `as_record`}}
     """
     content = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "weights": weights,
         "iou_type": "bbox",
         "splits": {name: as_record(metrics) for name, metrics in splits.items()},
@@ -113,9 +113,8 @@ def write_results(path: str | PathLike[str], splits: Mapping[str, Metrics], weig
 def as_record(metrics: Metrics) -> dict[str, Any]:
     """Plain values for JSON; undefined figures are None.
 
-    {"images": int, "boxes": int, "max_dets": int, "overall": {...}, "per_class": [{...}, ...]} has
-    in "overall" and "per_class" the keys of `Metrics` and `ClassMetrics`. Figures of masks are such
-    a record under "masks", where "boxes" counts the objects that have a mask.
+    "overall" and "per_class" have the keys of `Metrics` and `ClassMetrics`. Figures of masks are
+    such a record under "masks", where "boxes" counts the objects that have a mask.
     """
 
     def defined(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def as_record(metrics: Metrics) -> dict[str, Any]:
         "max_dets": metrics.max_dets,
         "overall": defined(metrics.overall),
         "per_class": [defined(row) for row in metrics.per_class],
-        **({"masks": as_record(metrics.masks)} if metrics.masks else {}),
+        **({"masks": as_record(metrics.masks)} if metrics.masks is not None else {}),
     }
 
 

@@ -1,13 +1,11 @@
 """Figures as PNG files: metrics over epochs, precision-recall and F1 curves, confusion matrices.
 
-Figures are made as objects, never through pyplot: no window, no backend to choose, the same on a
-server.
+None is made through pyplot: no window, no backend to choose, the same on a server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +21,8 @@ from rfdetr.evaluation.matching import Array
 from rfdetr.evaluation.metrics import MASK_PREFIX, Metrics
 from rfdetr.files import atomic_write
 
-MOST_COLOURED = 20
-"""With more classes than this, curves are grey but for the best and the worst few."""
-MOST_NUMBERED = 30
-"""With more classes than this, a confusion matrix has colours only, no numbers."""
-
+MOST_COLOURED = 20  # with more classes, curves are grey but for the best and the worst few
+MOST_NUMBERED = 30  # with more classes, a confusion matrix has colours only, no numbers
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0b5fa5", "#d95f02", "#1b8a5a", "#b2182b", "#b8bcc2"
 _DPI = 150
 _STYLE: dict[Any, Any] = {
@@ -64,18 +59,14 @@ class Threshold(NamedTuple):
     split: str
 
 
-def plot_history(history: Sequence[Mapping[str, Any]], path: str | PathLike[str]) -> None:
+def plot_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write `history_figure` as a PNG file."""
     with mpl.rc_context(_STYLE):
         _save(history_figure(history), path)
 
 
 def plot_metrics(
-    metrics: Metrics,
-    directory: str | PathLike[str],
-    split: str,
-    chosen: Metrics | None = None,
-    prefix: str = "",
+    metrics: Metrics, folder: Path, split: str, chosen: Metrics | None = None, prefix: str = ""
 ) -> None:
     """Write pr_curve.png, f1_curve.png, confusion_matrix.png and confusion_matrix_normalized.png.
 
@@ -93,9 +84,9 @@ def plot_metrics(
             "confusion_matrix_normalized": confusion_figure(metrics, split, threshold, True),
         }
         for name, figure in figures.items():
-            _save(figure, Path(directory, f"{prefix}{name}.png"))
+            _save(figure, folder / f"{prefix}{name}.png")
     if metrics.masks is not None:
-        plot_metrics(metrics.masks, directory, split, chosen and chosen.masks, MASK_PREFIX)
+        plot_metrics(metrics.masks, folder, split, chosen and chosen.masks, MASK_PREFIX)
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -114,17 +105,15 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             points = [(epoch, value) for epoch, value in points if np.isfinite(value)]
             if points:
                 one = len(points) == 1
-                named = {"label": f"{label} {points[0][1]:.4g}" if one else label, "color": colour}
+                label = f"{label} {points[0][1]:.4g}" if one else label
                 size = 7 if one else 3 if len(points) <= 30 else 0
-                xy = zip(*points, strict=True)
-                axes.plot(*xy, marker="o", markersize=size, linestyle=style, **named)
+                axes.plot(*np.transpose(points), f"o{style}", c=colour, ms=size, label=label)
         axes.set(title=title, xlabel="epoch", xlim=(min(epochs) - 0.5, max(epochs) + 0.5))
         axes.tick_params(labelbottom=True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if not axes.lines:
-            centre: dict[str, Any] = {"transform": axes.transAxes, "ha": "center"}
-            axes.text(0.5, 0.5, "not logged", color="#888888", **centre)
+            axes.text(0.5, 0.5, "not logged", color="#888", transform=axes.transAxes, ha="center")
             continue
         if title != "Loss":
             axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-9))
@@ -146,10 +135,7 @@ def pr_figure(metrics: Metrics, split: str) -> Figure:
 
 
 def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
-    """F1 on `split` over the confidence threshold, per class and in the mean.
-
-    `threshold` is marked, with the F1 there.
-    """
+    """F1 on `split` over the confidence, per class and in the mean, which `threshold` marks."""
     title = f"F1 over confidence on {split}, IoU 0.5"
     figure, axes = _curve_axes(title, "confidence threshold", "F1")
     curves = metrics.sweep.curves.f1
@@ -159,24 +145,17 @@ def f1_figure(metrics: Metrics, split: str, threshold: Threshold) -> Figure:
         exact = metrics.overall["F1"]  # the curve has a point per thousandth only
         reached = exact if origin == split else float(np.interp(at, CONFIDENCES, mean))
         label = f"threshold {at:.3f}, best on {origin}: {reached:.3f}"
-        dashes: dict[str, Any] = {"linestyle": "--", "linewidth": 0.9, "color": "black"}
-        axes.plot(
-            [at] * 2, [0, reached], marker="o", markevery=[1], label=label, zorder=11, **dashes
-        )
+        axes.plot([at] * 2, [0, reached], "k--o", markevery=[1], lw=0.9, label=label, zorder=11)
     legend = "highest F1, each at its own threshold"
     _draw_classes(axes, CONFIDENCES, curves, metrics.sweep.class_f1, metrics, legend)
     return figure
 
 
-def confusion_figure(
-    metrics: Metrics, split: str, threshold: Threshold, normalized: bool
-) -> Figure:
-    """Detections of at least `threshold` on `split`.
-
-    Rows are true classes; normalised, a row sums to 1 and shows what became of the class's objects
-    (of the background's: which classes the false detections name).
+def confusion_figure(metrics: Metrics, split: str, at: Threshold, normalized: bool) -> Figure:
+    """Detections on `split` from the threshold `at`. Rows are true classes; normalised, a row sums
+    to 1 and shows what became of the class's objects, or which classes the false detections name.
     """
-    counts = metrics.confusion(threshold.value)
+    counts = metrics.confusion(at.value)
     values = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalized else counts
     names = [_short(row["name"]) for row in metrics.per_class] + ["background"]
     size = float(np.clip(0.42 * len(names), 3.4, 13))
@@ -201,7 +180,7 @@ def confusion_figure(
             colour = "white" if norm(value) > 0.55 else "#222222"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7.5)
     kind = "share of the true class" if normalized else "counts"
-    where = f"confidence ≥ {threshold.value:.3f} (best F1 on {threshold.split})"
+    where = f"confidence ≥ {at.value:.3f} (best F1 on {at.split})"
     title = f"Confusion on {split}, {kind}\n{where}\nIoU ≥ 0.5, whatever the class"
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).outline.set_visible(False)
@@ -256,5 +235,5 @@ def _short(name: str) -> str:
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 
 
-def _save(figure: Figure, path: str | PathLike[str]) -> None:
+def _save(figure: Figure, path: Path) -> None:
     atomic_write(path, lambda stream: figure.savefig(stream, format="png", dpi=_DPI))

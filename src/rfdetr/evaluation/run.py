@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,20 +13,17 @@ from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.transforms import EvalTransform
+from rfdetr.errors import InputError
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
 
-Detect = Callable[[Tensor, Tensor], list[dict[str, Tensor]]]
+Found = list[dict[str, Tensor]]
+Judged = Sequence[tuple[CocoEvaluator, Callable[[Any], Found]]]
 
 
-def update_evaluators(
-    batches: Iterable[Any],
-    judged: Sequence[tuple[CocoEvaluator, Callable[[Any], list[dict[str, Tensor]]]]],
-) -> None:
-    """The loop. Each evaluator of `judged` takes what the function beside it detects in a batch.
-
-    A batch is (images, targets); the detections and targets are as `CocoEvaluator.update` takes
-    them. Several networks are judged in one pass, so that the images are decoded once.
+def update_evaluators(batches: Iterable[Any], judged: Judged) -> None:
+    """The loop. Each evaluator of `judged` takes what the function beside it detects in a batch
+    (images, targets). Several networks are judged in one pass: images are decoded once.
     """
     for batch in batches:
         for evaluator, detect in judged:
@@ -34,7 +31,7 @@ def update_evaluators(
 
 
 def evaluate_split(
-    detect: Detect,
+    detect: Callable[[Tensor, Tensor], Found],
     index: DatasetIndex,
     *,
     resolution: int,
@@ -54,9 +51,25 @@ def evaluate_split(
     loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=workers)
     evaluator = CocoEvaluator(index.class_names, max_dets, masks=index.outlines is not None)
 
-    def detect_batch(batch: Any) -> list[dict[str, Tensor]]:
+    def detect_batch(batch: Any) -> Found:
         images, targets = batch
         return detect(images.tensors, torch.stack([target["orig_size"] for target in targets]))
 
     update_evaluators(with_progress(loader, "Evaluating", len(loader)), [(evaluator, detect_batch)])
     return evaluator.compute()
+
+
+def labels_of(known: Mapping[int, str], names: Sequence[str]) -> Tensor:
+    """The data's label for each logit of a model: a table that indexes.
+
+    `known` {0: "dog", 1: "owl", 2: "cat"} and the data's `names` ["cat", "dog"] give [1, 2, 0, 2]:
+    a logit that names no class of the data gets the first label past them, and so does the last
+    logit, of no class. Raises `InputError` for a class that the model does not know.
+    """
+    ids = {name: logit for logit, name in known.items()}
+    if unknown := [name for name in names if name not in ids]:
+        model = f"the model does not know: {unknown}; it knows {list(ids)}"
+        raise InputError(f"the data has classes {model}")
+    table = torch.full((max(known) + 2,), len(names))
+    table[[ids[name] for name in names]] = torch.arange(len(names))
+    return table

@@ -17,13 +17,11 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Corners of boxes given by centre and size."""
     centre, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] * 0.5
     return torch.cat((centre - half, centre + half), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Centre and size of boxes given by corners."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat(((low + high) * 0.5, high - low), dim=-1)
 

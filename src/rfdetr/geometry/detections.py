@@ -1,4 +1,4 @@
-"""The library that holds detections for users, `supervision`, imported when it is first needed."""
+"""`supervision`, the library that holds detections for users, imported when first needed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ _FIRST_USE = threading.Lock()
 
 @functools.cache
 def import_supervision() -> ModuleType:
-    """The module `supervision`. Importing it takes half a second, so nobody does before it is used.
-
-    It warns that OpenCV is absent, which none of its parts that are used here needs.
-    """
+    """The module, without its warning that OpenCV is absent, which no part used here needs."""
     # Warning filters belong to the process: two threads that change them must not interleave.
     with _FIRST_USE, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="OpenCV")

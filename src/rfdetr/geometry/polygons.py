@@ -1,7 +1,6 @@
 """An object's outline, polygons or COCO's run lengths, and what a crop of its image shows of it.
 
-Which pixels a polygon covers is COCO's own rule, as hotcoco has it; several polygons of one object
-cover what any of them covers.
+Which pixels a polygon covers is COCO's own rule, as hotcoco has it.
 """
 
 from __future__ import annotations
@@ -65,12 +64,11 @@ class Segmentation(NamedTuple):
         return self.rle or bytes(_drawn(self.polygons, self.height, self.width)["counts"])
 
     def _pixels(self) -> NDArray[np.uint8]:
-        """The run lengths as pixels (height, width) of 0 and 1."""
         return np.asarray(coco_masks().decode(rle_dict(self.rle, self.height, self.width)))
 
 
 def _drawn(polygons: Iterable[NDArray[Any]], height: int, width: int) -> Any:
-    """What any of `polygons` covers of an image, as run lengths in the form of COCO's tools."""
+    """Run lengths, in the form of COCO's tools, of what any of `polygons` covers."""
     masks = coco_masks()
     return masks.merge([masks.fr_poly(part.ravel().tolist(), height, width) for part in polygons])
 

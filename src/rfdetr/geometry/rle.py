@@ -26,7 +26,6 @@ def coco_masks() -> Any:
 
 
 def rle_dict(counts: bytes, height: int, width: int) -> dict[str, Any]:
-    """Compressed run lengths as COCO's tools take them."""
     return {"size": [height, width], "counts": counts}
 
 

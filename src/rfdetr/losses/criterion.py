@@ -78,7 +78,9 @@ class Criterion(nn.Module):
         # Costs and losses are exact in float32 whatever the network ran in: autocast gains nothing.
         with torch.autocast(outputs.logits.device.type, enabled=False):
             # Who answers for which target.
-            logits, boxes, lengths = flatten_layers(outputs)
+            logits = at_least_float32(torch.cat([*outputs.logits, outputs.proposal_logits], 1))
+            boxes = at_least_float32(torch.cat([*outputs.boxes, outputs.proposal_boxes], 1))
+            lengths = [x.shape[1] for x in (*outputs.logits, outputs.proposal_logits)]  # S
             costs = None
             if outputs.masks:
                 factors = weights["loss_mask_ce"], weights["loss_mask_dice"]
@@ -110,14 +112,6 @@ class Criterion(nn.Module):
             shared = self.training and across_ranks
             normalizer = mean_count(count, ce.device) if shared else max(count, 1)
             return name_terms({name: weights[name] * sums[name] / normalizer for name in sums})
-
-
-def flatten_layers(outputs: DetectorOutput) -> tuple[Tensor, Tensor, list[int]]:
-    """Logits (B, A, K) and boxes (B, A, 4) of all candidates, and how many each layer has (S,)."""
-    logits = [*outputs.logits, outputs.proposal_logits]
-    boxes = [*outputs.boxes, outputs.proposal_boxes]
-    lengths = [part.shape[1] for part in logits]
-    return at_least_float32(torch.cat(logits, 1)), at_least_float32(torch.cat(boxes, 1)), lengths
 
 
 def box_losses(boxes_cxcywh: Tensor, targets_cxcywh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,8 +162,7 @@ def mean_count(count: int, device: torch.device) -> Tensor:
 
     Divided by it, the ranks' mean gradient is that of one batch that holds all ranks' images.
     """
-    total = torch.tensor(float(count), dtype=torch.float32, device=device)
-    ranks = 1
+    total, ranks = torch.tensor(float(count), dtype=torch.float32, device=device), 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
         ranks = torch.distributed.get_world_size()

@@ -2,21 +2,20 @@
 
 As in PointRend (arXiv 1912.08193) and Mask2Former (2112.01527). Letters as in `rfdetr.models`;
 points (x, y) lie in [0, 1] of the image. A mask (h, w) is formed for matched queries only, those of
-one image and one layer at a time: its logits at P points are read, and the mask is thrown away. The
-backward pass needs the gradient at these points and the factors of the mask, not the mask. So
-memory grows with M * P, not with queries or layers.
+one image and one layer at a time: its logits at P points are read, and the mask is thrown away; the
+backward pass forms it once more. So memory grows with M * P, not with queries or layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rfdetr.geometry.boxes import at_least_float32
 from rfdetr.losses.matcher import Matches, Targets
@@ -122,47 +121,20 @@ def logits_at_points(
     `queries` (M, C), `offsets` (M,), `maps` (B, C, h, w); the first counts[0] queries belong to
     image 0, and so on. Products are in the precision of `maps`, all after them in float32.
     """
-    return _LogitsAtPoints.apply(queries, offsets, maps, counts, num_points)  # type: ignore[no-any-return, no-untyped-call]
 
+    def read(q: Tensor, offset: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        masks = at_least_float32(q @ pixels.flatten(1)) + offset[:, None]
+        masks = masks.reshape(len(q), 1, *pixels.shape[1:])
+        points = uncertain_points(masks, num_points)
+        return bilinear_at(masks, points)[:, 0], points
 
-class _LogitsAtPoints(torch.autograd.Function):
-    # Automatic differentiation would keep every mask (M, h, w).
-
-    @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, offsets: Tensor, maps: Tensor, counts: list[int], num_points: int
-    ) -> tuple[Tensor, Tensor]:
-        parts = []
-        by_image = (torch.split(values, counts) for values in (queries, offsets))
-        for q, offset, pixels in zip(*by_image, maps, strict=True):
-            masks = at_least_float32(q @ pixels.flatten(1)) + offset[:, None]
-            masks = masks.reshape(len(q), 1, *maps.shape[2:])
-            points = uncertain_points(masks, num_points)
-            parts.append((bilinear_at(masks, points)[:, 0], points))
-        logits, points = (torch.cat(part) for part in zip(*parts, strict=True))
-        ctx.save_for_backward(queries, offsets, maps, points)
-        ctx.mark_non_differentiable(points)
-        ctx.counts = counts
-        return logits, points
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """With d for a gradient: d queries = d masks @ maps^T, d maps = queries^T @ d masks."""
-        queries, offsets, maps, points = ctx.saved_tensors
-        of_queries = torch.empty_like(queries)
-        # Channels last: an image's pixels are then the rows of a matrix.
-        of_maps = torch.empty_like(maps, memory_format=torch.channels_last)
-        rows = (torch.split(x, ctx.counts) for x in (of_logits, points, queries, of_queries))
-        for gradient, at, q, of_q, pixels, of_pixels in zip(*rows, maps, of_maps, strict=True):
-            # d masks by differentiating the reading: values do not matter, so all masks are one 0.
-            masks = gradient.new_zeros(()).expand(len(q), 1, *maps.shape[2:]).requires_grad_()
-            with torch.enable_grad():
-                read = bilinear_at(masks, at)[:, 0]
-            of_masks = torch.autograd.grad(read, masks, gradient)[0].flatten(1).to(maps.dtype)
-            torch.mm(of_masks, pixels.flatten(1).T, out=of_q)
-            torch.mm(of_masks.T, q, out=of_pixels.flatten(1).T)
-        return of_queries, of_logits.sum(dim=1).to(offsets.dtype), of_maps, None, None
+    by_image = (torch.split(values, counts) for values in (queries, offsets.detach()))
+    # Else the backward pass would need every mask (M, h, w) at once; so it forms them again.
+    rows = zip(*by_image, maps, strict=True)
+    parts = [checkpoint(read, *row, use_reentrant=False) for row in rows]
+    logits, points = (torch.cat(part) for part in zip(*parts, strict=True))
+    # Plus 0: the offsets' gradient is summed over the points, not over the masks.
+    return logits + (offsets - offsets.detach())[:, None], points
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def build_detector(
         patch_size=config.patch_size,
         position_grid=config.position_grid,
         num_windows=config.num_windows,
-        num_registers=config.num_registers,
+        num_registers=config.encoder_dims.registers,
         out_feature_indexes=config.out_feature_indexes,
         gradient_checkpointing=config.gradient_checkpointing,
     )

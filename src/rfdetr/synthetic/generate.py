@@ -50,9 +50,8 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
     """
     unknown = [name for name in (*classes, *distractors) if name not in _KINDS]
     if unknown or not classes or num_images < 3:
-        raise InputError(
-            f"unknown kinds {unknown}, no classes, or fewer than 3 images; kinds: {sorted(_KINDS)}"
-        )
+        fault = f"unknown kinds {unknown}, no classes, or fewer than 3 images"
+        raise InputError(f"{fault}; kinds: {sorted(_KINDS)}")
     record = {
         "generator": "rfdetr.data.synthetic", "num_images": num_images, "classes": list(classes),
         "seed": seed, "sides": list(sides),
@@ -64,10 +63,9 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if found == record:
             return folder
-        raise FileExistsError(
-            f"{folder} is not empty and is not the set asked for (its {_RECORD}: {found}; asked "
-            f"for: {record}); choose another folder, or remove this one"
-        )
+        differ = f"its {_RECORD}: {found}; asked for: {record}"
+        text = f"{folder} is not empty and is not the set asked for ({differ})"
+        raise FileExistsError(f"{text}; choose another folder, or remove this one")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     held_out, start = max(int(num_images * 0.15), 1), 0
     counts = {"train": num_images - 2 * held_out, "valid": held_out, "test": held_out}
@@ -86,9 +84,8 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
 
 def _write_split(folder: Path, indexes: range, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    kinds, distractors = (
-        [_KINDS[name] for name in record[key]] for key in ("classes", "distractors")
-    )
+    kinds = [_KINDS[name] for name in record["classes"]]
+    distractors = [_KINDS[name] for name in record["distractors"]]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     low, high = record["sides"]
@@ -100,10 +97,8 @@ def _write_split(folder: Path, indexes: range, record: dict[str, Any]) -> None:
         Image.fromarray(scene.image).save(folder / name, quality=92)
         images.append({"id": index, "file_name": name, "height": height, "width": width})
         annotations += coco_annotations(scene, index, len(annotations) + 1)
-    categories = [
-        {"id": i, "name": name, "supercategory": "shape"}
-        for i, name in enumerate(record["classes"], 1)
-    ]
+    named = enumerate(record["classes"], 1)
+    categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in named]
     document = {
         "info": {"description": "synthetic scenes"}, "licenses": [], "categories": categories,
         "images": images, "annotations": annotations,
@@ -114,9 +109,7 @@ def _write_split(folder: Path, indexes: range, record: dict[str, Any]) -> None:
 def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """A COCO record of each object; box, area and segmentation are of the pixels that show it."""
     records = []
-    for i, (label, area) in enumerate(
-        zip(scene.labels.tolist(), scene.areas.tolist(), strict=True)
-    ):
+    for i, label in enumerate(scene.labels.tolist()):
         left, top, right, bottom = scene.boxes_xyxy[i].astype(int).tolist()
         shown = scene.owner == i
         segmentation: Any = []
@@ -130,6 +123,6 @@ def coco_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[st
         bbox = [float(side) for side in (left, top, right - left, bottom - top)]
         records.append(
             {"id": first_id + i, "image_id": image_id, "category_id": label + 1, "iscrowd": 0}
-            | {"bbox": bbox, "area": area, "segmentation": segmentation}
+            | {"bbox": bbox, "area": float(scene.areas[i]), "segmentation": segmentation}
         )
     return records

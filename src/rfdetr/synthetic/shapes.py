@@ -39,12 +39,10 @@ class Kind(NamedTuple):
 
 
 def fill(*polygons: Points) -> Rings:
-    """What any of the polygons covers."""
     return [Ring(polygon, True) for polygon in polygons]
 
 
 def cut(rings: Rings, *polygons: Points) -> Rings:
-    """The rings with the polygons as holes."""
     return [*rings, *(Ring(polygon, False) for polygon in polygons)]
 
 
@@ -66,7 +64,6 @@ def corners(*xy: tuple[float, float]) -> Points:
 
 
 def rect(left: float, top: float, right: float, bottom: float) -> Points:
-    """An upright rectangle."""
     return corners((left, top), (right, top), (right, bottom), (left, bottom))
 
 

@@ -19,26 +19,13 @@ if TYPE_CHECKING:
     from rfdetr.training.trainer import build_trainer
     from rfdetr.training.verify import verify_resume
 
-__all__ = [
-    "BestModelCallback",
-    "COCOEvalCallback",
-    "DropPathCallback",
-    "RFDETRDataModule",
-    "RFDETREMACallback",
-    "RFDETREarlyStopping",
-    "RFDETRModelModule",
-    "RFDETRModule",
-    "build_trainer",
-    "convert_legacy_checkpoint",
-    "verify_resume",
-]
+__all__ = ["BestModelCallback", "COCOEvalCallback", "DropPathCallback", "RFDETRDataModule"]
+__all__ += ["RFDETREMACallback", "RFDETREarlyStopping", "RFDETRModelModule", "RFDETRModule"]
+__all__ += ["build_trainer", "convert_legacy_checkpoint", "verify_resume"]
 # Where names come from; all others are in `callbacks`.
 _HOMES = {
-    "RFDETRDataModule": "datamodule",
-    "RFDETRModelModule": "module",
-    "RFDETRModule": "module",
-    "build_trainer": "trainer",
-    "convert_legacy_checkpoint": "checkpoints",
+    **{"RFDETRDataModule": "datamodule", "RFDETRModule": "module", "RFDETRModelModule": "module"},
+    **{"build_trainer": "trainer", "convert_legacy_checkpoint": "checkpoints"},
     "verify_resume": "verify",
 }
 

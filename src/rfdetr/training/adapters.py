@@ -25,8 +25,8 @@ class SplitProjection(nn.Module):
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         width = fused.in_features
-        weights, biases = fused.weight.chunk(3), fused.bias.chunk(3)
-        for name, weight, bias in zip(PARTS, weights, biases, strict=True):
+        thirds = zip(PARTS, fused.weight.chunk(3), fused.bias.chunk(3), strict=True)
+        for name, weight, bias in thirds:
             part = nn.Linear(width, width, device=weight.device, dtype=weight.dtype)
             part.load_state_dict({"weight": weight, "bias": bias})
             self.add_module(name, part)
@@ -34,11 +34,6 @@ class SplitProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., 3 D), as the fused layer."""
         return torch.cat([part(x) for part in self.children()], dim=-1)
-
-
-def freeze_encoder(detector: Detector) -> None:
-    """Leaves the encoder's weights as they are for good."""
-    detector.encoder.requires_grad_(False)
 
 
 def add_adapters(detector: Detector) -> None:
@@ -49,8 +44,8 @@ def add_adapters(detector: Detector) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
-        install = "pip install 'rfdetr-finetune[lora]'"
-        raise MissingPackageError(f"backbone_lora=True needs peft: {install}") from error
+        told = "backbone_lora=True needs peft: pip install 'rfdetr-finetune[lora]'"
+        raise MissingPackageError(told) from error
 
     encoder = detector.encoder
     blocks: Any = encoder.blocks[: encoder.out_feature_indexes[-1]]
@@ -65,7 +60,7 @@ def remove_adapters(detector: Detector) -> None:
     """Merges the adapters, if there are any: a plain network that computes the same."""
     if not adapted(detector):
         return
-    state = plain_state(detector)
+    state = from_published(to_published(detector.state_dict()))
     blocks: Any = detector.encoder.blocks
     for block in blocks:
         if isinstance(block.qkv, SplitProjection):
@@ -77,11 +72,6 @@ def remove_adapters(detector: Detector) -> None:
 def adapted(detector: nn.Module) -> bool:
     """Whether the detector has adapters."""
     return any(isinstance(module, SplitProjection) for module in detector.modules())
-
-
-def plain_state(detector: nn.Module) -> dict[str, Tensor]:
-    """The detector's state with its adapters merged."""
-    return from_published(to_published(detector.state_dict()))
 
 
 def match_adapters(
@@ -102,9 +92,8 @@ def match_adapters(
             "checkpoint's weights with pretrain_weights=..."
         )
     remove_adapters(detector)
-    plain = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    merged = from_published(to_published(plain))
-    return {f"model.{name}": tensor for name, tensor in merged.items()}
+    published = to_published({name.removeprefix("model."): state[name] for name in state})
+    return {f"model.{name}": tensor for name, tensor in from_published(published).items()}
 
 
 def trained_parameters(detector: nn.Module) -> int:

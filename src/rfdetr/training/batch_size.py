@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from rfdetr.data.batches import collate
-from rfdetr.data.dataset import DetectionDataset
+from rfdetr.data.dataset import DetectionDataset, collate
 from rfdetr.data.images import normalize
 from rfdetr.data.transforms import EvalTransform
 from rfdetr.errors import InputError, RunError
@@ -19,10 +19,9 @@ from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.memory import Peak, is_out_of_memory, measure_peak
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import gather
-from rfdetr.training.steps import USUAL_BATCH, multi_scale_sizes, resize_batch
+from rfdetr.training.steps import USUAL_BATCH, resize_batch, training_sizes
 
 _MARGIN = 0.85  # of a CPU's memory: the rest of the program grows, and past the limit it is killed
-_GIB = 2**30
 
 
 class AutoBatchSizeCallback(Callback):
@@ -39,10 +38,8 @@ class AutoBatchSizeCallback(Callback):
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, RFDETRDataModule):
-            raise InputError(
-                'batch_size="auto" chooses for RFDETRDataModule; a loader of your own has its own '
-                "batch size"
-            )
+            told = "a loader of your own has its own batch size"
+            raise InputError(f'batch_size="auto" chooses for RFDETRDataModule; {told}')
         share = -(-USUAL_BATCH // trainer.world_size)
         sizes = [size for size in range(share, 0, -1) if share % size == 0]
         trial = Trial(module, datamodule, trainer)
@@ -56,8 +53,8 @@ class AutoBatchSizeCallback(Callback):
             owner.train_config = owner.train_config.model_copy(update=chosen)
         rank_zero_info(
             f"batch_size='auto': {size} x {share // size} batches; a step of {size} images with up "
-            f"to {trial.most_objects} objects at {trial.side} pixels took {peak.used / _GIB:.2f} "
-            f"of {peak.limit / _GIB:.2f} GiB"
+            f"to {trial.most_objects} objects at {trial.side} pixels took {peak.used / 2**30:.2f} "
+            f"of {peak.limit / 2**30:.2f} GiB"
         )
 
 
@@ -95,31 +92,26 @@ def largest_below_limit(sizes: list[int], measure: Callable[[int], Peak]) -> tup
 class Trial:
     """A training step on the images with the most objects, at the largest size of the run."""
 
-    def __init__(
-        self, module: RFDETRModule, datamodule: RFDETRDataModule, trainer: Trainer
-    ) -> None:
+    def __init__(self, module: RFDETRModule, data: RFDETRDataModule, trainer: Trainer) -> None:
         model, train = module.model_config, module.train_config
         self.module, self.trainer = module, trainer
-        self.side = model.resolution
-        if train.multi_scale:
-            grid = (model.resolution, model.patch_size, model.num_windows)
-            self.side = max(multi_scale_sizes(*grid, train.expanded_scales))
-        index = datamodule.index("train")
+        self.side = max(training_sizes(model, train))
+        index = data.index("train")
         objects = np.diff(index.offsets)
         self.most_objects = int(objects.max())
         self.dataset = DetectionDataset(index, EvalTransform(model.resolution))
         self.densest: list[int] = np.argsort(-objects, kind="stable").tolist()
-        trained = [p for p in module.model.parameters() if p.requires_grad]
-        # Optimizer's, average, DDP's messages.
+        # What comes later: the optimizer's moments, the average, DDP's messages.
         copies = 2 + train.use_ema + (trainer.world_size > 1)
-        self.later_allocations = copies * sum(p.numel() * p.element_size() for p in trained)
+        trained = [p for p in module.model.parameters() if p.requires_grad]
+        self.later_bytes = copies * sum(p.numel() * p.element_size() for p in trained)
 
     def measure(self, size: int) -> Peak:
         """The peak of a step with `size` images, what later comes beside it included."""
         module, device = self.module, self.trainer.strategy.root_device
         module.to(device)
         self.trainer.precision_plugin.convert_module(module)  # `setup` of the module comes later
-        chosen = [self.densest[i % len(self.densest)] for i in range(size)]
+        chosen = itertools.islice(itertools.cycle(self.densest), size)
         images, targets = collate([self.dataset[image] for image in chosen])
         batch = [resize_batch(images, self.side), targets]
         batch = module.transfer_batch_to_device(batch, device, 0)
@@ -132,7 +124,7 @@ class Trial:
     def _step(self, batch: list[Any]) -> None:
         images, targets = batch
         device = images.tensors.device
-        later = torch.ones(self.later_allocations, dtype=torch.uint8, device=device)
+        later = torch.ones(self.later_bytes, dtype=torch.uint8, device=device)
         with self.trainer.precision_plugin.train_step_context():
             outputs = self.module.model(normalize(images.tensors), images.mask)
             # Not across ranks: one of them may run out of memory and not come.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 AnyPath = str | os.PathLike[str]
 Moments = dict[str, dict[str, Tensor]]
 """AdamW's state by our parameters' names: {"step": (), "exp_avg": ..., "exp_avg_sq": ...} each."""
-PUBLISHED_PREFIX = "model.backbone.0."
-_PAST_WARM_UP = 1_000_000  # updates of an average whose file does not tell
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/+")  # a Path of "s3://x" has one stroke
 _VERSION = {"pytorch-lightning_version": lightning_version}
 """Without it, Lightning hands no file on to `on_load_checkpoint`."""
 
@@ -39,9 +37,7 @@ _VERSION = {"pytorch-lightning_version": lightning_version}
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's file access: a file as it is, of any kind; `on_load_checkpoint` converts it."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: AnyPath, *_: Any, **__: Any
-    ) -> None:
+    def save_checkpoint(self, checkpoint: Any, path: AnyPath, *_: Any, **__: Any) -> None:
         atomic_write(path, lambda stream: torch.save(checkpoint, stream), checksum=True)
 
     def load_checkpoint(  # to the CPU: Lightning moves what is read
@@ -58,9 +54,8 @@ class AtomicCheckpointIO(CheckpointIO):
         else:
             content = reading.load_content(path, mapped=False)
         if not isinstance(content, dict) or not {"state_dict", "model"} & content.keys():
-            raise CheckpointError(
-                f"{path} is no checkpoint of a training run: it has no 'state_dict'{advice(path)}"
-            )
+            told = "is no checkpoint of a training run: it has no 'state_dict'"
+            raise CheckpointError(f"{path} {told}{advice(path)}")
         if isinstance(tensors := content.get("state_dict", content.get("model")), dict):
             reading.refuse_not_finite(path, tensors)
         return {**_VERSION, **content}
@@ -83,8 +78,10 @@ class PlainCheckpointIO(TorchCheckpointIO):
 
 def checkpoint_to_resume(resume: AnyPath | None, output_dir: Path) -> Path | None:
     """The file that `resume` means; None for a new run, as with "last" before there is any."""
-    if resume is None or os.fspath(resume) != "last":
-        return None if resume is None else checkpoint_file(resume)
+    if resume is None:
+        return None
+    if os.fspath(resume) != "last":
+        return checkpoint_file(resume)
     folder = RunFolder(output_dir)
     if (newest := folder.newest_checkpoint()) is None:
         logger.warning('resume="last": there is no %s, so a new run begins', folder.last)
@@ -93,7 +90,7 @@ def checkpoint_to_resume(resume: AnyPath | None, output_dir: Path) -> Path | Non
 
 def checkpoint_file(path: AnyPath) -> Path:
     """The path of a file that is there; the error names the one to go on from."""
-    if _ADDRESS.match(os.fspath(path)):
+    if re.match(r"[A-Za-z][\w+.-]+:/+", os.fspath(path)):  # a Path of "s3://x" has one stroke
         told = "is an address, not a file: download it, and give the path of the copy"
         raise CheckpointError(f"{os.fspath(path)} {told}")
     path = Path(path).expanduser()
@@ -120,7 +117,7 @@ def convert_legacy_checkpoint(old_path: AnyPath, new_path: AnyPath) -> None:
 def convert_content(checkpoint: dict[str, Any], source: Path) -> None:
     """Brings what was read from a file, in place, into the form of a Lightning checkpoint."""
     state = checkpoint.get("state_dict")
-    if state is None or any(str(name).startswith(PUBLISHED_PREFIX) for name in state):
+    if state is None or any(str(name).startswith("model.backbone.0.") for name in state):
         file = reading.counted_from_zero(reading.checkpoint_of(source, checkpoint))
         checkpoint.clear()
         checkpoint.update(lightning_checkpoint(file))
@@ -133,19 +130,18 @@ def lightning_checkpoint(file: Checkpoint) -> dict[str, Any]:
     had begun. "moments" are the optimizer's; "moments_lost" says why there are none, or is "".
     """
     extra, moments, lost = file.extra, {}, ""
-    optimizer = next(iter(extra.get("optimizer_states") or [extra.get("optimizer")]))
     try:
-        moments = _moments(file, optimizer)
+        moments = _moments(file, (extra.get("optimizer_states") or [extra.get("optimizer")])[0])
     except CheckpointError as error:
         lost = str(error)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        kind = type(error).__name__
-        lost = f"what the file has of it is no state of AdamW ({kind}: {error})"
+        what = f"{type(error).__name__}: {error}"
+        lost = f"what the file has of it is no state of AdamW ({what})"
     begun = epochs_in(extra, "ready")
-    state = from_published(file.model)
+    weights = from_published(file.model)
     return {
         **_VERSION,
-        "state_dict": {f"model.{name}": tensor for name, tensor in state.items()},
+        "state_dict": {f"model.{name}": weights[name] for name in weights},
         "epoch": int(extra.get("epoch", -1)) + 1 if begun is None else begun,
         "global_step": 0,
         "callbacks": _average(extra),
@@ -161,13 +157,13 @@ def _average(extra: Mapping[str, Any]) -> dict[str, Any]:
     """
     name, prefix = "RFDETREMACallback", "module.model."
     state = (extra.get("callbacks") or {}).get(name) or {}
-    weights, updates = extra.get("ema_model"), _PAST_WARM_UP
+    weights, updates = extra.get("ema_model"), None
     if not weights:
-        tensors = state.get("average_model_state_dict")
-        if tensors is None:
+        if (tensors := state.get("average_model_state_dict")) is None:
             return {}
-        updates = int(state.get("latest_update_step") or _PAST_WARM_UP)
+        updates = state.get("latest_update_step")
         weights = {k.removeprefix(prefix): tensors[k] for k in tensors if k.startswith(prefix)}
+    updates = int(updates or 1_000_000)  # untold: past its warm-up
     return {name: {"updates": updates, "weights": from_published(dict(weights))}}
 
 
@@ -179,30 +175,27 @@ def _moments(file: Checkpoint, optimizer: Any) -> Moments:
     """
     if not optimizer or not optimizer["state"]:
         raise CheckpointError("the file has no state of an optimizer")
-    groups, state, kinds = optimizer["param_groups"], optimizer["state"], ("exp_avg", "exp_avg_sq")
+    groups, state = optimizer["param_groups"], optimizer["state"]
     names = names_in_groups(file.model, [len(group["params"]) for group in groups])
     if names is None:
         told = f"its groups of parameters ({len(groups)}) are in no published layout"
         raise CheckpointError(told)
     numbered = [(number, group) for group in groups for number in group["params"]]
     known: dict[str, dict[str, Any]] = {}
-    rates: dict[str, set[tuple[float, float]]] = {}
+    rates: dict[str, tuple[float, float]] = {}
+    fits = True
     for name, (number, group) in zip(names, numbered, strict=True):
-        rate = group.get("initial_lr", group["lr"])
-        rates.setdefault(group_name(our_name(name)), set()).add((rate, group["weight_decay"]))
+        rate = (group.get("initial_lr", group["lr"]), group["weight_decay"])
+        fits &= rates.setdefault(group_name(our_name(name)), rate) == rate
         if number in state:  # else the parameter has had no gradient yet
-            known[name] = state[number]
-    shapes = [
-        entry[kind].shape == file.model[name].shape
-        for name, entry in known.items()
-        for kind in kinds
-    ]
-    if not all(shapes) or any(len(several) > 1 for several in rates.values()):
-        raise CheckpointError(
-            "shapes or learning rates in it are not those of the published order of parameters"
-        )
+            known[name] = entry = state[number]
+            shapes = {entry["exp_avg"].shape, entry["exp_avg_sq"].shape}
+            fits &= shapes == {file.model[name].shape}
+    if not fits:
+        told = "shapes or learning rates in it are not those of the published order of parameters"
+        raise CheckpointError(told)
     moments: Moments = {}
-    for kind in ("step", *kinds):
+    for kind in ("step", "exp_avg", "exp_avg_sq"):
         tensors = {name: torch.as_tensor(entry[kind]) for name, entry in known.items()}
         if kind == "step":  # a number, which takes the ways of a tensor to our names
             tensors = {name: step.float().reshape(1) for name, step in tensors.items()}
@@ -225,9 +218,9 @@ def names_in_groups(model: Mapping[str, Tensor], sizes: list[int]) -> list[str] 
     group_of = {name: group_name(our_name(name)) for name in model}
     for parts in (("head", "encoder", "decoder"), ("head", "decoder")):
         names = [n for part in parts for n in model if group_of[n].partition(".")[0] == part]
-        groups: dict[str, list[str]] = {}
+        groups: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:
-            groups.setdefault(group_of[name], []).append(name)
+            groups[group_of[name]].append(name)
         if sizes == [1] * len(names):
             return names
         if sizes == [len(group) for group in groups.values()]:

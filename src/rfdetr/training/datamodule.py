@@ -25,7 +25,7 @@ from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
 from rfdetr.training.lightning_state import predicts_with
 from rfdetr.training.processes import is_sharded
-from rfdetr.training.steps import draw_size, multi_scale_sizes
+from rfdetr.training.steps import draw_size, training_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,12 @@ class RFDETRDataModule(pl.LightningDataModule):
     """Training, validation and test images; each split is indexed at most once, when a stage or a
     loader needs it.
 
-    An epoch of training has five updates at least: a smaller set is repeated, as otherwise ten
-    images would make one update an epoch. In multi-scale training each image is resized once,
-    straight to the size of its step. There is no `predict_dataloader`: give `trainer.predict` the
-    loader to use.
+    In multi-scale training each image is resized once, straight to the size of its step. There is
+    no `predict_dataloader`: give `trainer.predict` the loader to use.
     """
 
     least_updates = 5
-    """Updates of an epoch at least."""
+    """Updates of an epoch at least: a smaller set is repeated, or ten images would make one."""
 
     def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
         super().__init__()
@@ -49,7 +47,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         check_kind("train_config", train_config, TrainConfig)
         self.model_config = model_config
         self.train_config = train_config
-        self._indexes: dict[str, DatasetIndex] = {}
+        self._indexes: dict[str, DatasetIndex] = {}  # in the order of SPLITS
 
     @property
     def class_names(self) -> list[str] | None:
@@ -62,16 +60,15 @@ class RFDETRDataModule(pl.LightningDataModule):
         """
         if not self._indexes:
             return None
-        names = list(self._first_index.class_names)
+        names = list(next(iter(self._indexes.values())).class_names)
         if self.trainer is None or self.trainer.state.fn not in ("validate", "test"):
             return names
         trained = getattr(self.trainer.lightning_module, "class_names", None)
         if trained is None or trained[: len(names)] == names:
             return names
         if sorted(trained) != sorted(names):
-            raise InputError(
-                f"the data has the classes {names}, but the weights to evaluate know {trained}"
-            )
+            told = f"the data has the classes {names}, but the weights to evaluate know {trained}"
+            raise InputError(told)
         return list(trained)
 
     @functools.cached_property
@@ -85,10 +82,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         return "test" in self.layout.splits
 
     def index(self, split: str) -> DatasetIndex:
-        """The index of "train", "valid" or "test", its labels in the order of `class_names`.
-
-        Every split must have the same classes.
-        """
+        """The index of "train", "valid" or "test", its labels in the order of `class_names`."""
         self._read(split, None)
         return self._indexes[split].with_classes(tuple(self.class_names or ()), "the other splits")
 
@@ -100,13 +94,11 @@ class RFDETRDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Indexes the splits of a stage: train and valid to "fit", the evaluated one otherwise."""
-        # Lightning sets up the datamodule of an earlier call too, though it was given loaders to
-        # predict with.
+        # Lightning also sets up the datamodule of an earlier call where predict was given loaders.
         if stage == "predict" and (self.trainer is None or predicts_with(self.trainer, self)):
             raise MisconfigurationException(
                 "RFDETRDataModule has no predict_dataloader: pass the loader to use, as in "
-                "trainer.predict(module, dataloaders=datamodule.val_dataloader()), "
-                "test_dataloader() or a loader of your own"
+                "trainer.predict(module, dataloaders=datamodule.val_dataloader())"
             )
         splits = {"fit": ("train", "valid"), "validate": ("valid",), "test": (self._test_split,)}
         new = [split for split in splits.get(stage or "fit", ()) if split not in self._indexes]
@@ -122,19 +114,18 @@ class RFDETRDataModule(pl.LightningDataModule):
             raise
         findings.log(logger, self.train_config.dataset_dir)
 
-    @property
-    def _first_index(self) -> DatasetIndex:
-        return next(self._indexes[split] for split in SPLITS if split in self._indexes)
-
     def _read(self, split: str, findings: Findings | None) -> None:
-        """Indexes a split in its own order of classes; faults are raised, or go to `findings`."""
+        """Indexes a split in its own order of classes, which must be those of the others; faults
+        are raised, or go to `findings`.
+        """
         if split in self._indexes:
             return
         config = self.model_config
         index = load_index(self.layout, split, None, findings, masks=config.segmentation_head)
-        if self._indexes:
-            index.with_classes(self._first_index.class_names, "the other splits")
-        self._indexes[split] = index
+        for other in self._indexes.values():
+            index.with_classes(other.class_names, "the other splits")
+        known = {**self._indexes, split: index}
+        self._indexes = {name: known[name] for name in SPLITS if name in known}
         if findings is not None:
             needs = {"resolution", "patch_size", "num_queries"}
             check_for_model(index, findings, **config.model_dump(include=needs))
@@ -164,25 +155,20 @@ class RFDETRDataModule(pl.LightningDataModule):
             # Sharded ranks wait for each other in every forward: they take equal shares.
             even = is_sharded(trainer.strategy)
             order |= {"world_size": trainer.world_size, "even": even}
-        return build_loader(
-            dataset,
-            EpochSampler(len(dataset), seed=self._seed, **order),
-            batch_size=self._batch_size,
-            num_workers=self.train_config.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        sampler = EpochSampler(len(dataset), seed=self._seed, **order)
+        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
+        options |= {"batch_size": self._batch_size, "num_workers": self.train_config.num_workers}
+        return build_loader(dataset, sampler, **options)
 
     def _step_sizes(self) -> Iterator[int]:
-        """The size of each training image to come: all of an optimizer step have the one that the
-        module draws for it.
+        """The size of each training image to come: the one that the module draws for its step.
 
         Checkpoints are saved between steps, so an iteration starts with a step of its own. Where a
         run goes on with another batch size, that step may be shorter: Lightning counts its windows
         from the beginning of the epoch.
         """
-        model, trainer, images = self.model_config, self.trainer, self._images_a_step
-        grid = (model.resolution, model.patch_size, model.num_windows)
-        sizes = multi_scale_sizes(*grid, self.train_config.expanded_scales)
+        trainer, images = self.trainer, self._images_a_step
+        sizes = training_sizes(self.model_config, self.train_config)
         first = left = 0
         if trainer:
             first = trainer.global_step

@@ -4,8 +4,8 @@ reads or changes.
 `trainer.fit_loop.state_dict()`, in a checkpoint `checkpoint["loops"]["fit_loop"]`, counts how often
 a thing was ready, started, processed and completed, in the whole run ("total") and in the epoch
 ("current"), for example `["epoch_loop.batch_progress"]["current"]["completed"]`. None of this is a
-public interface. `COUNTERS` and `FLAGS` list what this file was written for; a test compares them
-with the installed Lightning, as a resume that misses a counter would be inexact without a word.
+public interface; a test holds that the installed Lightning has no other counters, as a resume that
+misses one would be inexact without a word.
 """
 
 from __future__ import annotations
@@ -28,23 +28,10 @@ CallbackT = TypeVar("CallbackT", bound=Callback)
 Point = Literal["epoch", "batch", "validation"]
 """What a saved run goes on with: a new epoch, the next batch of one, or its validation pass."""
 
+# Keys of the state.
 _EPOCHS, _BATCHES = "epoch_progress", "epoch_loop.batch_progress"
 _VALIDATION, _SCHEDULER = "epoch_loop.val_loop.batch_progress", "epoch_loop.scheduler_progress"
 _OPTIMIZER = "epoch_loop.automatic_optimization.optim_progress"
-_ALL = ("ready", "started", "processed", "completed")
-COUNTERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((_EPOCHS, _BATCHES, _VALIDATION), _ALL),
-    _SCHEDULER: ("ready", "completed"),
-    f"{_OPTIMIZER}.optimizer.step": ("ready", "completed"),
-    f"{_OPTIMIZER}.optimizer.zero_grad": ("ready", "started", "completed"),
-    "epoch_loop.manual_optimization.optim_step_progress": ("ready", "completed"),  # not in use
-}
-"""The known counters; each is there under "total" and under "current"."""
-FLAGS = {
-    *(f"{_BATCHES}.is_last_batch", f"{_VALIDATION}.is_last_batch"),
-    "epoch_loop.state_dict._batches_that_stepped",
-}
-"""What Lightning saves beside the counters, apart from the states of loaders."""
 
 
 def training_loader(trainer: Trainer) -> Any:
@@ -99,7 +86,7 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
         steps = epochs * count_steps(trainer, operator.length_hint(loader)).per_epoch
         fit_loop = trainer.fit_loop.state_dict()
         for progress in fit_loop[_EPOCHS].values():
-            progress.update(dict.fromkeys(_ALL, epochs))
+            progress.update(dict.fromkeys(progress, epochs))
         fit_loop[_OPTIMIZER]["optimizer"]["step"]["total"].update(ready=steps, completed=steps)
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
         checkpoint.update(loops={"fit_loop": fit_loop}, optimizer_states=[], lr_schedulers=[])
@@ -114,11 +101,9 @@ def place_in_run(checkpoint: dict[str, Any], source: Path, trainer: Trainer) -> 
         if shift and batches["ready"] == len(loader) and judged:
             rewind_progress(fit_loop, "validation")  # else the epoch's end would pass unjudged
         if state["batch"] != loader.images_per_batch:
-            logger.warning(
-                "%s: its batches had %d images, those of this run have %d; the epoch goes on after "
-                "its first %d images",
-                *(source, state["batch"], loader.images_per_batch, state["images"]),
-            )
+            told = "%s: its batches had %d images, those of this run have %d; the epoch goes on "
+            counts = (state["batch"], loader.images_per_batch, state["images"])
+            logger.warning(told + "after its first %d images", source, *counts)
     return int(epoch), int(batches["ready"])
 
 
@@ -136,17 +121,14 @@ def rewind_progress(fit_loop: dict[str, Any], point: Point) -> None:
         validation["current"] = dict.fromkeys(validation["current"], 0)
         validation["total"] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         return
-    ended = [batches]
-    for state in fit_loop["state_dict"].get("combined_loader", []):
-        if "images" in state:
-            state["images"] -= state["batch"]  # of the batch that was fetched
-    if point == "epoch":
-        fit_loop["state_dict"].pop("combined_loader", None)
-        ended.append(fit_loop[_EPOCHS])
-    for progress in ended:
+    for progress in (batches, fit_loop[_EPOCHS]) if point == "epoch" else (batches,):
         for part in ("total", "current"):
             progress[part] = dict.fromkeys(progress[part], progress[part]["completed"])
     if point == "epoch":
+        fit_loop["state_dict"].pop("combined_loader", None)
         optimizer = fit_loop[_OPTIMIZER]["optimizer"]
         for progress in (batches, fit_loop[_SCHEDULER], *optimizer.values()):
             progress["current"] = dict.fromkeys(progress["current"], 0)
+    for state in fit_loop["state_dict"].get("combined_loader", []):
+        if "images" in state:
+            state["images"] -= state["batch"]  # of the batch that was fetched

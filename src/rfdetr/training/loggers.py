@@ -21,9 +21,8 @@ from rfdetr.training.records import RunLogger
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PROJECT = "rfdetr"
 _CALLS = {"log_metrics", "log_hyperparams", "log_graph", "log_image", "save", "finalize"}
-_CALLS |= {"after_save_checkpoint"}
+_CALLS.add("after_save_checkpoint")
 
 
 def build_loggers(config: TrainConfig) -> list[Logger]:
@@ -34,32 +33,30 @@ def build_loggers(config: TrainConfig) -> list[Logger]:
             try:
                 loggers.append(_build(name, config))
             except ModuleNotFoundError as error:
-                install = f"pip install 'rfdetr-finetune[{name}]'"
-                raise MissingPackageError(f"{name}=True needs {name}: {install}") from error
+                told = f"{name}=True needs {name}: pip install 'rfdetr-finetune[{name}]'"
+                raise MissingPackageError(told) from error
     return loggers
 
 
 def _build(name: str, config: TrainConfig) -> Logger:
-    project = config.project or DEFAULT_PROJECT
+    project = config.project or "rfdetr"
     if name == "tensorboard":
         return TensorBoardLogger(config.output_dir, name, version="", default_hp_metric=False)
     if name == "wandb":
         from pytorch_lightning.loggers import WandbLogger
 
         return WandbLogger(config.run, project=project, save_dir=config.output_dir)
-    places: dict[str, Any] = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
-    if not places["tracking_uri"]:  # left to itself, MLflow would write to the working directory
+    address, pictures = os.environ.get("MLFLOW_TRACKING_URI"), None
+    if not address:  # left to itself, MLflow would write to the working directory
         folder = config.output_dir.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        places["tracking_uri"] = f"sqlite:///{folder / 'mlflow.db'}"
-        places["artifact_location"] = (folder / "mlflow").as_uri()
-    return MLFlowLogger(project, run_name=config.run, **places)
+        address, pictures = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlflow").as_uri()
+    return MLFlowLogger(project, config.run, address, artifact_location=pictures)
 
 
 class TolerantLogger:
-    """Stands for `run_logger` and shows its class and attributes, but none of its failures.
-
-    The first failure of a call that Lightning makes is a warning, later ones are silent.
+    """Stands for `run_logger` and shows its class and attributes, but of its failures only the
+    first, as a warning.
     """
 
     def __init__(self, run_logger: Logger) -> None:
@@ -97,8 +94,7 @@ def tolerate_logger_failures(loggers: list[Any]) -> None:
     """Puts a `TolerantLogger` in the place of each; one that cannot even start leaves the list."""
     for run_logger in list(loggers):
         try:
-            # Lightning would create it in the middle of its start.
-            _ = getattr(run_logger, "experiment", None)
+            getattr(run_logger, "experiment", None)  # else made in the middle of Lightning's start
         except Exception as error:  # noqa: BLE001 - as above
             kind = run_logger.__class__.__name__
             logger.warning("%s cannot start, the run goes on without it: %s", kind, error)

@@ -22,9 +22,12 @@ class EpochMeansCallback(Callback):
     a trainer has.
     """
 
+    _trainer: Trainer
+
     def __init__(self) -> None:
-        self._restored: dict[str, Any] | None = None
-        self._trainer: Trainer | None = None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._weight: float = 0
         self._logged = False
@@ -37,19 +40,9 @@ class EpochMeansCallback(Callback):
         self._weight += weight
 
     def setup(self, trainer: Trainer, _module: RFDETRModule, stage: str) -> None:
-        if stage == "fit":
-            self._trainer = trainer
-            self._reset()
-
-    def on_train_start(self, trainer: Trainer, module: RFDETRModule) -> None:
-        if self._restored:
-            rows = self._restored["sums"].to(module.device)
-            # Of as many ranks as now each takes its own; else each takes an equal part of all.
-            same = len(rows) == trainer.world_size
-            own = rows[trainer.global_rank] if same else rows.sum(0) / trainer.world_size
-            self._sums = dict(zip(self._restored["names"], own[1:].unbind(), strict=True))
-            self._weight = own[0].item()
-            self._restored = None
+        self._trainer = trainer
+        if stage == "fit":  # before a checkpoint is read
+            self._start_anew()
 
     def on_train_batch_end(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
         over = 0 <= trainer.max_steps <= trainer.global_step
@@ -58,11 +51,11 @@ class EpochMeansCallback(Callback):
 
     def on_train_epoch_end(self, _trainer: Trainer, module: RFDETRModule) -> None:
         self._log(module)  # an epoch that ended unannounced, or goes on at its validation pass
-        self._reset()
+        self._start_anew()
 
     def state_dict(self) -> dict[str, Any]:
         """{"names": N names, "sums": (ranks, 1 + N), the images and then the sum of each name}."""
-        if not self._sums or self._trainer is None:
+        if not self._sums:
             return {}
         sums = list(self._sums.values())
         own = torch.stack([torch.full_like(sums[0], self._weight), *sums])
@@ -70,13 +63,16 @@ class EpochMeansCallback(Callback):
         return {"names": list(self._sums), "sums": gathered.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._restored = state_dict
+        trainer, rows = self._trainer, state_dict["sums"]
+        # Of as many ranks as now each takes its own; else each takes an equal part of all.
+        same = len(rows) == trainer.world_size
+        own = rows[trainer.global_rank] if same else rows.sum(0) / trainer.world_size
+        sums = own[1:].to(trainer.strategy.root_device)
+        self._sums = dict(zip(state_dict["names"], sums.unbind(), strict=True))
+        self._weight = own[0].item()
 
     def _log(self, module: RFDETRModule) -> None:
         if not self._logged:
             means = {name: total / self._weight for name, total in self._sums.items()}
             module.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
             self._logged = True
-
-    def _reset(self) -> None:
-        self._sums, self._weight, self._logged = {}, 0, False

@@ -37,10 +37,11 @@ def measure_peak(
     if device.type == "cpu":
         if (libc := _glibc()) is not None:
             libc.malloc_trim(0)  # what earlier work has freed is no part of this one's
-        limit = _resident("VmRSS") + free_memory() // local_processes
+        status = PROC / "self/status"
+        limit = _bytes(status, "VmRSS:") + free_memory() // local_processes
         (PROC / "self/clear_refs").write_text("5")  # the peak starts again from here
         work()
-        return Peak(_resident("VmHWM"), limit)
+        return Peak(_bytes(status, "VmHWM:"), limit)
     if device.type != "cuda":
         work()
         return Peak(0, 0)
@@ -53,26 +54,25 @@ def measure_peak(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
     return known or any(text in str(error).lower() for text in texts)
 
 
 def free_memory() -> int:
     """Bytes that this process can still take, of the machine or its control group (v2)."""
     if not (PROC / "self/clear_refs").exists():
-        raise InputError(
-            "this system does not tell how much memory a process takes; Linux and GPUs do"
-        )
-    free = [_field(PROC / "meminfo", "MemAvailable:") * 1024]
+        told = "this system does not tell how much memory a process takes; Linux and GPUs do"
+        raise InputError(told)
+    free = [_bytes(PROC / "meminfo", "MemAvailable:")]
     lines = (PROC / "self/cgroup").read_text().splitlines()
     group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
     for folder in (CGROUPS / group, *(CGROUPS / group).parents):
         limit = folder / "memory.max"
         if limit.is_file() and (most := limit.read_text().strip()) != "max":
             used = int((folder / "memory.current").read_text())
-            cached = _field(folder / "memory.stat", "inactive_file")  # makes room when asked
-            free.append(int(most) - used + cached)
+            used -= _bytes(folder / "memory.stat", "inactive_file")  # a cache that makes room
+            free.append(int(most) - used)
     return min(free)
 
 
@@ -101,12 +101,8 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if hasattr(libc, "mallopt") else None
 
 
-def _resident(name: str) -> int:
-    """Bytes of this process in memory, now ("VmRSS") or at most since the last reset ("VmHWM")."""
-    return _field(PROC / "self/status", f"{name}:") * 1024
-
-
-def _field(path: Path, name: str) -> int:
-    """The number after `name` in a file of lines such as "MemAvailable:    8000 kB"."""
+def _bytes(path: Path, name: str) -> int:
+    """What a file of lines such as "MemAvailable:    8000 kB" or "file 4096" says of `name`."""
     rows = (line.split() for line in path.read_text().splitlines())
-    return next(int(row[1]) for row in rows if row[0] == name)
+    number, *unit = next(row[1:] for row in rows if row[0] == name)
+    return int(number) * (1024 if unit else 1)

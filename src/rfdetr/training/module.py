@@ -5,7 +5,7 @@ The life of an update of A batches (accumulate_grad_batches), in the order of th
     loader                     images of one size, drawn for the step (`datamodule`, `data.loaders`)
     transfer_batch_to_device   any loader's batch becomes [images, targets] on the device
     on_train_batch_start       callbacks: last.ckpt where it is due (`resume`), damaged images are
-                               counted (`undecodable`), drop path is set; then here: torch is seeded
+                               counted (`limits`), drop path is set; then here: torch is seeded
                                by (seed, epoch, batch), foreign loaders' images get the step's size
     training_step              normalise, network, `compute_losses`, their sum; logged, and added to
                                the means of the epoch
@@ -24,7 +24,6 @@ import functools
 import operator
 import os
 import secrets
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,11 @@ from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in, postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
-from rfdetr.training.adapters import adapted, add_adapters, freeze_encoder, match_adapters
+from rfdetr.training.adapters import adapted, add_adapters, match_adapters
 from rfdetr.training.lightning_state import place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
-from rfdetr.training.processes import LossMean, broadcast_start, is_sharded
+from rfdetr.training.processes import LossMean, is_sharded
 from rfdetr.training.resume import check_shared
 from rfdetr.weights.identify import class_names, config_from_checkpoint
 from rfdetr.weights.load import load_pretrained, load_weights
@@ -128,7 +127,7 @@ class RFDETRModule(pl.LightningModule):
     def choose_trained(self) -> None:
         """Chooses what learns, as configured: all weights, all but the encoder, or its adapters."""
         if self.model_config.freeze_encoder:
-            freeze_encoder(self.detector)
+            self.detector.encoder.requires_grad_(False)
         if self.model_config.backbone_lora and not adapted(self.detector):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
@@ -142,7 +141,9 @@ class RFDETRModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         if trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
-            self.seed = broadcast_start(trainer, self.model, self.seed)
+            start = (self.seed, self.model.state_dict())
+            self.seed, weights = trainer.strategy.broadcast(start)
+            self.model.load_state_dict(weights)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = checkpoints.PlainCheckpointIO()
         network.take_precision(self, stage)
@@ -152,8 +153,7 @@ class RFDETRModule(pl.LightningModule):
             if self.train_config.batch_size == "auto":
                 raise InputError(
                     'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback '
-                    "among the trainer's callbacks, where build_trainer puts it: add one, or give "
-                    "a number"
+                    "among the callbacks, where build_trainer puts it: add one, or give a number"
                 )
 
     def on_fit_start(self) -> None:
@@ -162,20 +162,17 @@ class RFDETRModule(pl.LightningModule):
         if isinstance(datamodule, steps.LabelledData):
             self.data_record = datamodule.data_record()
             if (found := len(datamodule.class_names or ())) < num_classes:
-                text = f"num_classes={num_classes}, but the data has only {found} classes"
-                warnings.warn(text, stacklevel=2)
+                rank_zero_warn(f"num_classes={num_classes}, but the data has only {found} classes")
         if self.train_config.seed is not None:
             pl.seed_everything(self.seed, verbose=False)
 
     def on_train_batch_start(self, batch: list[Any], batch_idx: int) -> None:
         # Stochastic depth draws from torch's own generator: a resumed run, so seeded, draws what
         # the whole one would.
-        key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(steps.mix_seed(*key))
+        seed = steps.mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
         if self.train_config.multi_scale:
-            config, expanded = self.model_config, self.train_config.expanded_scales
-            grid = (config.resolution, config.patch_size, config.num_windows)
-            sizes = steps.multi_scale_sizes(*grid, expanded)
+            sizes = steps.training_sizes(self.model_config, self.train_config)
             size = steps.draw_size(sizes, self.seed, self.global_step)
             batch[0] = steps.resize_batch(batch[0], size)
 
@@ -188,16 +185,15 @@ class RFDETRModule(pl.LightningModule):
         images, targets = batch
         outputs = self.model(normalize(images.tensors), images.mask)
         losses = self.compute_losses(outputs, targets)
-        loss = torch.stack(list(losses.values())).sum()
-        self.last_losses = {
-            name: value.detach() for name, value in {"loss": loss, **losses}.items()
-        }
+        loss: Tensor = torch.stack(list(losses.values())).sum()
+        terms = {"loss": loss, **losses}
+        self.last_losses = {name: value.detach() for name, value in terms.items()}
         for name, value in self.last_losses.items():
             self.log(f"train/{name}_step", value, prog_bar=name == "loss")
         means = {f"train/{name}": value for name, value in self.last_losses.items()}
         self.epoch_means.add(means, len(targets))
-        epoch, first = self.resumed_at
-        first = first if epoch == self.current_epoch else 0
+        epoch, done = self.resumed_at
+        first = done if epoch == self.current_epoch else 0
         return loss * steps.share_of_window(batch_idx, self.trainer, first)
 
     def compute_losses(self, outputs: DetectorOutput, targets: Targets) -> dict[str, Tensor]:
@@ -234,16 +230,13 @@ class RFDETRModule(pl.LightningModule):
         batches = operator.length_hint(training_loader(self.trainer), steps.UNKNOWN)
         per_epoch, total = steps.count_steps(self.trainer, batches, config.epochs)
         if total == steps.UNKNOWN and (needing := needing_steps(config)):
-            raise InputError(
-                "the training loader does not tell how many batches it has, and "
-                f"{' and '.join(needing)} must know: give the trainer max_steps or "
-                "limit_train_batches, or the dataset __len__"
-            )
+            told = "the training loader does not tell how many batches it has, and "
+            told += f"{' and '.join(needing)} must know: give the trainer max_steps or "
+            raise InputError(told + "limit_train_batches, or the dataset __len__")
         self.total_steps = total
         schedule = config.model_dump(include=SCHEDULE)
-        factor = functools.partial(
-            lr_factor, total_steps=total, steps_per_epoch=per_epoch, **schedule
-        )
+        schedule |= {"total_steps": total, "steps_per_epoch": per_epoch}
+        factor = functools.partial(lr_factor, **schedule)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         # A checkpoint with the schedule's own state overwrites where it starts.
@@ -274,9 +267,9 @@ class RFDETRModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Brings a known file's content into the form of this module, and of its trainer's run."""
         trainer = self._trainer
+        trains = trainer is not None and trainer.state.fn == "fit"
         source = Path((trainer and trainer.ckpt_path) or "the checkpoint")
         checkpoints.convert_content(checkpoint, source)
-        trains = trainer is not None and trainer.state.fn == "fit"
         if trainer is not None:
             check_shared(checkpoint, source, self, data_class_names(self))
         checkpoint["state_dict"] = match_adapters(self.detector, checkpoint["state_dict"], trains)
@@ -306,9 +299,8 @@ class RFDETRModule(pl.LightningModule):
         Takes `.ckpt`, `.pth` and `.safetensors`. A file that does not tell how it was trained gets
         the defaults.
         """
-        path = Path(checkpoint_path)
-        io = checkpoints.AtomicCheckpointIO()
-        checkpoint = io.load_checkpoint(path, weights_only=weights_only)
+        path, access = Path(checkpoint_path), checkpoints.AtomicCheckpointIO()
+        checkpoint = access.load_checkpoint(path, weights_only=weights_only)
         file = checkpoint_of(path, checkpoint)
         if "model_config" not in kwargs:
             config = config_from_checkpoint(file)[0]
@@ -318,9 +310,11 @@ class RFDETRModule(pl.LightningModule):
         if "train_config" not in kwargs:
             masks = kwargs["model_config"].segmentation_head
             kind = SegmentationTrainConfig if masks else TrainConfig
-            known = {**checkpoint.get("train_config", {}), "output_dir": path.parent}
+            known = checkpoint.get("train_config", {})
             known = {name: known[name] for name in known if name in kind.model_fields}
-            kwargs["train_config"] = kind(**{"dataset_dir": ".", **known})
+            kwargs["train_config"] = kind(
+                **{"dataset_dir": ".", **known, "output_dir": path.parent}
+            )
         module = cls(**kwargs)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=strict)

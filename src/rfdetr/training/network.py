@@ -46,9 +46,8 @@ def check_wrapper(module: RFDETRModule) -> None:
             "optimizer group and no file would hold: wrap the network without any"
         )
     if module.model is not detector and is_sharded(module.trainer.strategy):
-        raise InputError(
-            f"a sharded strategy takes the plain network, not a {kind}: use module.model.compile()"
-        )
+        told = f"a sharded strategy takes the plain network, not a {kind}"
+        raise InputError(f"{told}: use module.model.compile()")
 
 
 def take_precision(module: RFDETRModule, stage: str) -> None:
@@ -60,13 +59,8 @@ def take_precision(module: RFDETRModule, stage: str) -> None:
         return
     plugin.convert_input = lambda batch: batch  # type: ignore[method-assign, assignment] # it would round boxes
     if stage == "fit" and plugin.precision == "16-true":
-        raise InputError(
-            'precision="16-true" cannot train: AdamW divides by what float16 rounds to 0; use '
-            '"16-mixed"'
-        )
+        told = 'precision="16-true" cannot train: AdamW divides by what float16 rounds to 0'
+        raise InputError(f'{told}; use "16-mixed"')
     if stage == "fit":
-        warnings.warn(
-            'precision="bf16-true" rounds weights to 8 bits, and small updates away: "bf16-mixed" '
-            "learns better",
-            stacklevel=2,
-        )
+        told = 'precision="bf16-true" rounds weights to 8 bits, and small updates away'
+        warnings.warn(f'{told}: "bf16-mixed" learns better', stacklevel=2)

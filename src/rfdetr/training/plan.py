@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback, Unde
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
+from rfdetr.training.run_folder import saves
 from rfdetr.training.steps import count_steps, effective_batch
 
 Rows = list[tuple[str, str]]
@@ -40,13 +41,15 @@ def training_plan(
     splits = ("train", "valid", *["test"] * datamodule.has_test)
     counts = {split: len(datamodule.index(split)) for split in splits}
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    names, more = datamodule.class_names or [], datamodule.images_an_epoch
+    once, more, updates = counts["train"], datamodule.images_an_epoch, datamodule.least_updates
+    repeated = f"{once:,} images to {more:,} an epoch, so that it has {updates} updates"
+    names = datamodule.class_names or []
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
     limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
     epochs = trainer.max_epochs if limited else "no limit of"
+    name = variant_name(model) or "custom"
     rows = {
-        "model": f"{variant_name(model) or 'custom'}, {millions:.1f} M parameters, "
-        f"{model.resolution} pixels",
+        "model": f"{name}, {millions:.1f} M parameters, {model.resolution} pixels",
         "goes on from": str(resumed) if resumed else "",
         "weights": "" if resumed else model.pretrain_weights or "random",
         "adapted": "" if resumed else ", ".join(changes),
@@ -55,10 +58,7 @@ def training_plan(
         "classes": f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}",
         "effective batch": effective_batch(train.batch_size, trainer),
         "steps": f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs",
-        "repeated": f"{counts['train']:,} images to {more:,} an epoch, so that it has "
-        f"{datamodule.least_updates} updates"
-        if counts["train"] < more
-        else "",
+        "repeated": repeated * (once < more),
         "device": f"{trainer.strategy.root_device}, precision {trainer.precision}",
         "averaged weights": "yes" if find_callback(trainer, RFDETREMACallback) else "no",
         "seed": "the checkpoint's" if resumed else str(module.seed),
@@ -68,52 +68,46 @@ def training_plan(
     return [(name, value) for name, value in rows.items() if value]
 
 
-def run_summary(trainer: pl.Trainer) -> Rows:
-    """What a fit has reached and left; empty where it kept nothing or had nothing left to train."""
+def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
+    """What a fit of so many `seconds` has reached and left; empty where it kept nothing or had
+    nothing left to train.
+    """
     best = find_callback(trainer, BestModelCallback)
-    kept = best is not None and best.total_path.exists() and not trainer.fast_dev_run  # type: ignore[attr-defined]
-    if best is None or not kept or not trainer.state.finished:
+    if best is None or not (best.total_path.exists() and saves(trainer) and trainer.state.finished):
         return []
     rows: Rows = []
     if best.best_kind:
-        entry, masks = best.best[best.best_kind], any(m.masks for m in best.results.values())
+        entry = best.best[best.best_kind]
+        masks = any(metrics.masks is not None for metrics in best.results.values())
         label = "averaged (EMA)" if best.best_kind == "ema" else "live"
         found = f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}"
         rows.append((f"best {'mask ' * masks}mAP 50:95 on valid", found))
     rows += [(split, _figures(metrics)) for split, metrics in best.results.items()]
-    if best.results:
-        rows += _weakest_classes(best.results)
+    for split, metrics in list(best.results.items())[-1:]:
+        rated = metrics if metrics.masks is None else metrics.masks
+        judged = [row for row in rated.per_class if row["AP"] == row["AP"]]
+        lowest = sorted(judged, key=lambda row: row["AP"])[:3]
+        listed = ", ".join(f"{row['name']} {row['AP']:.3f}" for row in lowest)
+        rows += [("weakest classes", f"on {split}, AP 50:95: {listed}")] * (len(judged) > 1)
     undecodable = find_callback(trainer, UndecodableCallback)
-    damaged = (
-        {split: len(images) for split, images in undecodable.images.items()} if undecodable else {}
-    )
-    counts = " and ".join(f"{count} of {split}" for split, count in damaged.items() if count)
+    damaged = undecodable.images if undecodable else {}
+    counts = " and ".join(f"{len(found)} of {split}" for split, found in damaged.items() if found)
     if counts:
         rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))
-    return [
-        *rows,
-        ("epochs", str(trainer.current_epoch)),
-        ("best weights", str(best.total_path)),
-        ("all files", f"{Path(best.output_dir)}/"),
-    ]
+    rows.append(("epochs", str(trainer.current_epoch)))
+    rows += [("best weights", str(best.total_path)), ("all files", f"{best.output_dir}/")]
+    took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+    return [*rows, ("time", took)]
 
 
 def _figures(metrics: Metrics) -> str:
     """The main figures of a split: "mask mAP 50:95 0.4, ..., F1 0.7 at confidence 0.3, ..."."""
-    named = {"mAP 50:95": "mAP_50_95", "mAP 50": "mAP_50", "F1": "F1"}
-    figures = {name: metrics.overall[key] for name, key in named.items()}
-    if metrics.masks is not None:
-        of_masks = {f"mask {name}": metrics.masks.overall[named[name]] for name in list(named)[:2]}
-        figures = of_masks | figures
+    figures = {}
+    for kind, part in (("mask ", metrics.masks), ("", metrics)):
+        if part is not None:
+            figures[f"{kind}mAP 50:95"] = part.overall["mAP_50_95"]
+            figures[f"{kind}mAP 50"] = part.overall["mAP_50"]
+    figures["F1"] = metrics.overall["F1"]
     text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value == value)
     threshold = metrics.overall["best_threshold"]
     return text + ("" if math.isnan(threshold) else f" at confidence {threshold:.3f}, its own best")
-
-
-def _weakest_classes(results: Mapping[str, Metrics], count: int = 3) -> Rows:
-    """The `count` classes of lowest AP on the last split; nothing where fewer than two have one."""
-    split, metrics = list(results.items())[-1]
-    rows = [row for row in (metrics.masks or metrics).per_class if not math.isnan(row["AP"])]
-    lowest = sorted(rows, key=lambda row: row["AP"])[:count]
-    listed = ", ".join(f"{row['name']} {row['AP']:.3f}" for row in lowest)
-    return [("weakest classes", f"on {split}, AP 50:95: {listed}")] * (len(rows) > 1)

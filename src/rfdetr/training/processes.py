@@ -1,7 +1,7 @@
 """Training by several processes (ranks): what they agree on, gather and shard.
 
-`broadcast_start`, `gather`, `merge_evaluators` and the two functions of whole weights are
-collective: all ranks must call them, and in the same order, or they wait for each other forever.
+`gather`, `merge_evaluators` and the two functions of whole weights are collective: all ranks must
+call them, and in the same order, or they wait for each other forever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from rfdetr.evaluation.evaluator import CocoEvaluator
@@ -49,22 +49,12 @@ def process_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["devices"] in ("auto", -1, "-1"):
         changed["devices"] = local  # Lightning would count a CPU once, and idle GPUs too
     elif settings["devices"] == 1 and local > 1 and settings.get("strategy", "auto") == "auto":
-        warnings.warn(
-            f"torchrun started {world} processes, but the trainer has one device: each will train "
-            "alone, and write to the same files. "
-            "Pass strategy='ddp', devices='auto' to build_trainer",
-            stacklevel=3,
-        )
+        text = f"torchrun started {world} processes, but the trainer has one device: each will "
+        text += "train alone, and write to the same files. Pass strategy='ddp', devices='auto' to "
+        warnings.warn(text + "build_trainer", stacklevel=3)
     if "num_nodes" not in settings:
         changed["num_nodes"] = world // local
     return changed
-
-
-def broadcast_start(trainer: Trainer, model: nn.Module, seed: int) -> int:
-    """Gives every rank rank 0's seed, and the weights that were drawn from it."""
-    seed, weights = trainer.strategy.broadcast((seed, model.state_dict()))
-    model.load_state_dict(weights)
-    return int(seed)
 
 
 def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
@@ -86,9 +76,8 @@ def whole_weights(trainer: Trainer, module: Any) -> dict[str, Tensor]:
     """State dict of the module's detector; a sharded one is whole on rank 0, empty elsewhere."""
     if not is_sharded(trainer.strategy):
         return dict(module.detector.state_dict())
-    state = trainer.strategy.lightning_module_state_dict()
-    names = [name for name in state if name.startswith("model.")]
-    return {name.removeprefix("model."): state[name] for name in names}
+    state = trainer.strategy.lightning_module_state_dict().items()
+    return {n.removeprefix("model."): value for n, value in state if n.startswith("model.")}
 
 
 def load_whole_weights(trainer: Trainer, module: Any, weights: Mapping[str, Tensor] | None) -> None:

@@ -55,7 +55,7 @@ class RunRecord:
         content = _as_lines(self._waiting)
         try:
             if not self.path.exists():
-                self._write(*self.read())
+                self._rewrite(*self.read())
             size = self.size
             with open(self.path, "ab", buffering=0) as file:
                 if file.write(content) != len(content):
@@ -70,8 +70,7 @@ class RunRecord:
     def cut(self, size: int, epoch: int) -> None:
         """Takes back what was logged past `size` bytes; where there is no file, from `epoch` on."""
         if not self.path.exists():
-            self.drop_from(epoch)
-            return
+            return self.drop_from(epoch)
         os.truncate(self.path, self.path.read_bytes().rfind(b"\n", 0, size) + 1)
         self._changed = True
         self.render()
@@ -84,7 +83,7 @@ class RunRecord:
         logged, epochs = self.read()
         if rows is None:
             logged = [row for row in logged if int(row.get("epoch", -1)) < epoch]
-        self._write(logged[:rows], [row for row in epochs if row.get("epoch", -1) < epoch])
+        self._rewrite(logged[:rows], [row for row in epochs if row.get("epoch", -1) < epoch])
         self.render()
 
     def render(self) -> None:
@@ -116,13 +115,13 @@ class RunRecord:
         """
         if not self.path.exists():
             rows = read_rows(self.folder.table)
-            epochs = _parsed(self.folder.log)
-            return [{name: cell for name, cell in row.items() if cell} for row in rows], epochs
+            filled = [{name: cell for name, cell in row.items() if cell} for row in rows]
+            return filled, _parsed(self.folder.log)
         lines = _parsed(self.path)
         epochs = [line[_EPOCH] for line in lines if _EPOCH in line]
         return [line for line in lines if _EPOCH not in line], epochs
 
-    def _write(self, rows: list[Row], epochs: list[Row]) -> None:
+    def _rewrite(self, rows: list[Row], epochs: list[Row]) -> None:
         _write(self.path, _as_lines([*rows, *({_EPOCH: epoch} for epoch in epochs)]))
         self._changed = True
 
@@ -141,10 +140,7 @@ class RunLogger(CSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         # In the order of names: that of Lightning is another where a resumed run validates again.
-        ordered = sorted(metrics.items())
-        row = {
-            name: value.item() if isinstance(value, Tensor) else value for name, value in ordered
-        }
+        row = {n: v.item() if isinstance(v, Tensor) else v for n, v in sorted(metrics.items())}
         self.record.append({**row, "step": step or 0})
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:

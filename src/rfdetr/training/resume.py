@@ -38,10 +38,9 @@ def check_shared(
         file_names = class_names(Checkpoint(source, weights, args))
     if names is not None and file_names is not None and list(file_names) != names:
         same = "the same in another order" if sorted(file_names) == sorted(names) else "other ones"
-        raise CheckpointError(
-            f"{source} does not fit this run: its classes are {', '.join(file_names)}; the data "
-            f"has {same}: {', '.join(names)}. Use data with the classes of the checkpoint, {anew}"
-        )
+        told = f"its classes are {', '.join(file_names)}; the data has {same}: {', '.join(names)}"
+        what_to_do = f"Use data with the classes of the checkpoint, {anew}"
+        raise CheckpointError(f"{source} does not fit this run: {told}. {what_to_do}")
     trains = module.trainer.state.fn == "fit"
     config = module.model_config
     here = {**config.model_dump(), "positional_encoding_size": config.position_grid}
@@ -52,10 +51,8 @@ def check_shared(
         if field != "num_select" and known.get(field) is not None and known[field] != here[field]
     ]
     if differ:
-        raise CheckpointError(
-            f"{source} does not fit this run: {'; '.join(differ)}. Build the model as the "
-            f"checkpoint has it, {anew}"
-        )
+        what_to_do = f"Build the model as the checkpoint has it, {anew}"
+        raise CheckpointError(f"{source} does not fit this run: {'; '.join(differ)}. {what_to_do}")
     if trains:
         _check_data(args, source, module, anew)
         seed = checkpoint.get("seed")
@@ -88,11 +85,9 @@ def data_changes(recorded: dict[str, Any], present: dict[str, Any]) -> str:
         new = present["data"][split]
         if old["labels"] == new["labels"]:
             continue
-        counts = [("images", old["images"], new["images"])]
-        for name in dict.fromkeys((*old["boxes"], *new["boxes"])):
-            counts.append(
-                (f"boxes of {name}", old["boxes"].get(name, 0), new["boxes"].get(name, 0))
-            )
+        counts, had, has = [("images", old["images"], new["images"])], old["boxes"], new["boxes"]
+        for name in {**had, **has}:
+            counts.append((f"boxes of {name}", had.get(name, 0), has.get(name, 0)))
         told = [f"{now:,} {what} (was {before:,})" for what, before, now in counts if now != before]
         if old["images"] == new["images"] and old["names"] != new["names"]:
             told.append("other image files, as many as before")

@@ -15,16 +15,15 @@ from rfdetr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_LAST, _RESULTS, _TOTAL = "last.ckpt", "results.json", "checkpoint_best_total.pth"
-_RECORD = ("metrics.jsonl", "metrics.csv", "log.txt")
-_WEIGHTS = (
-    *(_LAST, _RESULTS, "checkpoint_[0-9]*.ckpt", "checkpoint_best_*.pth"),
-    *("checkpoint_best_*.safetensors", "nonfinite-step-*.pt"),
-)
-_SUMMARIES = (
-    *("config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png"),
+_SIGNS = ("results.json", "checkpoint_best_total.pth", "last.ckpt")  # that only a run leaves
+_WEIGHTS_AND_FIGURES = [
+    "last.ckpt", "checkpoint_[0-9]*.ckpt", "checkpoint_best_*.pth", "checkpoint_best_*.safetensors",
+    "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
+]  # fmt: skip
+_REDRAWN = [
+    "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png",
     files.CHECKSUMS_FILE,
-)
+]  # fmt: skip
 _NUMBERED = re.compile(r"checkpoint_?(\d+)\.(?:ckpt|pth)")
 _used: set[Path] = set()  # folders to which runs of this process have written
 
@@ -41,17 +40,18 @@ class OutputFolderError(InputError):
 class RunFolder:
     """The paths of a run's files, the lock that its writer holds, and what becomes of older files.
 
-    A run's own files are those that `clear` or `set_aside` name; others in the folder are a user's
-    and stay as they are.
+    Files that `clear` and `set_aside` do not name are a user's and stay as they are.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.lock = files.RecordLock(self.path.resolve() / ".run.lock")
         self._held = False
-        self.last = self.path / _LAST
-        self.results = self.path / _RESULTS
-        self.metrics, self.table, self.log = (self.path / name for name in _RECORD)
+        self.last = self.path / "last.ckpt"
+        self.results = self.path / "results.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.table = self.path / "metrics.csv"
+        self.log = self.path / "log.txt"
         self.config = self.path / "config.yaml"
         self.history = self.path / "metrics.png"
 
@@ -81,14 +81,13 @@ class RunFolder:
                 "another output_dir"
             ) from error
         except OSError as error:
-            raise OutputFolderError(
-                f"output_dir {self.path} cannot be written to: {error.strerror}"
-            ) from error
+            told = f"output_dir {self.path} cannot be written to: {error.strerror}"
+            raise OutputFolderError(told) from error
         self._held = True
         files.remove_leftovers(self.path)
 
     def release(self) -> None:
-        """Gives the lock back; nothing where it is not held."""
+        """Gives the lock back, if it is held."""
         if self._held:
             _used.add(self.path.resolve())
             self.lock.release()
@@ -96,39 +95,38 @@ class RunFolder:
 
     @property
     def sign_of_run(self) -> str | None:
-        """A file that only a run leaves, by name; None where there is none."""
-        names = (_RESULTS, _TOTAL, _LAST)
-        return next((name for name in names if (self.path / name).exists()), None)
+        """The name of a file that only a run leaves; None where there is none."""
+        return next((name for name in _SIGNS if (self.path / name).exists()), None)
 
     def newest_checkpoint(self) -> Path | None:
         """What to go on from: last.ckpt, else the file of most epochs, `.ckpt` before `.pth`."""
-        found = [(_NUMBERED.fullmatch(path.name), path) for path in self.path.glob("checkpoint*")]
-        numbered = sorted(((int(name[1]), path) for name, path in found if name), reverse=True)
+        found = {path: _NUMBERED.fullmatch(path.name) for path in self.path.glob("checkpoint*")}
+        numbered = sorted(((int(name[1]), path) for path, name in found.items() if name))[::-1]
         ordered = [path for _, path in numbered]
         kept = [path for path in ordered if path.suffix == ".ckpt"]
-        names = [self.last, *kept, self.path / "checkpoint.pth", *ordered]
-        return next((path for path in names if path.is_file()), None)
+        paths = [self.last, *kept, self.path / "checkpoint.pth", *ordered]
+        return next((path for path in paths if path.is_file()), None)
 
     def refuse_to_overwrite(
         self, resumed: str | os.PathLike[str] | None, *, keep_own: bool = False
     ) -> None:
-        """Raises `OutputFolderError` where a run's files are that `resumed` is not one of.
+        """Raises `OutputFolderError` where a run's files are that `resumed` is not one of, or no
+        folder can be.
 
         With `keep_own`, the files of an earlier run of this same process are set aside instead.
         """
         whole = self.path.absolute()
         nearest = next(place for place in (whole, *whole.parents) if place.exists())
         if not nearest.is_dir():
-            raise OutputFolderError(
-                f"output_dir {self.path} cannot be written to: {nearest} is no folder"
-            )
+            told = f"output_dir {self.path} cannot be written to: {nearest} is no folder"
+            raise OutputFolderError(told)
         sign = self.sign_of_run
         if not sign or (resumed and Path(resumed).resolve().parent == self.path.resolve()):
             return
         if keep_own and self.path.resolve() in _used:
             self.set_aside()
             return
-        state = "an interrupted" if sign == _LAST else "a finished"
+        state = "an interrupted" if sign == "last.ckpt" else "a finished"
         raise OutputFolderError(
             f'there is {state} run in {self.path} ({sign}): go on with it (resume="last"), choose '
             "another output_dir, or pass overwrite=True to start anew and lose it"
@@ -136,20 +134,20 @@ class RunFolder:
 
     def clear(self) -> None:
         """Deletes the weights, results and figures of an earlier run; its pictures are redrawn."""
-        for path in self._files(*_WEIGHTS, *_RECORD):
+        for path in self._files(_WEIGHTS_AND_FIGURES):
             path.unlink(missing_ok=True)
             files.record_digests(path, [])
 
     def set_aside(self) -> None:
         """Moves the files of a run to the first free subfolder run-1, run-2, ..."""
-        names = (self.path / f"run-{number}" for number in itertools.count(1))
-        place = next(path for path in names if not path.exists())
+        paths = (self.path / f"run-{number}" for number in itertools.count(1))
+        place = next(path for path in paths if not path.exists())
         place.mkdir()
-        for path in self._files(*_WEIGHTS, *_RECORD, *_SUMMARIES):
+        for path in self._files(_WEIGHTS_AND_FIGURES + _REDRAWN):
             path.rename(place / path.name)
         logger.warning("the run that this session has made in %s is now in %s", self.path, place)
 
-    def _files(self, *patterns: str) -> list[Path]:
+    def _files(self, patterns: list[str]) -> list[Path]:
         return [path for pattern in patterns for path in self.path.glob(pattern)]
 
 
@@ -161,16 +159,15 @@ def default_folder(base: Path, resume: str | None) -> Path:
     newest last.ckpt is.
     """
     paths = [base, *base.parent.glob(f"{base.name}-*")]
-    number = re.compile(rf"{re.escape(base.name)}(-\d+)?")
-    series = [RunFolder(path) for path in paths if number.fullmatch(path.name)]
+    series = [p for p in paths if re.fullmatch(r"(-\d+)?", p.name.removeprefix(base.name))]
     if resume == "last":
-        if saved := [folder for folder in series if folder.last.is_file()]:
-            return max(saved, key=lambda folder: folder.last.stat().st_mtime_ns).path
+        if saved := [path / "last.ckpt" for path in series if (path / "last.ckpt").is_file()]:
+            return max(saved, key=lambda file: file.stat().st_mtime_ns).parent
     elif resume is not None:
         place = Path(resume).expanduser().resolve().parent
-        if own := [folder.path for folder in series if folder.path.resolve() == place]:
+        if own := [path for path in series if path.resolve() == place]:
             return own[0]
-    names = itertools.chain([base.name], (f"{base.name}-{n}" for n in itertools.count(2)))
-    folders = (RunFolder(base.with_name(name)) for name in names)
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    folders = map(RunFolder, itertools.chain([base], numbered))
     free = (one for one in folders if not (one.sign_of_run or files.is_locked(one.lock.path)))
     return next(free).path

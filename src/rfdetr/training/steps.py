@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rfdetr.data.batches import NestedTensor
+from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.data.dataset import NestedTensor
 from rfdetr.errors import InputTypeError
 
 if TYPE_CHECKING:  # evaluation needs the precision, and shall not wait for Lightning's import
@@ -48,17 +49,15 @@ def count_steps(trainer: Trainer, batches: int, epochs: int = 1) -> StepCount:
     `UNKNOWN` too. (Not `trainer.estimated_stepping_batches`: asking for it before fit makes
     Lightning forget a resumed loader's state.)
     """
-    limit = trainer.limit_train_batches
+    limit, most_steps = trainer.limit_train_batches, trainer.max_steps
     if batches == UNKNOWN and not isinstance(limit, int):
-        known = trainer.max_steps >= 0
-        total = trainer.max_steps if known else UNKNOWN
-        return StepCount(math.ceil(total / epochs) if known else UNKNOWN, total)
+        if most_steps < 0:
+            return StepCount(UNKNOWN, UNKNOWN)
+        return StepCount(math.ceil(most_steps / epochs), most_steps)
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        limits.append(per_epoch * trainer.max_epochs)
-    return StepCount(per_epoch, min(limits, default=per_epoch))
+    limits = [most_steps, per_epoch * (-1 if trainer.max_epochs is None else trainer.max_epochs)]
+    return StepCount(per_epoch, min((one for one in limits if one >= 0), default=per_epoch))
 
 
 def effective_batch(batch_size: int | str, trainer: Trainer) -> str:
@@ -94,14 +93,12 @@ def losses_in_words(losses: Mapping[str, Tensor]) -> str:
 
 
 def resolve_precision(amp: bool, accelerator: Any) -> str:
-    """bfloat16 autocast where the device is fast at it, float16 on older GPUs, else float32.
-
-    Given as Lightning names it ("bf16-mixed", "16-mixed", "32-true"), for an accelerator by name or
-    as an object.
+    """bfloat16 autocast where the device is fast at it, float16 on older GPUs, else float32, as
+    Lightning names them, for an accelerator by name or as an object.
     """
-    name = (accelerator if isinstance(accelerator, str) else type(accelerator).__name__).lower()
     if not amp:
         return "32-true"
+    name = (accelerator if isinstance(accelerator, str) else type(accelerator).__name__).lower()
     if torch.cuda.is_available() and name.startswith(("auto", "gpu", "cuda")):
         return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
     on_cpu = name.startswith("cpu") or (name == "auto" and not torch.backends.mps.is_available())
@@ -130,15 +127,21 @@ def multi_scale_sizes(
     return [size for size in sizes if size >= 2 * window]
 
 
+def training_sizes(model: ModelConfig, train: TrainConfig) -> list[int]:
+    """The sizes of training images in pixels: one, or those of multi-scale training."""
+    grid = (model.resolution, model.patch_size, model.num_windows)
+    scaled = train.multi_scale
+    return multi_scale_sizes(*grid, train.expanded_scales) if scaled else [model.resolution]
+
+
 def draw_size(sizes: Sequence[int], seed: int, step: int) -> int:
     """The multi-scale size of an optimizer step: the same on every rank and in every repetition."""
     return int(np.random.default_rng((seed, step)).choice(sizes))
 
 
 def resize_batch(images: NestedTensor, size: int) -> NestedTensor:
-    """The batch at size x size, uint8 staying uint8.
-
-    One antialiased bilinear interpolation on the batch's device; the mask takes the nearest pixel.
+    """The batch at size x size by one antialiased bilinear interpolation, uint8 staying uint8; the
+    mask takes the nearest pixel.
     """
     pixels, mask = images
     if pixels.shape[-2:] == (size, size):
@@ -169,20 +172,15 @@ def as_batch(batch: Any, device: torch.device) -> list[Any]:
             "(images, targets) with a dict for each image; give the loader a collate_fn that "
             "stacks them"
         )
-    size = torch.tensor(images.tensors.shape[-2:])
-    targets = rest[0] if rest else [{}] * len(images.tensors)
-    moved = [
-        {name: value.to(device, non_blocking=True) for name, value in target.items()}
-        for target in ({"orig_size": size, **target} for target in targets)
-    ]
-    return [images.to(device, non_blocking=True), moved]
+    targets, size = [], torch.tensor(images.tensors.shape[-2:])
+    for target in rest[0] if rest else [{}] * len(images.tensors):
+        whole = {"orig_size": size, **target}
+        targets.append({name: whole[name].to(device, non_blocking=True) for name in whole})
+    return [images.to(device, non_blocking=True), targets]
 
 
 def without_crowds(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What losses read of a target, of single objects alone.
-
-    A crowd's box is no box to learn or to be measured against.
-    """
+    """What losses read of a target, less its crowds, whose boxes are none to learn."""
     single = ~target["iscrowd"] if "iscrowd" in target else slice(None)
     names = ("labels", "boxes", "masks", "has_mask")
     return {name: target[name][single] for name in names if name in target}

@@ -13,35 +13,24 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.console import lines_shown
 from rfdetr.errors import InputError
+from rfdetr.training import callbacks as own
 from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.batch_size import AutoBatchSizeCallback
-from rfdetr.training.callbacks import (
-    BestModelCallback,
-    COCOEvalCallback,
-    DropPathCallback,
-    MemoryCallback,
-    NonFiniteCallback,
-    PredictionImagesCallback,
-    ResumeCallback,
-    RFDETREarlyStopping,
-    RFDETREMACallback,
-    RunFilesCallback,
-    UndecodableCallback,
-)
-from rfdetr.training.callbacks.out_of_memory import explained_memory
+from rfdetr.training.callbacks.limits import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
-from rfdetr.training.lightning_state import epochs_in
+from rfdetr.training.lightning_state import epochs_in, find_callback
 from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
 from rfdetr.training.memory import freed_memory_kept
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import is_sharded, process_settings
-from rfdetr.training.progress import with_progress_bar
 from rfdetr.training.run_folder import RunFolder
 from rfdetr.training.steps import resolve_precision
 from rfdetr.weights.names import from_published
@@ -62,15 +51,19 @@ def build_trainer(
     """
     check_kind("train_config", train_config, TrainConfig)
     check_kind("model_config", model_config, ModelConfig)
-    given = trainer_kwargs.get("callbacks") or []
-    for callback in given if isinstance(given, list) else [given]:
-        check_kind("callbacks", callback, pl.Callback)
-    config, replaced = train_config, "callbacks" in trainer_kwargs
-    accelerator = trainer_kwargs.get("accelerator", config.accelerator)
+    config = train_config
     sharded = is_sharded(trainer_kwargs.get("strategy", "auto"))
-    if sharded and config.use_ema and not replaced:
-        text = "sharded strategies cannot average weights: EMA is off for this run"
-        warnings.warn(text, UserWarning, stacklevel=2)
+    if "callbacks" in trainer_kwargs:
+        callbacks = _as_list(trainer_kwargs["callbacks"])
+        for callback in callbacks:
+            check_kind("callbacks", callback, pl.Callback)
+    else:
+        if sharded and config.use_ema:
+            text = "sharded strategies cannot average weights: EMA is off for this run"
+            warnings.warn(text, UserWarning, stacklevel=2)
+        keeps_files = trainer_kwargs.get("enable_checkpointing") is not False
+        callbacks = build_callbacks(config, config.use_ema and not sharded, keeps_files)
+    accelerator = trainer_kwargs.get("accelerator", config.accelerator)
     settings: dict[str, Any] = {
         "max_epochs": config.epochs,
         "accumulate_grad_batches": config.grad_accum_steps,
@@ -81,7 +74,6 @@ def build_trainer(
         "devices": 1,
         "sync_batchnorm": config.sync_bn,
         "logger": build_loggers(config),
-        "callbacks": build_callbacks(config, use_ema=config.use_ema and not sharded),
         "default_root_dir": config.output_dir,
         "enable_progress_bar": config.progress_bar and is_interactive(),
         "enable_model_summary": False,
@@ -90,57 +82,52 @@ def build_trainer(
         "log_every_n_steps": 1,
         **trainer_kwargs,
     }
-    plugins = settings.get("plugins") or []
-    plugins = plugins if isinstance(plugins, list) else [plugins]
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if settings["enable_progress_bar"] and not has_bar:
+        callbacks = [*callbacks, EpochProgressBar()]
+    plugins = _as_list(settings.get("plugins"))
     whole_files = not sharded or trainer_kwargs["strategy"] == "fsdp"
     if whole_files and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins = [*plugins, AtomicCheckpointIO()]
-    settings.update(plugins=plugins, **process_settings(settings))
-    if settings["enable_progress_bar"]:
-        settings["callbacks"] = with_progress_bar(settings["callbacks"])
-    if settings.get("enable_checkpointing") is False and not replaced:
-        files = (BestModelCallback, ResumeCallback)
-        settings["callbacks"] = [c for c in settings["callbacks"] if not isinstance(c, files)]
+    settings |= {"callbacks": callbacks, "plugins": plugins, **process_settings(settings)}
     try:
         with quiet_lightning():
             return _Trainer(**settings)
     except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
         # Lightning's, which no caller knows.
-        chosen = {name: settings[name] for name in ("accelerator", "devices") if name in settings}
+        chosen = {name: settings[name] for name in ("accelerator", "devices")}
         raise InputError(f"no Trainer has these settings ({chosen}): {error}") from error
 
 
-def build_callbacks(config: TrainConfig, use_ema: bool) -> list[pl.Callback]:
+def _as_list(given: Any) -> list[Any]:
+    """What Lightning takes as a list, one by itself or None, as a list."""
+    return given if isinstance(given, list) else [given] if given else []
+
+
+def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> list[pl.Callback]:
     """The default callbacks, in the order in which they act on an epoch's end."""
-    callbacks: list[pl.Callback] = [NonFiniteCallback(config.output_dir)]
-    callbacks += [UndecodableCallback(), MemoryCallback()]
-    if use_ema:
-        callbacks.append(RFDETREMACallback(config.ema_decay, config.ema_tau))
-    if config.drop_path > 0:
-        callbacks.append(DropPathCallback(config.drop_path))
-    callbacks.append(COCOEvalCallback(config.eval_max_dets, config.log_per_class_metrics))
-    callbacks.append(PredictionImagesCallback())
-    if config.early_stopping:
-        callbacks.append(
-            RFDETREarlyStopping(
-                config.early_stopping_patience,
-                config.early_stopping_min_delta,
-                config.early_stopping_use_ema,
-            )
-        )
-    callbacks.append(RunFilesCallback(config.output_dir, config.overwrite))
-    callbacks.append(
-        ResumeCallback(
-            config.output_dir,
-            config.checkpoint_interval,
-            config.checkpoint_every_n_steps,
-            config.checkpoint_every_minutes,
-        )
-    )
-    callbacks.append(BestModelCallback(config.output_dir, config.run_test, config.save_safetensors))
-    if config.batch_size == "auto":
-        callbacks.append(AutoBatchSizeCallback())  # last: what others hold in memory counts
-    return callbacks
+    c, folder = config, config.output_dir
+    chosen = [
+        own.NonFiniteCallback(folder),
+        own.UndecodableCallback(),
+        own.MemoryCallback(),
+        use_ema and own.RFDETREMACallback(c.ema_decay, c.ema_tau),
+        c.drop_path > 0 and own.DropPathCallback(c.drop_path),
+        own.COCOEvalCallback(c.eval_max_dets, c.log_per_class_metrics),
+        own.PredictionImagesCallback(),
+        c.early_stopping
+        and own.RFDETREarlyStopping(
+            c.early_stopping_patience, c.early_stopping_min_delta, c.early_stopping_use_ema
+        ),
+        own.RunFilesCallback(folder, c.overwrite),
+        keeps_files
+        and own.ResumeCallback(
+            folder, c.checkpoint_interval, c.checkpoint_every_n_steps, c.checkpoint_every_minutes
+        ),
+        keeps_files and own.BestModelCallback(folder, c.run_test, c.save_safetensors),
+        c.batch_size == "auto" and AutoBatchSizeCallback(),  # last: what others hold counts
+    ]
+    return [callback for callback in chosen if isinstance(callback, pl.Callback)]
 
 
 def is_interactive() -> bool:
@@ -161,16 +148,16 @@ class _Trainer(pl.Trainer):
 
         A run that has ended is left alone: the module gets its best weights.
         """
-        folder = Path(self.default_root_dir)
+        folder = RunFolder(self.default_root_dir)
         if ckpt_path is not None and ckpt_path not in ("best", "hpc"):
-            ckpt_path = checkpoint_to_resume(ckpt_path, folder)
-            ended = nothing_left(ckpt_path, self) if ckpt_path else ""
+            ckpt_path = checkpoint_to_resume(ckpt_path, folder.path)
+            ended = nothing_left(ckpt_path, folder, self) if ckpt_path else ""
             if ended and isinstance(model, RFDETRModule):
                 if self.is_global_zero:
                     with lines_shown():
                         logger.warning("%s", ended)
                 remove_adapters(model.detector)
-                best = read_checkpoint(RunFolder(folder).best("total"))
+                best = read_checkpoint(folder.best("total"))
                 model.detector.load_state_dict(from_published(best.model))
                 return
         try:
@@ -189,9 +176,8 @@ class _Trainer(pl.Trainer):
                 raise (KeyboardInterrupt() if interactive else Interrupted(code)) from None
             raise stop from None
         finally:
-            for callback in self.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, RunFilesCallback):
-                    callback.teardown()
+            if run_files := find_callback(self, own.RunFilesCallback):
+                run_files.teardown()
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         with self._running():
@@ -213,9 +199,8 @@ class _Trainer(pl.Trainer):
             yield
 
 
-def nothing_left(path: Path, trainer: pl.Trainer) -> str:
+def nothing_left(path: Path, folder: RunFolder, trainer: pl.Trainer) -> str:
     """Why the run of a checkpoint has ended, so that nothing is left to train; "": it has not."""
-    folder = RunFolder(trainer.default_root_dir)
     ended = folder.results.exists() and folder.best("total").exists()
     if not ended or folder.lock.path.exists() or path.resolve().parent != folder.path.resolve():
         return ""
@@ -226,19 +211,52 @@ def nothing_left(path: Path, trainer: pl.Trainer) -> str:
     if epochs is None or "seed" not in content:
         return ""
     waited = content["callbacks"].get("RFDETREarlyStopping", {}).get("waited", 0)
+    stopping = find_callback(trainer, own.RFDETREarlyStopping)
     most_epochs, most_steps, steps = trainer.max_epochs, trainer.max_steps, content["global_step"]
     if most_epochs is not None and 0 <= most_epochs <= epochs:
         reason = f"it has had {epochs} epochs, and epochs is {most_epochs}: raise epochs"
     elif 0 <= most_steps <= steps:
         reason = f"it has had {steps} steps, and max_steps is {most_steps}: raise max_steps"
-    elif any(
-        isinstance(callback, RFDETREarlyStopping) and waited >= callback.patience
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-    ):
+    elif stopping and waited >= stopping.patience:
         reason = f"early stopping ended it after {epochs} epochs: raise early_stopping_patience"
     else:
         return ""
     return f"nothing is left to train of {path}; {reason} to go on"
+
+
+class EpochProgressBar(TQDMProgressBar):
+    """Lightning's bar as wide as the terminal, epochs counted from 1:
+    `epoch 3/50: 45%|███   | 9/20 [00:12<00:15]`.
+    """
+
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    @property
+    def train_description(self) -> str:
+        epochs = self.trainer.max_epochs or 0
+        return f"epoch {self.trainer.current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else "")
+
+    def on_train_start(self, *_: Any) -> None:
+        self.train_progress_bar = Tqdm(disable=True)  # none before the first epoch
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.train_progress_bar = self.init_train_tqdm()
+        self.train_progress_bar.leave = False
+        self.train_progress_bar.reset(convert_inf(self.total_train_batches))
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.train_progress_bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()  # so that what is told next has a line of its own
+
+    def get_metrics(self, trainer: pl.Trainer, _: pl.LightningModule) -> dict[str, Any]:
+        """The loss and users' own `prog_bar=True`; validation's figures are in the epoch's line."""
+        shown = trainer.progress_bar_metrics.items()
+        kept = {name: value for name, value in shown if not name.startswith("val/")}
+        return {n.removeprefix("train/").removesuffix("_step"): kept[n] for n in kept}
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http
 import http.client
 import logging
 import os
@@ -10,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 4
 _TIMEOUT_S = 30.0
 _PAUSE_S = 1.0
-_CHUNK_BYTES = 1 << 20
 _BASE_URL = "https://storage.googleapis.com/rfdetr/"
 # Name, MD5, path under the address. Besides the variants' files there are two more of the base
 # model: another training, and Objects365.
@@ -88,22 +86,15 @@ def download(file: PublishedFile, folder: Path) -> Path:
     continues where it stopped; processes that want the same file take turns. RFDETR_WEIGHTS_URL
     replaces the address but for the name.
     """
-    target = folder / file.name
+    from filelock import FileLock
+
+    target, mirror = folder / file.name, os.environ.get("RFDETR_WEIGHTS_URL")
+    url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
     if _is_verified(target, file):
         return target
-    mirror = os.environ.get("RFDETR_WEIGHTS_URL")
-    url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / f"{file.name}.rfdetr-lock")  # the system frees it with its process
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(lock.acquire(blocking=False))
-            except Timeout:
-                logger.info("another process downloads %s; waiting for it", file.name)
-                stack.enter_context(lock.acquire())
+        with FileLock(folder / f"{file.name}.rfdetr-lock"):  # freed with its process by the system
             if not _is_verified(target, file):  # another process may have brought it meanwhile
                 _download(file, url, target)
     except DownloadError:
@@ -129,8 +120,7 @@ def _is_verified(target: Path, file: PublishedFile, md5: str | None = None) -> b
     marker = target.with_name(f"{file.name}.rfdetr-verified")
     if marker.is_file() and marker.read_text() == stamp:
         return True
-    found = md5 or digest_of(target, "md5")
-    if found != file.md5:
+    if (found := md5 or digest_of(target, "md5")) != file.md5:
         raise DownloadError(
             f"{target} is not the published {file.name}: its MD5 is {found}, expected {file.md5}. "
             "It was left as it is; move it away to have the published file downloaded, or give it "
@@ -154,8 +144,7 @@ def _download(file: PublishedFile, url: str, target: Path) -> None:
                 raise
             logger.info("%s: %s; trying again", file.name, error)
             time.sleep(_PAUSE_S * 2**attempt)
-    found = digest_of(partial, "md5")
-    if found == file.md5:
+    if (found := digest_of(partial, "md5")) == file.md5:
         os.replace(partial, target)
         _is_verified(target, file, found)
         return
@@ -193,7 +182,7 @@ def _transfer(url: str, partial: Path, name: str) -> None:
         logger.info("downloading %s from %s (%s)", name, url, size)
         with open(partial, "ab" if have else "wb") as stream, download_bar() as bar:
             task = bar.add_task(name, total=total, completed=have)
-            while chunk := response.read(_CHUNK_BYTES):
+            while chunk := response.read(1 << 20):
                 stream.write(chunk)
                 have += len(chunk)
                 bar.advance(task, len(chunk))

@@ -36,13 +36,14 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
     if known["encoder"] not in ENCODERS:
         sizes = ", ".join(f"{name} ({x.width} x {x.depth})" for name, x in ENCODERS.items())
         raise CheckpointError(f"{path} has an encoder {known['encoder']}; known are {sizes}")
-    told = {field: args[field] for field in NOT_IN_TENSORS if args.get(field) is not None}
-    for field, value in told.items():
+    for field in NOT_IN_TENSORS:
         kind = list if field == "out_feature_indexes" else int
+        if (value := args.get(field)) is None:
+            continue
         if not isinstance(value, kind):
-            expected = f"expected type {kind.__name__}"
-            raise CheckpointError(f"{path}: 'args' has {field}={value!r}; {expected}")
-    known |= told
+            found = f"{field}={value!r}; expected type {kind.__name__}"
+            raise CheckpointError(f"{path}: 'args' has {found}")
+        known[field] = value
     name, public_class = args.get("variant"), f"{checkpoint.extra.get('model_name')}Config"
     named = [key for key, cls in VARIANTS.items() if key == name or cls.__name__ == public_class]
     variant = named[0] if named else nearest_variant(known)
@@ -63,9 +64,8 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
     try:
         return cls(**known, pretrain_weights=str(path)), class_names(checkpoint)
     except ConfigError as error:
-        reasons = str(error).replace("\n", "; ")
-        fault = f"its tensors and 'args' give no possible model: {reasons}"
-        raise CheckpointError(f"{path}: {fault}") from error
+        told = f"{path}: its tensors and 'args' give no possible model: {error}"
+        raise CheckpointError(told.replace("\n", "; ")) from error
 
 
 def class_names(checkpoint: Checkpoint) -> list[str] | None:
@@ -102,15 +102,11 @@ def read_architecture(
     except (LookupError, ValueError) as error:
         reason = f"{error} is missing or misshapen"
         raise CheckpointError(f"{source} holds no RF-DETR detector: {reason}") from error
-    registers = "encoder.register_tokens" in shapes
-    encoders = (
-        name
-        for name, dims in ENCODERS.items()
-        if (dims.width, dims.depth, dims.registers > 0) == (width, blocks, registers)
-    )
+    sizes = (width, blocks, "encoder.register_tokens" in shapes)
+    encoders = {(x.width, x.depth, x.registers > 0): name for name, x in ENCODERS.items()}
     levels = [f"projector.levels.{i}.resample.0" for i in range(count("projector.levels."))]
     return {
-        "encoder": next(encoders, f"of width {width} and {blocks} blocks"),
+        "encoder": encoders.get(sizes, f"of width {width} and {blocks} blocks"),
         "patch_size": patch,
         "positional_encoding_size": math.isqrt(max(positions, 0)),
         "projector_scale": [

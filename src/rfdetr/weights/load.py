@@ -24,8 +24,6 @@ from rfdetr.weights.identify import class_names, nearest_variant, read_architect
 from rfdetr.weights.names import CLASS_HEADS, UNUSED, from_published, our_name, to_published
 from rfdetr.weights.reading import Checkpoint, CheckpointError, read_checkpoint
 
-__all__ = ["load_pretrained", "load_weights", "open_weights", "resolve_weights"]
-
 logger = logging.getLogger(__name__)
 
 _MASKS = "segmentation_head."
@@ -61,8 +59,8 @@ class LoadReport:
             changes = ", ".join(replace(self, fresh=()).changes())
             lines.append(f"adapted {len(self.adapted)} tensors: {changes}")
         if self.left:
-            unused = f"left {len(self.left)} tensors of the file unused"
-            lines.append(f"{unused}: {_listing(self.left, 3)}")
+            listed = _listing(self.left, 3)
+            lines.append(f"left {len(self.left)} tensors of the file unused: {listed}")
         return tuple(lines)
 
     def log(self, logger: logging.Logger, file: str) -> None:
@@ -140,14 +138,14 @@ def load_weights(
     found, wanted = nearest_variant(known), variant_name(config)
     if found not in (None, wanted):  # the likeliest reason not to fit
         source += f" (variant {found!r}, where the model is {wanted or 'of your own design'!r})"
-    for field, what in (("num_queries", "queries per group"), ("group_detr", "query groups")):
+    for field, what, fields in (
+        ("num_queries", "queries per group", "num_queries (and num_select)"),
+        ("group_detr", "query groups", "group_detr"),
+    ):
         have, want = known[field], getattr(config, field)
         if have < want:  # queries cannot be made up
-            fields = "num_queries (and num_select)" if field == "num_queries" else field
-            raise CheckpointError(
-                f"{source} has {have} {what}, the model wants {field}={want}; set {fields} to at "
-                f"most {have}"
-            )
+            text = f"{source} has {have} {what}, the model wants {field}={want}"
+            raise CheckpointError(f"{text}; set {fields} to at most {have}")
 
     expected = to_published(detector.state_dict())
     fitted: dict[str, Tensor] = {}
@@ -184,15 +182,15 @@ def _fit(
     """
     ours = our_name(name)
     if have.dim() != want.dim() or not have.numel():
-        pass
-    elif ours in ("query_content", "query_boxes"):
+        return have, ""
+    if ours in ("query_content", "query_boxes"):
         there = known["group_detr"], known["num_queries"]
         here = config.group_detr, config.num_queries
         if there != here and len(have) == there[0] * there[1]:
             rows = have.reshape(*there, -1)[: here[0], : here[1]].flatten(0, 1)
             return rows, "queries {} x {} -> {} x {}".format(*there, *here)
     elif have.shape == want.shape:
-        pass
+        return have, ""
     elif CLASS_HEADS.fullmatch(name) and have.shape[1:] == want.shape[1:]:
         rows = have[torch.arange(len(want)) % len(have)]
         return rows, f"class head {len(have)} -> {len(want)} logits, to be trained"

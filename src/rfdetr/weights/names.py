@@ -75,9 +75,7 @@ segmentation_head.query_features_proj                 segmentation_head.query_pr
 _QKV = ("query", "key", "value")
 _QKV_PART = re.compile(r"(encoder\.blocks\.\d+\.qkv)\.(query|key|value)\.(.+)")
 _GROUP_PART = re.compile(r"(proposals\.\w+)\.(\d+)\.(.+)")
-_ADAPTER = (
-    "_magnitude_vector.default.weight"  # PEFT's name; .lora_A and .lora_B end in .default too
-)
+_ADAPTER = "_magnitude_vector.default.weight"  # PEFT's; .lora_A and .lora_B end in .default too
 
 
 def prefix_table(pairs: Iterable[tuple[str, str]]) -> PrefixTable:

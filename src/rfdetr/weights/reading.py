@@ -143,10 +143,8 @@ def checkpoint_of(path: Path, content: Any) -> Checkpoint:
     if model is None:
         model = entries.pop("state_dict", None)  # Lightning
     if not isinstance(model, Mapping):
-        found = ", ".join(sorted(map(str, content))[:10]) or "nothing"
-        raise CheckpointError(
-            f"{path} has no tensors under 'model' (or 'state_dict'); it has: {found}"
-        )
+        got = ", ".join(sorted(map(str, content))[:10]) or "nothing"
+        raise CheckpointError(f"{path} has no tensors under 'model' or 'state_dict'; it has: {got}")
     # The published package now keeps in "args" how the model was trained, in "model_config" what
     # it is; before, all was in "args".
     told = [_plain(entries.pop(name, None)) for name in ("args", "model_config")]
@@ -180,17 +178,15 @@ def load_content(path: Path, *, mapped: bool = True) -> Any:
                 ) from error
             found = re.search(r"WeightsUnpickler error:\s+(.+)", told)  # its rest: trust the file
             reason = found[1] if found else told.partition("\n")[0]
-            raise CheckpointError(
-                f"{path} cannot be read: it is damaged or no checkpoint ({reason})"
-            ) from error
+            reason = f"it is damaged or no checkpoint ({reason})"
+            raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
 def _published(path: Path, tensors: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Tensors under published names, whatever wrapped the model that was saved."""
     for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            entry = f"the entry {name!r} among the model's tensors"
-            raise CheckpointError(f"{path}: {entry} is no named tensor")
+            raise CheckpointError(f"{path}: {name!r} among the model's tensors is no named tensor")
     state: dict[str, Tensor] = dict(tensors)
     while state and (found := [w for w in _WRAPPERS if all(name.startswith(w) for name in state)]):
         state = {name.removeprefix(found[0]): tensor for name, tensor in state.items()}

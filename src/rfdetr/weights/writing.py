@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from rfdetr.config import ModelConfig, variant_name
 from rfdetr.files import atomic_write
 from rfdetr.weights.names import to_published
 
+ClassNames: TypeAlias = "Sequence[str] | None"
+Entries: TypeAlias = "Mapping[str, Any] | None"
 RESIZE_POLICY = "bilinear-antialias-square"
 """How images are brought to the network's size; recorded in every file."""
 _LIGHTNING = "2.6.4"  # whose layout of a checkpoint it is
@@ -24,9 +26,9 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     detector_state: Mapping[str, Tensor],
     model_config: ModelConfig,
-    class_names: Sequence[str] | None,
-    extra: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any] | None = None,
+    class_names: ClassNames,
+    extra: Entries = None,
+    data: Entries = None,
 ) -> None:
     """Writes a `.pth` file from a detector's state dict.
 
@@ -53,20 +55,20 @@ def save_safetensors(  # noqa: PLR0913 - what a file holds, all but the first fo
     path: str | os.PathLike[str],
     detector_state: Mapping[str, Tensor],
     model_config: ModelConfig,
-    class_names: Sequence[str] | None,
+    class_names: ClassNames,
     *,
-    dtype: torch.dtype | None = None,
-    notes: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    notes: Entries = None,
+    data: Entries = None,
 ) -> None:
-    """Writes a `.safetensors` file: numbers as `dtype` (float32 if None), `notes` on its origin in
-    the header, `data` as in `save_checkpoint`.
+    """Writes a `.safetensors` file: numbers as `dtype`, `notes` on its origin in the header, `data`
+    as in `save_checkpoint`.
     """
     from safetensors.torch import save
 
     header = {"format": "pt", "args": json.dumps(checkpoint_args(model_config, class_names, data))}
     header |= {"notes": json.dumps(dict(notes))} if notes else {}
-    content = save(published_tensors(detector_state, dtype or torch.float32), metadata=header)
+    content = save(published_tensors(detector_state, dtype), metadata=header)
     # The library writes the header's entries in any order; sorted, equal runs make equal files.
     end = 8 + int.from_bytes(content[:8], "little")
     entries = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
@@ -75,28 +77,22 @@ def save_safetensors(  # noqa: PLR0913 - what a file holds, all but the first fo
     atomic_write(path, lambda stream: stream.write(content), checksum=True)
 
 
-def description(
-    model_config: ModelConfig,
-    class_names: Sequence[str] | None,
-    data: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def description(config: ModelConfig, names: ClassNames, data: Entries = None) -> dict[str, Any]:
     """What a file says beside its tensors: `args`, and what the published package looks for."""
-    told: dict[str, Any] = {"args": checkpoint_args(model_config, class_names, data)}
-    if variant_name(model_config) is not None:
-        told["model_name"] = type(model_config).__name__.removesuffix("Config")
-        told["model_config"] = _fields(model_config)
+    told: dict[str, Any] = {"args": checkpoint_args(config, names, data)}
+    if variant_name(config) is not None:
+        told["model_name"] = type(config).__name__.removesuffix("Config")
+        told["model_config"] = _fields(config)
     return told
 
 
 def checkpoint_args(
-    model_config: ModelConfig,
-    class_names: Sequence[str] | None,
-    data: Mapping[str, Any] | None = None,
+    config: ModelConfig, class_names: ClassNames, data: Entries = None
 ) -> dict[str, Any]:
     """The `args` entry of a file: all that is needed to build the model again, as plain values."""
     return {
-        **_fields(model_config),
-        "variant": variant_name(model_config),
+        **_fields(config),
+        "variant": variant_name(config),
         "class_names": None if class_names is None else list(class_names),
         "resize": RESIZE_POLICY,
         "rfdetr_version": __version__,

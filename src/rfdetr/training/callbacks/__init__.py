@@ -3,12 +3,11 @@ the run's files.
 """
 
 from rfdetr.training.callbacks.averaging import DropPathCallback, RFDETREMACallback
+from rfdetr.training.callbacks.limits import MemoryCallback, UndecodableCallback
 from rfdetr.training.callbacks.nonfinite import NonFiniteCallback
-from rfdetr.training.callbacks.out_of_memory import MemoryCallback
 from rfdetr.training.callbacks.resume import ResumeCallback
 from rfdetr.training.callbacks.run_files import RunFilesCallback
 from rfdetr.training.callbacks.selection import BestModelCallback, RFDETREarlyStopping
-from rfdetr.training.callbacks.undecodable import UndecodableCallback
 from rfdetr.training.callbacks.validation import COCOEvalCallback, PredictionImagesCallback
 
 __all__ = ["BestModelCallback", "COCOEvalCallback", "DropPathCallback", "MemoryCallback"]

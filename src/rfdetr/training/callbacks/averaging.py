@@ -28,11 +28,9 @@ class RFDETREMACallback(Callback):
     """
 
     def __init__(self, decay: float = 0.993, tau: float = 100) -> None:
-        self.decay = decay
-        self.tau = tau
-        self.updates = 0
+        self.decay, self.tau = decay, tau
+        self.updates = self._step = 0
         self.model: nn.Module | None = None
-        self._step = 0
 
     def setup(self, _trainer: Trainer, module: RFDETRModule, stage: str) -> None:
         if stage == "fit":  # before a checkpoint is restored, so that its average finds a home
@@ -42,8 +40,7 @@ class RFDETREMACallback(Callback):
 
     def on_fit_start(self, _trainer: Trainer, module: RFDETRModule) -> None:
         average = self.averaged()
-        exact = at_least_float32(next(module.detector.parameters()))
-        average.to(module.device, exact.dtype)
+        average.to(module.device, at_least_float32(next(module.detector.parameters())).dtype)
         if self.updates == 0:  # a new run, or a checkpoint without an average
             average.load_state_dict(module.detector.state_dict())
 

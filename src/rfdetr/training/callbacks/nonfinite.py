@@ -42,10 +42,16 @@ class NonFiniteCallback(Callback):
     state_key = "FaultsCallback"  # the class's name when the first checkpoints were written
 
     def __init__(self, output_dir: str | Path) -> None:
-        self.output_dir = Path(output_dir)
-        self.skipped = 0
-        self.in_a_row = 0
+        self._folder = RunFolder(output_dir)
+        self.skipped = self.in_a_row = 0
         self._begin_window()
+
+    def _begin_window(self, *_: Any) -> None:
+        self._batches: Batches = []
+        self._losses: list[Tensor] = []
+        self._terms: list[dict[str, Tensor]] = []
+
+    on_train_epoch_end = _begin_window  # type: ignore[assignment]
 
     def on_train_batch_start(self, _: Trainer, __: Any, batch: Any, batch_idx: int) -> None:
         self._batches.append((batch_idx, batch))
@@ -59,10 +65,10 @@ class NonFiniteCallback(Callback):
     ) -> None:
         losses, terms, batches = torch.stack(self._losses), self._terms, self._batches
         self._begin_window()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        # With a scaler (float16), gradients overflow now and then, and it skips the step itself.
-        given = [weight.grad for weight in module.parameters() if weight.grad is not None]
-        if _all_finite(trainer, [losses, *given] if scaler is None else [losses]):
+        looked_at = [losses]
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            looked_at += [weight.grad for weight in module.parameters() if weight.grad is not None]
+        if _all_finite(trainer, looked_at):
             self.in_a_row = 0
             return
         optimizer.zero_grad(set_to_none=True)  # without gradients it moves and decays no weight
@@ -94,32 +100,25 @@ class NonFiniteCallback(Callback):
 
     on_save_checkpoint = on_train_end  # type: ignore[assignment]
 
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self._begin_window()
-
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
-    def _begin_window(self) -> None:
-        self._batches: Batches = []
-        self._losses: list[Tensor] = []
-        self._terms: list[dict[str, Tensor]] = []
-
     def _save(self, trainer: Trainer, seed: int, batches: Batches, losses: Tensor) -> str:
         """Writes the batches of a skipped step, each rank its own; where to, or why not."""
         if not saves(trainer):
             return "not saved in a fast_dev_run"
         step, rank = trainer.global_step, trainer.global_rank
-        path = RunFolder(self.output_dir).nonfinite(step, rank if trainer.world_size > 1 else None)
+        path = self._folder.nonfinite(step, rank if trainer.world_size > 1 else None)
         content: dict[str, Any] = {"step": step, "epoch": trainer.current_epoch, "seed": seed}
         content |= {"rank": rank, "losses": losses.cpu(), "batches": []}
-        for number, ((images, mask), targets) in batches:
+        for number, (nested, targets) in batches:
+            images, mask = nested.to("cpu")
             told = [{name: value.cpu() for name, value in target.items()} for target in targets]
-            entry = {"batch": number, "images": images.cpu(), "targets": told}
-            content["batches"].append({**entry, "mask": None if mask is None else mask.cpu()})
+            entry = {"batch": number, "images": images, "targets": told, "mask": mask}
+            content["batches"].append(entry)
         try:
             atomic_write(path, lambda stream: torch.save(content, stream))
         except OSError as error:  # a full disk must not end what could go on

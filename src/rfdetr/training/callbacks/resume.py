@@ -23,8 +23,7 @@ from rfdetr.training.run_folder import RunFolder, saves
 
 logger = logging.getLogger(__name__)
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
-SIGNALS = [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]
+SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
 
 
 class RunStopped(SystemExit):
@@ -48,16 +47,13 @@ class ResumeCallback(Callback):
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir)
         self.checkpoint_interval = checkpoint_interval
-        self.every_n_steps = every_n_steps
-        self.every_minutes = every_minutes
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self._folder = RunFolder(output_dir)
         self._saved: tuple[int, int] | None = None  # epoch and batch of the last save
         self._saved_at = 0.0
         self._point: lightning_state.Point | None = None  # of the save that is being made
-        self._signal = 0
-        self._told = False
+        self._signal, self._told = 0, False  # what the run is to leave at, and whether it said so
         self._before: dict[int, Any] = {}  # the handlers of SIGNALS before fit
         self._theirs: dict[int, Any] = {}  # those that Lightning has put in their place
 
@@ -70,8 +66,7 @@ class ResumeCallback(Callback):
         done = lightning_state.batches_done(trainer)
         if done == 0:
             lightning_state.begin_epoch(trainer)
-        self._saved = (trainer.current_epoch, done)
-        self._saved_at = time.monotonic()
+        self._saved, self._saved_at = (trainer.current_epoch, done), time.monotonic()
         # Now, after Lightning, whose own handlers would leave at once, within a step.
         self._theirs = {number: signal.signal(number, self._on_signal) for number in self._before}
 
@@ -82,11 +77,11 @@ class ResumeCallback(Callback):
         if batch_idx % trainer.accumulate_grad_batches or not saves(trainer):
             self._tell_of_waiting()
             return
-        waited = time.monotonic() - self._saved_at
-        due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
-        due = due or (self.every_minutes is not None and waited >= 60 * self.every_minutes)
-        new = self._saved != (trainer.current_epoch, batch_idx)
-        signum, due = self._agreed(trainer, due and new)
+        steps, minutes = self.every_n_steps, self.every_minutes
+        due = bool(steps and trainer.global_step % steps == 0)
+        due |= minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        due &= self._saved != (trainer.current_epoch, batch_idx)
+        signum, due = self._agreed(trainer, due)
         if signum or (due and batch_idx):
             self._save(trainer, self._folder.last, "batch" if batch_idx else "epoch", batch_idx)
         if signum:
@@ -158,7 +153,7 @@ class ResumeCallback(Callback):
         self._leave(trainer, signum)
 
     def _leave(self, trainer: Trainer, signum: int) -> None:
-        """Ends the run, which is saved, with the exit code of a process that the signal ends."""
+        """Ends the run, which is saved, with the exit code of a process that a signal ends."""
         name, theirs = signal.Signals(signum).name, self._theirs.get(signum)
         logger.warning(
             '%s: stopped after optimizer step %d; go on from there with resume="last" and the same '
@@ -175,8 +170,7 @@ class ResumeCallback(Callback):
         if self._signal and signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
-        self._signal = signum
-        self._told = False
+        self._signal, self._told = signum, False
 
     def _tell_of_waiting(self) -> None:
         """Says, once, why a signal has not ended the run yet."""

@@ -40,20 +40,18 @@ class RunFilesCallback(Callback):
     """
 
     def __init__(self, output_dir: str | Path, overwrite: bool = False) -> None:
-        self.output_dir = Path(output_dir)
         self.overwrite = overwrite
         self._folder = RunFolder(output_dir)
         self._record = RunRecord(output_dir)
-        self._started = 0.0
-        self._evaluated = False
-        self._ended: dict[str, Any] | None = None  # the epoch whose record is still to be written
+        self._started, self._evaluated = 0.0, False
+        self._ended: dict[str, Any] = {}  # the epoch whose record is still to be written
         self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, _: Any, stage: str) -> None:
         if stage == "fit":  # before a checkpoint is read, whose state comes to `load_state_dict`
             self._restored = {}
-            own = [one.record for one in trainer.loggers if isinstance(one, RunLogger)]
-            self._record = own[0] if own else self._record
+            own = (one.record for one in trainer.loggers if isinstance(one, RunLogger))
+            self._record = next(own, self._record)
             if self._writes(trainer):
                 self._folder.acquire()
 
@@ -97,8 +95,9 @@ class RunFilesCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         module.log("train/lr", rate)
+        seconds = round(time.monotonic() - self._started, 3)
         self._ended = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        self._ended |= {"seconds": round(time.monotonic() - self._started, 3), "train/lr": rate}
+        self._ended |= {"seconds": seconds, "train/lr": rate}
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         self._write_record(trainer)
@@ -141,19 +140,21 @@ class RunFilesCallback(Callback):
     def _write_record(self, trainer: Trainer) -> None:
         """Adds the epoch that has ended to the record, when all that is known of it is logged."""
         # At the end of the epoch itself, other callbacks have yet to log their figures.
-        record, self._ended = self._ended, None
-        if record is None or not self._writes(trainer):
+        record, self._ended = self._ended, {}
+        if not record or not self._writes(trainer):
             return
         of_epoch = ("train/", "val/") if self._evaluated else ("train/",)
-        figures = {"train/lr": record.pop("train/lr")}
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(of_epoch) and not name.endswith("_step"):
-                figures.setdefault(name, float(value))
+        figures = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(of_epoch) and not name.endswith("_step")
+        }
+        figures["train/lr"] = record.pop("train/lr")
         self._record.append({**record, **dict(sorted(figures.items()))}, ends_epoch=True)
         self._record.render()
-        number, epochs = record["epoch"] + 1, trainer.max_epochs
-        line = epoch_line(number, epochs, figures, record["seconds"], trainer.should_stop)
-        logger.info("%s", line)
+        number, seconds = record["epoch"] + 1, record["seconds"]
+        last = trainer.should_stop
+        logger.info("%s", epoch_line(number, trainer.max_epochs, figures, seconds, last))
 
 
 def epoch_line(

@@ -29,8 +29,6 @@ from rfdetr.weights.writing import save_checkpoint, save_safetensors
 
 logger = logging.getLogger(__name__)
 
-PREFIXES = {"regular": validation.LIVE, "ema": validation.EMA}
-
 
 class BestModelCallback(Checkpoint):
     """Writes checkpoint_best_regular.pth and checkpoint_best_ema.pth when their mAP rises (of masks
@@ -45,9 +43,9 @@ class BestModelCallback(Checkpoint):
         self, output_dir: str | Path, run_test: bool = True, safetensors: bool = False
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.run_test = run_test
-        self.safetensors = safetensors
+        self.run_test, self.safetensors = run_test, safetensors
         self._folder = RunFolder(output_dir)
+        self.total_path = self._folder.best("total")
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -64,11 +62,6 @@ class BestModelCallback(Checkpoint):
             self._start_anew()
 
     @property
-    def total_path(self) -> Path:
-        """The best weights of the run, at its end."""
-        return self._folder.best("total")
-
-    @property
     def best_model_path(self) -> str:
         """What Lightning loads for `ckpt_path="best"`."""
         return str(self._folder.best(kind)) if (kind := self.best_kind) else ""
@@ -82,15 +75,16 @@ class BestModelCallback(Checkpoint):
         if not validation.in_training(trainer) or not saves(trainer):
             return
         judge = find_callback(trainer, validation.COCOEvalCallback)
-        seen = judge.metrics if judge else {}
-        for kind, model in {"regular": module.model, "ema": averaged_model(trainer)}.items():
-            score = trainer.callback_metrics.get(PREFIXES[kind] + validation.main_figure(module))
+        models = {"regular": module.model, "ema": averaged_model(trainer)}
+        prefixes = (validation.LIVE, validation.EMA)
+        for prefix, (kind, model) in zip(prefixes, models.items(), strict=True):
+            score = trainer.callback_metrics.get(prefix + validation.main_figure(module))
             if score is None or model is None:
                 continue
             if kind in self.best and score <= self.best[kind]["score"]:
                 continue
             self.best[kind] = {"score": float(score), "epoch": trainer.current_epoch}
-            self._valid[kind] = seen.get(PREFIXES[kind])
+            self._valid[kind] = judge.metrics.get(prefix) if judge else None
             state = whole_weights(trainer, module) if kind == "regular" else model.state_dict()
             if trainer.is_global_zero:
                 self._unsaved[kind] = state
@@ -108,11 +102,9 @@ class BestModelCallback(Checkpoint):
         self._ended = True
         self._save_best(module)
         self._write_total(trainer, module)
-        best = None
-        if trainer.is_global_zero:
-            best = from_published(read_checkpoint(self.total_path).model)
-            if self.safetensors:
-                _save(module, self.total_path.with_suffix(".safetensors"), best)
+        best = self._load("total") if trainer.is_global_zero else None
+        if best and self.safetensors:
+            _save(module, self.total_path.with_suffix(".safetensors"), best)
         remove_adapters(module.detector)
         load_whole_weights(trainer, module, best)
         self._report(trainer, module)
@@ -147,6 +139,9 @@ class BestModelCallback(Checkpoint):
                 logger.warning(told, path)
             elif path.exists():
                 self.best[kind] = entry
+
+    def _load(self, kind: str) -> dict[str, Tensor]:
+        return from_published(read_checkpoint(self._folder.best(kind)).model)
 
     def _save_best(self, module: RFDETRModule) -> None:
         """Writes the best weights that are not in files yet; `OSError` where there is no room."""
@@ -195,9 +190,7 @@ class BestModelCallback(Checkpoint):
         """
         average: Any = averaged_model(trainer)
         if average is not None and "ema" in self.best:
-            best = None
-            if trainer.is_global_zero:
-                best = from_published(read_checkpoint(self._folder.best("ema")).model)
+            best = self._load("ema") if trainer.is_global_zero else None
             remove_adapters(average)  # files hold merged weights
             average.load_state_dict(trainer.strategy.broadcast(best))
         other = None if self.best_kind == "ema" else average
@@ -220,11 +213,9 @@ class RFDETREarlyStopping(Callback):
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.001, use_ema: bool = False) -> None:
-        self.patience = patience
-        self.min_delta = min_delta
+        self.patience, self.min_delta = patience, min_delta
         self.prefixes = (validation.EMA,) if use_ema else (validation.LIVE, validation.EMA)
-        self.best = -math.inf
-        self.waited = 0
+        self.best, self.waited = -math.inf, 0
 
     def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit":
@@ -245,10 +236,8 @@ class RFDETREarlyStopping(Callback):
         self.waited += 1
         if self.waited >= self.patience:
             trainer.should_stop = True
-            logger.info(
-                "stopping early: in %d evaluations mAP has not risen by more than %g above %.4f",
-                *(self.waited, self.min_delta, self.best),
-            )
+            told = "stopping early: in %d evaluations mAP has not risen by more than %g above %.4f"
+            logger.info(told, self.waited, self.min_delta, self.best)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}

@@ -34,9 +34,9 @@ from rfdetr.training.processes import merge_evaluators
 
 LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
 TEST, TEST_EMA = "test/", "test/ema_"
-Objects: TypeAlias = Mapping[str, Tensor]  # a target, or the detections of an image
 SIDE = 384
 """Of each half of a picture for the loggers, in pixels."""
+Objects: TypeAlias = Mapping[str, Tensor]  # a target, or the detections of an image
 
 
 class COCOEvalCallback(Callback):
@@ -48,43 +48,38 @@ class COCOEvalCallback(Callback):
     """
 
     def __init__(self, max_dets: int = 500, per_class: bool = True) -> None:
-        self.max_dets = max_dets
-        self.per_class = per_class
+        self.max_dets, self.per_class = max_dets, per_class
         self.metrics: dict[str, Metrics] = {}
         self._evaluators: dict[str, CocoEvaluator] = {}
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: RFDETRModule) -> None:
-        live, averaged = (TEST, TEST_EMA) if trainer.testing else (LIVE, EMA)
-        average = averaged_model(trainer)
-        prefixes = [live] if average is None else [live, averaged]
-        self._evaluators = {p: build_evaluator(pl_module, self.max_dets) for p in prefixes}
-        if average is not None:
-            average.to(pl_module.device)  # after fit, Lightning has taken only the module off it
-
-    on_test_epoch_start = on_validation_epoch_start  # type: ignore[assignment]
+    def on_validation_epoch_start(self, trainer: Trainer, module: RFDETRModule) -> None:
+        prefixes = [TEST, TEST_EMA] if trainer.testing else [LIVE, EMA]
+        if (average := averaged_model(trainer)) is None:
+            del prefixes[1]
+        else:
+            average.to(module.device)  # after fit, Lightning has taken only the module off it
+        self._evaluators = {p: build_evaluator(module, self.max_dets) for p in prefixes}
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: RFDETRModule, outputs: Any, batch: Any, *_: Any
+        self, trainer: Trainer, module: RFDETRModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         live, *averaged = self._evaluators.values()
         live.update(outputs["results"], outputs["targets"])
         for evaluator in averaged:
             with trainer.precision_plugin.val_step_context():
-                evaluator.update(pl_module.detect(batch, averaged_model(trainer)), batch[1])
+                evaluator.update(module.detect(batch, averaged_model(trainer)), batch[1])
 
-    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: RFDETRModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if trainer.sanity_checking:
             return
         for prefix, evaluator in self._evaluators.items():
             self.metrics[prefix] = metrics = merge_evaluators(trainer, evaluator).compute()
             figures = metrics.logged(prefix, per_class=self.per_class and prefix in (LIVE, TEST))
-            main = prefix + main_figure(pl_module)
-            shown = {name: figures.pop(name) for name in [main] if name in figures}
-            pl_module.log_dict(shown, prog_bar=True)
-            pl_module.log_dict(figures)
+            for name, value in figures.items():
+                module.log(name, value, prog_bar=name == prefix + main_figure(module))
 
+    on_test_epoch_start = on_validation_epoch_start  # type: ignore[assignment]
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
     on_test_epoch_end = on_validation_epoch_end  # type: ignore[assignment]
 
 
@@ -95,18 +90,17 @@ class PredictionImagesCallback(Callback):
     """
 
     def __init__(self, count: int = 4, threshold: float = 0.3) -> None:
-        self.count = count
-        self.threshold = threshold
+        self.count, self.threshold = count, threshold
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: RFDETRModule, outputs: Any, batch: Any, *at: int
+        self, trainer: Trainer, module: RFDETRModule, outputs: Any, batch: Any, *at: int
     ) -> None:
         """`at` is the number of the batch, then that of its loader."""
         takers = [run_logger for run_logger in trainer.loggers if takes_images(run_logger)]
         counts = not (trainer.sanity_checking or trainer.fast_dev_run)  # type: ignore[attr-defined]
         if not (takers and counts and at[0] == 0 and trainer.is_global_zero):
             return
-        names = class_names(pl_module)
+        names = class_names(module)
         samples = zip(batch[0].tensors, outputs["targets"], outputs["results"], strict=True)
         pairs = [self._pair(*sample, names) for sample in itertools.islice(samples, self.count)]
         for run_logger in takers:
@@ -154,17 +148,13 @@ def evaluate_loader(
     loss of its weights.
     """
 
-    def detect(model: nn.Module | None, batch: Any) -> list[dict[str, Tensor]]:
+    def detect(batch: Any, model: nn.Module | None) -> list[dict[str, Tensor]]:
         with torch.inference_mode(), trainer.precision_plugin.test_step_context():
-            if model is not None:
-                return module.detect(batch, model)
-            found: list[dict[str, Tensor]] = module.evaluate(batch)["results"]
-            return found
+            return module.detect(batch, model) if model else module.evaluate(batch)["results"]
 
-    max_dets = module.train_config.eval_max_dets
+    max_dets, was_training = module.train_config.eval_max_dets, module.training
     models = [None] if average is None else [None, average]
-    judged = [(build_evaluator(module, max_dets), partial(detect, model)) for model in models]
-    was_training = module.training
+    judged = [(build_evaluator(module, max_dets), partial(detect, model=model)) for model in models]
     module.eval()
     module.evaluation_loss.reset()
     on_device = (module.transfer_batch_to_device(batch, module.device, 0) for batch in loader)
