@@ -221,7 +221,7 @@ def _refuse_unlike(config: ModelConfig) -> None:
     cells = (config.resolution // config.patch_size) ** 2
     if config.projector_scale != ["P4"]:
         fault = f'one feature level, "P4", and this model has {config.projector_scale}'
-    elif config.num_registers:
+    elif config.encoder_dims.registers:
         fault = f"an encoder without registers, and this model's is {config.encoder!r}"
     elif cells < config.num_queries:
         fault = (
