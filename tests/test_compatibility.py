@@ -89,7 +89,8 @@ def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page says the blocks find, but for the run."""
     folder = tmp_path_factory.mktemp("compatibility")
-    data = generate(folder / "dataset", 8, sides=(64, 96))
+    kinds = ("heart", "house", "key")
+    data = generate(folder / "dataset", 8, kinds, sides=(64, 96), distractors=())
     shutil.copy(next((data / "test").glob("*.jpg")), folder / "image.jpg")
     write_yolo(folder / "yolo-dataset", data)
     return folder
