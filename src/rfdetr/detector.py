@@ -19,7 +19,7 @@ from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
 from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
-from rfdetr.models.detector import Detector, detector_in
+from rfdetr.models.detector import Detector
 from rfdetr.published import PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names
@@ -171,7 +171,7 @@ class RFDETR(PublishedCalls):
         datamodule.setup("fit")
         names = datamodule.class_names or []
         model_config = self.get_model_config(**of_model, num_classes=len(names))
-        weights = to_published(detector_in(self.model.model).state_dict())
+        weights = to_published(self.weights())
         learned = {name: weights[name] for name in weights if name not in self._random_tensors}
         module = RFDETRModule(model_config, config, weights=learned)
         trainer = build_trainer(config, model_config, **{**launched_settings(), **of_trainer})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from rfdetr import compat
 from rfdetr.checks import check_count, check_path, shown
@@ -134,15 +135,19 @@ class PublishedCalls:
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line."""
-        if self.is_optimized_inplace:
-            raise RunError("inference(inplace=True) has converted the weights: load the model")
+        model = published_tensors(self.weights())
         folder = check_path("output_dir", output_dir)
         args = checkpoint_args(self.model_config, self.class_names)
-        model = published_tensors(detector_in(self.model.model).state_dict())
         content = {"model": model, "args": types.SimpleNamespace(**args)}
-        names = "".join(f"{name}\n" for name in self.class_names)
+        names = "\n".join(self.class_names)
         atomic_write(folder / "weights.pt", lambda stream: torch.save(content, stream))
         atomic_write(folder / "class_names.txt", lambda stream: stream.write(names.encode()))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's tensors by its own names; `RunError` where `inference` has changed them."""
+        if self.is_optimized_inplace:
+            raise RunError("inference(inplace=True) has converted the weights: load the model")
+        return detector_in(self.model.model).state_dict()
 
     def deploy_to_roboflow(self, *_: Any, **__: Any) -> None:
         """Always `InputError`: this package sends nothing; the message says what does."""
