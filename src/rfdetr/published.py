@@ -122,15 +122,13 @@ class PublishedCalls:
         something in it is an `InputError`. `notes` go to the page that describes the model.
         `patch_size` can only be the model's own. Other `settings` are those of the published call.
         """
-        if self.is_optimized_inplace:
-            raise RunError("inference(inplace=True) has converted the weights: load the model")
         write = writer_of(format)
         self.check_patch_size(patch_size)
         compat.absorb_all(settings, compat.EXPORT, "export")
         path = f"output/{format}" if output_dir is None else output_dir
         folder = new_folder(check_path("output_dir", path))
-        network, labels = detector_in(self.model.model), self.model.labels
-        write(Subject(network, self.model_config, labels, self._weights_file, notes), folder)
+        about = self.model_config, self.model.labels, self._weights_file, notes
+        write(Subject(self.weights(), *about), folder)
         return folder
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:

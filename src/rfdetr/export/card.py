@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from rfdetr._version import __version__
 from rfdetr.config import ModelConfig, variant_name
-from rfdetr.models.detector import Detector
 
 _FIGURES = {"mAP_50_95": "mAP 50:95", "mAP_50": "mAP 50", "F1": "F1"}
 """Keys of results.json, and what the page calls them."""
@@ -18,7 +19,8 @@ _FIGURES = {"mAP_50_95": "mAP 50:95", "mAP_50": "mAP 50", "F1": "F1"}
 class Subject(NamedTuple):
     """A detector that leaves."""
 
-    network: Detector
+    state: Mapping[str, Tensor]
+    """The network's tensors by our names."""
     config: ModelConfig
     labels: Mapping[int, str]
     """Name of each logit that stands for a class; `predict` reports no other."""

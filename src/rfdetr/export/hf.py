@@ -111,7 +111,7 @@ def write_hf(subject: Subject, folder: Path) -> None:
     """
     config, labels = subject.config, subject.labels
     _refuse_unlike(config)
-    tensors = hf_tensors(subject.network.state_dict(), config)
+    tensors = hf_tensors(subject.state, config)
     use = (_MASKED if config.segmentation_head else _BOXES).format_map(config.model_dump())
     from safetensors.torch import save
 
