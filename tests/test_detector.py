@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
@@ -175,6 +176,71 @@ def test_training_starts_from_the_present_weights(
     after = RFDETR.from_checkpoint(tmp_path / "out" / "checkpoint_best_total.pth")
     assert torch.allclose(after.model.model.encoder.position_embeddings, before, atol=1e-6)
     assert after.class_names == ["blue", "green", "red"]  # three others than the file's
+
+
+def _start_of_training(model: RFDETR, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+    """The module that `train` gives to Lightning, which does not go on from there."""
+    started: list[Any] = []
+    monkeypatch.setattr(pl.Trainer, "fit", lambda _, module, *__, **___: started.append(module))
+    model.train(num_workers=0, seed=3, **settings)
+    return started[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_classes": 3}, {"num_classes": 5}])
+def test_training_starts_classes_from_the_files_of_the_same_name(
+    tmp_path: Path, tiny_coco: Path, settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data's blue, green, red from a file of four classes, whatever was asked of the model."""
+    config = RFDETRMiniConfig(**SMALL, num_classes=4, dec_layers=1)
+    torch.manual_seed(0)
+    file = build_detector(config)
+    path, names = tmp_path / "four.pth", ["Red", "pink", "greens", "grey"]
+    save_checkpoint(path, file.state_dict(), config, names)
+    model = RFDETRMini(pretrain_weights=path, **settings)
+    data = {"dataset_dir": tiny_coco, "output_dir": tmp_path / "out"}
+    module = _start_of_training(model, monkeypatch, **data)
+    rows = [0, 2, 0, 4]  # blue is of no name there: the first row, as ever
+    assert module.detector.class_head.weight.equal(file.class_head.weight[rows])
+    assert module.detector.proposals.class_head.bias.equal(file.proposals.class_head.bias[:, rows])
+    told = "class head 5 -> 4 logits, 2 of 3 classes by name, to be trained (8)"
+    assert module.changes == [told] and module.class_names == ["blue", "green", "red"]
+
+
+def test_a_head_that_was_set_by_hand_is_trained_as_it_is(
+    checkpoint: Path, tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = RFDETRMini(pretrain_weights=checkpoint, num_classes=2)
+    with torch.no_grad():
+        head = model.model.model.class_head.weight.normal_().clone()
+    data = {"dataset_dir": tiny_coco, "output_dir": tmp_path / "out"}
+    module = _start_of_training(model, monkeypatch, **data)
+    assert module.detector.class_head.weight.equal(head[[0, 1, 2, 0]])
+
+
+def test_more_queries_than_the_file_has_are_selected_told_and_drawn_from_the_runs_seed(
+    checkpoint: Path,
+    tiny_coco: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The file has 100 a group and selects 40; above it the selection follows, below it stays."""
+    below = RFDETRMini(pretrain_weights=checkpoint, num_queries=60)
+    assert below.model_config.num_select == 40 and not caplog.records
+    chosen = RFDETRMini(pretrain_weights=checkpoint, num_queries=120, num_select=50)
+    assert chosen.model_config.num_select == 50
+    data = {"dataset_dir": tiny_coco, "output_dir": tmp_path / "out"}
+    starts = []
+    for _ in range(2):
+        model = RFDETRMini(pretrain_weights=checkpoint, num_queries=120)
+        assert model.model_config.num_select == model.model.num_select == 120
+        assert "20 queries of each group repeat the file's" in caplog.text
+        built = model.model.model.query_content.clone()
+        module = _start_of_training(model, monkeypatch, **data)
+        assert "queries 3 x 100 -> 3 x 120" in module.changes[0]
+        starts.append(module.detector.query_content)
+        assert not starts[-1].equal(built)  # drawn once more, from the seed
+    assert starts[0].equal(starts[1])
 
 
 def test_evaluation_matches_classes_by_name(checkpoint: Path, tiny_coco: Path) -> None:

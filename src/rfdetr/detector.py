@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from typing_extensions import Unpack
 
 from rfdetr import compat
@@ -23,7 +26,7 @@ from rfdetr.models.detector import Detector
 from rfdetr.published import PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names
-from rfdetr.weights.load import load_pretrained, open_weights
+from rfdetr.weights.load import LoadReport, load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
 
@@ -85,22 +88,25 @@ class RFDETR(PublishedCalls):
     def _build(
         self, settings: dict[str, Any], checkpoint: Checkpoint | None, given: list[str] | None
     ) -> None:
-        names, unchanged = None, settings.keys() <= {"pretrain_weights", "device"}
+        usual, names, chosen = self.config_class(), None, settings
+        unchanged = settings.keys() <= {"pretrain_weights", "device"}
         if checkpoint is not None:
-            restored, names = config_from_checkpoint(checkpoint)
-            kind, wanted = type(restored), self.config_class
+            usual, names = config_from_checkpoint(checkpoint)
+            kind, wanted = type(usual), self.config_class
             if kind is not wanted and not adds_masks_to(kind, wanted):
                 right = self.classes.get(kind, RFDETR).__name__
                 raise InputError(
                     f"{checkpoint.path} holds an {right}, not an {type(self).__name__}: use "
                     f"{right}(pretrain_weights=...) or RFDETR.from_checkpoint(...)"
                 )
-            known = restored.model_dump(exclude={"pretrain_weights"})
+            known = usual.model_dump(exclude={"pretrain_weights"})
             known["segmentation_head"] |= wanted.model_fields["segmentation_head"].default
             settings = {**known, **settings}
-            names = names if settings["num_classes"] == restored.num_classes else None
         self.model_config = self.config_class(**settings)
-        num_classes = self.model_config.num_classes
+        num_classes, num_queries = self.model_config.num_classes, self.model_config.num_queries
+        if num_queries > usual.num_queries and "num_select" not in chosen:
+            select = max(num_queries, usual.num_select)
+            self.model_config = self.get_model_config(num_select=select)
         if given is not None and len(given) != num_classes:
             raise InputError(
                 f"class_names has {len(given)} names, but the model has num_classes={num_classes}: "
@@ -108,12 +114,23 @@ class RFDETR(PublishedCalls):
             )
         network = build_detector(self.model_config)
         report = load_pretrained(network, self.model_config, checkpoint)
-        # By published name; training draws these again, from the run's seed.
-        self._random_tensors = {*(report.fresh if report else to_published(network.state_dict()))}
-        # To the file's weights, for the training plan.
-        self._changes = report.changes() if report else []
+        same_classes = num_classes == usual.num_classes
+        names = (given if same_classes else None) or names
+        self._keep_start(to_published(network.state_dict()), report, names)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
-        self._use(network, given or names)
+        self._use(network, given or (names if same_classes else None))
+
+    def _keep_start(
+        self, state: Mapping[str, Tensor], report: LoadReport | None, names: Sequence[str] | None
+    ) -> None:
+        """Remembers of a network just built (`state`, by published name) what training does anew
+        from the run's seed and with the data's classes, whose `names` the file may know too.
+        """
+        self._random_tensors = {*(report.fresh if report else state)}
+        originals = report.originals if report else {}
+        self._adapted = {name: state[name].clone() for name in originals}
+        file = (report and report.file) or Path("random weights")
+        self._start = Checkpoint(file, originals, {"class_names": names})
 
     def _use(self, network: Detector, class_names: Sequence[str] | None) -> None:
         """Makes `network` the one that predicts."""
@@ -171,27 +188,35 @@ class RFDETR(PublishedCalls):
         datamodule.setup("fit")
         names = datamodule.class_names or []
         model_config = self.get_model_config(**of_model, num_classes=len(names))
-        weights = to_published(self.weights())
-        learned = {name: weights[name] for name in weights if name not in self._random_tensors}
-        module = RFDETRModule(model_config, config, weights=learned)
+        module = RFDETRModule(model_config, config, self._present_weights(), names)
         trainer = build_trainer(config, model_config, **{**launched_settings(), **of_trainer})
-        changes = list(dict.fromkeys([*self._changes, *module.changes]))
 
         def show_plan(*_: Any, **__: Any) -> None:  # last: it names the batch size that fits
             if trainer.is_global_zero:
-                plan = training_plan(module, datamodule, trainer, changes, resumed)
+                plan = training_plan(module, datamodule, trainer, module.changes, resumed)
                 show_rows("Training plan", plan)
 
         trainer.callbacks.append(LambdaCallback(setup=show_plan))  # type: ignore[attr-defined]
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
-        self._random_tensors, self._changes = set(), []
         self._weights_file = RunFolder(config.output_dir).best("total")
+        self._random_tensors, self._adapted = set(), {}
+        self._start = Checkpoint(self._start.path, {}, {"class_names": names})
         self._use(module.detector, names)
         summary = run_summary(trainer, time.monotonic() - started)
         if trainer.is_global_zero and summary:
             show_rows("Training finished", summary)
+
+    def _present_weights(self) -> Checkpoint:
+        """What training starts from: the file's own tensors where they were adapted to this model
+        and nobody has changed them since, all others as they are, none that are random.
+        """
+        state = to_published(self.weights())
+        learned = {name: state[name] for name in state if name not in self._random_tensors}
+        if all(state[name].cpu().equal(fitted) for name, fitted in self._adapted.items()):
+            learned |= self._start.model
+        return replace(self._start, model=learned)
 
     def evaluate(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from torch import Tensor
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.data.dataset import NestedTensor
 from rfdetr.data.images import normalize
-from rfdetr.training import RFDETRModule
+from rfdetr.errors import InputError
+from rfdetr.training import RFDETRDataModule, RFDETRModule
 from rfdetr.training.optim import lr_factor
 from rfdetr.training.steps import multi_scale_sizes, resize_batch, without_crowds
 from rfdetr.weights.names import to_published
+from rfdetr.weights.reading import read_checkpoint
+from rfdetr.weights.writing import save_checkpoint
 
 FULL_PRECISION = {"amp": False}
 
@@ -301,3 +305,35 @@ def test_weights_are_loaded_before_adapters_and_the_rest_is_drawn_from_the_seed(
     torch.testing.assert_close(to_published(random.model.state_dict()), drawn, rtol=0, atol=0)
     more = RFDETRModule(tiny_model(num_classes=5), train, weights=given)
     assert "class head 4 -> 6 logits" in more.changes[0]
+
+
+def test_names_of_the_data_put_the_rows_of_a_file_in_their_order(
+    tiny_model: Callable[..., ModelConfig], train_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    """Of a configured file and of a checkpoint that was read; a head for more classes than there
+    are names has numbers for the others.
+    """
+    config, train, path = tiny_model(), train_config(), tmp_path / "mine.pth"
+    file = RFDETRModule(config, train_config(seed=8)).detector
+    save_checkpoint(path, file.state_dict(), config, ["red", "green", "blue"])
+    datamodule = RFDETRDataModule(config, train)
+    datamodule.setup("fit")
+    names = datamodule.class_names
+    from_path = tiny_model(pretrain_weights=str(path))
+    for module in (
+        RFDETRModule(from_path, train, class_names=names),
+        RFDETRModule(config, train, read_checkpoint(path), class_names=names),
+    ):
+        assert module.detector.class_head.weight.equal(file.class_head.weight[[2, 1, 0, 3]])
+        assert module.class_names == ["blue", "green", "red"]
+        assert module.changes == [
+            "class head 4 -> 4 logits, 3 of 3 classes by name, to be trained (6)"
+        ]
+        assert module.weights_file == path
+    more = RFDETRModule(tiny_model(num_classes=5), train, read_checkpoint(path), names)
+    assert more.detector.class_head.bias.equal(file.class_head.bias[[2, 1, 0, 3, 0, 3]])
+    assert more.class_names == ["blue", "green", "red", "3", "4"]
+    with pytest.raises(InputError, match=r"num_classes=2, but the data has 3 classes"):
+        RFDETRModule(tiny_model(num_classes=2), train, class_names=names)
+    with pytest.raises(InputError, match="expected a list of names"):
+        RFDETRModule(config, train, class_names="red")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,14 @@ def test_the_plan_counts_what_fit_will_do(make_run: Callable[..., Any]) -> None:
     assert plan["steps"] == "6 updates, 2 an epoch, 3 epochs"
     assert plan["seed"] == "7" and "repeated" not in plan
     assert run.fit().trainer.global_step == 6
+
+
+def test_the_plan_says_where_a_published_file_was_found(make_run: Callable[..., Any]) -> None:
+    run = make_run()
+    run.module.model_config.pretrain_weights = "rf-detr-nano.pth"
+    run.module.weights_file = Path("/home/me/.roboflow/models/rf-detr-nano.pth")
+    plan = dict(training_plan(run.module, run.datamodule, run.trainer))
+    assert plan["weights"] == f"rf-detr-nano.pth, found in {run.module.weights_file.parent}"
 
 
 @pytest.mark.usefixtures("with_repetition")

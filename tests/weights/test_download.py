@@ -29,6 +29,7 @@ from rfdetr.weights.download import (
     cache_dir,
     download,
     fetch,
+    other_dirs,
 )
 
 CONTENT = bytes(range(256)) * 1024  # 256 KiB
@@ -241,6 +242,79 @@ def test_fetch_uses_the_cache_folder_and_the_mirror(
     with caplog.at_level(logging.INFO, logger="rfdetr"):
         assert fetch(NAME) == tmp_path / "home" / NAME
     assert f"{site.url}/mirror/{NAME}" in caplog.text
+
+
+@pytest.fixture
+def homes(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A cache that is not there yet, the folders of others by who names them, and NAME published
+    at the site.
+    """
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setitem(PUBLISHED, NAME, site.file())
+    homes = {name: tmp_path / name for name in ("RFDETR_HOME", "RF_HOME", "ROBOFLOW_HOME")}
+    for name, folder in homes.items():
+        monkeypatch.setenv(name, str(folder))
+    return homes | {"~": tmp_path / ".roboflow" / "models"}
+
+
+@pytest.mark.parametrize("home", ["RF_HOME", "ROBOFLOW_HOME", "~"])
+def test_a_file_that_others_keep_is_used_where_it_is(
+    site: Site, homes: dict[str, Path], home: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = homes[home] / NAME
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    before = path.stat()
+    with caplog.at_level(logging.INFO, logger="rfdetr"):
+        assert fetch(NAME) == path
+    assert caplog.messages == [f"{NAME} was found in {path.parent}"]
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert list(path.parent.iterdir()) == [path] and not homes["RFDETR_HOME"].exists()
+    assert site.requests == []
+
+
+def test_our_cache_comes_first_and_then_others_in_their_order(
+    site: Site, homes: dict[str, Path]
+) -> None:
+    for folder in homes.values():
+        folder.mkdir(parents=True)
+        (folder / NAME).write_bytes(CONTENT)
+    for folder in homes.values():
+        assert fetch(NAME) == folder / NAME
+        (folder / NAME).unlink()
+    assert site.requests == []
+
+
+def test_a_file_of_others_that_is_another_is_warned_of_and_left_alone(
+    site: Site, homes: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = homes["RF_HOME"] / NAME
+    path.parent.mkdir()
+    path.write_bytes(b"mine")
+    assert fetch(NAME) == homes["RFDETR_HOME"] / NAME
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    for part in (str(path), hashlib.md5(b"mine").hexdigest(), site.file().md5, "left alone"):
+        assert part in warning
+    assert path.read_bytes() == b"mine" and list(path.parent.iterdir()) == [path]
+    assert site.requests == [None]
+
+
+def test_empty_names_of_folders_are_none(
+    homes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert other_dirs() == [homes[name] for name in ("RF_HOME", "ROBOFLOW_HOME", "~")]
+    monkeypatch.setenv("RF_HOME", "")
+    monkeypatch.setenv("ROBOFLOW_HOME", "~/.roboflow/models")
+    assert other_dirs() == [homes["~"]]
+
+
+def test_what_is_nowhere_is_told_with_all_places(site: Site, homes: dict[str, Path]) -> None:
+    site.statuses = [404]
+    with pytest.raises(DownloadError) as caught:
+        fetch(NAME)
+    assert all(str(folder) in str(caught.value) for folder in homes.values())
 
 
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 from rfdetr.config import EncoderDims, RFDETRNanoConfig, RFDETRSmallConfig
 from rfdetr.models.build import build_detector
 from rfdetr.models.encoder import resample_positions
-from rfdetr.weights.load import load_weights
-from rfdetr.weights.names import to_published
-from rfdetr.weights.reading import CheckpointError
+from rfdetr.weights.load import load_checkpoint, load_weights
+from rfdetr.weights.names import CLASS_HEADS, to_published
+from rfdetr.weights.reading import Checkpoint, CheckpointError
 
 UNUSED = "_kp_active_mask"
 POSITIONS = "backbone.0.encoder.encoder.embeddings.position_embeddings"
@@ -112,16 +113,107 @@ def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
 
 
 def test_queries_are_not_mixed_up_where_the_row_counts_agree(tiny: Any) -> None:
-    """Of 3 groups of 4 (12 rows), 2 of 4 are kept; 2 of 6, also 12 rows, cannot be had."""
+    """Of 3 groups of 4 (12 rows), 2 of 4 are kept; 2 of 6, also 12 rows, are no copy."""
     file = _file(tiny, num_queries=4, num_select=4)
     loaded, _ = _load(tiny, file, num_queries=4, num_select=4, group_detr=2)
     torch.testing.assert_close(
         loaded["query_feat.weight"], file["query_feat.weight"][:8], rtol=0, atol=0
     )
-    with pytest.raises(
-        CheckpointError, match=r"a\.pth has 4 queries per group, the model wants num_queries=6"
-    ):
-        _load(tiny, file, num_queries=6, group_detr=2)
+    loaded, _ = _load(tiny, file, num_queries=6, group_detr=2)
+    groups = loaded["query_feat.weight"].reshape(2, 6, -1)
+    expected = file["query_feat.weight"].reshape(3, 4, -1)[:2]
+    torch.testing.assert_close(groups[:, :4], expected, rtol=0, atol=0)
+
+
+def test_more_queries_than_the_file_has_are_its_own_again_with_a_little_noise(
+    tiny: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """6 queries a group become 15: each row is its row of 6, moved by hundredths of the spread."""
+    file = _file(tiny)
+    loaded, report = _load(tiny, file, num_queries=15)
+    change = "queries 3 x 6 -> 3 x 15, the last 9 of each group repeated with noise"
+    for name in ("query_feat.weight", "refpoint_embed.weight"):
+        have, rows = file[name].reshape(3, 6, -1), loaded[name].reshape(3, 15, -1)
+        torch.testing.assert_close(rows[:, :6], have, rtol=0, atol=0)
+        moved = (rows[:, 6:] - have[:, [0, 1, 2, 3, 4, 5, 0, 1, 2]]) / have.std()
+        assert 0.005 < moved.std() < 0.015 and moved.abs().max() < 0.06
+        assert len(rows.flatten(0, 1).unique(dim=0)) == 45
+        assert report.adapted[name] == change
+        torch.testing.assert_close(report.originals[name], file[name], rtol=0, atol=0)
+    assert report.changes() == [f"{change} (2)"]
+    report.log(logging.getLogger("rfdetr"), "a.pth")
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("a.pth: 9 queries of each group repeat the file's")
+    config, drawn = tiny.config(num_queries=15), []
+    for seed in (5, 5, 6):
+        detector = tiny.detector(config)
+        torch.manual_seed(seed)
+        load_weights(detector, file, config)
+        drawn.append(detector.query_content)
+    assert drawn[0].equal(drawn[1]) and not drawn[1].equal(drawn[2])
+
+
+def test_what_was_adapted_is_kept_as_it_was_in_groups_that_the_model_has(tiny: Any) -> None:
+    file = _file(tiny)
+    _, report = _load(tiny, file, num_queries=8, num_classes=2, group_detr=2)
+    assert report.originals.keys() == report.adapted.keys()
+    for name, original in report.originals.items():
+        rows = 12 if name in ("query_feat.weight", "refpoint_embed.weight") else 5
+        torch.testing.assert_close(original, file[name][:rows], rtol=0, atol=0)
+
+
+def _heads(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rows for name, rows in published.items() if CLASS_HEADS.fullmatch(name)}
+
+
+def _load_named(
+    tiny: Any, names: list[str], data: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+    """The class heads of a file with `names`, those of a model loaded for `data`, the report."""
+    file = _file(tiny, num_classes=len(names))
+    config = tiny.config(num_classes=len(data))
+    detector = tiny.detector(config)
+    checkpoint = Checkpoint(Path("a.pth"), file, {"class_names": names})
+    report = load_checkpoint(detector, config, checkpoint, data)
+    return _heads(file), _heads(to_published(detector.state_dict())), report
+
+
+def test_classes_of_the_same_name_start_from_the_files_rows(tiny: Any) -> None:
+    """Of decoder and all groups, weight and bias; the last logit too; "owl" has the row that it has
+    without names.
+    """
+    file, loaded, report = _load_named(tiny, ["bus", "dog", "cat"], ["Cats", "owl", "bus", "DOG"])
+    assert len(loaded) == 8
+    for name, rows in loaded.items():
+        torch.testing.assert_close(rows, file[name][[2, 1, 0, 1, 3]], rtol=0, atol=0)
+    expected = "class head 4 -> 5 logits, 3 of 4 classes by name, to be trained"
+    assert report.changes() == [f"{expected} (8)"]
+
+
+def test_the_same_classes_in_another_order_are_put_in_order(tiny: Any) -> None:
+    file, loaded, report = _load_named(tiny, ["bus", "dog", "cat"], ["cat", "bus", "dog"])
+    for name, rows in loaded.items():
+        torch.testing.assert_close(rows, file[name][[2, 0, 1, 3]], rtol=0, atol=0)
+    assert "3 of 3 classes by name" in report.changes()[0]
+    file, loaded, report = _load_named(tiny, ["bus", "dog", "cat"], ["bus", "dog", "cat"])
+    torch.testing.assert_close(loaded, file, rtol=0, atol=0)
+    assert report.changes() == []
+
+
+def test_names_that_agree_with_none_change_nothing(tiny: Any) -> None:
+    file, loaded, report = _load_named(tiny, ["bus", "dog", "cat"], ["a", "b", "c"])
+    torch.testing.assert_close(loaded, file, rtol=0, atol=0)
+    assert report.changes() == []
+
+
+def test_a_published_file_knows_cocos_names_by_category_id(tiny: Any) -> None:
+    """Its logits are 0 to 90: "zebra" is 24, "toothbrush" the last, and 0 stands for nothing."""
+    file = _file(tiny, num_classes=90)
+    config = tiny.config(num_classes=2)
+    detector = tiny.detector(config)
+    load_checkpoint(detector, config, Checkpoint(Path("a.pth"), file, {}), ["toothbrush", "Zebras"])
+    loaded = to_published(detector.state_dict())["class_embed.bias"]
+    torch.testing.assert_close(loaded, file["class_embed.bias"][[90, 24, 0]], rtol=0, atol=0)
 
 
 def test_more_groups_than_the_file_has_are_an_error(tiny: Any) -> None:
@@ -222,7 +314,7 @@ def test_a_file_of_another_variant_is_called_by_its_name(
         CheckpointError, match=r"a\.pth \(variant 'small', where the model is 'nano'\) does not fit"
     ):
         load_weights(detector, weightless(layouts["RFDETRSmallConfig"]), config, "a.pth")
-    with pytest.raises(CheckpointError, match=r"variant 'seg-nano'.* has 100 queries per group"):
+    with pytest.raises(CheckpointError, match=r"variant 'seg-nano'.* does not fit this model"):
         load_weights(detector, weightless(layouts["RFDETRSegNanoConfig"]), config, "a.pth")
 
 

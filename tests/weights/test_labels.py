@@ -19,7 +19,7 @@ from rfdetr.config import RFDETRMiniConfig
 from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
-from rfdetr.weights.labels import given_names
+from rfdetr.weights.labels import given_names, logits_by_name
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import read_checkpoint
 
@@ -207,3 +207,28 @@ def test_the_bundled_heads_show_that_their_last_logit_is_spare() -> None:
         for tensor, bias in read_checkpoint(path).model.items():
             if "class_embed" in tensor and tensor.endswith("bias"):
                 assert bias.argmin() == len(bias) - 1 and bias.sort().values.diff()[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "found"),
+    [
+        ("cat", ["Cat", "cats", "cat"], "cat"),
+        ("Cat", ["cats", "cat", "CAT"], "cat"),
+        ("Cats", ["dog", "cat"], "cat"),
+        ("cat", ["dog", "Cats"], "Cats"),
+        ("Buses", ["car", "bus"], "bus"),
+        ("berry", ["Berries"], "Berries"),
+        ("box", ["Boxes"], "Boxes"),
+        ("bus", ["bu", "buss", "buse"], "buss"),
+        ("car", ["care", "cart"], None),
+        ("glass", ["glasses", "class"], "glasses"),
+        ("as", ["A", "a"], None),
+        ("cat", [], None),
+        ("", ["s", "cat"], None),
+    ],
+)
+def test_names_agree_exactly_else_but_for_case_else_but_for_a_plural(
+    name: str, known: list[str], found: str | None
+) -> None:
+    logits = logits_by_name(["-", name], dict(enumerate(known, 3)))
+    assert logits == ({} if found is None else {1: 3 + known.index(found)})

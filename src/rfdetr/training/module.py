@@ -51,9 +51,10 @@ from rfdetr.training.optim import lr_factor, parameter_groups
 from rfdetr.training.processes import LossMean, is_sharded
 from rfdetr.training.resume import check_shared
 from rfdetr.weights.identify import class_names, config_from_checkpoint
-from rfdetr.weights.load import load_pretrained, load_weights
+from rfdetr.weights.labels import ClassNames, given_names
+from rfdetr.weights.load import load_checkpoint, load_pretrained
 from rfdetr.weights.names import to_published
-from rfdetr.weights.reading import checkpoint_of
+from rfdetr.weights.reading import Checkpoint, checkpoint_of
 from rfdetr.weights.writing import description
 
 Targets = Sequence[Mapping[str, Tensor]]
@@ -70,10 +71,11 @@ SCHEDULE = {"lr_scheduler", "warmup_epochs", "lr_drop", "lr_min_factor"}
 class RFDETRModule(pl.LightningModule):
     """Owns the weights (`model`, the network), the criterion, post-processing and the optimizer.
 
-    `weights` are tensors by published name that the network starts from, in place of the file
-    `pretrain_weights`; what they lack is drawn from the seed. `model` may be compiled
-    (`torch.compile`, `model.compile()`) or wrapped before fit; `detector` is the plain network
-    inside, whose names state dicts and files have.
+    `weights` is what the network starts from, in place of the file `pretrain_weights`: a checkpoint
+    (of `read_checkpoint`), or tensors by published name; what they lack is drawn from the seed.
+    `class_names` are the data's, in order of label: classes that a file knows by these names start
+    from its own. `model` may be compiled (`torch.compile`, `model.compile()`) or wrapped before
+    fit; `detector` is the plain network inside, whose names state dicts and files have.
 
     A batch is [images, targets]: images a `NestedTensor` of uint8 (B, 3, H, W), normalised here on
     the device (float images are taken as normalised), targets one dict per image. Random numbers
@@ -84,14 +86,16 @@ class RFDETRModule(pl.LightningModule):
         self,
         model_config: ModelConfig,
         train_config: TrainConfig,
-        weights: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | Checkpoint | None = None,
+        class_names: ClassNames | None = None,
     ) -> None:
         super().__init__()
         check_kind("model_config", model_config, ModelConfig)
         check_kind("train_config", train_config, TrainConfig)
         self.model_config, self.train_config = model_config, train_config
         self.seed = secrets.randbits(31) if train_config.seed is None else train_config.seed
-        self.class_names: list[str] | None = None
+        _, names = given_names(class_names)
+        self.class_names = names and names_for_head(names, model_config.num_classes)
         self.data_record: dict[str, Any] = {}
         self.total_steps = 0
         self.resumed_at = (0, 0)
@@ -104,14 +108,17 @@ class RFDETRModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.model = build_detector(model_config, drop_path=train_config.drop_path)
+            if isinstance(weights, Mapping):
+                weights = Checkpoint(Path("the weights"), dict(weights), {})
             if weights is None:
-                report = load_pretrained(self.model, model_config)
-            elif weights:
-                report = load_weights(self.model, weights, model_config)
+                report = load_pretrained(self.model, model_config, None, names)
+            elif weights.model:
+                report = load_checkpoint(self.model, model_config, weights, names)
         self.changes = report.changes() if report else []
         """What was done to weights that did not fit, for the training plan."""
+        self.weights_file = report.file if report else None
         if report and len(report.class_names or ()) == model_config.num_classes:
-            self.class_names = report.class_names
+            self.class_names = self.class_names or report.class_names
         self.register_state_dict_post_hook(network.hide_wrapper)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(network.add_wrapper)  # type: ignore[no-untyped-call]
         self.choose_trained()
@@ -373,16 +380,21 @@ def data_class_names(module: RFDETRModule) -> list[str] | None:
     """Names of the classes of the trainer's data, with numbers for classes that the model has
     beyond these.
 
-    None where loaders were given without our datamodule. Refuses a head with fewer classes, before
-    a label is out of its range.
+    None where loaders were given without our datamodule.
     """
     datamodule, num_classes = module.trainer.datamodule, module.model_config.num_classes  # type: ignore[attr-defined]
     names = datamodule.class_names if isinstance(datamodule, steps.LabelledData) else None
-    if names is None:
-        return None
+    return None if names is None else names_for_head(names, num_classes)
+
+
+def names_for_head(names: Sequence[str], num_classes: int) -> list[str]:
+    """The data's class names, with numbers for classes that the model has beyond these.
+
+    Refuses a head with fewer classes, before a label is out of its range.
+    """
     if len(names) > num_classes:
         raise InputError(
             f"the model has num_classes={num_classes}, but the data has {len(names)} classes "
             f"({', '.join(names)}): build the model with num_classes={len(names)}"
         )
-    return names + [str(label) for label in range(len(names), num_classes)]
+    return [*names, *map(str, range(len(names), num_classes))]

@@ -17,6 +17,7 @@ from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.run_folder import saves
 from rfdetr.training.steps import count_steps, effective_batch
+from rfdetr.weights.download import PUBLISHED
 
 Rows = list[tuple[str, str]]
 
@@ -47,11 +48,13 @@ def training_plan(
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
     limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
     epochs = trainer.max_epochs if limited else "no limit of"
-    name = variant_name(model) or "custom"
+    name, weights = variant_name(model) or "custom", model.pretrain_weights or "random"
+    if weights in PUBLISHED and module.weights_file:
+        weights += f", found in {module.weights_file.parent}"
     rows = {
         "model": f"{name}, {millions:.1f} M parameters, {model.resolution} pixels",
         "goes on from": str(resumed) if resumed else "",
-        "weights": "" if resumed else model.pretrain_weights or "random",
+        "weights": "" if resumed else weights,
         "adapted": "" if resumed else ", ".join(changes),
         "trained": f"{trained_parameters(module.model):,} parameters: {learns}",
         "data": f"{layout.dataset_dir} ({layout.format.upper()}): {images} images",

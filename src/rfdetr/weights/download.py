@@ -1,4 +1,6 @@
-"""Published files on this machine: found in the cache, or downloaded once, resumed and checked."""
+"""Published files on this machine: found in our cache or where others keep them, or downloaded
+once, resumed and checked.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,12 @@ class DownloadError(ConnectionError):
 
 
 def fetch(name: str) -> Path:
-    """A published file by name, downloaded into the cache if need be. Raises `DownloadError`."""
-    return download(PUBLISHED[name], cache_dir())
+    """A published file by name: from the cache, from a folder of others that has it, or downloaded
+    into the cache. Raises `DownloadError`.
+    """
+    file, folder = PUBLISHED[name], cache_dir()
+    found = None if (folder / name).exists() else _at_others(file)
+    return found or download(file, folder)
 
 
 def cache_dir() -> Path:
@@ -77,6 +83,33 @@ def cache_dir() -> Path:
     base = {"win32": local, "darwin": "~/Library/Caches"}.get(sys.platform)
     base = base or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "rfdetr"
+
+
+def other_dirs() -> list[Path]:
+    """Where the published package and Roboflow's other programs keep the same files: what RF_HOME
+    and ROBOFLOW_HOME name, each the folder itself, and their default.
+    """
+    named = os.environ.get("RF_HOME"), os.environ.get("ROBOFLOW_HOME"), "~/.roboflow/models"
+    return list(dict.fromkeys(Path(name).expanduser() for name in named if name))
+
+
+def _at_others(file: PublishedFile) -> Path | None:
+    """The file in the first of `other_dirs` that has it. Nothing is written there, so that it is
+    hashed each time; a file of that name with another content is left alone, with a warning.
+    """
+    for path in (folder / file.name for folder in other_dirs()):
+        try:
+            found = digest_of(path, "md5") if path.is_file() else None
+        except OSError as error:
+            logger.warning("%s cannot be read, and is left alone: %s", path, error)
+            continue
+        if found == file.md5:
+            logger.info("%s was found in %s", file.name, path.parent)
+            return path
+        if found:
+            told = "%s is not the published %s: its MD5 is %s, expected %s; it is left alone"
+            logger.warning(told, path, file.name, found, file.md5)
+    return None
 
 
 def download(file: PublishedFile, folder: Path) -> Path:
@@ -100,8 +133,9 @@ def download(file: PublishedFile, folder: Path) -> Path:
     except DownloadError:
         raise
     except (OSError, http.client.HTTPException) as error:
+        places = ", ".join(map(str, [folder, *other_dirs()]))
         raise DownloadError(
-            f"cannot download {file.name} from {url}: {error}. It was looked for in {folder}. To "
+            f"cannot download {file.name} from {url}: {error}. It was looked for in {places}. To "
             f"place it by hand, get {file.url} on a machine that can, and save it as {target} (MD5 "
             f"{file.md5}); or pass pretrain_weights=PATH for a file of your own, "
             "pretrain_weights=None for random weights"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rfdetr.config import ENCODERS, VARIANTS, Architecture, ConfigError, ModelConfig
-from rfdetr.weights.labels import names_by_logit
+from rfdetr.weights.labels import known_labels, names_by_logit
 from rfdetr.weights.names import CLASS_HEAD, our_name
 from rfdetr.weights.reading import Checkpoint, CheckpointError
 
@@ -76,6 +76,11 @@ def class_names(checkpoint: Checkpoint) -> list[str] | None:
     names = names_by_logit(checkpoint.args) or {}
     fits = names and len(names) == len(checkpoint.model[CLASS_HEAD]) - 1
     return list(names.values()) if fits else None
+
+
+def logit_names(checkpoint: Checkpoint) -> dict[int, str]:
+    """The names of the file's logits, as far as they are known."""
+    return known_labels(class_names(checkpoint), len(checkpoint.model[CLASS_HEAD]) - 1)
 
 
 def read_architecture(

@@ -32,11 +32,40 @@ def names_by_logit(args: Mapping[str, Any]) -> dict[int, str] | None:
     return dict(enumerate(map(str, names))) if isinstance(names, list) else None
 
 
-def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
-    """Name of each class id: as given, COCO's for 90 classes (published files), else numbers."""
+def known_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
+    """Name of each class id: as given, COCO's for 90 classes (published files), else of none."""
     if class_names is None and num_classes == max(COCO_CLASSES):
         return dict(COCO_CLASSES)
-    return dict(enumerate(map(str, range(num_classes)) if class_names is None else class_names))
+    return dict(enumerate(class_names or ()))
+
+
+def class_labels(class_names: Sequence[str] | None, num_classes: int) -> dict[int, str]:
+    """`known_labels`; where there are none, numbers."""
+    known = known_labels(class_names, num_classes)
+    return known or dict(enumerate(map(str, range(num_classes))))
+
+
+def logits_by_name(class_names: Sequence[str], labels: dict[int, str]) -> dict[int, int]:
+    """The logit of a file, whose names are `labels`, for each of `class_names` by label: the one
+    of the same name, else but for case, else but for a plural. Classes without one are left out.
+
+    ["Cats", "owl", "bus"] of {0: "bus", 1: "cat"} have {0: 1, 2: 0}.
+    """
+    exact = {name: logit for logit, name in reversed(labels.items())}  # the first of equal names
+    folded = {name.casefold(): logit for logit, name in reversed(labels.items())}
+    plurals = {more: logit for name, logit in folded.items() for more in _plurals(name)}
+    logits: dict[int, int] = {}
+    for label, name in enumerate(class_names):
+        one = name.casefold()
+        ways = (exact, name), (folded, one), (plurals, one), *((folded, x) for x in _plurals(one))
+        if found := [table[spelling] for table, spelling in ways if spelling in table]:
+            logits[label] = found[0]
+    return logits
+
+
+def _plurals(name: str) -> tuple[str, ...]:
+    """What a regular English plural of three letters or more could be, and some that none is."""
+    return (f"{name}s", f"{name}es", f"{name.removesuffix('y')}ies") if len(name) > 2 else ()
 
 
 def given_names(class_names: ClassNames | None) -> tuple[int | None, list[str] | None]:
