@@ -22,7 +22,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
 from rfdetr.published import PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, class_labels, given_names
+from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
 from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
@@ -168,7 +168,7 @@ class RFDETR(PublishedCalls):
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(model_config, config)
         datamodule.setup("fit")
-        names = datamodule.class_names or []
+        names = renamed(datamodule.class_names or [], config.class_names)
         model_config = self.get_model_config(**of_model, num_classes=len(names))
         weights = to_published(detector_in(self.model.model).state_dict())
         learned = {name: weights[name] for name in weights if name not in self._random_tensors}
@@ -208,7 +208,8 @@ class RFDETR(PublishedCalls):
 
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
-        `train`: `resolution` has effect, and the names there of those above.
+        `train`: `resolution` has effect, `class_names` (of the data's classes, in their order), and
+        the names there of those above.
         """
         with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split
@@ -217,6 +218,7 @@ class RFDETR(PublishedCalls):
 
         check_kind("split", split, str)
         counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
+        given = settings.pop("class_names", None)
         counts |= compat.of_evaluation(settings, self.model.device.type)
         counts.setdefault("resolution", self.model_config.resolution)
         for name, count in counts.items():
@@ -224,7 +226,7 @@ class RFDETR(PublishedCalls):
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
         layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
         index = load_index(layout, split, masks=self.model_config.segmentation_head)
-        labels_in_data = self._labels_in_data(index.class_names)
+        labels_in_data = self._labels_in_data(renamed(index.class_names, given))
         autocast = _AUTOCAST.get(resolve_precision(self.model_config.amp, self.model.device.type))
 
         def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -247,7 +249,7 @@ class RFDETR(PublishedCalls):
         if unknown := [name for name in names if name not in ids]:
             raise InputError(
                 f"the data has classes the model does not know: {unknown}; it knows "
-                f"{self.class_names}"
+                f"{self.class_names}; class_names= gives the data's classes the model's names"
             )
         table = torch.full((num_classes + 1,), len(names))
         table[[ids[name] for name in names]] = torch.arange(len(names))
