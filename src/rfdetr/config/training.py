@@ -139,7 +139,7 @@ class TrainConfig(fields.StrictConfig):
     """Draw the first three batches of training and validation to output_dir/dataset_grids."""
     class_names: list[str] | None = None
     """Names to know the classes by, in the order of the data's; None: the data's own."""
-    notes: fields.Json | None = None
+    notes: fields.Json = None
     """Any JSON value, which stands in args["notes"] of every checkpoint."""
     overwrite: bool = False
     """Start anew in an output_dir that holds a run, and lose that run."""
