@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,9 @@ def test_each_image_may_have_a_size_of_its_own(
     dataset = run.datamodule.train_dataloader().dataset
     again = [dataset[0, image][0].shape[-1] for image in range(6)]
     assert sorted(again) == sorted(drawn[:6])  # it depends on epoch and image alone
+    plain = dataclasses.replace(dataset, sizes=())
+    for image in range(6):  # crop and flip are as without
+        assert torch.equal(dataset[0, image][1]["boxes"], plain[0, image][1]["boxes"])
 
 
 def test_padding_changes_nothing_of_what_is_seen_of_an_image(
