@@ -238,8 +238,12 @@ PREDICT: list[Case] = [
     (lambda w: w.detector.predict(IMAGE, batch_size=True), TypeError, "batch_size is True"),
     (lambda w: w.detector.predict_stream(IMAGE, threshold=-1), ValueError, "threshold is -1"),
     (lambda w: w.detector.predict(IMAGE, treshold=1), TypeError, "treshold"),
-    (lambda w: w.detector.optimize_for_inference("int8"), ValueError, "dtype 'int8' is not one of"),
-    (lambda w: w.detector.optimize_for_inference([]), ValueError, "is not one of float32"),
+    (
+        lambda w: w.detector.optimize_for_inference(dtype="int8"),
+        ValueError,
+        "dtype 'int8' is not one of",
+    ),
+    (lambda w: w.detector.optimize_for_inference(dtype=[]), ValueError, "is not one of float32"),
 ]
 
 CONSTRUCTORS: list[Case] = [

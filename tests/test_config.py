@@ -36,19 +36,22 @@ MODEL_FIELDS = """
     pretrain_weights freeze_encoder backbone_lora gradient_checkpointing amp device
 """
 TRAIN_FIELDS = """
-    dataset_dir dataset_file output_dir epochs batch_size grad_accum_steps lr lr_encoder
-    lr_vit_layer_decay lr_component_decay weight_decay lr_scheduler lr_drop lr_min_factor
-    warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau multi_scale expanded_scales
-    color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef num_workers seed accelerator sync_bn
-    resume allow_changed_data run_test eval_interval eval_max_dets compute_val_loss
-    log_per_class_metrics early_stopping early_stopping_patience early_stopping_min_delta
-    early_stopping_use_ema checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes
-    save_safetensors overwrite tensorboard wandb mlflow project run progress_bar
+    dataset_dir dataset_file output_dir epochs batch_size eval_batch_size grad_accum_steps lr
+    lr_encoder lr_vit_layer_decay lr_component_decay weight_decay lr_scheduler lr_drop lr_min_factor
+    warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau ema_update_interval multi_scale
+    expanded_scales color_jitter cls_loss_coef bbox_loss_coef giou_loss_coef num_workers
+    prefetch_factor persistent_workers pin_memory seed accelerator sync_bn resume allow_changed_data
+    run_test eval_interval eval_max_dets eval_ema_only eval_base_model compute_val_loss
+    log_per_class_metrics best_model_metric smooth_alpha skip_best_epochs early_stopping
+    early_stopping_patience early_stopping_min_delta early_stopping_use_ema checkpoint_interval
+    checkpoint_every_n_steps checkpoint_every_minutes save_safetensors save_dataset_grids
+    class_names notes overwrite tensorboard wandb mlflow project run progress_bar
 """
 SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
 # 70 were planned. The ten above: masks (the 3 fields of their losses), loggers (tensorboard, wandb,
-# mlflow, project, run), and the encoder's training (freeze_encoder, backbone_lora).
-MOST_FIELDS = 80
+# mlflow, project, run), and the encoder's training (freeze_encoder, backbone_lora). 13 more are
+# settings of the published package that change how a run goes.
+MOST_FIELDS = 93
 
 
 def _train(**settings: Any) -> TrainConfig:
@@ -186,6 +189,18 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(
             {"early_stopping_use_ema": True, "use_ema": False},
             ["early_stopping_use_ema True", "use_ema False"],
         ),
+        (
+            {"eval_base_model": True, "eval_ema_only": True},
+            ["eval_base_model True", "eval_ema_only True"],
+        ),
+        ({"notes": {"when": {1, 2}}}, ["notes", "no JSON value", "set"]),
+        ({"notes": [math.nan]}, ["notes", "no JSON value"]),
+        ({"multi_scale": "per-epoch"}, ["multi_scale", "'per-sample'"]),
+        ({"lr_scheduler_kwargs": {"gamma": 0.1}}, ["{'gamma': 0.1}", "'min_factor' (here lr_min"]),
+        (
+            {"lr_scheduler_kwargs": {"lr_drop": 3}, "lr_drop": 4},
+            ["lr_scheduler_kwargs says lr_drop 3", "lr_drop is 4"],
+        ),
     ],
 )
 def test_runs_that_cannot_be_are_refused_with_the_values_named(
@@ -279,6 +294,35 @@ def test_assignments_are_checked_and_a_refused_one_changes_nothing() -> None:
     assert config == RFDETRNanoConfig()
     config.num_classes = 3
     assert config == RFDETRNanoConfig(num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        ({"multi_scale": "per-batch"}, "multi_scale", True),
+        ({"multi_scale": "off"}, "multi_scale", False),
+        ({"multi_scale": "per-sample"}, "multi_scale", "per-sample"),
+        ({"progress_bar": "tqdm"}, "progress_bar", True),
+        ({"progress_bar": None}, "progress_bar", False),
+        ({"progress_bar": "rich"}, "progress_bar", "rich"),
+        ({"lr_scheduler_kwargs": {"min_factor": 0.1}}, "lr_min_factor", 0.1),
+        ({"lr_scheduler_kwargs": {"lr_drop": 3}, "lr_drop": 3}, "lr_drop", 3),
+        ({"notes": {"by": ("me", 1)}}, "notes", {"by": ["me", 1]}),
+        ({}, "validates_average_alone", False),
+        ({"eval_base_model": True}, "validates_average_alone", False),
+        ({"eval_base_model": False}, "validates_average_alone", True),
+        ({"eval_base_model": False, "eval_ema_only": False}, "validates_average_alone", True),
+        ({"eval_ema_only": True}, "validates_average_alone", True),
+    ],
+)
+def test_published_values_have_one_form(settings: dict[str, Any], field: str, value: Any) -> None:
+    found = getattr(_train(**settings), field)
+    assert found == value and type(found) is type(value)
+    config = _train()
+    for name, given in settings.items():
+        if name != "lr_scheduler_kwargs":
+            setattr(config, name, given)
+            assert getattr(config, field) == getattr(_train(**settings), field)
 
 
 def test_paths_are_taken_as_text_or_as_paths() -> None:

@@ -141,10 +141,10 @@ def test_optimize_for_inference_finds_the_same_with_other_weights(checkpoint: Pa
     for one, box in zip(exact.confidence[:5], exact.xyxy[:5], strict=True):
         near = close.xyxy[np.abs(close.confidence - one) < 0.02]
         assert np.abs(near - box).max(axis=1).min() < 2  # pixels of an image of 80 x 50
-    model.optimize_for_inference("float32")
+    model.optimize_for_inference(dtype="float32")
     np.testing.assert_array_equal(model.predict(IMAGE, threshold=0.0).confidence, exact.confidence)
     with pytest.raises(ValueError, match="dtype 'int8' is not one of float32, bfloat16, float16"):
-        model.optimize_for_inference("int8")
+        model.optimize_for_inference(dtype="int8")
 
 
 def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:

@@ -6,6 +6,7 @@ takes it, and has one of these fates; none is dropped without a word:
     Constant    absorbed at its values here, refused at others, with what to do instead
     Harmless    absorbed at its published default; else ignored, and one warning says why
     Moved       handed on to the model's configuration or to the trainer
+    Unpacked    a dict whose entries are fields here
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ class Moved(NamedTuple):
     name: str = ""
 
 
-Fate = Constant | Harmless | Moved
+class Unpacked(NamedTuple):
+    """The fields that the entries of a dict are here, by their names in it."""
+
+    fields: dict[str, str]
+
+
+Fate = Constant | Harmless | Moved | Unpacked
 
 _NO_KEYPOINTS = "keypoint models are not part of this package"
 _OPTIMIZER = "override RFDETRModule.configure_optimizers (docs/custom-training.md)"
@@ -92,7 +99,7 @@ TRAIN: dict[str, Fate] = {
     "dont_save_weights": Constant((False,), "a run keeps its best weights: give an output_dir"),
     "optimizer": Constant(("adamw", "AdamW", "torch.optim.AdamW"), _OPTIMIZER),
     "optimizer_kwargs": Constant(({},), f"weight_decay= is a field; for more, {_OPTIMIZER}"),
-    "lr_scheduler_kwargs": Constant(({},), "lr_drop=, lr_min_factor=, warmup_epochs= are fields"),
+    "lr_scheduler_kwargs": Unpacked({"lr_drop": "lr_drop", "min_factor": "lr_min_factor"}),
     "lr_scheduler_interval": Constant(("step",), "schedules here move with each step"),
     "square_resize_div_64": Constant((True,), "images are resized to a square"),
     "scale_jitter": Constant((True,), "crops of several scales are part of the recipe"),
@@ -147,7 +154,8 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
 
     Raises `InputError` for a value that cannot be, and warns once of all that are ignored.
     """
-    left, ignored = {}, []
+    left: dict[str, Any] = {}
+    ignored = []
     for name, value in settings.items():
         fate = fates.get(name)
         if isinstance(fate, Constant) and value not in fate.values:
@@ -156,6 +164,8 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
             raise InputError(f"{found} (only {known}): {fate.instead}")
         if isinstance(fate, Harmless) and value != fate.default:
             ignored.append(f"{name}={short(value)} ({fate.why})")
+        if isinstance(fate, Unpacked):
+            left |= _unpacked(name, value, fate.fields, settings)
         if fate is None or isinstance(fate, Moved):
             left[name] = value
     if ignored:
@@ -169,6 +179,20 @@ def absorb_all(settings: Mapping[str, Any], fates: Mapping[str, Fate], call: str
         near = nearest(name, fates)
         hint = f"; did you mean {near!r}?" if near else ""
         raise InputError(f"{call}() has no keyword {name!r}{hint}")
+
+
+def _unpacked(
+    name: str, entries: Any, fields: Mapping[str, str], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The entries under the names of `fields`; `InputError` for others, and where both differ."""
+    if not isinstance(entries, Mapping) or entries.keys() - fields.keys():
+        expected = ", ".join(f"{key!r} (here {fields[key]}=)" for key in fields)
+        raise InputError(f"{name}={short(entries)}: expected a dict of {expected}")
+    for key, field in fields.items():
+        if key in entries and settings.get(field, entries[key]) != entries[key]:
+            told = f"{name} says {key} {short(entries[key])}"
+            raise InputError(f"{told}, but {field} is {short(settings[field])}: give one of them")
+    return {fields[key]: value for key, value in entries.items()}
 
 
 def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -54,12 +54,17 @@ def download_bar() -> Progress:
 
 
 class LineHandler(logging.StreamHandler[Any]):
-    """Writes log records above a progress bar of tqdm's, if one is on the screen."""
+    """Writes log records above a progress bar of tqdm's or rich's, if one is on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm: Any = sys.modules.get("tqdm")  # without it there is no bar
-        with tqdm.tqdm.external_write_mode(self.stream) if tqdm else contextlib.nullcontext():
+        tqdm: Any = sys.modules.get("tqdm")  # without it there is no bar of its own
+        proxy: Any = sys.modules.get("rich.file_proxy")
+        own = self.stream
+        if proxy and isinstance(sys.stdout, proxy.FileProxy):  # rich's bar takes lines through it
+            self.stream = sys.stdout
+        with tqdm.tqdm.external_write_mode(own) if tqdm else contextlib.nullcontext():
             super().emit(record)
+        self.stream = own
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.published import PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, class_labels, given_names
+from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
 from rfdetr.weights.load import LoadReport, load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
@@ -186,7 +186,7 @@ class RFDETR(PublishedCalls):
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(model_config, config)
         datamodule.setup("fit")
-        names = datamodule.class_names or []
+        names = renamed(datamodule.class_names or [], config.class_names)
         model_config = self.get_model_config(**of_model, num_classes=len(names))
         module = RFDETRModule(model_config, config, self._present_weights(), names)
         trainer = build_trainer(config, model_config, **{**launched_settings(), **of_trainer})
@@ -234,7 +234,8 @@ class RFDETR(PublishedCalls):
 
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
-        `train`: `resolution` has effect, and the names there of those above.
+        `train`: `resolution` has effect, `class_names` (of the data's classes, in their order), and
+        the names there of those above.
         """
         with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split, labels_of
@@ -243,6 +244,7 @@ class RFDETR(PublishedCalls):
 
         check_kind("split", split, str)
         counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
+        given = settings.pop("class_names", None)
         counts |= compat.of_evaluation(settings, self.model.device.type)
         counts.setdefault("resolution", self.model_config.resolution)
         self.model.check_shape((counts["resolution"],) * 2)
@@ -251,10 +253,10 @@ class RFDETR(PublishedCalls):
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
         layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
         index = load_index(layout, split, masks=self.model_config.segmentation_head)
-        known = self.model.labels
-        if self._known_names is None and len(index.class_names) == self.model_config.num_classes:
-            known = dict(enumerate(index.class_names))  # nothing said otherwise
-        labels_in_data = labels_of(known, index.class_names)
+        names, known = renamed(index.class_names, given), self.model.labels
+        if self._known_names is None and len(names) == self.model_config.num_classes:
+            known = dict(enumerate(names))  # nothing said otherwise
+        labels_in_data = labels_of(known, names)
         autocast = _AUTOCAST.get(resolve_precision(self.model_config.amp, self.model.device.type))
 
         def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_path, shown
+from rfdetr.checks import check_count, check_kind, check_path, shown
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
@@ -65,6 +65,7 @@ class PublishedCalls:
             backend = f"compile_backend {compile_backend!r}"
             raise InputError(f'{backend}: expected "torchscript" or "inductor"')
         check_count("batch_size", batch_size)
+        check_kind("compile", compile, bool)
         if inplace and compile:
             raise InputError("inplace=True needs compile=False")
         compiled = compile and compile_backend == "inductor"

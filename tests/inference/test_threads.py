@@ -67,18 +67,18 @@ def test_streams_side_by_side_keep_their_order(detector: RFDETR) -> None:
 def test_optimising_meanwhile_gives_each_batch_one_network_or_the_other(detector: RFDETR) -> None:
     image = IMAGES[0]
     exact = figures(detector.predict(image, threshold=0.0))
-    detector.optimize_for_inference("bfloat16")
+    detector.optimize_for_inference(dtype="bfloat16")
     rounded = figures(detector.predict(image, threshold=0.0))
     assert exact != rounded
 
     def call(i: int) -> Any:
         if i % THREADS == 0:
-            detector.optimize_for_inference("float32" if i % (2 * THREADS) else "bfloat16")
+            detector.optimize_for_inference(dtype="float32" if i % (2 * THREADS) else "bfloat16")
             return exact
         return figures(detector.predict(image, threshold=0.0))
 
     found = at_once(call, 20 * THREADS)
-    detector.optimize_for_inference("float32")
+    detector.optimize_for_inference(dtype="float32")
     assert all(one in (exact, rounded) for one in found)
 
 

@@ -20,6 +20,11 @@ from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import CheckpointError, read_checkpoint
 
 EVERYTHING_ON = {"drop_path": 0.2, "multi_scale": True, "early_stopping": True}
+PUBLISHED = {
+    "multi_scale": "per-sample", "smooth_alpha": 0.5, "skip_best_epochs": 1, "eval_ema_only": True,
+    "ema_update_interval": 2, "ema_tau": 0, "best_model_metric": "mar", "early_stopping": True,
+    "notes": "one", "class_names": ["a", "b", "c"], "save_dataset_grids": True,
+}  # fmt: skip
 
 
 class Unsafe:
@@ -56,8 +61,15 @@ def stop_after(epoch: int) -> Callable[..., None]:
     return stop
 
 
-def test_a_resumed_run_is_the_whole_run_bit_for_bit(make_run: Callable[..., Any]) -> None:
-    settings = {**EVERYTHING_ON, "epochs": 4}
+@pytest.mark.parametrize(
+    "chosen",
+    [EVERYTHING_ON, pytest.param(PUBLISHED, marks=pytest.mark.slow)],
+    ids=["ours", "published"],
+)
+def test_a_resumed_run_is_the_whole_run_bit_for_bit(
+    make_run: Callable[..., Any], chosen: dict[str, Any]
+) -> None:
+    settings = {**chosen, "epochs": 4}
     whole = make_run(output="whole", **settings).fit()
     make_run(output="parts", watch={"on_train_epoch_end": stop_after(1)}, **settings).fit()
     resumed = make_run(output="parts", **settings).fit(

@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from rfdetr.console import lines_shown
 
 SCRIPT = """
 import logging
@@ -92,6 +96,17 @@ def _on_terminal(command: list[str]) -> str:
     os.close(leader)
     assert process.returncode == 0
     return b"".join(parts).decode()
+
+
+def test_a_line_stands_above_a_bar_of_rich(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    screen = io.StringIO()
+    with lines_shown(), Progress(console=Console(file=screen, force_terminal=True)):
+        logging.getLogger("rfdetr").warning("epoch 1/9")
+    assert "epoch 1/9\n" in screen.getvalue()
+    assert "epoch 1/9" not in capsys.readouterr().out  # where the bar would write over it
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
@@ -136,6 +136,7 @@ def test_no_progress_bar_where_nobody_watches(
     assert build(progress_bar=True).progress_bar_callback is None
     monkeypatch.setattr(trainer_module, "is_interactive", lambda: True)
     assert type(build(progress_bar=True).progress_bar_callback) is EpochProgressBar
+    assert type(build(progress_bar="rich").progress_bar_callback) is RichProgressBar
     assert build(progress_bar=False).progress_bar_callback is None
     assert build({"enable_progress_bar": False}).progress_bar_callback is None
     own = TQDMProgressBar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,8 +17,18 @@ from rfdetr.errors import InputError
 
 __all__ = ["ConfigError"]
 
+
+def plain_json(value: Any) -> Any:
+    """The same JSON value as a file gives it back: tuples are lists. Raises for any other."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PydanticCustomError("json", "no JSON value: {why}", {"why": str(error)}) from None
+
+
 # Types and not `Field(...)` defaults: a variant that states another default then keeps the range.
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 WorkerCount = Annotated[int, Field(ge=0, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 Side = Annotated[int, Field(ge=1, le=8192)]  # pixels or patches; the tokens of more fit nowhere
@@ -26,6 +37,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 UnitIntervalAbove0 = Annotated[float, Field(gt=0, le=1)]
 UnitIntervalBelow1 = Annotated[float, Field(ge=0, lt=1)]
+Json = Annotated[Any, AfterValidator(plain_json)]
 PathText = Annotated[
     str,
     BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),

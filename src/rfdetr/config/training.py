@@ -36,6 +36,8 @@ class TrainConfig(fields.StrictConfig):
     """Passes over the training images."""
     batch_size: PositiveInt | Literal["auto"] = 4
     """Images per device and step; "auto": what fits, with grad_accum_steps to 16 an update."""
+    eval_batch_size: PositiveInt | None = None
+    """Images per device of an evaluation batch; None: batch_size."""
     grad_accum_steps: PositiveInt = 4
     """Steps summed into one update; batch_size x grad_accum_steps x devices is best kept at 16."""
     lr: PositiveFloat = 1e-4
@@ -66,8 +68,11 @@ class TrainConfig(fields.StrictConfig):
     """Fraction of the average kept at each update."""
     ema_tau: NonNegativeFloat = 100
     """Updates over which the decay warms up; 0: full decay at once."""
-    multi_scale: bool = True
-    """Train each batch at a random size around the resolution."""
+    ema_update_interval: PositiveInt = 1
+    """Optimizer steps from one update of the average to the next."""
+    multi_scale: bool | Literal["per-batch", "per-sample", "off"] = True
+    """Train at random sizes around the resolution: one for an update's images ("per-batch" is True,
+    "off" False), or with "per-sample" each image at its own, padded to the largest of the batch."""
     expanded_scales: bool = True
     """Multi-scale over 11 sizes instead of 8."""
     color_jitter: fields.UnitIntervalBelow1 = 0.2
@@ -80,6 +85,12 @@ class TrainConfig(fields.StrictConfig):
     """Weight of the GIoU box loss."""
     num_workers: fields.WorkerCount = 2
     """Processes that load images, per device; 0 loads in the training process."""
+    prefetch_factor: PositiveInt | None = None
+    """Batches that each loader process makes ahead; None: PyTorch's 2. Not with num_workers 0."""
+    persistent_workers: bool | None = None
+    """Keep loader processes from epoch to epoch; None: yes. Without effect with num_workers 0."""
+    pin_memory: bool | None = None
+    """Load batches into page-locked memory, from which a GPU copies faster; None: with CUDA."""
     seed: fields.Seed | None = None
     """Seed of everything random; None draws one and records it."""
     accelerator: str = "auto"
@@ -96,10 +107,21 @@ class TrainConfig(fields.StrictConfig):
     """Epochs from one evaluation to the next."""
     eval_max_dets: PositiveInt = 500
     """Detections per image that evaluation counts; COCO's own figure is 100."""
-    compute_val_loss: bool = True
-    """Log val/loss too."""
+    eval_ema_only: bool = False
+    """Validate the averaged weights alone, where there are any: half the time, no live figures."""
+    eval_base_model: bool | None = None
+    """Validate the live weights beside the average; None: unless eval_ema_only, False: that."""
+    compute_val_loss: bool | Literal["auto"] = True
+    """Log val/loss too; "auto": only where a callback or a schedule watches it."""
     log_per_class_metrics: bool = True
     """Log val/AP/<class> too."""
+    best_model_metric: Literal["map", "mar"] = "map"
+    """Figure that chooses the best weights and stops early: mAP (of masks, where there are any), or
+    "mar", the mean average recall of boxes."""
+    smooth_alpha: fields.UnitIntervalBelow1 = 0.0
+    """Share of the evaluations before in the figure that chooses the best weights; 0: as it is."""
+    skip_best_epochs: fields.Count = 0
+    """First epochs whose evaluations neither choose the best weights nor stop early."""
     early_stopping: bool = False
     """Stop when validation mAP has stopped improving."""
     early_stopping_patience: PositiveInt = 10
@@ -116,6 +138,12 @@ class TrainConfig(fields.StrictConfig):
     """Minutes from one last.ckpt to the next inside an epoch; None: none by time."""
     save_safetensors: bool = False
     """Write the best weights as checkpoint_best_total.safetensors too, for other programs."""
+    save_dataset_grids: bool = False
+    """Draw the first three batches of training and validation to output_dir/dataset_grids."""
+    class_names: list[str] | None = None
+    """Names to know the classes by, in the order of the data's; None: the data's own."""
+    notes: fields.Json = None
+    """Any JSON value, which stands in args["notes"] of every checkpoint."""
     overwrite: bool = False
     """Start anew in an output_dir that holds a run, and lose that run."""
     tensorboard: bool = False
@@ -128,8 +156,9 @@ class TrainConfig(fields.StrictConfig):
     """Project of Weights & Biases, experiment of MLflow; None: "rfdetr"."""
     run: str | None = None
     """Name of the run there; None: the service makes one up."""
-    progress_bar: bool = True
-    """A bar within each epoch, on a terminal or in a notebook, beside the line at its end."""
+    progress_bar: bool | Literal["tqdm", "rich"] | None = True
+    """A bar within each epoch, on a terminal or in a notebook, beside the line at its end: True or
+    "tqdm", or Lightning's "rich" one; False or None: no bar."""
 
     @classmethod
     def _unknown_name(cls, name: str, value: Any, model: str) -> str:
@@ -145,6 +174,18 @@ class TrainConfig(fields.StrictConfig):
         text = isinstance(value, str | os.PathLike)
         return check_path(str(info.field_name), value) if text else value
 
+    @field_validator("multi_scale", "progress_bar", mode="after")
+    @classmethod
+    def _in_one_form(cls, value: Any) -> Any:
+        """The published names of True and False as these."""
+        known = {"per-batch": True, "tqdm": True, "off": False, None: False}
+        return known.get(value, value)
+
+    @property
+    def validates_average_alone(self) -> bool:
+        """Whether live weights are not validated where there are averaged ones."""
+        return self.eval_ema_only or self.eval_base_model is False
+
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
         if self.warmup_epochs >= self.epochs:
@@ -152,6 +193,8 @@ class TrainConfig(fields.StrictConfig):
             raise InputError(f"warmup_epochs {self.warmup_epochs} {left}")
         if self.early_stopping_use_ema and not self.use_ema:
             raise InputError("early_stopping_use_ema True watches what use_ema False does not keep")
+        if self.eval_base_model and self.eval_ema_only:
+            raise InputError("eval_base_model True validates what eval_ema_only True leaves out")
         return self
 
 
@@ -178,6 +221,7 @@ class TrainSettings(TypedDict, total=False):
     output_dir: PathLike
     epochs: int
     batch_size: int | Literal["auto"]
+    eval_batch_size: int | None
     grad_accum_steps: int
     lr: float
     lr_encoder: float
@@ -193,13 +237,17 @@ class TrainSettings(TypedDict, total=False):
     use_ema: bool
     ema_decay: float
     ema_tau: float
-    multi_scale: bool
+    ema_update_interval: int
+    multi_scale: bool | Literal["per-batch", "per-sample", "off"]
     expanded_scales: bool
     color_jitter: float
     cls_loss_coef: float
     bbox_loss_coef: float
     giou_loss_coef: float
     num_workers: int
+    prefetch_factor: int | None
+    persistent_workers: bool | None
+    pin_memory: bool | None
     seed: int | None
     accelerator: str
     sync_bn: bool
@@ -208,8 +256,13 @@ class TrainSettings(TypedDict, total=False):
     run_test: bool
     eval_interval: int
     eval_max_dets: int
-    compute_val_loss: bool
+    eval_ema_only: bool
+    eval_base_model: bool | None
+    compute_val_loss: bool | Literal["auto"]
     log_per_class_metrics: bool
+    best_model_metric: Literal["map", "mar"]
+    smooth_alpha: float
+    skip_best_epochs: int
     early_stopping: bool
     early_stopping_patience: int
     early_stopping_min_delta: float
@@ -218,13 +271,16 @@ class TrainSettings(TypedDict, total=False):
     checkpoint_every_n_steps: int | None
     checkpoint_every_minutes: float | None
     save_safetensors: bool
+    save_dataset_grids: bool
+    class_names: list[str] | None
+    notes: Any
     overwrite: bool
     tensorboard: bool
     wandb: bool
     mlflow: bool
     project: str | None
     run: str | None
-    progress_bar: bool
+    progress_bar: bool | Literal["tqdm", "rich"] | None
     mask_ce_loss_coef: float
     mask_dice_loss_coef: float
     mask_point_sample_ratio: int

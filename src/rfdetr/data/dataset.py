@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rfdetr.data.images import ImageError, decode_image
@@ -73,7 +75,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     The epoch and the size travel in the key, so workers that live through many epochs need no
     message when one ends. In a key with an epoch, numbers go on past the last image: n + i of n
-    images is image i, transformed in another way. Crowd boxes are in `evaluation` targets only.
+    images is image i, transformed in another way. Where there are `sizes`, an image draws its own
+    of these instead. Crowd boxes are in `evaluation` targets only.
 
     With `forgiving`, an image that cannot be decoded is no error. Training gets the next one that
     can, in the order of the index, with its own objects; evaluation gets a gray image, so that its
@@ -84,6 +87,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     transform: TrainTransform
     _: KW_ONLY
     seed: int = 0
+    sizes: Sequence[int] = ()
     evaluation: bool = False
     forgiving: bool = False
     _told: set[int] = field(default_factory=set, init=False)  # images this process has warned of
@@ -103,6 +107,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         outlines = index.outlines_of(i, rows)
         generator = keyed_generator(self.seed, epoch, number)
         size = sizes[0] if sizes else None
+        if self.sizes:  # a generator of its own: crop and colours are as without
+            size = int(keyed_generator(self.seed, epoch, number, 1).choice(self.sizes))
         shown = self.transform(pixels, index.boxes[rows], generator, outlines, size)
         target = Target(
             labels=torch.from_numpy(index.labels[rows][shown.kept]),
@@ -158,6 +164,22 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Target]]:
-    """Stack images (3, size, size) to a batch (B, 3, size, size) uint8; targets stay a list."""
+    """Stack images (3, size, size) to a batch (B, 3, size, size) uint8; targets stay a list.
+
+    Smaller images are padded at the right and at the bottom to the largest, and their masks too.
+    """
     images, targets = zip(*samples, strict=True)
-    return NestedTensor(torch.stack(images)), list(targets)
+    sides = [image.shape[-1] for image in images]
+    if min(sides) == max(sides):
+        return NestedTensor(torch.stack(images)), list(targets)
+    padding = torch.stack([_padded(torch.zeros(n, n).bool(), max(sides), True) for n in sides])
+    for target in targets:
+        if "masks" in target:
+            target["masks"] = _padded(target["masks"], max(sides))
+    return NestedTensor(torch.stack([_padded(i, max(sides)) for i in images]), padding), [*targets]
+
+
+def _padded(values: Tensor, side: int, value: int = 0) -> Tensor:
+    """Squares (..., n, n) with `value` to the right and below, up to (..., side, side)."""
+    more = side - values.shape[-1]
+    return F.pad(values, (0, more, 0, more), value=value)

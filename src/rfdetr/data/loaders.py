@@ -125,15 +125,24 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def build_loader(
-    dataset: DetectionDataset, sampler: EpochSampler, *, num_workers: int = 0, **options: Any
+    dataset: DetectionDataset,
+    sampler: EpochSampler,
+    *,
+    num_workers: int = 0,
+    prefetch_factor: int | None = None,
+    persistent_workers: bool | None = None,
+    **options: Any,
 ) -> ResumableLoader:
-    """A loader of (NestedTensor, targets) batches whose workers live on from epoch to epoch.
+    """A loader of (NestedTensor, targets) batches whose workers live on from epoch to epoch, unless
+    `persistent_workers` is False.
 
-    `options` are `DataLoader`'s own: `batch_size`, `pin_memory`, `drop_last`.
+    `prefetch_factor` is of workers too. `options` are `DataLoader`'s own: `batch_size`,
+    `pin_memory`, `drop_last`.
     """
     options.update(collate_fn=collate, worker_init_fn=outlive_signals)
     if num_workers > 0:
-        options.update(persistent_workers=True, multiprocessing_context=worker_context())
+        options.update(prefetch_factor=prefetch_factor, multiprocessing_context=worker_context())
+        options.update(persistent_workers=persistent_workers is not False)
     return ResumableLoader(dataset, sampler=sampler, num_workers=num_workers, **options)
 
 

@@ -68,8 +68,10 @@ def labels_of(known: Mapping[int, str], names: Sequence[str]) -> Tensor:
     """
     ids = {name: logit for logit, name in known.items()}
     if unknown := [name for name in names if name not in ids]:
-        model = f"the model does not know: {unknown}; it knows {list(ids)}"
-        raise InputError(f"the data has classes {model}")
+        raise InputError(
+            f"the data has classes the model does not know: {unknown}; it knows {list(ids)}; "
+            "class_names= gives the data's classes the model's names"
+        )
     table = torch.full((max(known) + 2,), len(names))
     table[[ids[name] for name in names]] = torch.arange(len(names))
     return table

@@ -29,12 +29,16 @@ from rfdetr.training.steps import draw_size, training_sizes
 
 logger = logging.getLogger(__name__)
 
+LOADING = {"num_workers", "prefetch_factor", "persistent_workers", "pin_memory"}
+"""Fields of `TrainConfig` that `build_loader` takes under the same names."""
+
 
 class RFDETRDataModule(pl.LightningDataModule):
     """Training, validation and test images; each split is indexed at most once, when a stage or a
     loader needs it.
 
-    In multi-scale training each image is resized once, straight to the size of its step. There is
+    In multi-scale training each image is resized once, straight to the size of its step, or to one
+    of its own ("per-sample": smaller images of a batch are padded). There is
     no `predict_dataloader`: give `trainer.predict` the loader to use.
     """
 
@@ -64,7 +68,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         if self.trainer is None or self.trainer.state.fn not in ("validate", "test"):
             return names
         trained = getattr(self.trainer.lightning_module, "class_names", None)
-        if trained is None or trained[: len(names)] == names:
+        if trained is None or trained[: len(names)] in (names, self.train_config.class_names):
             return names
         if sorted(trained) != sorted(names):
             told = f"the data has the classes {names}, but the weights to evaluate know {trained}"
@@ -133,8 +137,10 @@ class RFDETRDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         view = TrainTransform(self.model_config.resolution, self.train_config.color_jitter)
         index = self.index("train")
-        dataset = DetectionDataset(index, view, seed=self._seed, forgiving=True)
-        sizes = self._step_sizes if self.train_config.multi_scale else None
+        scales = self.train_config.multi_scale
+        own = training_sizes(self.model_config, self.train_config) * (scales == "per-sample")
+        dataset = DetectionDataset(index, view, seed=self._seed, sizes=own, forgiving=True)
+        sizes = self._step_sizes if scales is True else None
         return self._loader(dataset, shuffle=True, at_least=self.images_an_epoch, sizes=sizes)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -146,9 +152,11 @@ class RFDETRDataModule(pl.LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         view = EvalTransform(self.model_config.resolution)
         dataset = DetectionDataset(self.index(split), view, evaluation=True, forgiving=True)
-        return self._loader(dataset, shuffle=False)
+        return self._loader(dataset, self.train_config.eval_batch_size, shuffle=False)
 
-    def _loader(self, dataset: DetectionDataset, **order: Any) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: DetectionDataset, batch_size: int | None = None, **order: Any
+    ) -> DataLoader[Any]:
         if trainer := self.trainer:
             # Lightning starts a resumed run's first iterator before it tells the sampler the epoch.
             order |= {"epoch": trainer.current_epoch, "rank": trainer.global_rank}
@@ -156,9 +164,10 @@ class RFDETRDataModule(pl.LightningDataModule):
             even = is_sharded(trainer.strategy)
             order |= {"world_size": trainer.world_size, "even": even}
         sampler = EpochSampler(len(dataset), seed=self._seed, **order)
-        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
-        options |= {"batch_size": self._batch_size, "num_workers": self.train_config.num_workers}
-        return build_loader(dataset, sampler, **options)
+        options = self.train_config.model_dump(include=LOADING)
+        if options["pin_memory"] is None:
+            options["pin_memory"] = torch.cuda.is_available()
+        return build_loader(dataset, sampler, batch_size=batch_size or self._batch_size, **options)
 
     def _step_sizes(self) -> Iterator[int]:
         """The size of each training image to come: the one that the module draws for its step.

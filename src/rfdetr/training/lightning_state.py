@@ -50,6 +50,12 @@ def find_callback(trainer: Trainer, kind: type[CallbackT]) -> CallbackT | None:
     return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
 
+def is_watched(trainer: Trainer, name: str) -> bool:
+    """Whether a callback or a learning-rate schedule follows a logged figure, as its `monitor`."""
+    watchers: list[Any] = [*trainer.callbacks, *trainer.lr_scheduler_configs]  # type: ignore[attr-defined]
+    return any(getattr(watcher, "monitor", None) == name for watcher in watchers)
+
+
 def batches_done(trainer: Trainer) -> int:
     """How many batches of the present epoch have been trained."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.completed)

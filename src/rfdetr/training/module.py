@@ -45,13 +45,13 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in, postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
 from rfdetr.training.adapters import adapted, add_adapters, match_adapters
-from rfdetr.training.lightning_state import place_in_run, training_loader
+from rfdetr.training.lightning_state import is_watched, place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
 from rfdetr.training.processes import LossMean, is_sharded
 from rfdetr.training.resume import check_shared
 from rfdetr.weights.identify import class_names, config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, given_names
+from rfdetr.weights.labels import ClassNames, given_names, renamed
 from rfdetr.weights.load import load_checkpoint, load_pretrained
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint, checkpoint_of
@@ -96,7 +96,9 @@ class RFDETRModule(pl.LightningModule):
         self.seed = secrets.randbits(31) if train_config.seed is None else train_config.seed
         _, names = given_names(class_names)
         self.class_names = names and names_for_head(names, model_config.num_classes)
-        self.data_record: dict[str, Any] = {}
+        self.judged: tuple[nn.Module, ...] = ()
+        """What validation evaluates in place of `model`, if anything; no part of the weights."""
+        self.data_record: dict[str, Any] = {}  # checkpoints have it, and the user's notes in it
         self.total_steps = 0
         self.resumed_at = (0, 0)
         """Epoch and batch that a resumed run has begun with."""
@@ -170,6 +172,8 @@ class RFDETRModule(pl.LightningModule):
             self.data_record = datamodule.data_record()
             if (found := len(datamodule.class_names or ())) < num_classes:
                 rank_zero_warn(f"num_classes={num_classes}, but the data has only {found} classes")
+        if self.train_config.notes is not None:
+            self.data_record = {**self.data_record, "notes": self.train_config.notes}
         if self.train_config.seed is not None:
             pl.seed_everything(self.seed, verbose=False)
 
@@ -178,7 +182,7 @@ class RFDETRModule(pl.LightningModule):
         # the whole one would.
         seed = steps.mix_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed)
-        if self.train_config.multi_scale:
+        if self.train_config.multi_scale is True:
             sizes = steps.training_sizes(self.model_config, self.train_config)
             size = steps.draw_size(sizes, self.seed, self.global_step)
             batch[0] = steps.resize_batch(batch[0], size)
@@ -210,7 +214,7 @@ class RFDETRModule(pl.LightningModule):
 
     def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
         found = self.evaluate(batch)
-        if self.train_config.compute_val_loss:
+        if self.judges_loss:
             split = "test" if self.trainer.testing else "val"
             self.log(f"{split}/loss", self.evaluation_loss, batch_size=len(batch[1]))
         return found
@@ -328,15 +332,21 @@ class RFDETRModule(pl.LightningModule):
         module.class_names = class_names(file)
         return module.to(map_location)
 
+    @property
+    def judges_loss(self) -> bool:
+        """Whether evaluation computes the loss; `compute_val_loss` "auto": where it is watched."""
+        chosen = self.train_config.compute_val_loss
+        return is_watched(self.trainer, "val/loss") if chosen == "auto" else chosen
+
     def detect(self, batch: list[Any], model: nn.Module | None = None) -> Results:
         """Detections in pixels of the original images, of `model` or the module's own."""
         return detect_batch(self, batch, self.model if model is None else model)[1]
 
     def evaluate(self, batch: list[Any]) -> dict[str, Any]:
-        """The detections and targets of a batch; `compute_val_loss` updates `evaluation_loss`."""
+        """The detections and targets of a batch; `judges_loss` updates `evaluation_loss`."""
         targets = batch[1]
-        outputs, results = detect_batch(self, batch, self.model)
-        if self.train_config.compute_val_loss:
+        outputs, results = detect_batch(self, batch, *(self.judged or (self.model,)))
+        if self.judges_loss:
             objects = [steps.without_crowds(target) for target in targets]
             loss = torch.stack(list(self.compute_losses(outputs, objects).values())).sum()
             self.evaluation_loss.update(loss, sum(len(target["labels"]) for target in objects))
@@ -377,14 +387,16 @@ def detect_batch(
 
 
 def data_class_names(module: RFDETRModule) -> list[str] | None:
-    """Names of the classes of the trainer's data, with numbers for classes that the model has
-    beyond these.
+    """Names of the classes of the trainer's data, or those that the configuration gives them, with
+    numbers for classes that the model has beyond these.
 
     None where loaders were given without our datamodule.
     """
     datamodule, num_classes = module.trainer.datamodule, module.model_config.num_classes  # type: ignore[attr-defined]
     names = datamodule.class_names if isinstance(datamodule, steps.LabelledData) else None
-    return None if names is None else names_for_head(names, num_classes)
+    if names is None:
+        return None
+    return names_for_head(renamed(names, module.train_config.class_names), num_classes)
 
 
 def names_for_head(names: Sequence[str], num_classes: int) -> list[str]:

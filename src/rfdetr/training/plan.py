@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -18,6 +19,7 @@ from rfdetr.training.module import RFDETRModule
 from rfdetr.training.run_folder import saves
 from rfdetr.training.steps import count_steps, effective_batch
 from rfdetr.weights.download import PUBLISHED
+from rfdetr.weights.labels import renamed
 
 Rows = list[tuple[str, str]]
 
@@ -44,7 +46,7 @@ def training_plan(
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     once, more, updates = counts["train"], datamodule.images_an_epoch, datamodule.least_updates
     repeated = f"{once:,} images to {more:,} an epoch, so that it has {updates} updates"
-    names = datamodule.class_names or []
+    names = renamed(datamodule.class_names or [], train.class_names)
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
     limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
     epochs = trainer.max_epochs if limited else "no limit of"
@@ -80,11 +82,14 @@ def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
         return []
     rows: Rows = []
     if best.best_kind:
-        entry = best.best[best.best_kind]
-        masks = any(metrics.masks is not None for metrics in best.results.values())
+        entry, module = best.best[best.best_kind], trainer.lightning_module
+        config: Any = module.train_config
+        masks = any(m.masks is not None for m in best.results.values())
+        figure = "mAR" if config.best_model_metric == "mar" else f"{'mask ' * masks}mAP 50:95"
+        smoothed = ", smoothed" * (config.smooth_alpha > 0)
         label = "averaged (EMA)" if best.best_kind == "ema" else "live"
         found = f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}"
-        rows.append((f"best {'mask ' * masks}mAP 50:95 on valid", found))
+        rows.append((f"best {figure} on valid{smoothed}", found))
     rows += [(split, _figures(metrics)) for split, metrics in best.results.items()]
     for split, metrics in list(best.results.items())[-1:]:
         rated = metrics if metrics.masks is None else metrics.masks

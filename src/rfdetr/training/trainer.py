@@ -13,7 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 from pytorch_lightning.plugins.io import CheckpointIO
 
@@ -75,7 +75,7 @@ def build_trainer(
         "sync_batchnorm": config.sync_bn,
         "logger": build_loggers(config),
         "default_root_dir": config.output_dir,
-        "enable_progress_bar": config.progress_bar and is_interactive(),
+        "enable_progress_bar": bool(config.progress_bar) and is_interactive(),
         "enable_model_summary": False,
         "use_distributed_sampler": False,  # ours know their rank
         "num_sanity_val_steps": 0,
@@ -84,7 +84,8 @@ def build_trainer(
     }
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if settings["enable_progress_bar"] and not has_bar:
-        callbacks = [*callbacks, EpochProgressBar()]
+        bar = RichProgressBar() if config.progress_bar == "rich" else EpochProgressBar()
+        callbacks = [*callbacks, bar]
     plugins = _as_list(settings.get("plugins"))
     whole_files = not sharded or trainer_kwargs["strategy"] == "fsdp"
     if whole_files and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -111,7 +112,7 @@ def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> li
         own.NonFiniteCallback(folder),
         own.UndecodableCallback(),
         own.MemoryCallback(),
-        use_ema and own.RFDETREMACallback(c.ema_decay, c.ema_tau),
+        use_ema and own.RFDETREMACallback(c.ema_decay, c.ema_tau, c.ema_update_interval),
         c.drop_path > 0 and own.DropPathCallback(c.drop_path),
         own.COCOEvalCallback(c.eval_max_dets, c.log_per_class_metrics),
         own.PredictionImagesCallback(),
@@ -120,6 +121,7 @@ def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> li
             c.early_stopping_patience, c.early_stopping_min_delta, c.early_stopping_use_ema
         ),
         own.RunFilesCallback(folder, c.overwrite),
+        c.save_dataset_grids and own.DatasetGridsCallback(folder),
         keeps_files
         and own.ResumeCallback(
             folder, c.checkpoint_interval, c.checkpoint_every_n_steps, c.checkpoint_every_minutes

@@ -86,6 +86,24 @@ def given_names(class_names: ClassNames | None) -> tuple[int | None, list[str] |
     return first, [str(name) for name in names.values()]
 
 
+def renamed(own: Sequence[str], given: Sequence[str] | None) -> list[str]:
+    """The names to know the data's classes by: as `given` in their order, else their `own`.
+
+    Raises `InputError` for another number of names, for one given twice, and for the own ones in
+    another order, which would call objects by each other's name.
+    """
+    if given is None or list(given) == list(own):
+        return list(own)
+    told = (
+        f"class_names is {short(list(given))}, but the classes of the data are {short(list(own))}"
+    )
+    if len(set(given)) != len(own) or len(given) != len(own):
+        raise InputError(f"{told}: expected a name of its own for each, in that order")
+    if set(given) == set(own):
+        raise InputError(f"{told}: the same in another order; leave class_names out")
+    return list(given)
+
+
 def first_class(
     model: Mapping[str, Tensor], args: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""Runs whose figures are given, and images with outlines."""
+"""Runs whose figures are given."""
 
 from __future__ import annotations
 
@@ -28,21 +28,3 @@ def make_scripted(make_run: Callable[..., Any]) -> Callable[..., Any]:
         return run
 
     return make
-
-
-@pytest.fixture
-def add_outlines(
-    edit_coco: Callable[..., None], train_config: Callable[..., Any]
-) -> Callable[[], None]:
-    """Gives each box of the tiny dataset its outline."""
-
-    def outline(content: dict[str, Any]) -> None:
-        for record in content["annotations"]:
-            x, y, w, h = record["bbox"]
-            record["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-
-    def add() -> None:
-        for split in ("train", "valid"):
-            edit_coco(train_config().dataset_dir / split / "_annotations.coco.json", outline)
-
-    return add

@@ -14,6 +14,8 @@ import torch
 from rfdetr import RFDETR
 from rfdetr.evaluation.metrics import as_record
 from rfdetr.training import BestModelCallback
+from rfdetr.training.plan import run_summary
+from rfdetr.training.records import read_rows
 
 LIVE, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
 Scores = list[tuple[float, float]]
@@ -66,6 +68,44 @@ def test_the_better_weights_become_the_total_and_the_modules(
     assert torch.equal(total, class_head(run.output / f"checkpoint_best_{winner}.pth"))
     assert torch.equal(total, run.module.model.class_head.weight)
     assert best_of(run).best_kind == winner
+
+
+RISING = scored((0.9, 0.8), (0.2, 0.3), (0.4, 0.1))  # but for an outlier in the first epoch
+
+
+def test_first_epochs_may_be_left_out_of_the_contest(make_scripted: Callable[..., Any]) -> None:
+    run = make_scripted(RISING, epochs=3, skip_best_epochs=1, run_test=False).fit()
+    assert best_of(run).best == {
+        "regular": {"score": pytest.approx(0.4), "epoch": 2},
+        "ema": {"score": pytest.approx(0.3), "epoch": 1},
+    }
+    none = make_scripted(RISING, epochs=3, skip_best_epochs=3, run_test=False, output="none").fit()
+    assert best_of(none).best == {}
+    average = next(c for c in none.trainer.callbacks if hasattr(c, "averaged")).averaged()
+    total = class_head(none.output / "checkpoint_best_total.pth")
+    assert torch.equal(total, average.class_head.weight)
+
+
+def test_the_score_may_be_smoothed_over_all_evaluations_and_a_resumed_run_goes_on_with_it(
+    make_scripted: Callable[..., Any],
+) -> None:
+    settings = {"smooth_alpha": 0.5, "skip_best_epochs": 1, "run_test": False}
+    make_scripted(RISING, epochs=2, **settings).fit()
+    run = make_scripted(RISING, epochs=3, **settings).fit(ckpt_path="last")
+    # 0.9, (0.9 + 0.2) / 2, (0.55 + 0.4) / 2: the first is skipped, and still counts.
+    assert best_of(run).best["regular"] == {"score": pytest.approx(0.55), "epoch": 1}
+    assert best_of(run).state_dict()["smoothed"] == pytest.approx({"regular": 0.475, "ema": 0.325})
+    logged = [float(row[LIVE]) for row in read_rows(run.output / "metrics.csv") if row[LIVE]]
+    assert logged == pytest.approx([0.9, 0.2, 0.4])  # as it is
+
+
+def test_recall_may_choose_the_best_weights(make_scripted: Callable[..., Any]) -> None:
+    scores = scored((0.1, 0.1), (0.2, 0.2))
+    for row, recall in zip(scores, (0.7, 0.6), strict=True):
+        row["val/mAR"] = recall
+    run = make_scripted(scores, epochs=2, best_model_metric="mar", run_test=False).fit()
+    assert best_of(run).best == {"regular": {"score": pytest.approx(0.7), "epoch": 0}}
+    assert ("best mAR on valid", "0.7000, live weights of epoch 1") in run_summary(run.trainer)
 
 
 def test_best_files_hold_what_loading_needs_and_nothing_else(make_run: Callable[..., Any]) -> None:

@@ -17,12 +17,13 @@ def epochs_until_stop(
     make_scripted: Callable[..., Any],
     scores: list[dict[str, float]],
     use_ema: bool = False,
+    train: dict[str, Any] | None = None,
     **model: Any,
 ) -> int:
     """The epochs that a run with these figures takes, at most as many as there are."""
     stopping = RFDETREarlyStopping(patience=2, min_delta=0.01, use_ema=use_ema)
     settings = {**SHORT, "callbacks": [stopping], "enable_checkpointing": False}
-    run = make_scripted(scores, trainer=settings, epochs=len(scores), model=model)
+    run = make_scripted(scores, trainer=settings, epochs=len(scores), model=model, **(train or {}))
     return int(run.fit().trainer.current_epoch)
 
 
@@ -48,6 +49,17 @@ def test_patience_counts_evaluations_without_a_rise(
     for row, score in zip(scores, ema or [], strict=False):
         row[EMA] = score
     assert epochs_until_stop(make_scripted, scores, use_ema) == expected
+
+
+def test_skipped_epochs_do_not_count(make_scripted: Callable[..., Any]) -> None:
+    scores = [{LIVE: score} for score in (0.9, 0.1, 0.2, 0.2, 0.2, 0.2)]
+    assert epochs_until_stop(make_scripted, scores) == 3
+    assert epochs_until_stop(make_scripted, scores, train={"skip_best_epochs": 1}) == 5
+
+
+def test_recall_may_be_watched(make_scripted: Callable[..., Any]) -> None:
+    scores = [{LIVE: score, "val/mAR": 0.5} for score in (0.1, 0.2, 0.3, 0.4)]
+    assert epochs_until_stop(make_scripted, scores, train={"best_model_metric": "mar"}) == 3
 
 
 def test_patience_goes_on_after_a_resume(make_scripted: Callable[..., Any]) -> None:

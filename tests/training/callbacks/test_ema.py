@@ -52,6 +52,21 @@ def test_the_average_moves_with_every_optimizer_step_and_only_then(
     assert ema_of(run.trainer).updates == len(stepped)
 
 
+def test_the_average_may_move_with_every_other_step(make_run: Callable[..., Any]) -> None:
+    live: list[Tensor] = []
+    watch = {"on_train_batch_end": lambda _, module: live.append(flat(module.model))}
+    settings = {"ema_update_interval": 2, "grad_accum_steps": 1, "run_test": False}
+    run = make_run(watch=watch, ema_decay=0.9, ema_tau=3, **settings).fit()
+    assert len(live) == 6 and ema_of(run.trainer).updates == 3
+    expected = live[1].double()  # the first copies
+    for update, batch in ((2, 3), (3, 5)):
+        kept = ema_decay(update, 0.9, 3)
+        expected = kept * expected + (1 - kept) * live[batch].double()
+    average = torch.load(run.output / "last.ckpt")["callbacks"]["RFDETREMACallback"]["weights"]
+    found = torch.cat([tensor.flatten() for tensor in average.values()])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_checkpoint_without_an_average_starts_one_from_its_weights(
     make_run: Callable[..., Any],
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import EarlyStopping
 
 from rfdetr.data import dataset as dataset_module
 from rfdetr.training import COCOEvalCallback
@@ -72,6 +73,47 @@ def test_the_average_is_judged_by_its_own_detections(make_run: Callable[..., Any
     run.module.model.load_state_dict(from_published(average))
     (again,) = evaluate_loader(run.trainer, run.module, run.datamodule.val_dataloader())
     assert again.overall == pytest.approx(logged.overall, nan_ok=True)
+
+
+@pytest.mark.parametrize("setting", [{"eval_ema_only": True}, {"eval_base_model": False}])
+def test_the_average_may_be_validated_alone(
+    make_run: Callable[..., Any], setting: dict[str, bool]
+) -> None:
+    settings = {"epochs": 1, "model": {"amp": False}, "ema_decay": 0.9, "ema_tau": 0, "lr": 1e-2}
+    both = make_run(**settings, output="both").fit()
+    forwards: list[bool] = []
+    alone = make_run(**settings, **setting, run_test=False)
+    live = alone.module.model  # of which the average is a copy, with its hooks
+    live.register_forward_pre_hook(
+        lambda model, _: forwards.append(model.training) if model is live else None
+    )
+    alone.fit()
+    assert forwards and all(forwards)  # live weights were trained, and nothing else
+    figures, wanted = alone.trainer.callback_metrics, both.trainer.callback_metrics
+    assert [name for name in figures if name.startswith("val/m")] == []
+    assert figures["val/ema_mAP_50"] == wanted["val/ema_mAP_50"]
+    assert figures["val/loss"] != wanted["val/loss"]  # it is the average's
+    assert any(name.startswith("val/ema_AP/") for name in figures)
+    assert not (alone.output / "checkpoint_best_regular.pth").exists()
+    files = [run.output / "checkpoint_best_ema.pth" for run in (both, alone)]
+    assert torch.equal(*(torch.load(file)["model"]["class_embed.weight"] for file in files))
+    (again,) = alone.trainer.validate(alone.module, alone.datamodule, verbose=False)
+    assert {"val/mAP_50", "val/ema_mAP_50"} <= again.keys()  # what is given is what is validated
+
+
+def test_without_an_average_the_live_weights_are_validated(make_run: Callable[..., Any]) -> None:
+    run = make_run(epochs=1, use_ema=False, eval_ema_only=True, run_test=False).fit()
+    assert "val/mAP_50" in run.trainer.callback_metrics
+
+
+@pytest.mark.parametrize("watched", ["val/loss", "val/mAP_50_95"])
+def test_the_loss_is_evaluated_where_something_watches_it(
+    make_run: Callable[..., Any], watched: str
+) -> None:
+    run = make_run(epochs=1, compute_val_loss="auto", run_test=False)
+    run.trainer.callbacks.append(EarlyStopping(watched, patience=9))
+    run.fit()
+    assert ("val/loss" in run.trainer.callback_metrics) == (watched == "val/loss")
 
 
 def test_the_sanity_check_counts_for_nothing(make_run: Callable[..., Any]) -> None:

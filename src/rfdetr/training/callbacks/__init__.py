@@ -3,6 +3,7 @@ the run's files.
 """
 
 from rfdetr.training.callbacks.averaging import DropPathCallback, RFDETREMACallback
+from rfdetr.training.callbacks.grids import DatasetGridsCallback
 from rfdetr.training.callbacks.limits import MemoryCallback, UndecodableCallback
 from rfdetr.training.callbacks.nonfinite import NonFiniteCallback
 from rfdetr.training.callbacks.resume import ResumeCallback
@@ -10,6 +11,6 @@ from rfdetr.training.callbacks.run_files import RunFilesCallback
 from rfdetr.training.callbacks.selection import BestModelCallback, RFDETREarlyStopping
 from rfdetr.training.callbacks.validation import COCOEvalCallback, PredictionImagesCallback
 
-__all__ = ["BestModelCallback", "COCOEvalCallback", "DropPathCallback", "MemoryCallback"]
-__all__ += ["NonFiniteCallback", "PredictionImagesCallback", "RFDETREMACallback", "ResumeCallback"]
-__all__ += ["RFDETREarlyStopping", "RunFilesCallback", "UndecodableCallback"]
+__all__ = ["BestModelCallback", "COCOEvalCallback", "DatasetGridsCallback", "DropPathCallback"]
+__all__ += ["MemoryCallback", "NonFiniteCallback", "PredictionImagesCallback", "RFDETREMACallback"]
+__all__ += ["RFDETREarlyStopping", "ResumeCallback", "RunFilesCallback", "UndecodableCallback"]

@@ -20,15 +20,18 @@ from rfdetr.training.optim import ema_decay
 
 
 class RFDETREMACallback(Callback):
-    """Keeps `model`, an exponential moving average of the detector over all optimizer steps.
+    """Keeps `model`, an exponential moving average of the detector over optimizer steps.
 
-    The first update copies the weights. The k-th keeps decay * (1 - exp(-k / tau)) of the average,
-    so it follows quickly at first. Live weights in bfloat16 or float16 are averaged in float32: an
-    update moves the average by less than they can hold.
+    There is an update every `update_interval_steps`. The first copies the weights. The k-th keeps
+    decay * (1 - exp(-k / tau)) of the average, so it follows quickly at first. Live weights in
+    bfloat16 or float16 are averaged in float32: an update moves the average by less than they can
+    hold.
     """
 
-    def __init__(self, decay: float = 0.993, tau: float = 100) -> None:
-        self.decay, self.tau = decay, tau
+    def __init__(
+        self, decay: float = 0.993, tau: float = 100, update_interval_steps: int = 1
+    ) -> None:
+        self.decay, self.tau, self.update_interval_steps = decay, tau, update_interval_steps
         self.updates = self._step = 0
         self.model: nn.Module | None = None
 
@@ -52,6 +55,8 @@ class RFDETREMACallback(Callback):
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
+        if self._step % self.update_interval_steps:
+            return
         self.updates += 1
         # Parameters and buffers alike: all are floats, as the network counts nothing.
         average, live = (

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class BestModelCallback(Checkpoint):
-    """Writes checkpoint_best_regular.pth and checkpoint_best_ema.pth when their mAP rises (of masks
-    if there are any).
+    """Writes checkpoint_best_regular.pth and checkpoint_best_ema.pth when their score rises: mAP
+    (of masks if there are any), or as `best_model_metric`, `smooth_alpha`, `skip_best_epochs` say.
 
     At the end the better of both becomes checkpoint_best_total.pth, with `safetensors` also
     checkpoint_best_total.safetensors. The module gets its weights, and its figures on valid and,
@@ -50,7 +50,8 @@ class BestModelCallback(Checkpoint):
 
     def _start_anew(self) -> None:
         self.best: dict[str, dict[str, float]] = {}
-        """Of "regular" and "ema" weights: {"score": mAP, "epoch": counted from 0}."""
+        """Of "regular" and "ema" weights: {"score": figure, "epoch": counted from 0}."""
+        self._smoothed: dict[str, float] = {}  # the score of each kind, over all evaluations
         self.results: dict[str, Metrics] = {}
         """Figures of the best weights, by split."""
         self._valid: dict[str, Metrics | None] = {}
@@ -68,22 +69,27 @@ class BestModelCallback(Checkpoint):
 
     @property
     def best_kind(self) -> str | None:
-        """The weights with the higher mAP, "regular" or "ema"; None before the first evaluation."""
+        """The weights with the higher score, "regular" or "ema"; None before one was chosen."""
         return max(self.best, key=lambda kind: self.best[kind]["score"], default=None)
 
     def on_validation_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if not validation.in_training(trainer) or not saves(trainer):
             return
         judge = find_callback(trainer, validation.COCOEvalCallback)
+        alpha = module.train_config.smooth_alpha
+        skips = trainer.current_epoch < module.train_config.skip_best_epochs
         models = {"regular": module.model, "ema": averaged_model(trainer)}
         prefixes = (validation.LIVE, validation.EMA)
         for prefix, (kind, model) in zip(prefixes, models.items(), strict=True):
-            score = trainer.callback_metrics.get(prefix + validation.main_figure(module))
-            if score is None or model is None:
+            found = trainer.callback_metrics.get(prefix + validation.main_figure(module))
+            if found is None or model is None:
                 continue
-            if kind in self.best and score <= self.best[kind]["score"]:
+            now = float(found)
+            score = alpha * self._smoothed.get(kind, now) + (1 - alpha) * now
+            self._smoothed[kind] = score
+            if skips or (kind in self.best and score <= self.best[kind]["score"]):
                 continue
-            self.best[kind] = {"score": float(score), "epoch": trainer.current_epoch}
+            self.best[kind] = {"score": score, "epoch": trainer.current_epoch}
             self._valid[kind] = judge.metrics.get(prefix) if judge else None
             state = whole_weights(trainer, module) if kind == "regular" else model.state_dict()
             if trainer.is_global_zero:
@@ -123,7 +129,7 @@ class BestModelCallback(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         digests = {kind: recorded_digests(self._folder.best(kind)) for kind in self.best}
-        return {"best": self.best, "files": digests}
+        return {"best": self.best, "files": digests, "smoothed": self._smoothed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the best scores whose files are in this folder, as the checkpoint knew them.
@@ -132,6 +138,7 @@ class BestModelCallback(Checkpoint):
         goes on from an earlier checkpoint); then the next evaluation writes its weights, whatever
         their score. The file's own digest decides, as checksums.json may be lost.
         """
+        self._smoothed = dict(state_dict.get("smoothed", {}))
         for kind, entry in state_dict["best"].items():
             path, noted = self._folder.best(kind), state_dict.get("files", {}).get(kind)
             if path.exists() and noted and digest_of(path) not in noted:
@@ -158,7 +165,7 @@ class BestModelCallback(Checkpoint):
         average = averaged_model(trainer)
         state = average.state_dict() if average else whole_weights(trainer, module)
         if trainer.is_global_zero:
-            told = "no validation pass ended with a mAP: %s holds the last weights"
+            told = "no validation pass has chosen weights: %s holds the last ones"
             logger.warning(told, self.total_path)
             _save(module, self.total_path, state)
 
@@ -199,15 +206,16 @@ class BestModelCallback(Checkpoint):
         figures = metrics[0].logged(validation.TEST, module.train_config.log_per_class_metrics)
         if average is not None:
             figures |= metrics[-1].logged(validation.TEST_EMA, per_class=False)
-        if module.train_config.compute_val_loss:
+        if module.judges_loss:
             figures["test/loss"] = float(module.evaluation_loss.compute())
         for run_logger in trainer.loggers:
             run_logger.log_metrics(figures, step=trainer.global_step)
 
 
 class RFDETREarlyStopping(Callback):
-    """Ends training after `patience` evaluations in a row whose mAP (of masks if there are any)
-    rose by less than `min_delta`.
+    """Ends training after `patience` evaluations in a row whose mAP (of masks if there are any), or
+    mAR with `best_model_metric`, rose by less than `min_delta`; those that `skip_best_epochs` names
+    do not count.
 
     Watches the better of live and averaged weights, or the averaged ones alone (`use_ema`).
     """
@@ -228,7 +236,8 @@ class RFDETREarlyStopping(Callback):
     def on_validation_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         found, figure = trainer.callback_metrics, validation.main_figure(module)
         scores = [float(found[name + figure]) for name in self.prefixes if name + figure in found]
-        if not validation.in_training(trainer) or not scores:
+        skips = trainer.current_epoch < module.train_config.skip_best_epochs
+        if not validation.in_training(trainer) or not scores or skips:
             return
         if max(scores) > self.best + self.min_delta:
             self.best, self.waited = max(scores), 0
@@ -236,8 +245,9 @@ class RFDETREarlyStopping(Callback):
         self.waited += 1
         if self.waited >= self.patience:
             trainer.should_stop = True
-            told = "stopping early: in %d evaluations mAP has not risen by more than %g above %.4f"
-            logger.info(told, self.waited, self.min_delta, self.best)
+            told = "stopping early: in %d evaluations %s has not risen by more than %g above %.4f"
+            figure = "mAR" if figure == "mAR" else "mAP"
+            logger.info(told, self.waited, figure, self.min_delta, self.best)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}

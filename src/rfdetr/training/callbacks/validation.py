@@ -43,6 +43,7 @@ class COCOEvalCallback(Callback):
     """Logs val/mAP_50_95, val/F1, ... after each validation pass, and test/* after a test.
 
     val/ema_* are the figures of the averaged weights, val/segm_* and val/ema_segm_* those of masks.
+    A run may validate its average alone (`eval_ema_only`), and then has no figures without ema_.
     `metrics` holds the last figures in full, by what their logged names start with: "val/",
     "val/ema_", "test/", "test/ema_". `max_dets` detections per image and class are counted.
     """
@@ -54,17 +55,21 @@ class COCOEvalCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, module: RFDETRModule) -> None:
         prefixes = [TEST, TEST_EMA] if trainer.testing else [LIVE, EMA]
+        module.judged = ()
         if (average := averaged_model(trainer)) is None:
             del prefixes[1]
         else:
             average.to(module.device)  # after fit, Lightning has taken only the module off it
+            if in_training(trainer) and module.train_config.validates_average_alone:
+                module.judged = (average,)
+                del prefixes[0]
         self._evaluators = {p: build_evaluator(module, self.max_dets) for p in prefixes}
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: RFDETRModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        live, *averaged = self._evaluators.values()
-        live.update(outputs["results"], outputs["targets"])
+        first, *averaged = self._evaluators.values()
+        first.update(outputs["results"], outputs["targets"])
         for evaluator in averaged:
             with trainer.precision_plugin.val_step_context():
                 evaluator.update(module.detect(batch, averaged_model(trainer)), batch[1])
@@ -72,9 +77,11 @@ class COCOEvalCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if trainer.sanity_checking:
             return
+        module.judged = ()
+        first = next(iter(self._evaluators))
         for prefix, evaluator in self._evaluators.items():
             self.metrics[prefix] = metrics = merge_evaluators(trainer, evaluator).compute()
-            figures = metrics.logged(prefix, per_class=self.per_class and prefix in (LIVE, TEST))
+            figures = metrics.logged(prefix, per_class=self.per_class and prefix == first)
             for name, value in figures.items():
                 module.log(name, value, prog_bar=name == prefix + main_figure(module))
 
@@ -169,7 +176,9 @@ def build_evaluator(module: RFDETRModule, max_dets: int) -> CocoEvaluator:
 
 
 def main_figure(module: RFDETRModule) -> str:
-    """The figure that says which weights are better."""
+    """The figure that says which weights are better, as `best_model_metric` has it."""
+    if module.train_config.best_model_metric == "mar":
+        return "mAR"
     return "segm_mAP_50_95" if module.model_config.segmentation_head else "mAP_50_95"
 
 
