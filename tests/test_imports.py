@@ -19,6 +19,8 @@ ROOMS = [  # from the ground up
     "checks",
     "files",
     "assets",
+    "util",
+    "datasets",
     "console",
     "compat",
     "config",
