@@ -58,9 +58,12 @@ def fate_of(call: str, keyword: str) -> str:
         return f"only {' or '.join(f'`{value!r}`' for value in fate.values)}: {fate.instead}"
     if isinstance(fate, compat.Harmless):
         return f"without effect, told unless `{fate.default!r}`: {fate.why}"
-    described = ModelConfig.model_fields.get(keyword) if fate.to == "model" else None
-    name = f" as `{fate.name}`" if fate.name else ""
-    return f"goes to the {fate.to}{name}" + (f": {described.description}" if described else "")
+    if isinstance(fate, compat.Moved):
+        described = ModelConfig.model_fields.get(keyword) if fate.to == "model" else None
+        name = f" as `{fate.name}`" if fate.name else ""
+        return f"goes to the {fate.to}{name}" + (f": {described.description}" if described else "")
+    entries = ", ".join(f"`{entry}`, `{name}` here" for entry, name in fate.fields.items())
+    return f"taken: a dict of {entries}"
 
 
 def keyword_tables() -> Iterator[str]:
