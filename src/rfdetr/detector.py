@@ -44,8 +44,9 @@ class RFDETR(PublishedCalls):
     Keywords are the fields of the variant's configuration, checked there: an unknown name is
     refused with the nearest known one. `pretrain_weights` is a published name (downloaded once), a
     checkpoint of this variant, or None for random weights. A checkpoint's classes, names and
-    resolution are restored; what is given here wins over the file. `class_names` are the names by
-    class id, or by the file's logits, counted from 0 or 1: {1: "cat", 2: "dog"}.
+    resolution are restored; what is given here wins over the file. (`num_queries` above the file's
+    repeats its queries with noise, and `num_select` follows unless given.) `class_names` are the
+    names by class id, or by the file's logits, counted from 0 or 1: {1: "cat", 2: "dog"}.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
@@ -88,24 +89,24 @@ class RFDETR(PublishedCalls):
     def _build(
         self, settings: dict[str, Any], checkpoint: Checkpoint | None, given: list[str] | None
     ) -> None:
-        usual, names, chosen = self.config_class(), None, settings
+        restored, names, chosen = None, None, settings
         unchanged = settings.keys() <= {"pretrain_weights", "device"}
         if checkpoint is not None:
-            usual, names = config_from_checkpoint(checkpoint)
-            kind, wanted = type(usual), self.config_class
+            restored, names = config_from_checkpoint(checkpoint)
+            kind, wanted = type(restored), self.config_class
             if kind is not wanted and not adds_masks_to(kind, wanted):
                 right = self.classes.get(kind, RFDETR).__name__
                 raise InputError(
                     f"{checkpoint.path} holds an {right}, not an {type(self).__name__}: use "
                     f"{right}(pretrain_weights=...) or RFDETR.from_checkpoint(...)"
                 )
-            known = usual.model_dump(exclude={"pretrain_weights"})
+            known = restored.model_dump(exclude={"pretrain_weights"})
             known["segmentation_head"] |= wanted.model_fields["segmentation_head"].default
             settings = {**known, **settings}
         self.model_config = self.config_class(**settings)
         num_classes, num_queries = self.model_config.num_classes, self.model_config.num_queries
-        if num_queries > usual.num_queries and "num_select" not in chosen:
-            select = max(num_queries, usual.num_select)
+        if restored and num_queries > restored.num_queries and "num_select" not in chosen:
+            select = max(num_queries, restored.num_select)
             self.model_config = self.get_model_config(num_select=select)
         if given is not None and len(given) != num_classes:
             raise InputError(
@@ -114,11 +115,11 @@ class RFDETR(PublishedCalls):
             )
         network = build_detector(self.model_config)
         report = load_pretrained(network, self.model_config, checkpoint)
-        same_classes = num_classes == usual.num_classes
-        names = (given if same_classes else None) or names
-        self._keep_start(to_published(network.state_dict()), report, names)
+        same_classes = restored is None or restored.num_classes == num_classes
+        file_names = given or names if same_classes else names
+        self._keep_start(to_published(network.state_dict()), report, file_names)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
-        self._use(network, given or (names if same_classes else None))
+        self._use(network, file_names if same_classes else given)
 
     def _keep_start(
         self, state: Mapping[str, Tensor], report: LoadReport | None, names: Sequence[str] | None
@@ -214,7 +215,8 @@ class RFDETR(PublishedCalls):
         """
         state = to_published(self.weights())
         learned = {name: state[name] for name in state if name not in self._random_tensors}
-        if all(state[name].cpu().equal(fitted) for name, fitted in self._adapted.items()):
+        fitted = self._adapted.items()
+        if all(state[name].cpu().equal(rows.to(state[name].dtype)) for name, rows in fitted):
             learned |= self._start.model
         return replace(self._start, model=learned)
 

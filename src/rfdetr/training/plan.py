@@ -51,8 +51,8 @@ def training_plan(
     limited = trainer.max_epochs is not None and trainer.max_epochs >= 0
     epochs = trainer.max_epochs if limited else "no limit of"
     name, weights = variant_name(model) or "custom", model.pretrain_weights or "random"
-    if weights in PUBLISHED and module.weights_file:
-        weights += f", found in {module.weights_file.parent}"
+    if weights in PUBLISHED and (file := module.weights_file) and file.name == weights:
+        weights += f", found in {file.parent}"
     rows = {
         "model": f"{name}, {millions:.1f} M parameters, {model.resolution} pixels",
         "goes on from": str(resumed) if resumed else "",

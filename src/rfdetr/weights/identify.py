@@ -80,7 +80,8 @@ def class_names(checkpoint: Checkpoint) -> list[str] | None:
 
 def logit_names(checkpoint: Checkpoint) -> dict[int, str]:
     """The names of the file's logits, as far as they are known."""
-    return known_labels(class_names(checkpoint), len(checkpoint.model[CLASS_HEAD]) - 1)
+    num_classes = read_architecture(checkpoint.model, str(checkpoint.path))["num_classes"]
+    return known_labels(class_names(checkpoint), num_classes)
 
 
 def read_architecture(
