@@ -270,9 +270,9 @@ CONSTRUCTORS: list[Case] = [
     (lambda w: RFDETRMini(num_classes=0), ValidationError, "num_classes"),
     (lambda w: RFDETRMini(num_classes=10**12), ValidationError, "num_classes.*less than"),
     (
-        lambda w: RFDETRMini(num_queries=5000),
+        lambda w: RFDETRMini(group_detr=20),
         CheckpointError,
-        "100 queries .*num_queries=5000; set num_queries",
+        "3 query groups.*group_detr=20; set group_detr",
     ),
     (lambda w: RFDETRMini(encoder="resnet"), ValidationError, "encoder.*dinov2_windowed_small"),
     (
