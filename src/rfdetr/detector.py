@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 from typing_extensions import Unpack
 
 from rfdetr import compat
@@ -26,9 +23,10 @@ from rfdetr.models.detector import Detector
 from rfdetr.published import PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
-from rfdetr.weights.load import LoadReport, load_pretrained, open_weights
+from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
+from rfdetr.weights.start import Start
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -95,11 +93,9 @@ class RFDETR(PublishedCalls):
             restored, names = config_from_checkpoint(checkpoint)
             kind, wanted = type(restored), self.config_class
             if kind is not wanted and not adds_masks_to(kind, wanted):
-                right = self.classes.get(kind, RFDETR).__name__
-                raise InputError(
-                    f"{checkpoint.path} holds an {right}, not an {type(self).__name__}: use "
-                    f"{right}(pretrain_weights=...) or RFDETR.from_checkpoint(...)"
-                )
+                right, asked = self.classes.get(kind, RFDETR).__name__, type(self).__name__
+                use = f"{right}(pretrain_weights=...) or RFDETR.from_checkpoint(...)"
+                raise InputError(f"{checkpoint.path} holds an {right}, not an {asked}: use {use}")
             known = restored.model_dump(exclude={"pretrain_weights"})
             known["segmentation_head"] |= wanted.model_fields["segmentation_head"].default
             settings = {**known, **settings}
@@ -109,29 +105,17 @@ class RFDETR(PublishedCalls):
             select = max(num_queries, restored.num_select)
             self.model_config = self.get_model_config(num_select=select)
         if given is not None and len(given) != num_classes:
-            raise InputError(
-                f"class_names has {len(given)} names, but the model has num_classes={num_classes}: "
-                f"name each class, or pass num_classes={len(given)}"
+            count = (
+                f"class_names has {len(given)} names, but the model has num_classes={num_classes}"
             )
+            raise InputError(f"{count}: name each class, or pass num_classes={len(given)}")
         network = build_detector(self.model_config)
         report = load_pretrained(network, self.model_config, checkpoint)
         same_classes = restored is None or restored.num_classes == num_classes
         file_names = given or names if same_classes else names
-        self._keep_start(to_published(network.state_dict()), report, file_names)
+        self._start = Start(file_names, to_published(network.state_dict()), report)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
         self._use(network, file_names if same_classes else given)
-
-    def _keep_start(
-        self, state: Mapping[str, Tensor], report: LoadReport | None, names: Sequence[str] | None
-    ) -> None:
-        """Remembers of a network just built (`state`, by published name) what training does anew
-        from the run's seed and with the data's classes, whose `names` the file may know too.
-        """
-        self._random_tensors = {*(report.fresh if report else state)}
-        originals = report.originals if report else {}
-        self._adapted = {name: state[name].clone() for name in originals}
-        file = (report and report.file) or Path("random weights")
-        self._start = Checkpoint(file, originals, {"class_names": names})
 
     def _use(self, network: Detector, class_names: Sequence[str] | None) -> None:
         """Makes `network` the one that predicts."""
@@ -144,8 +128,7 @@ class RFDETR(PublishedCalls):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of the ids that `predict` gives; numbers where nothing
-        gave names.
+        """Names of the classes by the ids that `predict` gives; numbers where nothing gave names.
 
         Of a model trained here, `class_names[class_id]` is the object's class. The ids count the
         classes from 0 in ascending order of the category ids of train's COCO file, or as data.yaml
@@ -189,7 +172,8 @@ class RFDETR(PublishedCalls):
         datamodule.setup("fit")
         names = renamed(datamodule.class_names or [], config.class_names)
         model_config = self.get_model_config(**of_model, num_classes=len(names))
-        module = RFDETRModule(model_config, config, self._present_weights(), names)
+        weights = self._start.weights(to_published(self.weights()))
+        module = RFDETRModule(model_config, config, weights, names)
         trainer = build_trainer(config, model_config, **{**launched_settings(), **of_trainer})
 
         def show_plan(*_: Any, **__: Any) -> None:  # last: it names the batch size that fits
@@ -202,23 +186,11 @@ class RFDETR(PublishedCalls):
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
         self._weights_file = RunFolder(config.output_dir).best("total")
-        self._random_tensors, self._adapted = set(), {}
-        self._start = Checkpoint(self._start.path, {}, {"class_names": names})
+        self._start = Start(names, file=self._start.file)
         self._use(module.detector, names)
         summary = run_summary(trainer, time.monotonic() - started)
         if trainer.is_global_zero and summary:
             show_rows("Training finished", summary)
-
-    def _present_weights(self) -> Checkpoint:
-        """What training starts from: the file's own tensors where they were adapted to this model
-        and nobody has changed them since, all others as they are, none that are random.
-        """
-        state = to_published(self.weights())
-        learned = {name: state[name] for name in state if name not in self._random_tensors}
-        fitted = self._adapted.items()
-        if all(state[name].cpu().equal(rows.to(state[name].dtype)) for name, rows in fitted):
-            learned |= self._start.model
-        return replace(self._start, model=learned)
 
     def evaluate(
         self,
