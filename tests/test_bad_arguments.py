@@ -388,9 +388,9 @@ TRAIN: list[Case] = [
     ),
     (lambda w: w.train(epoch=3), ValidationError, "did you mean 'epochs'"),
     (
-        lambda w: w.train(resolution=512),
+        lambda w: w.train(num_queries=50),
         ValueError,
-        r"^resolution belongs to the model: RFDETRMini\(resolution=512\)$",
+        r"^num_queries belongs to the model: RFDETRMini\(num_queries=50\)$",
     ),
     (lambda w: w.train(epochs=0), ValidationError, "epochs.*greater than or equal to 1"),
     (lambda w: w.train(epochs=10**30), ValidationError, "epochs.*less than"),
