@@ -270,7 +270,7 @@ class RFDETR(PublishedCalls):
         `shape` is another (height, width) for the network to see, in place of its resolution:
         multiples of `patch_size`, which can only be the model's own, times its windows.
         """
-        self.check_patch_size(patch_size)
+        self.model.check_patch_size(patch_size)
         request = look_up(images)
         found = []
         for one in self.model.stream(request, threshold, batch_size, on_error, shape=shape):

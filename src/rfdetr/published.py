@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path, shown
+from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
@@ -101,12 +101,6 @@ class PublishedCalls:
     def maybe_download_pretrain_weights(self) -> None:
         """Does nothing: a model is built with its weights, which were downloaded then."""
 
-    def check_patch_size(self, patch_size: int | None) -> None:
-        """`InputError` for another than the model's own, or None."""
-        own = self.model_config.patch_size
-        if patch_size not in (None, own):
-            raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
-
     def export(
         self,
         output_dir: str | os.PathLike[str] | None = None,
@@ -124,7 +118,7 @@ class PublishedCalls:
         `patch_size` can only be the model's own. Other `settings` are those of the published call.
         """
         write = writer_of(format)
-        self.check_patch_size(patch_size)
+        self.model.check_patch_size(patch_size)
         compat.absorb_all(settings, compat.EXPORT, "export")
         path = f"output/{format}" if output_dir is None else output_dir
         folder = new_folder(check_path("output_dir", path))

@@ -128,6 +128,12 @@ class Predictor:
         encoder.grid_of(torch.empty(1, 3, height, width, device="meta"))
         return height, width
 
+    def check_patch_size(self, patch_size: int | None) -> None:
+        """`InputError` for another than the network's own, or None."""
+        own = detector_in(self.model).encoder.patch_size
+        if patch_size not in (None, own):
+            raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
+
     def _run(
         self, batches: Iterable[list[Loaded]], threshold: float, size: tuple[int, int] | None
     ) -> Iterator[Prediction]:
