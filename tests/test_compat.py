@@ -19,6 +19,7 @@ from rfdetr import RFDETR, RFDETRMini, compat
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.errors import InputError, RunError
 from rfdetr.evaluation.evaluator import CocoEvaluator
+from rfdetr.weights.labels import renamed
 from rfdetr.weights.reading import read_checkpoint
 
 KEYWORDS = json.loads((Path(__file__).parent / "published_keywords.json").read_text())
@@ -111,7 +112,7 @@ def test_training_keywords_reach_their_owners() -> None:
     train, model, trainer = compat.split_moved(settings)
     assert train == {"epochs": 3, "accelerator": "gpu"}
     assert model == {
-        "device": torch.device("cuda:1"),
+        "device": "cuda:1",
         "resolution": 512,
         "gradient_checkpointing": True,
     }
@@ -249,3 +250,41 @@ def test_names_stand_where_scripts_import_them() -> None:
     assert RFDETRDataModule is training.RFDETRDataModule
     assert build_trainer is training.build_trainer
     assert from_checkpoint == RFDETR.from_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"device": "cuda:x"}, "device='cuda:x': expected"),
+        ({"device": "abacus"}, "device='abacus': expected"),
+        ({"device": "cpu", "accelerator": "gpu"}, "give one of them"),
+        ({"amp_dtype": ["bf16"]}, r"amp_dtype=\['bf16'\]: expected"),
+        ({"keypoint_oks_sigmas": np.array([0.1, 0.2])}, "has no equivalent here"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_run(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        compat.split_moved(settings)
+
+
+@pytest.mark.parametrize("device", [None, "auto"])
+def test_no_device_leaves_the_choice(device: str | None) -> None:
+    assert compat.split_moved({"device": device}) == ({}, {}, {})
+
+
+def test_evaluation_refuses_names_that_nobody_knows(mini: RFDETR, tiny_coco: Path) -> None:
+    with pytest.raises(InputError, match=r"evaluate\(\) has no keyword 'resolutoin'"):
+        mini.evaluate(tiny_coco, resolutoin=256)
+
+
+def test_a_bundle_is_written_over_nothing(mini: RFDETR, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_text("mine")
+    with pytest.raises(InputError, match="no empty folder"):
+        mini.export_for_roboflow(tmp_path)
+    assert (tmp_path / "weights.pt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("given", [["dog", "bird", "owl"], "abc", 5])
+def test_names_of_one_another_and_what_is_no_list_are_refused(given: Any) -> None:
+    with pytest.raises(InputError, match="class_names is"):
+        renamed(["cat", "dog", "owl"], given)

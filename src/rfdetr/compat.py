@@ -11,8 +11,9 @@ takes it, and has one of these fates; none is dropped without a word:
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal, NamedTuple
 
 from rfdetr.checks import nearest, short
@@ -158,11 +159,11 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
     ignored = []
     for name, value in settings.items():
         fate = fates.get(name)
-        if isinstance(fate, Constant) and value not in fate.values:
+        if isinstance(fate, Constant) and not any(_same(value, one) for one in fate.values):
             known = " or ".join(map(repr, fate.values))
             found = f"{name}={short(value)} of the published package has no equivalent here"
             raise InputError(f"{found} (only {known}): {fate.instead}")
-        if isinstance(fate, Harmless) and value != fate.default:
+        if isinstance(fate, Harmless) and not _same(value, fate.default):
             ignored.append(f"{name}={short(value)} ({fate.why})")
         if isinstance(fate, Unpacked):
             left |= _unpacked(name, value, fate.fields, settings)
@@ -171,6 +172,14 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
     if ignored:
         warnings.warn(f"without effect here: {'; '.join(ignored)}", stacklevel=3)
     return left
+
+
+def _same(value: Any, known: Any) -> bool:
+    """Whether two values are equal; arrays, whose comparison is no truth value, never are."""
+    try:
+        return bool(value == known)
+    except (ValueError, TypeError):
+        return False
 
 
 def absorb_all(settings: Mapping[str, Any], fates: Mapping[str, Fate], call: str) -> None:
@@ -198,7 +207,8 @@ def _unpacked(
 def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """Settings of `train()` as (training's, the model's, the trainer's), as each takes them.
 
-    `device` "cuda:1" is also `accelerator` "gpu" and `devices` [1] where these are not given.
+    `device` "cuda:1" is also `accelerator` "gpu" and `devices` [1] where these are not given; None
+    and "auto" leave the choice.
     """
     parts: dict[str, dict[str, Any]] = {"train": {}, "model": {}, "trainer": {}}
     for name, value in absorb(settings, TRAIN).items():
@@ -206,25 +216,37 @@ def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         owner, renamed = fate if isinstance(fate, Moved) else ("train", "")
         parts[owner][renamed or name] = value
     train, model, trainer = parts.values()
-    if "device" in model:
-        kind, _, number = str(model["device"]).partition(":")
-        train.setdefault("accelerator", "gpu" if kind == "cuda" else kind)
-        if number:
-            trainer.setdefault("devices", [int(number)])
+    device = model.pop("device", None)
+    if device is not None and device != "auto":
+        found = re.fullmatch(r"(cpu|cuda|mps)(?::(\d+))?", str(device))
+        if found is None:
+            raise InputError(f'device={short(device)}: expected "cpu", "cuda", "cuda:1" or "mps"')
+        model["device"], accelerator = str(device), found[1].replace("cuda", "gpu")
+        if train.get("accelerator", "auto") not in ("auto", found[1], accelerator):
+            told = f"device={short(device)}, but accelerator={short(train['accelerator'])}"
+            raise InputError(f"{told}: give one of them")
+        train["accelerator"] = accelerator
+        if found[1] == "cuda" and found[2]:
+            trainer.setdefault("devices", [int(found[2])])
     precision = trainer.pop("precision", "auto")
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str | None) or precision not in PRECISIONS:
         raise InputError(f'amp_dtype={short(precision)}: expected "auto", "bf16", "fp16" or None')
     if PRECISIONS[precision]:
         trainer["precision"] = PRECISIONS[precision]
     return train, model, trainer
 
 
-def of_evaluation(settings: Mapping[str, Any], device: str) -> dict[str, Any]:
+def of_evaluation(
+    settings: Mapping[str, Any], device: str, fields: Container[str]
+) -> dict[str, Any]:
     """What `evaluate` does with settings of `train()`: `batch_size`, `max_dets`, `resolution`.
 
-    The published call takes all of them. What trains is ignored, and one warning names it.
+    The published call takes all of them. What trains (one of `fields`) is ignored, and one warning
+    names it; any other name is an `InputError`.
     """
     train, model, trainer = split_moved(settings)
+    if unknown := [name for name in train if name not in fields]:
+        raise InputError(f"evaluate() has no keyword {', '.join(map(repr, unknown))}")
     if str(model.pop("device", device)).split(":")[0] != device:
         raise InputError(f"device={settings['device']!r}: this model is on {device}; load it there")
     renamed = {"eval_batch_size": "batch_size", "eval_max_dets": "max_dets"}

@@ -208,8 +208,7 @@ class RFDETR(PublishedCalls):
 
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
-        `train`: `resolution` has effect, `class_names` (of the data's classes, in their order), and
-        the names there of those above.
+        `train`, of which `resolution` and `class_names` (of the data's classes) have effect.
         """
         with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split, labels_of
@@ -219,7 +218,8 @@ class RFDETR(PublishedCalls):
         check_kind("split", split, str)
         counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
         given = settings.pop("class_names", None)
-        counts |= compat.of_evaluation(settings, self.model.device.type)
+        fields = self.train_config_class.model_fields
+        counts |= compat.of_evaluation(settings, self.model.device.type, fields)
         counts.setdefault("resolution", self.model_config.resolution)
         self.model.check_shape((counts["resolution"],) * 2)
         for name, count in counts.items():

@@ -55,7 +55,8 @@ class PublishedCalls:
         With `compile_backend="inductor"`, `compile` runs torch.compile. "torchscript" changes
         nothing: traced, the network is not faster. Every `batch_size` is served. With bfloat16,
         several times as fast on processors and GPUs made for it, confidences move by some
-        thousandths. `inplace` converts the network itself, which then cannot be trained or undone.
+        thousandths. `inplace` converts the network itself, which then cannot be trained or undone;
+        no other thread may predict meanwhile.
         `remove_optimized_model` undoes all else, and so does `train`.
         """
         wanted = _DTYPES.get(str(dtype).removeprefix("torch."))
@@ -69,6 +70,8 @@ class PublishedCalls:
         if inplace and compile:
             raise InputError("inplace=True needs compile=False")
         compiled = compile and compile_backend == "inductor"
+        if self.is_optimized_inplace:
+            raise RunError("inference(inplace=True) has converted the weights: load the model")
         self.model.optimize(wanted, compiled, inplace)
 
     optimize_for_inference = inference  # its name before 1.11
@@ -91,7 +94,7 @@ class PublishedCalls:
 
     def get_train_config(self, **settings: Any) -> TrainConfig:
         """The configuration with which `train(**settings)` would run."""
-        return self.train_config_class(**settings)
+        return self.train_config_class(**compat.split_moved(settings)[0])
 
     @property
     def train_config_class(self) -> type[TrainConfig]:
@@ -127,12 +130,15 @@ class PublishedCalls:
         return folder
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
-        """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line."""
+        """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line.
+
+        A folder with something in it is an `InputError`.
+        """
         model = published_tensors(self.weights())
-        folder = check_path("output_dir", output_dir)
+        folder = new_folder(check_path("output_dir", output_dir))
         args = checkpoint_args(self.model_config, self.class_names)
         content = {"model": model, "args": types.SimpleNamespace(**args)}
-        names = "\n".join(self.class_names)
+        names = "\n".join(" ".join(name.splitlines()) for name in self.class_names)
         atomic_write(folder / "weights.pt", lambda stream: torch.save(content, stream))
         atomic_write(folder / "class_names.txt", lambda stream: stream.write(names.encode()))
 

@@ -56,8 +56,12 @@ def _figures(weights: Path | None) -> list[str]:
     results = weights and weights.with_name("results.json")
     if results is None or not results.is_file():
         return []
-    content = json.loads(results.read_bytes())
-    if weights is None or content["weights"] != weights.name:
+    try:
+        content = json.loads(results.read_bytes())
+        ours = weights is not None and content["weights"] == weights.name
+    except (OSError, ValueError, KeyError, TypeError):  # another program's file
+        return []
+    if not ours:
         return []
     lines = ["| split | images | of | " + " | ".join(_FIGURES.values()) + " |"]
     lines.append("|---|---|---|" + "---|" * len(_FIGURES))

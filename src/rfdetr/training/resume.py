@@ -39,7 +39,9 @@ def check_shared(
     if names is not None and file_names is not None and list(file_names) != names:
         same = "the same in another order" if sorted(file_names) == sorted(names) else "other ones"
         told = f"its classes are {', '.join(file_names)}; the data has {same}: {', '.join(names)}"
-        what_to_do = f"Use data with the classes of the checkpoint, {anew}"
+        what_to_do = (
+            f"Use data with the classes of the checkpoint (class_names= gives them), {anew}"
+        )
         raise CheckpointError(f"{source} does not fit this run: {told}. {what_to_do}")
     trains = module.trainer.state.fn == "fit"
     config = module.model_config
@@ -55,6 +57,10 @@ def check_shared(
         raise CheckpointError(f"{source} does not fit this run: {'; '.join(differ)}. {what_to_do}")
     if trains:
         _check_data(args, source, module, anew)
+        chose = (checkpoint.get("train_config") or {}).get("best_model_metric", "map")
+        if chose != module.train_config.best_model_metric:  # its scores are of another kind
+            told = f"{source} does not fit this run: it chooses its best weights by {chose!r}"
+            raise CheckpointError(f"{told}. Resume with best_model_metric={chose!r}, {anew}")
         seed = checkpoint.get("seed")
         if seed is not None and module.train_config.seed not in (None, seed):
             told = "%s: the run goes on with its seed %d, not with %d"

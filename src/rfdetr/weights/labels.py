@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from rfdetr.assets.coco_classes import COCO_CLASSES
-from rfdetr.checks import short
-from rfdetr.errors import InputError
+from rfdetr.checks import short, shown
+from rfdetr.errors import InputError, InputTypeError
 from rfdetr.weights.names import CLASS_HEADS
 
 ClassNames: TypeAlias = "Sequence[str] | Mapping[int, str]"
@@ -89,9 +89,11 @@ def given_names(class_names: ClassNames | None) -> tuple[int | None, list[str] |
 def renamed(own: Sequence[str], given: Sequence[str] | None) -> list[str]:
     """The names to know the data's classes by: as `given` in their order, else their `own`.
 
-    Raises `InputError` for another number of names, for one given twice, and for the own ones in
-    another order, which would call objects by each other's name.
+    Raises `InputError` for another number of names, for one given twice, and for the own name of
+    another class, which would call objects by each other's name.
     """
+    if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
+        raise InputTypeError(f"class_names is {shown(given)}: expected a list of names")
     if given is None or list(given) == list(own):
         return list(own)
     told = (
@@ -99,8 +101,8 @@ def renamed(own: Sequence[str], given: Sequence[str] | None) -> list[str]:
     )
     if len(set(given)) != len(own) or len(given) != len(own):
         raise InputError(f"{told}: expected a name of its own for each, in that order")
-    if set(given) == set(own):
-        raise InputError(f"{told}: the same in another order; leave class_names out")
+    if any(name in own and name != place for name, place in zip(given, own, strict=True)):
+        raise InputError(f"{told}: of these, some in another order; leave class_names out")
     return list(given)
 
 
