@@ -146,7 +146,8 @@ def test_a_renamed_run_is_validated_and_goes_on(make_run: Callable[..., Any]) ->
     [
         (["blue", "red"], "expected a name of its own for each"),
         (["a", "a", "b"], "expected a name of its own for each"),
-        (["red", "green", "blue"], "the same in another order"),
+        (["red", "green", "blue"], "of these, some in another order"),
+        (["green", "teal", "red"], "of these, some in another order"),
     ],
 )
 def test_names_that_would_misname_objects_are_refused(
