@@ -34,23 +34,24 @@ PACKAGE = Path(rfdetr.__file__).parent
 MOST_LINES = {  # by room, none of which may grow; the files beside the rooms are together "top"
     "top": 1370,
     "assets": 30,
-    "cli": 690,
+    "cli": 695,
     "config": 720,
     "data": 2500,
     "datasets": 45,
     "doctor": 820,
-    "evaluation": 1045,
-    "export": 345,
+    "evaluation": 1075,
+    "export": 335,
     "geometry": 280,
-    "inference": 560,
+    "inference": 570,
     "losses": 450,
-    "models": 1035,
+    "models": 1050,
     "synthetic": 660,
-    "training": 3085,
-    "training/callbacks": 1265,
+    "training": 3065,
+    "training/callbacks": 1240,
     "util": 10,
-    "weights": 1350,
+    "weights": 1365,
 }
+LONGEST = 400  # lines of a file
 WIDEST = 100
 PRAGMA = re.compile(r"  # (type: ignore|noqa|fmt: skip).*")  # may stand past the last column
 NOTES = (0.15, 0.20)
@@ -210,6 +211,10 @@ def main() -> int:
         wrong += [f"{room} has {figures.wide} lines wider than {WIDEST}"] * bool(figures.wide)
     if not NOTES[0] <= share <= NOTES[1]:
         wrong.append(f"{share:.1%} of the lines are notes")
+
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if (lines := len(path.read_text().splitlines())) > LONGEST:
+            wrong.append(f"{path.relative_to(PACKAGE)} has {lines} lines: split it")
 
     hops = short_hops()
     print(f"private functions of {SHORT} lines or fewer with one caller: {len(hops)}")

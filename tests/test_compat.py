@@ -288,3 +288,12 @@ def test_a_bundle_is_written_over_nothing(mini: RFDETR, tmp_path: Path) -> None:
 def test_names_of_one_another_and_what_is_no_list_are_refused(given: Any) -> None:
     with pytest.raises(InputError, match="class_names is"):
         renamed(["cat", "dog", "owl"], given)
+
+
+def test_another_number_of_classes_takes_those_that_the_file_knows_by_name(mini: RFDETR) -> None:
+    known = mini.class_names
+    fewer = RFDETRMini(num_classes=2, class_names=[known[5], known[1]], device="cpu")
+    rows = mini.model.model.class_head.weight
+    assert torch.equal(fewer.model.model.class_head.weight, rows[[5, 1, len(known)]])
+    renamed_all = RFDETRMini(class_names=known[::-1], device="cpu")  # as many: names for its logits
+    assert torch.equal(renamed_all.model.model.class_head.weight, rows)

@@ -79,8 +79,10 @@ def test_a_passed_limit_fails(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["house.py", "--no-walks"])
     monkeypatch.setattr(house, "MOST_LINES", {"room": 10})
+    monkeypatch.setattr(house, "LONGEST", 20)
     assert house.main()
     told = capsys.readouterr().out
     assert f"room has {len(SOURCE.splitlines())} lines" in told
     assert "room has 1 lines wider than 100" in told
+    assert f"room/file.py has {len(SOURCE.splitlines())} lines: split it" in told
     assert "_hop has one caller" in told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -110,8 +111,10 @@ class RFDETR(PublishedCalls):
             )
             raise InputError(f"{count}: name each class, or pass num_classes={len(given)}")
         network = build_detector(self.model_config)
-        report = load_pretrained(network, self.model_config, checkpoint)
         same_classes = restored is None or restored.num_classes == num_classes
+        # Names of as many classes are new ones for the file's; of another number, the file's own.
+        wanted_names = None if same_classes else given
+        report = load_pretrained(network, self.model_config, checkpoint, wanted_names)
         file_names = given or names if same_classes else names
         self._start = Start(file_names, to_published(network.state_dict()), report)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
@@ -228,6 +231,7 @@ class RFDETR(PublishedCalls):
         layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
         index = load_index(layout, split, masks=self.model_config.segmentation_head)
         names, known = renamed(index.class_names, given), self.model.labels
+        index = replace(index, class_names=tuple(names))
         if self._known_names is None and len(names) == self.model_config.num_classes:
             known = dict(enumerate(names))  # nothing said otherwise
         labels_in_data = labels_of(known, names)
@@ -272,11 +276,8 @@ class RFDETR(PublishedCalls):
         """
         self.model.check_patch_size(patch_size)
         request = look_up(images)
-        found = []
-        for one in self.model.stream(request, threshold, batch_size, on_error, shape=shape):
-            if include_source_image and one.error is None:
-                one.detections.metadata["source_image"] = one.image
-            found.append(one.detections)
+        how: dict[str, Any] = {"shape": shape, "include_source_image": include_source_image}
+        found = self.model.predict(request, threshold, batch_size, on_error, **how)
         if not found:
             raise InputError("no images to predict: the list is empty")
         return found[0] if request.single else found

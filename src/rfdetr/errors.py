@@ -37,4 +37,4 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         install = f"pip install 'rfdetr-finetune[{extra}]'"
-        raise MissingPackageError(f"{what} needs {error.name}: {install}") from error
+        raise MissingPackageError(f"{what} needs {error.name or extra}: {install}") from error

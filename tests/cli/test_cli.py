@@ -338,3 +338,18 @@ def test_the_module_is_the_command() -> None:
         [sys.executable, "-m", "rfdetr", "trian"], capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 2 and "train" in result.stderr
+
+
+def test_a_renamed_model_is_evaluated_by_its_names(
+    checkpoint: Path, tiny_coco: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = torch.load(checkpoint, weights_only=True)
+    weights["args"]["class_names"] = ["bleu", "vert", "rouge"]
+    torch.save(weights, renamed := checkpoint.with_name("renamed.pth"))
+    code, _, err = run(capsys, "evaluate", renamed, tiny_coco)
+    assert code == 2 and "class_names= gives the data's classes the model's names" in err
+    code, out, _ = run(
+        capsys, "evaluate", renamed, tiny_coco, "--class-names=bleu,vert,rouge", "--json"
+    )
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)["per_class"]] == ["bleu", "vert", "rouge"]

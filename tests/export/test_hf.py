@@ -114,7 +114,7 @@ def test_the_card_has_the_figures_of_these_weights_alone(tmp_path: Path) -> None
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     for place in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(InputError, match="give a new one as output_dir"):
+        with pytest.raises(InputError, match="give another one"):
             a_model().export(place, format="hf")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -169,5 +169,8 @@ def test_the_command_line_exports_beside_the_checkpoint(
     assert main(["export", str(path), "--format", "hf"]) == 0
     assert "model.safetensors" in capsys.readouterr().out
     assert sorted(one.name for one in (tmp_path / "best-hf").iterdir()) == FILES
+    assert main(["export", str(path), "--resolution", "160", "--out", str(tmp_path / "wide")]) == 0
+    sizes = json.loads((tmp_path / "wide" / "preprocessor_config.json").read_text())["size"]
+    assert sizes == {"height": 160, "width": 160}
     assert main(["export", str(path), "--format", "onnx"]) == 2
     assert "'hf'" in capsys.readouterr().err

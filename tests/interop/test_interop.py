@@ -105,23 +105,14 @@ def test_the_environment_is_told() -> None:
     assert told["rfdetr"] == "1.11.2"
 
 
+@pytest.mark.parametrize("run", ["our_run", "their_run"])
 @pytest.mark.parametrize("name", ["checkpoint_best_total.pth", "last.ckpt"])
-def test_our_files_in_the_published_package(
-    name: str, our_run: Path, images: list[Path], tmp_path: Path
+def test_both_packages_find_the_same_with_one_file(
+    run: str, name: str, images: list[Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    out = tmp_path / "found.npz"
-    done(published("predict", weights=our_run / name, image=images[0], out=out))
-    model = RFDETR.from_checkpoint(our_run / name, device="cpu")
-    assert_same(model.predict(images[0], threshold=THRESHOLD), out)
-
-
-@pytest.mark.parametrize("name", ["checkpoint_best_total.pth", "last.ckpt"])
-def test_published_files_in_ours(
-    name: str, their_run: Path, images: list[Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "found.npz"
-    done(published("predict", weights=their_run / name, image=images[0], out=out))
-    model = RFDETR.from_checkpoint(their_run / name, device="cpu")
+    weights, out = request.getfixturevalue(run) / name, tmp_path / "found.npz"
+    done(published("predict", weights=weights, image=images[0], out=out))
+    model = RFDETR.from_checkpoint(weights, device="cpu")
     assert_same(model.predict(images[0], threshold=THRESHOLD), out)
 
 

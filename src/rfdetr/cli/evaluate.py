@@ -18,6 +18,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     dataset_file: DatasetFile = "roboflow",
     batch_size: BatchSize = 4,
     device: Device = None,
+    class_names: str | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on a labelled split: mAP, precision, recall and F1, overall and by
@@ -25,6 +26,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
 
     Args:
         split: "train", "valid" or "test".
+        class_names: Names by which the model knows the data's classes, in their order: cat,dog.
         as_json: Print one JSON object instead of the table.
     """
     from rich.console import Console
@@ -33,7 +35,10 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     from rfdetr.variants import RFDETR
 
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
-    metrics = detector.evaluate(dataset, split, batch_size, dataset_file=dataset_file)
+    names = class_names.split(",") if class_names else None
+    metrics = detector.evaluate(
+        dataset, split, batch_size, dataset_file=dataset_file, class_names=names
+    )
     if as_json:
         print(json.dumps({"checkpoint": checkpoint, "split": split, **as_record(metrics)}))
     else:

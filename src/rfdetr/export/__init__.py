@@ -23,11 +23,11 @@ def writer_of(format: Any) -> Writer:
     if isinstance(format, str) and format in FORMATS:
         return FORMATS[format]
     there = ", ".join(map(repr, FORMATS))
-    raise InputError(f"format is {short(format)}: the formats to export to are {there}")
+    raise InputError(f"format is {short(format)}: the formats written so far are {there}")
 
 
 def new_folder(folder: Path) -> Path:
     """The same folder, unless something is there: nothing is written over or mixed up."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no empty folder: give a new one as output_dir")
+        raise InputError(f"{folder} exists and is no empty folder: give another one")
     return folder

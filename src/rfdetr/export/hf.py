@@ -10,7 +10,6 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rfdetr.config import ModelConfig
@@ -18,7 +17,7 @@ from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError
 from rfdetr.export.card import Subject, model_card
 from rfdetr.files import atomic_write
-from rfdetr.models.encoder import resample_positions
+from rfdetr.models.encoder import resize_positions
 from rfdetr.weights.names import UNUSED, our_name, prefix_table, renamed
 from rfdetr.weights.writing import published_tensors
 
@@ -137,9 +136,7 @@ def hf_tensors(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Te
     for published, tensor in published_tensors(state).items():
         ours = our_name(published)
         if ours == "encoder.position_embeddings":
-            tensor = _positions(
-                tensor, config.position_grid, config.resolution // config.patch_size
-            )
+            tensor = resize_positions(tensor, config.resolution // config.patch_size)
         name = renamed(ours, table)
         if _QKV in name:
             start, _, leaf = name.partition("in_proj_")
@@ -148,15 +145,6 @@ def hf_tensors(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Te
         elif published != UNUSED:
             tensors[name] = tensor
     return tensors
-
-
-def _positions(embeddings: Tensor, stored: int, wanted: int) -> Tensor:
-    """Embeddings (1, 1 + stored^2, D), the class token's first, for a grid of another side."""
-    if stored == wanted:
-        return embeddings
-    grid = embeddings[:, 1:].reshape(1, stored, stored, -1)
-    resampled = resample_positions(grid, (wanted, wanted)).flatten(1, 2)
-    return torch.cat((embeddings[:, :1], resampled), dim=1)
 
 
 def hf_config(config: ModelConfig, labels: Mapping[int, str]) -> dict[str, Any]:

@@ -91,10 +91,22 @@ class Predictor:
         keep_freed_memory()
 
     def predict(
-        self, images: ImageSources | Request, *args: Any, **kwargs: Any
+        self,
+        images: ImageSources | Request,
+        *args: Any,
+        include_source_image: bool = False,
+        **kwargs: Any,
     ) -> list[Detections]:
-        """Detections of every image, in order; arguments as those of `stream`."""
-        return [prediction.detections for prediction in self.stream(images, *args, **kwargs)]
+        """Detections of every image, in order; the other arguments are those of `stream`.
+
+        With `include_source_image`, each has its pixels as `metadata["source_image"]`.
+        """
+        found = []
+        for _, image, detections, error in self.stream(images, *args, **kwargs):
+            if include_source_image and error is None:
+                detections.metadata["source_image"] = image
+            found.append(detections)
+        return found
 
     def stream(
         self,

@@ -12,6 +12,7 @@ of tokens is a window: (B windows^2, N, D).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -198,6 +199,18 @@ def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     maps = at_least_float32(positions.permute(0, 3, 1, 2))
     resampled = F.interpolate(maps, grid, mode="bicubic", antialias=True, align_corners=False)
     return resampled.permute(0, 2, 3, 1).to(positions.dtype)
+
+
+def resize_positions(embeddings: Tensor, side: int) -> Tensor:
+    """Embeddings (1, 1 + n^2, D), the class token's first, for a grid of another side: `side` x
+    `side` patches. The same where it has that side.
+    """
+    stored = math.isqrt(embeddings.shape[1] - 1)
+    if stored == side:
+        return embeddings
+    grid = embeddings[:, 1:].reshape(1, stored, stored, -1)
+    resampled = resample_positions(grid, (side, side)).flatten(1, 2)
+    return torch.cat((embeddings[:, :1], resampled), dim=1)
 
 
 class ConvNorm(nn.Module):

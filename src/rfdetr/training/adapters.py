@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rfdetr.errors import MissingPackageError
+from rfdetr.errors import needs_extra
 from rfdetr.models.detector import Detector
 from rfdetr.weights.names import ALPHA, RANK, from_published, has_adapters, to_published
 from rfdetr.weights.reading import CheckpointError
@@ -41,11 +41,8 @@ def add_adapters(detector: Detector) -> None:
 
     The network computes what it did before. Blocks that are never run get none.
     """
-    try:
+    with needs_extra("lora", "backbone_lora=True"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ModuleNotFoundError as error:
-        told = "backbone_lora=True needs peft: pip install 'rfdetr-finetune[lora]'"
-        raise MissingPackageError(told) from error
 
     encoder = detector.encoder
     blocks: Any = encoder.blocks[: encoder.out_feature_indexes[-1]]

@@ -38,8 +38,8 @@ class RFDETRDataModule(pl.LightningDataModule):
     loader needs it.
 
     In multi-scale training each image is resized once, straight to the size of its step, or to one
-    of its own ("per-sample": smaller images of a batch are padded). There is
-    no `predict_dataloader`: give `trainer.predict` the loader to use.
+    of its own ("per-sample": smaller images of a batch are padded). There is no
+    `predict_dataloader`: give `trainer.predict` the loader to use.
     """
 
     least_updates = 5

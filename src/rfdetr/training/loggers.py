@@ -16,7 +16,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
 
 from rfdetr.config import TrainConfig
-from rfdetr.errors import MissingPackageError
+from rfdetr.errors import needs_extra
 from rfdetr.training.records import RunLogger
 
 logger = logging.getLogger(__name__)
@@ -30,11 +30,8 @@ def build_loggers(config: TrainConfig) -> list[Logger]:
     loggers: list[Logger] = [RunLogger(config.output_dir)]
     for name in ("tensorboard", "wandb", "mlflow"):
         if getattr(config, name):
-            try:
+            with needs_extra(name, f"{name}=True"):
                 loggers.append(_build(name, config))
-            except ModuleNotFoundError as error:
-                told = f"{name}=True needs {name}: pip install 'rfdetr-finetune[{name}]'"
-                raise MissingPackageError(told) from error
     return loggers
 
 

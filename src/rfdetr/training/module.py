@@ -51,7 +51,7 @@ from rfdetr.training.optim import lr_factor, parameter_groups
 from rfdetr.training.processes import LossMean, is_sharded
 from rfdetr.training.resume import check_shared
 from rfdetr.weights.identify import class_names, config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, given_names, renamed
+from rfdetr.weights.labels import ClassNames, given_names, names_for_head, renamed
 from rfdetr.weights.load import load_checkpoint, load_pretrained
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint, checkpoint_of
@@ -240,7 +240,7 @@ class RFDETRModule(pl.LightningModule):
                 optimizer.state[parameter] = dict(self._moments[name])
         batches = operator.length_hint(training_loader(self.trainer), steps.UNKNOWN)
         per_epoch, total = steps.count_steps(self.trainer, batches, config.epochs)
-        if total == steps.UNKNOWN and (needing := needing_steps(config)):
+        if total == steps.UNKNOWN and (needing := steps.needing_steps(config)):
             told = "the training loader does not tell how many batches it has, and "
             told += f"{' and '.join(needing)} must know: give the trainer max_steps or "
             raise InputError(told + "limit_train_batches, or the dataset __len__")
@@ -357,17 +357,6 @@ RFDETRModelModule = RFDETRModule
 """The name under which later published releases have it."""
 
 
-def needing_steps(config: TrainConfig) -> list[str]:
-    """Settings that cannot be followed without knowing how many steps a run and an epoch have."""
-    needs = {
-        "lr_scheduler": config.lr_scheduler != "step",
-        "lr_drop": config.lr_drop < config.epochs,
-        "warmup_epochs": config.warmup_epochs > 0,
-        "drop_path": config.drop_path > 0,
-    }
-    return [f"{name}={getattr(config, name)!r}" for name, needed in needs.items() if needed]
-
-
 def detect_batch(
     module: RFDETRModule, batch: list[Any], model: nn.Module
 ) -> tuple[DetectorOutput, Results]:
@@ -397,16 +386,3 @@ def data_class_names(module: RFDETRModule) -> list[str] | None:
     if names is None:
         return None
     return names_for_head(renamed(names, module.train_config.class_names), num_classes)
-
-
-def names_for_head(names: Sequence[str], num_classes: int) -> list[str]:
-    """The data's class names, with numbers for classes that the model has beyond these.
-
-    Refuses a head with fewer classes, before a label is out of its range.
-    """
-    if len(names) > num_classes:
-        raise InputError(
-            f"the model has num_classes={num_classes}, but the data has {len(names)} classes "
-            f"({', '.join(names)}): build the model with num_classes={len(names)}"
-        )
-    return [*names, *map(str, range(len(names), num_classes))]

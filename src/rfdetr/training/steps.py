@@ -42,6 +42,17 @@ class StepCount(NamedTuple):
     total: int
 
 
+def needing_steps(config: TrainConfig) -> list[str]:
+    """Settings that cannot be followed without knowing how many steps a run and an epoch have."""
+    needs = {
+        "lr_scheduler": config.lr_scheduler != "step",
+        "lr_drop": config.lr_drop < config.epochs,
+        "warmup_epochs": config.warmup_epochs > 0,
+        "drop_path": config.drop_path > 0,
+    }
+    return [f"{name}={getattr(config, name)!r}" for name, needed in needs.items() if needed]
+
+
 def count_steps(trainer: Trainer, batches: int, epochs: int = 1) -> StepCount:
     """Optimizer steps under the trainer's limits, for a training loader of `batches` batches.
 

@@ -106,6 +106,19 @@ def renamed(own: Sequence[str], given: Sequence[str] | None) -> list[str]:
     return list(given)
 
 
+def names_for_head(names: Sequence[str], num_classes: int) -> list[str]:
+    """The data's class names, with numbers for classes that the model has beyond these.
+
+    Refuses a head with fewer classes, before a label is out of its range.
+    """
+    if len(names) > num_classes:
+        raise InputError(
+            f"the model has num_classes={num_classes}, but the data has {len(names)} classes "
+            f"({', '.join(names)}): build the model with num_classes={len(names)}"
+        )
+    return [*names, *map(str, range(len(names), num_classes))]
+
+
 def first_class(
     model: Mapping[str, Tensor], args: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> tuple[int, bool]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rfdetr.checks import check_path, nearest
 from rfdetr.config import Architecture, ModelConfig, variant_name
 from rfdetr.models.detector import Detector
-from rfdetr.models.encoder import resample_positions
+from rfdetr.models.encoder import resize_positions
 from rfdetr.weights.download import BUNDLED, PUBLISHED, fetch
 from rfdetr.weights.identify import class_names as names_in
 from rfdetr.weights.identify import logit_names, nearest_variant, read_architecture
@@ -245,9 +245,8 @@ def _fit(
     elif ours == "encoder.position_embeddings" and have.shape[2] == want.shape[2]:
         old, new = (math.isqrt(tensor.shape[1] - 1) for tensor in (have, want))
         if have.shape[1] == 1 + old**2:
-            token, cells = have[:, :1].float(), have[:, 1:].float().reshape(1, old, old, -1)
-            rows = torch.cat([token, resample_positions(cells, (new, new)).flatten(1, 2)], dim=1)
-            return rows, f"position grid {old} x {old} -> {new} x {new}"
+            change = f"position grid {old} x {old} -> {new} x {new}"
+            return resize_positions(have.float(), new), change
     return have, ""
 
 

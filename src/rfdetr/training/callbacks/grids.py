@@ -17,10 +17,9 @@ from torch import Tensor
 
 from rfdetr.data.dataset import NestedTensor
 from rfdetr.data.loaders import ResumableLoader
-from rfdetr.evaluation.drawing import draw
+from rfdetr.evaluation.drawing import draw_objects
 from rfdetr.files import atomic_write
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
-from rfdetr.geometry.detections import import_supervision
 from rfdetr.training.callbacks.validation import class_names
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.module import RFDETRModule
@@ -79,14 +78,8 @@ def batch_picture(
     for number, (pixels, target) in enumerate(zip(images.tensors, targets, strict=True)):
         # Boxes are relative to the image, of which padding is no part.
         shown = width if images.mask is None else int((~images.mask[number, 0]).sum())
-        masks = target.get("masks")
-        objects = import_supervision().Detections(
-            xyxy=(cxcywh_to_xyxy(target["boxes"]) * shown).numpy(),
-            class_id=target["labels"].numpy(),
-            mask=None if masks is None else masks.numpy(),
-        )
-        texts = [names[label] for label in target["labels"].tolist()]
-        one = draw(pixels.permute(1, 2, 0).numpy(), objects, texts)
+        objects = {**target, "boxes": cxcywh_to_xyxy(target["boxes"]) * shown}
+        one = draw_objects(pixels.permute(1, 2, 0).numpy(), objects, names)
         row, column = divmod(number, columns)
         picture.paste(one, (column * (width + line), row * (height + line)))
     return picture

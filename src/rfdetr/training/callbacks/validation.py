@@ -20,13 +20,11 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
-from rfdetr.evaluation.drawing import draw, side_by_side
+from rfdetr.evaluation.drawing import draw_objects, side_by_side
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.evaluation.run import update_evaluators
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
-from rfdetr.geometry.detections import import_supervision
-from rfdetr.models.detector import full_size_masks
 from rfdetr.training.callbacks.averaging import averaged_model
 from rfdetr.training.loggers import log_images, takes_images
 from rfdetr.training.module import RFDETRModule, data_class_names
@@ -124,26 +122,8 @@ class PredictionImagesCallback(Callback):
         kept = {name: values[found["scores"] >= self.threshold] for name, values in found.items()}
         kept["boxes"] = kept["boxes"] * (SIDE / truth["orig_size"].flip(0).repeat(2))
         there = {**truth, "boxes": cxcywh_to_xyxy(truth["boxes"]) * SIDE}
-        return side_by_side(*(_drawn(np.asarray(picture), half, names) for half in (there, kept)))
-
-
-def _drawn(picture: np.ndarray, objects: Objects, names: Sequence[str]) -> Image.Image:
-    """Boxes xyxy in pixels of the picture; masks (n, h, w) of all of it, bool or logits."""
-    labels, scores = objects["labels"].tolist(), objects.get("scores")
-    texts = [names[label] if label < len(names) else str(label) for label in labels]
-    if scores is not None:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
-    masks = objects.get("masks", objects.get("mask_logits"))
-    if masks is not None:
-        logits = masks if masks.is_floating_point() else masks.float() - 0.5
-        none = masks.new_zeros(0, SIDE, SIDE, dtype=torch.bool)
-        masks = torch.cat([*full_size_masks(logits, (SIDE, SIDE)), none])
-    detections = import_supervision().Detections(
-        xyxy=objects["boxes"].float().cpu().numpy(),
-        class_id=objects["labels"].cpu().numpy(),
-        mask=None if masks is None else masks.cpu().numpy(),
-    )
-    return draw(picture, detections, texts)
+        shown = np.asarray(picture)
+        return side_by_side(*(draw_objects(shown, half, names) for half in (there, kept)))
 
 
 def evaluate_loader(
