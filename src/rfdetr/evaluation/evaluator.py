@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rfdetr.errors import InputError
 from rfdetr.evaluation.f1 import sweep_f1
+from rfdetr.evaluation.found import Found, keep
 from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
 from rfdetr.geometry.rle import encode_bitmaps, rle_dict, rle_of_box
@@ -75,6 +76,7 @@ class CocoEvaluator:
         categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names)]
         self._streams: dict[str, StreamingEval] = {}
         self._records: dict[str, dict[int, ImageRecord]] = {}  # by kind, then by image id
+        self._found: dict[int, Found] = {}  # by image id
         for kind in (BOXES, MASKS) if masks else (BOXES,):
             params = Params(kind)
             params.max_dets = self._grid
@@ -104,13 +106,16 @@ class CocoEvaluator:
             detected = Detections(_array(scores), _array(labels), _xyxy_to_xywh(boxes))
             truth = _ground_truth(target)
             self._add(BOXES, image_id, size, detected, truth)
+            logits = None
             if MASKS in self._streams:
                 # Run lengths go down the columns, so that transposed masks need no copy.
-                columns = full_size_masks(found["mask_logits"][known].mT, (size[1], size[0]))
+                logits = found["mask_logits"][known]
+                columns = full_size_masks(logits.mT, (size[1], size[0]))
                 encoded = (counts for part in columns for counts in encode_bitmaps(part.mT))
                 masks = [rle_dict(counts, *size) for counts in encoded]
                 detected = detected._replace(masks=masks)
                 self._add(MASKS, image_id, size, detected, _with_masks(truth, target))
+            self._found[image_id] = keep(*detected[:3], size, logits)
 
     def _add(
         self, kind: str, image_id: int, size: list[int], found: Detections, truth: GroundTruth
@@ -160,12 +165,14 @@ class CocoEvaluator:
             merged._streams[kind] = StreamingEval.merge([part._streams[kind] for part in parts])
             for part in reversed(parts):  # as in the stream, the first record of an image stays
                 merged._records[kind] |= part._records[kind]
+        for part in reversed(parts):
+            merged._found |= part._found
         return merged
 
     def compute(self) -> Metrics:
         """All figures of the images seen so far."""
-        boxes = self._figures(BOXES)
-        return replace(boxes, masks=self._figures(MASKS)) if MASKS in self._streams else boxes
+        masks = self._figures(MASKS) if MASKS in self._streams else None
+        return replace(self._figures(BOXES), masks=masks, found=self._found)
 
     def _figures(self, kind: str) -> Metrics:
         evaluation = copy.copy(self._streams[kind]).finalize()  # finalize spends the object

@@ -43,9 +43,10 @@ class MatchTable:
 
     scores: Array  # (N,)
     labels: Array  # (N,)
+    image: Array  # (N,) number of the detection's image, 1 for the first record
     truth_labels: Array  # (M,)
     truth_crowd: Array  # (M,)
-    truth_image: Array  # (M,) number of the object's image, 1 for the first record
+    truth_image: Array  # (M,)
     pair_detection: Array  # (P,) index into the N detections
     pair_truth: Array  # (P,) index into the M objects
     pair_iou: Array  # (P,)
@@ -64,6 +65,7 @@ class MatchTable:
         return cls(
             scores=scores[order],
             labels=labels[order],
+            image=np.repeat(np.arange(len(rows)), detections)[order],
             truth_labels=truth_labels,
             truth_crowd=crowd,
             truth_image=np.repeat(np.arange(len(rows)), truths),

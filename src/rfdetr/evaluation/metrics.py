@@ -6,11 +6,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from rfdetr.evaluation.f1 import F1Sweep
+from rfdetr.evaluation.found import Found
 from rfdetr.evaluation.matching import Array, MatchTable, confusion_matrix
 from rfdetr.files import atomic_write
 
@@ -59,6 +60,7 @@ class Metrics(Mapping[str, float]):
     sweep: F1Sweep
     matches: MatchTable  # every detection and object of the split
     masks: Metrics | None = None  # the same figures of masks, for a segmentation model
+    found: Mapping[int, Found] = field(default_factory=dict)  # likely detections, by image id
 
     def __repr__(self) -> str:
         """One line of figures: the arrays are for code."""

@@ -1,0 +1,84 @@
+"""What is kept of an image's detections beside the figures, for a report that shows them: few bytes
+for what is likely, nothing for the rest, whatever the image's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rfdetr.evaluation.matching import Array
+
+LEAST_SCORE = 0.05
+"""Of a detection that is kept: below lies most of what a network gives, and hardly an object."""
+LEAST_MASK_SCORE = 0.3
+"""Of a detection whose mask is kept."""
+MASK_SIDE = 28
+"""A mask is kept as a bitmap of so many rows and columns over its box: 98 bytes."""
+_STEPS = 65535  # a coordinate is a whole number of them: 0.1 pixel of an image 6,500 wide
+
+
+class Found(NamedTuple):
+    """The D detections of one image with a score >= `LEAST_SCORE`, best first; 14 bytes each."""
+
+    scores: Array  # (D,) float32
+    labels: Array  # (D,) int16
+    boxes: Array  # (D, 4) uint16 xyxy, in shares of the image's sides
+    masks: Array  # (M, 98) uint8, packed bitmaps of the first M; (0, 98) of a model without masks
+
+    def boxes_xyxy(self, height: int, width: int) -> Array:
+        """Boxes (D, 4) float32 in pixels."""
+        scale = np.array((width, height, width, height), np.float32) / _STEPS
+        pixels: Array = self.boxes * scale
+        return pixels
+
+    def mask(self, number: int) -> Array | None:
+        """The bitmap (28, 28) bool over the box of a detection, if its mask is kept."""
+        if number >= len(self.masks):
+            return None
+        return np.unpackbits(self.masks[number]).reshape(MASK_SIDE, MASK_SIDE).astype(bool)
+
+
+def keep(
+    scores: Array,
+    labels: Array,
+    boxes_xywh: Array,
+    size: Sequence[int],
+    mask_logits: Tensor | None = None,
+) -> Found:
+    """The likely ones of an image's detections, of all of which there are `mask_logits` (n, h, w)
+    or none; `size` is the image's height and width.
+    """
+    likely = np.flatnonzero(scores >= LEAST_SCORE)
+    likely = likely[np.argsort(-scores[likely], kind="stable")]
+    corners = boxes_xywh[likely].copy()
+    corners[:, 2:] += corners[:, :2]
+    shares = np.clip(corners / (size[1], size[0], size[1], size[0]), 0, 1)
+    sure = np.count_nonzero(scores >= LEAST_MASK_SCORE)
+    masks = np.zeros((0, MASK_SIDE**2 // 8), np.uint8)
+    if mask_logits is not None and sure:
+        chosen = mask_logits[torch.from_numpy(likely[:sure]).to(mask_logits.device)]
+        masks = _small_masks(chosen, torch.from_numpy(shares[:sure]).to(chosen.device))
+    return Found(
+        scores=scores[likely].astype(np.float32),
+        labels=labels[likely].astype(np.int16),
+        boxes=(shares * _STEPS).round().astype(np.uint16),
+        masks=masks,
+    )
+
+
+def _small_masks(logits: Tensor, boxes_xyxy: Tensor) -> Array:
+    """Packed bitmaps (n, 98) of logits (n, h, w) over boxes (n, 4) in shares of the image."""
+    places = (torch.arange(MASK_SIDE, device=logits.device) + 0.5) / MASK_SIDE
+    low, extent = boxes_xyxy[:, None, :2], boxes_xyxy[:, None, 2:] - boxes_xyxy[:, None, :2]
+    x, y = (low + extent * places[None, :, None]).mul(2).sub(1).float().unbind(-1)  # (n, 28) each
+    columns = x[:, None, :].expand(-1, MASK_SIDE, -1)
+    grid = torch.stack((columns, y[:, :, None].expand(-1, -1, MASK_SIDE)), dim=-1)
+    shown = F.grid_sample(logits[:, None].float(), grid, align_corners=False)[:, 0] > 0
+    packed: Array = np.packbits(shown.flatten(1).cpu().numpy(), axis=1)
+    return packed

@@ -1,0 +1,130 @@
+"""`Judged`: one split's objects beside what was found there, which every part of a report reads."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rfdetr.data.index import DatasetIndex
+from rfdetr.evaluation.found import LEAST_SCORE
+from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, MatchTable
+from rfdetr.evaluation.metrics import Metrics
+
+NEAR = 0.1  # least IoU at which a detection and an object may have to do with each other
+UNSURE = 0.5  # threshold where no detection is right
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The M objects of a split (as its index has them) and the D likely detections, best first.
+
+    `table` has the pairs with IoU >= `NEAR`. Its images are rows of the index.
+    """
+
+    split: str
+    index: DatasetIndex
+    metrics: Metrics
+    table: MatchTable
+    boxes: Array  # (D, 4) float32 xyxy in pixels of the original image
+    own_rank: Array  # (D,) the detection's place in its image's `Found`
+
+    @classmethod
+    def join(cls, split: str, index: DatasetIndex, metrics: Metrics) -> Judged:
+        """What was found, by the ids of images, joined to the split's objects."""
+        from hotcoco.primitives import bbox_iou
+
+        columns: list[list[Any]] = [[] for _ in range(5)]
+        pairs: list[list[Any]] = [[] for _ in range(3)]
+        start = 0
+        for image, image_id in enumerate(index.image_ids.tolist()):
+            found = metrics.found.get(image_id)
+            if found is None or not len(found.scores):
+                continue
+            boxes, rows = found.boxes_xyxy(*index.sizes[image].tolist()), index.rows(image)
+            count = len(boxes)
+            ranks, places = np.arange(count), np.full(count, image)
+            row = (found.scores, found.labels.astype(np.int64), places, boxes, ranks)
+            for column, values in zip(columns, row, strict=True):
+                column.append(values)
+            iou = bbox_iou(to_xywh(boxes), to_xywh(index.boxes[rows]), index.crowd[rows])
+            detection, truth = np.nonzero(iou.reshape(count, -1) >= NEAR)
+            values = detection + start, truth + rows.start, iou[detection, truth]
+            for column, part in zip(pairs, values, strict=True):
+                column.append(part)
+            start += count
+        none = (np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0, int))
+        scores, labels, image_of, boxes, ranks = (
+            np.concatenate([first, *rest]) for first, rest in zip(none, columns, strict=True)
+        )
+        detection, truth, iou = (
+            np.concatenate([np.zeros(0, kind), *part])
+            for kind, part in zip((int, int, float), pairs, strict=True)
+        )
+        order = np.argsort(-scores, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        table = MatchTable(
+            scores=scores[order],
+            labels=labels[order],
+            image=image_of[order],
+            truth_labels=index.labels,
+            truth_crowd=index.crowd,
+            truth_image=np.repeat(np.arange(len(index)), np.diff(index.offsets)),
+            pair_detection=place[detection],
+            pair_truth=truth,
+            pair_iou=iou,
+        )
+        return cls(split, index, metrics, table, boxes[order], ranks[order])
+
+    def at(self, iou: float) -> MatchTable:
+        """The table with the pairs of at least this IoU."""
+        keep, table = self.table.pair_iou >= iou, self.table
+        pairs = ("pair_detection", "pair_truth", "pair_iou")
+        return replace(table, **{name: getattr(table, name)[keep] for name in pairs})
+
+    @functools.cached_property
+    def matched(self) -> Array:
+        """(D,) the object of its class that each detection found at IoU 0.5, or `match`'s signs."""
+        return self.at(IOU_THRESHOLD).match(same_class=True)
+
+    @functools.cached_property
+    def nearest(self) -> tuple[Array, Array]:
+        """(D,) the object nearest to each detection, -1 for none, and its IoU, 0 for none."""
+        table, count = self.table, len(self.table.scores)
+        order = np.argsort(table.pair_iou, kind="stable")  # the last assignment stays
+        nearest, iou = np.full(count, -1), np.zeros(count)
+        nearest[table.pair_detection[order]] = table.pair_truth[order]
+        iou[table.pair_detection[order]] = table.pair_iou[order]
+        return nearest, iou
+
+    def truth_best(self, least_iou: float, same_class: bool = False) -> Array:
+        """(M,) the highest score of a detection that reaches `least_iou` with each object, else 0."""
+        table = self.table
+        keep = table.pair_iou >= least_iou
+        if same_class:
+            keep &= table.labels[table.pair_detection] == table.truth_labels[table.pair_truth]
+        best = np.zeros(len(table.truth_labels))
+        np.maximum.at(best, table.pair_truth[keep], table.scores[table.pair_detection[keep]])
+        return best
+
+    @property
+    def image_names(self) -> list[str]:
+        """Paths of the images from the split's folder, as the annotations name them."""
+        return [str(self.index.path(i).relative_to(self.index.root)) for i in range(len(self.index))]
+
+
+def threshold_of(metrics: Metrics) -> float:
+    """The threshold that a report recommends: the best one on a split, to two decimals as a slider
+    has them, and not below what is kept of detections.
+    """
+    best = metrics.overall["best_threshold"]
+    return max(round(best, 2), LEAST_SCORE) if best == best else UNSURE
+
+
+def to_xywh(boxes_xyxy: Array) -> Array:
+    boxes = boxes_xyxy.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
