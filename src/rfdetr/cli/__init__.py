@@ -20,6 +20,7 @@ from rfdetr.cli.export import export
 from rfdetr.cli.info import info
 from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
+from rfdetr.cli.report import report
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
 from rfdetr.console import LineHandler
@@ -32,7 +33,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-for verb in (train, evaluate, predict, export, check, verify_resume, info):
+for verb in (train, evaluate, report, predict, export, check, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

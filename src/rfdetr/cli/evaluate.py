@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from rfdetr.cli.options import AsJson, BatchSize, Checkpoint, Dataset, DatasetFile, Device
+from rfdetr.errors import InputError
 
 
 def evaluate(  # noqa: PLR0913 (each is an option)
@@ -19,6 +23,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     batch_size: BatchSize = 4,
     device: Device = None,
     class_names: str | None = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a checkpoint on a labelled split: mAP, precision, recall and F1, overall and by
@@ -27,18 +32,38 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     Args:
         split: "train", "valid" or "test".
         class_names: Names by which the model knows the data's classes, in their order: cat,dog.
+        out: New or empty folder for results.json, report.html and label hints.
         as_json: Print one JSON object instead of the table.
     """
     from rich.console import Console
 
-    from rfdetr.evaluation.metrics import as_record, metrics_table
+    from rfdetr.evaluation.metrics import as_record, metrics_table, write_results
     from rfdetr.variants import RFDETR
 
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
     names = class_names.split(",") if class_names else None
     metrics = detector.evaluate(
         dataset, split, batch_size, dataset_file=dataset_file, class_names=names
     )
+    if out is not None:
+        from rfdetr.config import variant_name
+        from rfdetr.data.layout import find_splits, load_index
+        from rfdetr.report.build import Facts
+        from rfdetr.report.write import write_report
+
+        layout, config = find_splits(dataset, dataset_file), detector.model_config
+        shown = {
+            name: load_index(layout, name, masks=config.segmentation_head and name == split)
+            for name in {"train", split} & layout.splits.keys()
+        }
+        known = tuple(row["name"] for row in metrics.per_class)
+        model = variant_name(config) or "custom model"
+        facts = Facts(model, Path(checkpoint).name, config.resolution, str(dataset))
+        write_results(out / "results.json", {split: metrics}, facts.weights)
+        indexes = {name: replace(index, class_names=known) for name, index in shown.items()}
+        write_report(out, {split: metrics}, indexes, facts)
     if as_json:
         print(json.dumps({"checkpoint": checkpoint, "split": split, **as_record(metrics)}))
     else:

@@ -79,7 +79,7 @@ def _missed(data: dict[str, Any]) -> list[str]:
     if lost and small / lost >= 0.3:
         texts.append(
             f"{small / lost:.0%} of them are under 32 pixels wide at the network's "
-            f"{data['resolution']}: raise `resolution`, or train and predict on parts of the images."
+            f"{data['resolution']}: raise resolution, or train and predict on parts of the images."
         )
     rated = [row for row in data["classes"] if row["recall"] is not None]
     if rated:
@@ -118,7 +118,7 @@ def _confused(data: dict[str, Any]) -> list[str]:
 def _badly_placed(data: dict[str, Any]) -> list[str]:
     count = sum(hint["kind"] == "badly placed" for hint in data["hints"])
     texts = [f"{count} labels may themselves be off: see the label hints."] if count else []
-    return [*texts, "Draw boxes tight and all in one way; a higher `resolution` places them better."]
+    return [*texts, "Draw boxes tight and all in one way; a higher resolution places them better."]
 
 
 _EXPLAINED = {

@@ -192,7 +192,8 @@ def _thresholds(data: Data) -> str:
     return (
         f"<p>A detection is reported from its threshold on: a higher one gives fewer false ones and "
         f"misses more. Recommended is {data['threshold']:.2f}, the best mean F1 on {origin}. The "
-        f"figures are of {data['split']}, counted over all objects, at IoU 0.5.</p>"
+        f"figures are of {data['split']}, counted over all objects, at IoU 0.5: how much of what is "
+        "reported is right, and how many of the objects are found.</p>"
         "<div class=chips><button type=button class=do id=use-recommended>Recommended</button>"
         "<button type=button class=do id=use-common>Best common one here</button>"
         "<button type=button class=do id=use-own>Best for each class here</button></div>"
@@ -210,7 +211,7 @@ def _thresholds(data: Data) -> str:
     )
 
 
-_RATE_NAMES = ("right of reported", "found of objects", "F1", "false an image")
+_RATE_NAMES = ("right", "found", "F1", "false an image")
 _RATES = "<td class=num>-</td>" * len(_RATE_NAMES)
 
 
@@ -239,7 +240,7 @@ def _confusion(data: Data, pictures: Mapping[int, bytes]) -> str:
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in names)
     return (
         f"<p>At the threshold {data['threshold']:.2f}. Rows are what the labels say, columns what "
-        "was told. In the last column are objects that nothing found, in the last row detections "
+        "the detector says. In the last column are objects that nothing found, in the last row detections "
         "where no object is labelled. A number with dots below opens pictures.</p>"
         f'<div class=scroll tabindex=0 role=region aria-label="Confusion matrix"><table '
         f"class=matrix><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -428,7 +429,7 @@ def _picture(data: Data, pictures: Mapping[int, bytes], number: int, note: str =
     width, height = record["size"]
     return (
         f'<figure class=picture><div class=frame><img alt="Part of {escape(record["image"])}" '
-        f'width={width} height={height} loading=lazy src="data:image/webp;base64,{content}">'
+        f'width={width} height={height} src="data:image/webp;base64,{content}">'
         f"{overlay(record['size'], record['boxes'], names)}</div><figcaption>{told}</figcaption>"
         "</figure>"
     )

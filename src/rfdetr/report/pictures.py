@@ -151,11 +151,13 @@ def _window(focus: Array | None, height: int, width: int) -> tuple[int, int, int
     if focus is None:
         return 0, 0, width, height
     low, high = focus[:, :2].min(0), focus[:, 2:].max(0)
+    whole = np.array((width, height))
     side = max((high - low).max() * (1 + 2 * _MARGIN), 64)
-    centre = (low + high) / 2
-    left, top = np.maximum(np.floor(centre - side / 2), 0).astype(int).tolist()
-    right, bottom = np.ceil(centre + side / 2).astype(int).tolist()
-    return left, top, max(min(right, width), left + 1), max(min(bottom, height), top + 1)
+    extent = np.minimum(np.ceil(side), whole).astype(int)
+    # Moved inside the image, so that it stays square.
+    corner = np.clip(np.floor((low + high - side) / 2).astype(int), 0, whole - extent)
+    left, top, right, bottom = (*corner.tolist(), *(corner + extent).tolist())
+    return left, top, right, bottom
 
 
 def _label_mask(outline: Any, window: tuple[int, int, int, int], size: tuple[int, int]) -> Array:

@@ -22,11 +22,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from rfdetr.files import atomic_write
+from rfdetr.report.build import Facts
 from rfdetr.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -158,6 +160,34 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv, as text, without one that a killed run left unfinished."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+
+
+def facts_of(folder: RunFolder, best: Mapping[str, Any] | None = None) -> Facts:
+    """What a report tells of the run in a folder, from its files; `best` says which epoch's weights
+    it left ({"kind": "ema" or "regular", "epoch": from 0}), else the highest mAP does.
+    """
+    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    history = RunRecord(folder.path).read()[1]
+    if best is None:
+        scores = {
+            (kind, row["epoch"]): row[key]
+            for row in history
+            for kind, prefix in (("regular", "val/"), ("ema", "val/ema_"))
+            for key in (f"{prefix}segm_mAP_50_95", f"{prefix}mAP_50_95")
+            if isinstance(row.get(key), float)
+        }
+        if scores:
+            kind, epoch = max(scores, key=lambda place: scores[place])
+            best = {"kind": kind, "epoch": epoch}
+    return Facts(
+        model=config["variant"] or "custom model",
+        weights=folder.best("total").name,
+        resolution=config["model"]["resolution"],
+        dataset=config["train"]["dataset_dir"],
+        best=best,
+        history=history,
+        config=config,
+    )
 
 
 def _parsed(path: Path) -> list[Row]:

@@ -22,7 +22,7 @@ _WEIGHTS_AND_FIGURES = [
 ]  # fmt: skip
 _REDRAWN = [
     "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png",
-    "dataset_grids", files.CHECKSUMS_FILE,
+    "report.html", "report.json", "label_hints.json", "dataset_grids", files.CHECKSUMS_FILE,
 ]  # fmt: skip
 _NUMBERED = re.compile(r"checkpoint_?(\d+)\.(?:ckpt|pth)")
 _used: set[Path] = set()  # folders to which runs of this process have written

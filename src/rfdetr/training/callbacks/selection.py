@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import load_whole_weights, whole_weights
+from rfdetr.training.records import facts_of
 from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import read_checkpoint
@@ -189,6 +191,23 @@ class BestModelCallback(Checkpoint):
             split, shown = list(self.results.items())[-1]  # test, if there is one
             chosen = self.results.get("valid") if split == "test" else None
             plot_metrics(shown, self.output_dir, split, chosen)
+            self._write_report(module, datamodule)
+
+    def _write_report(self, module: RFDETRModule, datamodule: RFDETRDataModule) -> None:
+        """Writes report.html, which is no reason to lose a run: what fails there is a warning."""
+        try:
+            from rfdetr.report.write import write_report
+
+            names = tuple(validation.class_names(module))
+            indexes = {
+                split: replace(datamodule.index(split), class_names=names)
+                for split in ("train", *self.results)
+            }
+            kind = self.best_kind
+            best = {"kind": kind, **self.best[kind]} if kind else None
+            write_report(self.output_dir, self.results, indexes, facts_of(self._folder, best))
+        except Exception as error:  # noqa: BLE001 - weights and figures are written already
+            logger.warning("report.html could not be written: %r", error, exc_info=True)
 
     def _test(self, trainer: Trainer, module: RFDETRModule, loader: Any) -> None:
         """Logs test/* of the best weights and test/ema_* of the best averaged ones, in one pass.
