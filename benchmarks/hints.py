@@ -91,7 +91,9 @@ def planted_copy(data: Path, out: Path, count: int, seed: int) -> list[Fault]:
     """A copy of a COCO folder with `count` faults in valid and test, and as dense ones in train."""
     rng = np.random.default_rng(seed)
     shutil.copytree(data, out, symlinks=True)
-    contents = {path.parent.name: json.loads(path.read_text()) for path in out.glob(f"*/{ANNOTATIONS}")}
+    contents = {
+        path.parent.name: json.loads(path.read_text()) for path in out.glob(f"*/{ANNOTATIONS}")
+    }
     boxes = {split: len(content["annotations"]) for split, content in contents.items()}
     judged = boxes["valid"] + boxes["test"]
     in_valid = 4 * round(count * boxes["valid"] / judged / 4)
@@ -119,7 +121,9 @@ def matches(hint: dict[str, Any], fault: Fault) -> bool:
 
 def judge(hints: list[dict[str, Any]], faults: list[Fault]) -> None:
     """Prints the table."""
-    print(f"{'first':>6}{'on a fault':>12}{'precision':>11}{'faults told':>13}{'recall':>8}  by kind")
+    print(
+        f"{'first':>6}{'on a fault':>12}{'precision':>11}{'faults told':>13}{'recall':>8}  by kind"
+    )
     for most in (40, 60):
         first = hints[:most]
         right = [h for h in first if any(matches(h, f) for f in faults)]
@@ -129,7 +133,9 @@ def judge(hints: list[dict[str, Any]], faults: list[Fault]) -> None:
             of_kind = [f for f in told if f["kind"] == kind]
             named = sum(any(matches(h, f) and h["kind"] == kind for h in first) for f in of_kind)
             kinds.append(f"{kind} {len(of_kind)} (named {named})")
-        shares = f"{len(right) / max(len(first), 1):11.2f}{len(told):13}{len(told) / len(faults):8.2f}"
+        shares = (
+            f"{len(right) / max(len(first), 1):11.2f}{len(told):13}{len(told) / len(faults):8.2f}"
+        )
         print(f"{most:6}{len(right):12}{shares}  {', '.join(kinds)}")
 
 

@@ -32,6 +32,7 @@ ROOMS = [  # from the ground up
     "doctor",
     "synthetic",
     "evaluation",
+    "report",
     "training",
     "inference",
     "export",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -253,6 +253,7 @@ class RFDETR(PublishedCalls):
         *,
         batch_size: int = 4,
         on_error: OnError = "raise",
+        thresholds: Mapping[str, float] | None = None,
     ) -> Detections | list[Detections]:
         """Objects found with at least `threshold` confidence, boxes in pixels; a list for several
         images.
@@ -273,10 +274,12 @@ class RFDETR(PublishedCalls):
 
         `shape` is another (height, width) for the network to see, in place of its resolution:
         multiples of `patch_size`, which can only be the model's own, times its windows.
+        `thresholds` {"cat": 0.4} go before `threshold` for the classes that they name.
         """
         self.model.check_patch_size(patch_size)
         request = look_up(images)
         how: dict[str, Any] = {"shape": shape, "include_source_image": include_source_image}
+        how["thresholds"] = thresholds
         found = self.model.predict(request, threshold, batch_size, on_error, **how)
         if not found:
             raise InputError("no images to predict: the list is empty")
@@ -290,9 +293,11 @@ class RFDETR(PublishedCalls):
         on_error: OnError = "raise",
         *,
         shape: tuple[int, int] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> Iterator[Prediction]:
         """`predict` one by one in constant memory: (source, image, detections, error) of each."""
-        return self.model.stream(images, threshold, batch_size, on_error, shape=shape)
+        how: dict[str, Any] = {"shape": shape, "thresholds": thresholds}
+        return self.model.stream(images, threshold, batch_size, on_error, **how)
 
 
 def _own_file(path: os.PathLike[str]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 
 from rfdetr.cli.options import AsJson, Dataset, DatasetFile, known_model
 from rfdetr.data.findings import RULES
-from rfdetr.errors import RunError
+from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rfdetr.doctor.check import Report
@@ -31,6 +31,7 @@ def check(  # noqa: PLR0913 - each is an option of the command
     model: str = "nano",
     processes: int | None = None,
     fix: Path | None = None,
+    hints: Path | None = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,17 +43,22 @@ def check(  # noqa: PLR0913 - each is an option of the command
         model: Variant to train: decides how many objects are too many, and which are too small.
         processes: Processes that decode images; one per core by default.
         fix: New folder for a corrected copy: rewritten annotations, and links to the images.
+        hints: label_hints.json of a report: those set to apply change labels of the copy.
         force: Write the copy even if a split loses most of its images or boxes.
         as_json: Print one JSON object with every finding.
     """
     from rfdetr.config import VARIANTS
     from rfdetr.doctor.check import check as look
     from rfdetr.doctor.fix import fix as write_copy
+    from rfdetr.doctor.hints import read_hints
 
+    if hints is not None and fix is None:
+        raise InputError("--hints change a copy: name its folder with --fix NEW_FOLDER")
+    chosen = [] if hints is None else read_hints(hints)
     report = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
     if not as_json:
         _show(report)
-    copy = write_copy(report, fix, force=force) if fix is not None else None
+    copy = write_copy(report, fix, force=force, hints=chosen) if fix is not None else None
     if as_json:
         changes, shares = ([item._asdict() for item in items] for items in copy or ((), ()))
         print(json.dumps({**report.as_record(), "changes": changes, "copy": shares}))

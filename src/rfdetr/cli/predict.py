@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 JSON_NAME = "predictions.json"
 
 
-def predict(
+def predict(  # noqa: PLR0913 - each is an option of the command
     checkpoint: Checkpoint,
     /,
     *sources: str,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     threshold: float = 0.5,
+    thresholds: str | None = None,
     batch_size: BatchSize = 4,
     device: Device = None,
     pictures: bool = True,
@@ -36,6 +37,8 @@ def predict(
         sources: Image files, folders, patterns ("shots/*.jpg") or http(s) addresses.
         out: New or empty folder; default: the first free of predictions, predictions-2, ...
         threshold: Lowest confidence that is reported.
+        thresholds: The same by class, as JSON ('{"cat": 0.4}') or a file of it; others have
+            `threshold`.
         pictures: Draw the boxes on copies of the images.
     """
     from rfdetr.console import with_progress
@@ -49,14 +52,18 @@ def predict(
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
+    by_class = read_thresholds(thresholds) if thresholds else None
     images = list(expand(sources))
     detector = RFDETR.from_checkpoint(checkpoint, device=device)
-    stream = detector.predict_stream(images, threshold, batch_size, on_error="skip")
+    stream = detector.predict_stream(
+        images, threshold, batch_size, on_error="skip", thresholds=by_class
+    )
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
     if len(unread) == len(records):
         raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
+    content |= {"thresholds": by_class} if by_class else {}
     atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
     count = sum(len(record.get("detections", ())) for record in records)
     print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")
@@ -64,6 +71,18 @@ def predict(
         share = f"{len(unread)} of {len(records)} images could not be read"
         names = ", ".join(str(record["source"]) for record in unread)
         raise RunError(f"{share}, the others are done: {names}")
+
+
+def read_thresholds(given: str) -> dict[str, float]:
+    """Confidences by class name, of JSON or of a file of it; `InputError` for anything else."""
+    try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--thresholds {given}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f'--thresholds {given}: expected {{"class": confidence, ...}}')
+    return found
 
 
 def _numbered(stem: str, ending: str = "") -> Iterator[str]:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ from rfdetr.data.layout import CocoSplit
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig
 from rfdetr.doctor.check import Report
+from rfdetr.doctor.hints import RULES as HINT_RULES
+from rfdetr.doctor.hints import HintEdits, LabelHint
 from rfdetr.doctor.labels import outline_faults
 from rfdetr.errors import InputError
 
@@ -130,8 +132,16 @@ _DROPPED = {
 _WITHOUT_IMAGE = "image left out, with its boxes"
 
 
-def fix(report: Report, out: str | os.PathLike[str], *, force: bool = False) -> Copy:
+def fix(
+    report: Report,
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    hints: Sequence[LabelHint] = (),
+) -> Copy:
     """Write a corrected copy of the checked dataset into a new folder, and say what was changed.
+
+    `hints` are those of a report whose user agrees (`read_hints`): they change labels, too.
 
     Images are symbolic links to the originals (copies where the system has no links). A copy
     without one of the splits, or without most of its images or boxes, is an `InputError`, and
@@ -144,7 +154,7 @@ def fix(report: Report, out: str | os.PathLike[str], *, force: bool = False) -> 
     if report.layout is None or not report.records:
         raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    writer = _Writer(report, partial)
+    writer = _Writer(report, partial, HintEdits(report.records, hints))
     try:
         for split, place in report.layout.splits.items():
             if split not in report.records:
@@ -184,8 +194,8 @@ def _refuse_losses(report: Report, shares: list[Share]) -> None:
 class _Writer:
     """Writes corrected splits into a folder, and keeps what it changes."""
 
-    def __init__(self, report: Report, out: Path) -> None:
-        self.report, self.out, self.copy = report, out, Copy([], [])
+    def __init__(self, report: Report, out: Path, edits: HintEdits) -> None:
+        self.report, self.out, self.copy, self.edits = report, out, Copy([], []), edits
         # Findings by file, place in it, and whether they are about an image (its boxes, else).
         self.findings: defaultdict[tuple[str, int, bool], list[Finding]] = defaultdict(list)
         for finding in report.findings.kept():
@@ -219,7 +229,9 @@ class _Writer:
                 self.tell(source, written, rule, f"linked as {link}")
             images[at] = {**entry, "file_name": link}
         content["images"] = list(images.values())
-        content["annotations"] = kept = self._annotations(records, boxes, images.keys())
+        kept = self._annotations(records, boxes, images.keys())
+        kept += self._added(split, records, images, boxes)
+        content["annotations"] = kept
         target = self.out / place.annotations.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(content), encoding="utf-8")
@@ -243,6 +255,10 @@ class _Writer:
             image = records.boxes["image"][row]
             if records.images["place"][image] not in images:
                 continue
+            if (hint := self._hint(source, at)) is not None:
+                if hint.found is None:
+                    continue
+                entry.update(self.edits.coco(hint, records))
             record_of = {finding.rule: finding.record for finding in findings}
             if records.swapped is not None and records.swapped[row]:  # found of the whole file
                 record_of["boxes-xyxy"] = records.describe_box(row, "")[1]
@@ -253,6 +269,29 @@ class _Writer:
                 self.tell(source, record_of[rule], rule, text)
             kept.append(entry)
         return kept
+
+    def _added(
+        self, split: str, records: SplitRecords, images: dict[int, Any], entries: list[Any]
+    ) -> list[Annotation]:
+        """New annotations by hints; their ids are above all others."""
+        ids = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+        number = max((i for i in ids if isinstance(i, int)), default=0) + len(entries)
+        added: list[Annotation] = []
+        for (of, image), hints in self.edits.added.items():
+            place = int(records.images["place"][image])
+            for hint in hints if of == split and place in images else ():
+                number += 1
+                new = {"id": number, "image_id": images[place]["id"], "iscrowd": 0}
+                added.append({**new, **self.edits.coco(hint, records)})
+                self.tell(str(records.source), hint.image, HINT_RULES[hint.kind], hint.told())
+        return added
+
+    def _hint(self, file: str, at: int) -> LabelHint | None:
+        """The hint that changes a label, which it tells."""
+        hint = self.edits.changed.get((file, at))
+        if hint is not None:
+            self.tell(file, hint.image, HINT_RULES[hint.kind], hint.told())
+        return hint
 
     def write_yolo(self, split: str, place: YoloConfig) -> None:
         """Write `<split>/labels`, link images in `<split>/images`, and write data.yaml.
@@ -282,8 +321,12 @@ class _Writer:
             images += 1
             link = f"{i:06d}-{Path(name).stem}"
             _link(records.root / name, folder / "images" / f"{link}{Path(name).suffix}")
-            if file.is_file():
-                kept = list(self._lines(str(file), lines, has_points))
+            added = self.edits.added.get((split, i), [])
+            if file.is_file() or added:
+                kept = list(self._lines(str(file), lines, records, i, has_points))
+                for hint in added:
+                    kept.append(self.edits.yolo(hint, records, i))
+                    self.tell(str(file), name, HINT_RULES[hint.kind], hint.told())
                 boxes_kept += sum(bool(line.strip()) for line in kept)
                 text = "".join(f"{line}\n" for line in kept)
                 (folder / "labels" / f"{link}.txt").write_text(text, encoding="utf-8")
@@ -296,12 +339,18 @@ class _Writer:
         text = yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
         (self.out / "data.yaml").write_text(text, encoding="utf-8")
 
-    def _lines(self, file: str, lines: list[str], has_points: bool) -> Iterator[str]:
+    def _lines(
+        self, file: str, lines: list[str], records: SplitRecords, image: int, has_points: bool
+    ) -> Iterator[str]:
         """The lines of a label file that stay; a box or polygon that reaches out is clipped."""
         for number, line in enumerate(lines, 1):
             findings = self.findings[file, number, False]
             if self._drop(findings):
                 continue
+            if (hint := self._hint(file, number)) is not None:
+                if hint.found is None:
+                    continue
+                line = self.edits.yolo(hint, records, image, line)
             clips = [f for f in findings if f.rule in ("box-clipped", "outline-outside")]
             if clips:
                 line = _clipped_line(line, has_points)

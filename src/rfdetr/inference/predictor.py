@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rfdetr.checks import check_count, check_share, shown
+from rfdetr.checks import check_count, check_kind, check_share, shown
 from rfdetr.data.images import normalize, resize
 from rfdetr.errors import InputError, InputTypeError
 from rfdetr.geometry.detections import import_supervision
@@ -116,20 +116,37 @@ class Predictor:
         on_error: OnError = "raise",
         *,
         shape: Sequence[int] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> Iterator[Prediction]:
         """Predictions one by one; the next batch is read while the network runs.
 
         No more than two batches are in memory. Images that cannot be read are errors, or with
         `on_error="skip"` predictions without detections. `shape` is the network's input (height,
-        width), its resolution if None.
+        width), its resolution if None. `thresholds` by class name go before `threshold`.
         """
-        check_share("threshold", threshold)
+        least = self.thresholds_by_label(check_share("threshold", threshold), thresholds or {})
         check_count("batch_size", batch_size)
         if on_error not in ("raise", "skip"):
             raise InputError(f'on_error {on_error!r}: expected "raise" or "skip"')
         size = None if shape is None else self.check_shape(shape)
         loaded = load_images(look_up(images), skip=on_error == "skip")
-        return self._run(one_ahead(in_batches(loaded, batch_size)), threshold, size)
+        return self._run(one_ahead(in_batches(loaded, batch_size)), least, size)
+
+    def thresholds_by_label(
+        self, threshold: float, thresholds: Mapping[str, float]
+    ) -> NDArray[np.float64]:
+        """(largest label + 2,) the least confidence by label: `threshold`, but for the classes that
+        `thresholds` names. `InputError` for an unknown name, and for what is no share.
+        """
+        check_kind("thresholds", thresholds, Mapping)
+        least = np.full(max(self.labels, default=0) + 2, threshold, np.float64)
+        for name, value in thresholds.items():
+            labels = [label for label, known in self.labels.items() if known == name]
+            if not labels:
+                known = ", ".join(self.labels.values())
+                raise InputError(f"thresholds: no class {name!r}; this model knows {known}")
+            least[labels] = check_share(f"thresholds[{name!r}]", value)
+        return least
 
     def check_shape(self, shape: Sequence[int]) -> tuple[int, int]:
         """`shape` as (height, width); `InputError` where the network cannot take such an input."""
@@ -147,7 +164,7 @@ class Predictor:
             raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
 
     def _run(
-        self, batches: Iterable[list[Loaded]], threshold: float, size: tuple[int, int] | None
+        self, batches: Iterable[list[Loaded]], least: NDArray[Any], size: tuple[int, int] | None
     ) -> Iterator[Prediction]:
         for batch in batches:
             images = [image for _, image, error in batch if error is None]
@@ -155,7 +172,7 @@ class Predictor:
             found = iter(self.detect(self.preprocess(images, size), sizes) if images else [])
             for name, image, error in batch:
                 if error is None:
-                    detections = self.to_detections(next(found), threshold, image.shape[:2])
+                    detections = self.to_detections(next(found), least, image.shape[:2])
                 else:
                     detections = import_supervision().Detections.empty()
                     detections.data |= self.data_of([], (0, 0))
@@ -215,11 +232,15 @@ class Predictor:
         return postprocess_outputs(outputs, sizes.to(self.device), self.num_select)
 
     def to_detections(
-        self, found: dict[str, Tensor], threshold: float, size: tuple[int, int]
+        self, found: dict[str, Tensor], threshold: float | NDArray[Any], size: tuple[int, int]
     ) -> Detections:
-        """Detections of at least `threshold`, of named classes, in an image of (height, width)."""
+        """Detections of at least `threshold` (of all, or by label), of named classes, in an image
+        of (height, width).
+        """
         scores, labels, boxes = (found[k].cpu().numpy() for k in ("scores", "labels", "boxes"))
-        keep = (scores >= threshold) & np.isin(labels, list(self.labels))
+        named = np.isin(labels, list(self.labels))
+        least = threshold if isinstance(threshold, float) else threshold[np.where(named, labels, 0)]
+        keep = (scores >= least) & named
         masks = found.get("mask_logits")
         return import_supervision().Detections(  # type: ignore[no-any-return]
             xyxy=boxes[keep],

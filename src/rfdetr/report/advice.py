@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 LEAST_GAIN = 0.005  # of mAP 50, below which an error is not worth a line
@@ -28,14 +29,19 @@ def verdict(data: dict[str, Any]) -> list[str]:
     if value is None:
         return [f"The {images} have no labelled objects, so that nothing could be measured."]
     unseen = "" if data["split"] == "test" else ", by which the weights were chosen,"
-    within = "" if low is None else f", and on other images like them likely {low:.2f} to {high:.2f}"
+    within = (
+        "" if low is None else f", and on other images like them likely {low:.2f} to {high:.2f}"
+    )
     good = f"On {images}{unseen} the {kind} reach a mAP of {value:.3f}{within} (1 is perfect)."
     best = data["best"]
     if best:
         which = "averaged (EMA)" if best["kind"] == "ema" else "live"
         good += f" The weights are the {which} ones of epoch {best['epoch']} of {best['epochs']}"
         good += ", which were best on valid."
-    return [good, _how_to_use(data), _where_lost(data)]
+    costly = [item for item in data["next"] if item.get("error")][:2]
+    parts = [f"{item['title'].lower()} ({100 * item['gain']:.1f} points)" for item in costly]
+    lost = f"Most of mAP 50 is lost by {' and by '.join(parts)}."
+    return [good, _how_to_use(data), lost if costly else "No kind of error costs much."]
 
 
 def _how_to_use(data: dict[str, Any]) -> str:
@@ -49,14 +55,6 @@ def _how_to_use(data: dict[str, Any]) -> str:
         f"With the threshold {threshold:.2f}, {share:.0%} of what it reports is right and it finds "
         f"{recall:.0%} of the objects, with {false:.1f} false detections an image."
     )
-
-
-def _where_lost(data: dict[str, Any]) -> str:
-    costly = [item for item in data["next"] if item.get("error")][:2]
-    if not costly:
-        return "No kind of error costs much."
-    parts = [f"{item['title'].lower()} ({100 * item['gain']:.1f} points)" for item in costly]
-    return f"Most of mAP 50 is lost by {' and by '.join(parts)}."
 
 
 def next_steps(data: dict[str, Any]) -> list[Item]:
@@ -111,7 +109,7 @@ def _confused(data: dict[str, Any]) -> list[str]:
         for j in range(len(names) - 1)
         if i != j and counts[i][j]
     ]
-    texts = [f"{told} was told for {real} {n} times." for n, real, told in sorted(pairs)[:-3:-1]]
+    texts = [f"{n} of {real} were taken for {told}." for n, real, told in sorted(pairs)[:-3:-1]]
     return [*texts, "Check their labels, add examples that differ in just that, or join them."]
 
 
@@ -121,22 +119,32 @@ def _badly_placed(data: dict[str, Any]) -> list[str]:
     return [*texts, "Draw boxes tight and all in one way; a higher resolution places them better."]
 
 
-_EXPLAINED = {
+def _joined(_: dict[str, Any]) -> list[str]:
+    return ["Often objects that touch or hide each other: look at the worst images."]
+
+
+def _twice(_: dict[str, Any]) -> list[str]:
+    return ["Most have low scores, below the threshold to use. They fade with longer training."]
+
+
+_EXPLAINED: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "Miss": _missed,
     "Bkg": _on_background,
     "Cls": _confused,
     "Loc": _badly_placed,
-    "Both": lambda _: ["Often objects that touch or hide each other: look at the worst images."],
-    "Dupe": lambda _: [
-        "Most have low scores, below the threshold to use. They fade with longer training."
-    ],
+    "Both": _joined,
+    "Dupe": _twice,
 }
 
 
 def _without_figures(data: dict[str, Any]) -> list[Item]:
     items: list[Item] = []
     best = data["best"]
-    if best and best["epoch"] >= best["epochs"] - max(best["epochs"] // 20, 0) and best["epochs"] > 1:
+    if (
+        best
+        and best["epoch"] >= best["epochs"] - max(best["epochs"] // 20, 0)
+        and best["epochs"] > 1
+    ):
         text = f"The best epoch is {best['epoch']} of {best['epochs']}: more epochs likely help."
         items.append({"title": "Train longer", "text": text, "link": "curves"})
     likely = [hint for hint in data["hints"] if hint["probability"] >= 0.2]

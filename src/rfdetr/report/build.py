@@ -57,7 +57,7 @@ def build(
     rated = metrics.masks or metrics
     album = Album(splits, threshold)
     records = facts.records or {name: as_record(found) for name, found in results.items()}
-    counts = {name: figures.sweep(found) for name, found in results.items()}
+    counts = figures.sweep(metrics)
     found = cases.find_cases(judged, threshold)
     data: dict[str, Any] = {
         "schema_version": 1,
@@ -71,8 +71,14 @@ def build(
         "interval": [None if math.isnan(x) else x for x in figures.bootstrap(rated)],
         "best": _best(facts),
         "splits": dict(records),
-        "sweep": {**counts[shown], "images": metrics.num_images},
-        "at_threshold": _at(counts[shown], threshold, metrics.num_images),
+        "sweep": {**counts, "images": metrics.num_images},
+        "at_threshold": {
+            **{
+                n: sum(row[round(threshold * 100)] for row in counts[n]) for n in ("right", "wrong")
+            },
+            "objects": sum(counts["objects"]),
+            "images": metrics.num_images,
+        },
         "classes": _classes(records[shown], indexes),
         "errors": figures.errors_and_calibration(judged),
         "confusion": _confusion(judged, found, threshold, album),
@@ -98,12 +104,6 @@ def _best(facts: Facts) -> dict[str, Any] | None:
     return {"kind": facts.best["kind"], "epoch": epoch, "epochs": max(len(facts.history), epoch)}
 
 
-def _at(counts: dict[str, Any], threshold: float, images: int) -> dict[str, int]:
-    place = round(threshold * 100)
-    right, wrong = (sum(row[place] for row in counts[name]) for name in ("right", "wrong"))
-    return {"right": right, "wrong": wrong, "objects": sum(counts["objects"]), "images": images}
-
-
 def _classes(record: dict[str, Any], indexes: Mapping[str, DatasetIndex]) -> list[dict[str, Any]]:
     """The rows of results.json, each with its boxes in the splits, and its masks' AP."""
     boxes = {
@@ -111,7 +111,7 @@ def _classes(record: dict[str, Any], indexes: Mapping[str, DatasetIndex]) -> lis
         for split, index in indexes.items()
     }
     masks = record.get("masks", {}).get("per_class")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, row in enumerate(record["per_class"]):
         counted = {split: count[label] for split, count in boxes.items() if label < len(count)}
         rows.append({**row, **counted, **({"mask_AP": masks[label]["AP"]} if masks else {})})

@@ -1,5 +1,5 @@
-"""What went wrong, case by case: every missed, false, confused and badly placed object of a split at
-one threshold, the images with most of them, and the cells of the confusion matrix.
+"""What went wrong, case by case: every missed, false, confused and badly placed object of a split
+at one threshold, the images with most of them, and the cells of the confusion matrix.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def find_cases(judged: Judged, threshold: float) -> list[Case]:
             kind = "right" if same else CONFUSED
         elif truth == UNMATCHED:
             kind, near = FALSE, int(nearest[detection])
-            if near >= 0 and missed[near]:
-                if table.labels[detection] == table.truth_labels[near]:
-                    kind, truth, missed[near] = MISPLACED, near, False
+            of_class = table.labels[detection] == table.truth_labels[near]
+            if near >= 0 and of_class and missed[near]:
+                kind, truth, missed[near] = MISPLACED, near, False
         else:
             continue  # on a crowd region
         score = float(table.scores[detection])
@@ -88,7 +88,9 @@ def by_cell(judged: Judged, cases: list[Case]) -> dict[tuple[int, int], list[Cas
     for case in cases:
         real = int(table.truth_labels[case.truth]) if case.truth >= 0 else background
         told = int(table.labels[case.detection]) if case.detection >= 0 else background
-        pairs = [(real, background), (background, told)] if case.kind == MISPLACED else [(real, told)]
+        pairs = (
+            [(real, background), (background, told)] if case.kind == MISPLACED else [(real, told)]
+        )
         for cell in pairs:
             cells[cell].append(case)
     return {cell: sorted(found, key=lambda case: -case.score) for cell, found in cells.items()}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def errors_and_calibration(judged: Judged) -> dict[str, Any]:
         ],
     }
     columns = table.image.astype(float), to_xywh(judged.boxes), table.scores, table.labels
-    none = {"errors": {}, "counts": {}, "ece": None, "ece_after": None, "bins": []}
+    none: dict[str, Any] = {"errors": {}, "counts": {}, "ece": None, "ece_after": None, "bins": []}
     if not len(table.scores) or not truth["annotations"]:
         return none
     known = COCO(truth)
@@ -180,9 +181,7 @@ def recall_by(judged: Judged, threshold: float, resolution: int) -> dict[str, An
     names = _ranges(SIDES, " px")
     return {
         "size": _shares(np.digitize(side, SIDES), names, found, real),
-        "shape": _shares(
-            np.digitize(aspect, (1.5, 3)), ["square", "longish", "long"], found, real
-        ),
+        "shape": _shares(np.digitize(aspect, (1.5, 3)), ["square", "longish", "long"], found, real),
         "place": _shares(at_edge.astype(int), ["inside", "at the edge"], found, real),
         "objects": _shares(np.digitize(company, COUNTS), _ranges(COUNTS, ""), found, real),
     }
@@ -198,8 +197,8 @@ def network_sides(index: DatasetIndex, resolution: int) -> Array:
 
 
 def _ranges(limits: tuple[int, ...], unit: str) -> list[str]:
-    """"under 16 px", "16 to 31 px", ..., "128 px or more"; of counts "1", "2 to 5", ..."""
-    middle = [f"{low} to {high - 1}{unit}" for low, high in zip(limits, limits[1:], strict=False)]
+    """ "under 16 px", "16 to 31 px", ..., "128 px or more"; of counts "1", "2 to 5", ..."""
+    middle = [f"{low} to {high - 1}{unit}" for low, high in pairwise(limits)]
     first = "1" if limits[0] == 2 else f"under {limits[0]}{unit}"
     return [first, *middle, f"{limits[-1]}{unit} or more"]
 
@@ -233,12 +232,7 @@ def drift(indexes: Mapping[str, DatasetIndex], resolution: int) -> dict[str, Any
     for name, facts in splits.items():
         for kind in ("classes", "sizes"):
             if name != "train" and "train" in splits:
-                first = splits["train"][kind]
-                facts[f"{kind}_distance"] = _distance([*first.values()], [*facts[kind].values()])
+                counts = (np.array([*part[kind].values()]) for part in (splits["train"], facts))
+                first, own = (count / max(count.sum(), 1) for count in counts)
+                facts[f"{kind}_distance"] = float(np.abs(first - own).sum() / 2)
     return splits
-
-
-def _distance(first: list[int], second: list[int]) -> float:
-    shares = [np.array(counts) / max(sum(counts), 1) for counts in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).sum() / 2)
-

@@ -196,20 +196,23 @@ class _View:
     def _of_another_class(self, labels: Array) -> Array:
         """(n, D) what each detection at a label's place is worth, if it is of another class."""
         other = self.found_labels != labels[:, None]
-        return self.scores * self.iou * (self.iou >= IOU_THRESHOLD) * other
+        worth: Array = self.scores * self.iou * (self.iou >= IOU_THRESHOLD) * other
+        return worth
 
     def _beside(self, iou: Array) -> Array:
         """(n, D) what a detection is worth that overlaps a label of its class, and no other."""
         same = self.found_labels == self.labels[:, None]
         free = self.others < IOU_THRESHOLD
-        return self.scores * same * free * (iou >= BESIDE) * (iou < FITS)
+        worth: Array = self.scores * same * free * (iou >= BESIDE) * (iou < FITS)
+        return worth
 
     def _swapped(self, labels: Array) -> Array:
         """How much better another class fits at the same place."""
         own = self.scores * self.iou * (self.iou >= IOU_THRESHOLD)
         own = (own * (self.found_labels == labels[:, None])).max(1, initial=0)
         other = self._of_another_class(labels).max(1, initial=0)
-        return np.sqrt(other) * other / (other + own + 1e-3)
+        better: Array = np.sqrt(other) * other / (other + own + 1e-3)
+        return better
 
     def _misplaced(self, iou: Array) -> Array:
         """How much better a place beside the label fits."""
@@ -262,7 +265,8 @@ def _moved(rng: np.random.Generator, boxes: Array, size: Array) -> Array:
     shift = rng.uniform(0.15, 0.45, extent.shape) * rng.choice([-1, 1], extent.shape) * extent
     low = boxes[:, :2] + shift
     high = low + extent * np.exp(rng.uniform(-0.4, 0.4, extent.shape))
-    return np.clip(np.concatenate([low, high], 1), 0, np.tile(size[::-1], 2))
+    moved: Array = np.clip(np.concatenate([low, high], 1), 0, np.tile(size[::-1], 2))
+    return moved
 
 
 def as_record(hint: Hint, judged: Judged) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class Judged:
                 column.append(values)
             iou = bbox_iou(to_xywh(boxes), to_xywh(index.boxes[rows]), index.crowd[rows])
             detection, truth = np.nonzero(iou.reshape(count, -1) >= NEAR)
-            values = detection + start, truth + rows.start, iou[detection, truth]
-            for column, part in zip(pairs, values, strict=True):
+            found_pairs = detection + start, truth + rows.start, iou[detection, truth]
+            for column, part in zip(pairs, found_pairs, strict=True):
                 column.append(part)
             start += count
         none = (np.zeros(0), np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0, int))
@@ -100,20 +100,12 @@ class Judged:
         iou[table.pair_detection[order]] = table.pair_iou[order]
         return nearest, iou
 
-    def truth_best(self, least_iou: float, same_class: bool = False) -> Array:
-        """(M,) the highest score of a detection that reaches `least_iou` with each object, else 0."""
-        table = self.table
-        keep = table.pair_iou >= least_iou
-        if same_class:
-            keep &= table.labels[table.pair_detection] == table.truth_labels[table.pair_truth]
-        best = np.zeros(len(table.truth_labels))
-        np.maximum.at(best, table.pair_truth[keep], table.scores[table.pair_detection[keep]])
-        return best
-
-    @property
+    @functools.cached_property
     def image_names(self) -> list[str]:
         """Paths of the images from the split's folder, as the annotations name them."""
-        return [str(self.index.path(i).relative_to(self.index.root)) for i in range(len(self.index))]
+        return [
+            str(self.index.path(i).relative_to(self.index.root)) for i in range(len(self.index))
+        ]
 
 
 def threshold_of(metrics: Metrics) -> float:

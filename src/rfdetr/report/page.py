@@ -5,38 +5,17 @@ Everything is on the page without a script; page.js sorts, filters and tries thr
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-from rfdetr.report.cases import CONFUSED, FALSE, MISPLACED, MISSED
-from rfdetr.report.hints import MISPLACED as OFF
-from rfdetr.report.hints import OVERLOOKED, SPURIOUS, SWAPPED
-from rfdetr.report.svg import Line, bar, bars, chart, overlay
+from rfdetr.report import gallery
+from rfdetr.report.svg import Line, bar, bars, chart
 
 Data = Mapping[str, Any]
-_MEANING = {
-    OVERLOOKED: "an object that has no label",
-    SWAPPED: "a label of the wrong class",
-    OFF: "a label that does not fit its object",
-    SPURIOUS: "a label where there is nothing",
-}
-_DO = {
-    OVERLOOKED: "add {found}",
-    SWAPPED: "{label} becomes {found}",
-    OFF: "move {label} to the red box",
-    SPURIOUS: "remove {label}",
-}
-_LEGEND = (
-    '<p class="legend soft"><label><input type=checkbox data-boxes=label checked> '
-    '<span class=l>labels: green, whole lines</span></label> <label><input type=checkbox '
-    'data-boxes=found checked> <span class=f>found: red, dashed</span></label>. Thick is what a '
-    "picture is about.</p>"
-)
 
 
 def render(data: Data, pictures: Mapping[int, bytes]) -> str:
@@ -47,9 +26,9 @@ def render(data: Data, pictures: Mapping[int, bytes]) -> str:
         "curves": ("Curves", _curves(data)),
         "classes": ("Classes", _classes(data)),
         "thresholds": ("Thresholds", _thresholds(data)),
-        "confusion": ("Confusion", _confusion(data, pictures)),
-        "worst": ("Worst images", _worst(data, pictures)),
-        "hints": ("Label hints", _hints(data, pictures)),
+        "confusion": ("Confusion", gallery.confusion(data, pictures)),
+        "worst": ("Worst images", gallery.worst(data, pictures)),
+        "hints": ("Label hints", gallery.hints(data, pictures)),
         "calibration": ("Calibration", _calibration(data)),
         "recall": ("Sizes", _recall(data)),
         "drift": ("Splits", _drift(data)),
@@ -107,7 +86,9 @@ def _next(data: Data) -> str:
         items.append(f"<li><h3>{title}</h3><p>{escape(item['text'])} {link}</p></li>")
     if not items:
         return "<p>Nothing stands out: no kind of error costs half a point.</p>"
-    note = "Points are mAP 50 (of 100) that a repair of every such error would bring, as TIDE counts."
+    note = (
+        "Points are mAP 50 (of 100) that a repair of every such error would bring, as TIDE counts."
+    )
     return f'<p class="note">{note}</p><ol class="next">{"".join(items)}</ol>'
 
 
@@ -138,8 +119,11 @@ def _curves(data: Data) -> str:
     took = f"{len(rows)} epochs in {sum(seconds) / 60:.1f} minutes" if seconds else ""
     took += f", {sum(seconds) / len(seconds):.0f} seconds each." if seconds else ""
     mark = "The upright line marks the best epoch. " if best else ""
-    drawn = "".join(chart(title, lines, "epoch", mark=best) for title, lines in charts.items()
-                    if any(line.points for line in lines))
+    drawn = "".join(
+        chart(title, lines, "epoch", mark=best)
+        for title, lines in charts.items()
+        if any(line.points for line in lines)
+    )
     return f'<p class="note">{mark}{took}</p><div class="charts">{drawn}</div>'
 
 
@@ -190,14 +174,14 @@ def _thresholds(data: Data) -> str:
     head = "".join(f"<th scope=col class=num>{name}</th>" for name in _RATE_NAMES)
     origin = data["threshold_from"]
     return (
-        f"<p>A detection is reported from its threshold on: a higher one gives fewer false ones and "
-        f"misses more. Recommended is {data['threshold']:.2f}, the best mean F1 on {origin}. The "
-        f"figures are of {data['split']}, counted over all objects, at IoU 0.5: how much of what is "
-        "reported is right, and how many of the objects are found.</p>"
+        "<p>A detection is reported from its threshold on: a higher one gives fewer false ones "
+        f"and misses more. Recommended is {data['threshold']:.2f}, the best mean F1 on {origin}. The "
+        f"figures are of {data['split']}, counted over all objects, at IoU 0.5: how much of what "
+        "is reported is right, and how many of the objects are found.</p>"
         "<div class=chips><button type=button class=do id=use-recommended>Recommended</button>"
         "<button type=button class=do id=use-common>Best common one here</button>"
         "<button type=button class=do id=use-own>Best for each class here</button></div>"
-        f'<label>One for all: <output id=threshold-all-value></output><input id=threshold-all '
+        f"<label>One for all: <output id=threshold-all-value></output><input id=threshold-all "
         f"{slider}></label>"
         '<div class=scroll tabindex=0 role=region aria-label="Thresholds by class"><table><thead>'
         f"<tr><th scope=col>class</th><th scope=col>threshold</th><th></th>{head}</tr></thead>"
@@ -213,107 +197,6 @@ def _thresholds(data: Data) -> str:
 
 _RATE_NAMES = ("right", "found", "F1", "false an image")
 _RATES = "<td class=num>-</td>" * len(_RATE_NAMES)
-
-
-def _confusion(data: Data, pictures: Mapping[int, bytes]) -> str:
-    found = data["confusion"]
-    names, counts, shown = found["names"], found["counts"], found["pictures"]
-    if len(names) > 41:
-        return f"<p>{len(names) - 1} classes are too many to show: see confusion_matrix.png.</p>"
-    rows, places = [], []
-    for i, name in enumerate(names):
-        cells, total = [], max(sum(counts[i]), 1)
-        for j, count in enumerate(counts[i]):
-            share, numbers = count / total, shown.get(f"{i},{j}", [])
-            heat = f' style="background:rgb(var(--heat) / {0.55 * share:.2f})"' if count else ""
-            told = _cell_text(names, i, j, count)
-            if count and any(number in pictures for number in numbers):
-                places.append(_pictures_of_cell(data, pictures, (i, j), told))
-                cell = (
-                    f'<button type=button aria-expanded=false aria-controls="cell-{i}-{j}" '
-                    f'aria-label="{escape(told)}: show">{count}</button>'
-                )
-            else:
-                cell = f"<span class={'zero' if not count else 'some'}>{count}</span>"
-            cells.append(f"<td{heat}>{cell}</td>")
-        rows.append(f"<tr><th scope=row>{escape(name)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in names)
-    return (
-        f"<p>At the threshold {data['threshold']:.2f}. Rows are what the labels say, columns what "
-        "the detector says. In the last column are objects that nothing found, in the last row detections "
-        "where no object is labelled. A number with dots below opens pictures.</p>"
-        f'<div class=scroll tabindex=0 role=region aria-label="Confusion matrix"><table '
-        f"class=matrix><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f"</div>{_LEGEND}{''.join(places)}"
-    )
-
-
-def _cell_text(names: Sequence[str], i: int, j: int, count: int) -> str:
-    background = len(names) - 1
-    if i == j:
-        return f"{names[i]}: {count} right"
-    if j == background:
-        return f"{names[i]}: {count} missed"
-    if i == background:
-        return f"{names[j]}: {count} told where no object is labelled"
-    return f"{names[i]}: {count} told as {names[j]}"
-
-
-def _pictures_of_cell(
-    data: Data, pictures: Mapping[int, bytes], cell: tuple[int, int], told: str
-) -> str:
-    numbers = data["confusion"]["pictures"][f"{cell[0]},{cell[1]}"]
-    shown = "".join(_picture(data, pictures, number) for number in numbers)
-    return (
-        f'<div class=cell-pictures id="cell-{cell[0]}-{cell[1]}" hidden><h3>{escape(told)}</h3>'
-        f"<div class=pictures>{shown}</div></div>"
-    )
-
-
-def _worst(data: Data, pictures: Mapping[int, bytes]) -> str:
-    if not data["worst"]:
-        return "<p>No image has an error at this threshold.</p>"
-    items = []
-    for row in data["worst"]:
-        if row["picture"] in pictures:
-            counts = ", ".join(f"{count} {kind}" for kind, count in row["counts"].items())
-            note = f"<b>{escape(row['image'])}</b><br>{counts}"
-            kinds = "|".join(row["counts"])
-            items.append(_item(_picture(data, pictures, row["picture"], note), kinds))
-    chips = _chips({"": "all", MISSED: "missed", FALSE: "false", CONFUSED: "wrong class",
-                    MISPLACED: "badly placed"}, len(items))
-    return (
-        f"<p>The {len(items)} images of {data['split']} with most errors at the threshold "
-        f"{data['threshold']:.2f}, worst first.</p>{chips}{_LEGEND}"
-        f'<div class="pictures wide">{"".join(items)}</div>'
-    )
-
-
-def _hints(data: Data, pictures: Mapping[int, bytes]) -> str:
-    lone = [f"about {row['count']} of {row['class']}" for row in data["unlabelled"]]
-    pattern = f"<p>Beside these, objects may be unlabelled as a rule: {escape(', '.join(lone))}, " \
-        "by how often detections of such scores are right.</p>" if lone else ""
-    if not data["hints"]:
-        return f"<p>No label looks wrong.</p>{pattern}"
-    items = []
-    for hint in data["hints"]:
-        if hint["picture"] in pictures:
-            parts = {k: hint[k] and hint[k]["class"] for k in ("label", "found")}
-            note = (
-                f"<b>{hint['probability']:.0%}: {_MEANING[hint['kind']]}</b><br>"
-                f"{escape(_DO[hint['kind']].format(**parts))}<br>"
-                f"{escape(hint['split'])}/{escape(hint['image'])}"
-            )
-            items.append(_item(_picture(data, pictures, hint["picture"], note), hint["kind"]))
-    chips = _chips({"": "all", **{kind: kind for kind in _MEANING}}, len(items))
-    file = "label_hints.json"
-    return (
-        f"<p>Labels that are likely wrong, likeliest first: {len(items)} of {len(data['hints'])} in "
-        f"<code>{file}</code>. Look at each; where you agree, set its <code>\"apply\"</code> to true "
-        f"in the file, then run <code>rfdetr check DATASET --hints {file} --fix NEW_FOLDER</code>: "
-        f"it writes a corrected copy, and leaves your data as it is.</p>{pattern}{chips}{_LEGEND}"
-        f'<div class="pictures">{"".join(items)}</div>'
-    )
 
 
 def _calibration(data: Data) -> str:
@@ -374,7 +257,9 @@ def _drift(data: Data) -> str:
             f"<table><caption>{title}</caption><thead><tr><td></td>{head}</tr></thead><tbody>"
             f"{''.join(rows)}</tbody></table>"
         )
-    sizes = ", ".join(f"{s}: {f['images']:,} images, {f['boxes']:,} boxes" for s, f in splits.items())
+    sizes = ", ".join(
+        f"{s}: {f['images']:,} images, {f['boxes']:,} boxes" for s, f in splits.items()
+    )
     return (
         f"<p>{sizes}. {' '.join(texts)} Splits that are alike make figures that hold.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="What the splits are made of">'
@@ -405,34 +290,6 @@ def _reproduce(data: Data) -> str:
         config += "</details>"
     table = '<div class="scroll" tabindex="0" role="region" aria-label="How to reproduce">'
     return f"{table}<table>{rows}</table></div>{config}"
-
-
-def _chips(kinds: Mapping[str, str], count: int) -> str:
-    buttons = "".join(
-        f'<button type=button data-kind="{kind}" aria-pressed={str(not kind).lower()}>{name}</button>'
-        for kind, name in kinds.items()
-    )
-    return f"<div class=chips>{buttons}</div><p class='count soft' role=status>{count} shown</p>"
-
-
-def _item(picture: str, kinds: str) -> str:
-    return f'<div class=item data-kinds="{escape(kinds)}">{picture}</div>'
-
-
-def _picture(data: Data, pictures: Mapping[int, bytes], number: int, note: str = "") -> str:
-    if number not in pictures:
-        return ""
-    record = data["pictures"][number]
-    names = [row["name"] for row in data["classes"]]
-    told = note or f"{escape(record['split'])}/{escape(record['image'])}"
-    content = base64.b64encode(pictures[number]).decode()
-    width, height = record["size"]
-    return (
-        f'<figure class=picture><div class=frame><img alt="Part of {escape(record["image"])}" '
-        f'width={width} height={height} src="data:image/webp;base64,{content}">'
-        f"{overlay(record['size'], record['boxes'], names)}</div><figcaption>{told}</figcaption>"
-        "</figure>"
-    )
 
 
 def _percent(part: int, whole: int) -> str:

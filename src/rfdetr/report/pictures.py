@@ -89,8 +89,10 @@ class Album:
         self.files[number] = buffer.getvalue()
         boxes = []
         for kind, row, box in inside:
-            moved = (box - (left, top, left, top)) * np.tile(size, 2) / np.tile(
-                (right - left, bottom - top), 2
+            moved = (
+                (box - (left, top, left, top))
+                * np.tile(size, 2)
+                / np.tile((right - left, bottom - top), 2)
             )
             label = judged.table.truth_labels[row] if kind == "label" else judged.table.labels[row]
             told = {"of": kind, "box": moved.round(1).tolist(), "class": int(label)}
@@ -135,14 +137,19 @@ class Album:
             return
         pixels = np.array(picture)
         for kind, row, box in inside:
+            mask = None
             if kind == "label":
                 image = int(judged.table.truth_image[row])
                 outline = index.outlines_of(image, np.array([row]))[0]
-                mask = None if outline is None else _label_mask(outline, window, picture.size)
+                if outline is not None:
+                    square = Image.fromarray(outline.bitmap(Crop(*window), max(picture.size)))
+                    mask = np.asarray(square.resize(picture.size, Image.Resampling.NEAREST))
             else:
                 mask = _found_mask(judged, row, box, window, picture.size)
             if mask is not None:
-                pixels[_edge(mask)] = _GREEN if kind == "label" else _RED
+                around = np.pad(mask, 1)
+                inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+                pixels[mask & ~inner] = _GREEN if kind == "label" else _RED
         picture.paste(Image.fromarray(pixels))
 
 
@@ -156,15 +163,9 @@ def _window(focus: Array | None, height: int, width: int) -> tuple[int, int, int
     extent = np.minimum(np.ceil(side), whole).astype(int)
     # Moved inside the image, so that it stays square.
     corner = np.clip(np.floor((low + high - side) / 2).astype(int), 0, whole - extent)
-    left, top, right, bottom = (*corner.tolist(), *(corner + extent).tolist())
+    left, top = corner.tolist()
+    right, bottom = (corner + extent).tolist()
     return left, top, right, bottom
-
-
-def _label_mask(outline: Any, window: tuple[int, int, int, int], size: tuple[int, int]) -> Array:
-    """The bitmap of a label in a picture of (width, height)."""
-    square = outline.bitmap(Crop(*window), max(size))
-    shown: Array = np.asarray(Image.fromarray(square).resize(size, Image.Resampling.NEAREST))
-    return shown
 
 
 def _found_mask(
@@ -183,11 +184,3 @@ def _found_mask(
     whole.paste(part, (x0, y0))
     shown: Array = np.asarray(whole) > 127
     return shown
-
-
-def _edge(mask: Array) -> Array:
-    """The outermost pixels of a bitmap."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    edge: Array = mask & ~inner
-    return edge

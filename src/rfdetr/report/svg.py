@@ -41,7 +41,10 @@ def chart(
         f'<text class="tick" x="{_LEFT - 6}" y="{y(t) + 4:.1f}" text-anchor="end">{t:g}</text>'
         for t in ticks
     ]
-    for value in sorted({low, high, *_between(low, high)}):
+    inside = (low + tick for tick in nice_ticks(high - low))
+    inside = (float(round(tick)) if high - low >= 5 else tick for tick in inside)
+    margin = 0.12 * (high - low)  # beside the ends
+    for value in sorted({low, high, *(t for t in inside if low + margin < t < high - margin)}):
         anchor = "end" if value == high else "start" if value == low else "middle"
         parts.append(
             f'<text class="tick" x="{x(value):.1f}" y="{HEIGHT - 18}" text-anchor="{anchor}">'
@@ -116,7 +119,9 @@ def overlay(size: Sequence[int], boxes: Sequence[dict[str, Any]], names: Sequenc
             y = max(top - 4, 12) if box["of"] == "label" else min(bottom + 13, size[1] - 4)
             x = min(max(left, 3), max(size[0] - 8 * len(text), 3))
             texts.append(f'<text class="{box["of"]}" x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>')
-    return f'<svg viewBox="0 0 {size[0]} {size[1]}" aria-hidden="true">{"".join(shapes + texts)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {size[0]} {size[1]}" aria-hidden="true">{"".join(shapes + texts)}</svg>'
+    )
 
 
 def nice_ticks(most: float) -> list[float]:
@@ -124,11 +129,3 @@ def nice_ticks(most: float) -> list[float]:
     step = 10 ** math.floor(math.log10(most / 3))
     step = next(step * k for k in (1, 2, 5, 10) if most / (step * k) <= 5)
     return [round(step * k, 10) for k in range(math.ceil(most / step - 1e-9) + 1)]
-
-
-def _between(low: float, high: float) -> list[float]:
-    """Round numbers inside, not near the ends."""
-    ticks = [low + tick for tick in nice_ticks(high - low)]
-    whole = [float(round(t)) if high - low >= 5 else t for t in ticks]
-    margin = 0.12 * (high - low)
-    return [tick for tick in whole if low + margin < tick < high - margin]

@@ -206,7 +206,7 @@ class BestModelCallback(Checkpoint):
             kind = self.best_kind
             best = {"kind": kind, **self.best[kind]} if kind else None
             write_report(self.output_dir, self.results, indexes, facts_of(self._folder, best))
-        except Exception as error:  # noqa: BLE001 - weights and figures are written already
+        except Exception as error:  # weights and figures are written already
             logger.warning("report.html could not be written: %r", error, exc_info=True)
 
     def _test(self, trainer: Trainer, module: RFDETRModule, loader: Any) -> None:
