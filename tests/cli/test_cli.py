@@ -294,6 +294,27 @@ def test_predict_writes_pictures_and_json_and_overwrites_nothing(
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_predict_takes_thresholds_by_class_as_json_or_file(
+    checkpoint: Path, tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["predict", checkpoint, tiny_coco / "test", "--threshold", "0", "--no-pictures"]
+    text = '{"red": 1.0, "blue": 0.999}'
+    (tmp_path / "thresholds.json").write_text(text)
+    for number, given in enumerate((text, tmp_path / "thresholds.json")):
+        out = tmp_path / f"found{number}"
+        code, _, err = run(capsys, *command, "--out", out, "--thresholds", given)
+        assert code == 0, err
+        record = json.loads((out / "predictions.json").read_text())
+        assert record["thresholds"] == {"red": 1.0, "blue": 0.999}
+        found = [entry["class_name"] for image in record["images"] for entry in image["detections"]]
+        assert set(found) == {"green"}
+    for given, told in (("{", "cannot be read as JSON"), ('{"owl": 0.5}', "no class 'owl'")):
+        code, _, err = run(capsys, *command, "--out", tmp_path / "no", "--thresholds", given)
+        assert code == 2 and told in err
+    code, _, err = run(capsys, *command, "--out", tmp_path / "no", "--thresholds", "absent.json")
+    assert code == 2 and "absent.json" in err
+
+
 def test_predict_records_what_it_cannot_read_and_writes_the_rest(
     checkpoint: Path, tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

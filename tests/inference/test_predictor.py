@@ -95,6 +95,20 @@ def test_the_threshold_is_the_lowest_confidence_reported(predictor: Predictor) -
     )
 
 
+def test_thresholds_by_class_go_before_the_common_one(predictor: Predictor) -> None:
+    (found,) = predictor.predict(IMAGES[:1], 0.0)
+    name = str(found.data["class_name"][0])
+    of_class = found.data["class_name"] == name
+    limit = float(np.median(found.confidence[of_class]))
+    (kept,) = predictor.predict(IMAGES[:1], 0.0, thresholds={name: limit})
+    expected = found.confidence[~of_class | (found.confidence >= limit)]
+    np.testing.assert_array_equal(kept.confidence, expected)
+    with pytest.raises(ValueError, match=r"no class 'unicorn'; this model knows "):
+        predictor.predict(IMAGES[:1], thresholds={"unicorn": 0.5})
+    with pytest.raises(ValueError, match=r"thresholds\['.*'\] is 1.5"):
+        predictor.predict(IMAGES[:1], thresholds={name: 1.5})
+
+
 def test_logits_without_a_name_are_never_reported() -> None:
     found = build({1: "dog"}, num_select=300).predict(IMAGES[:1], threshold=0.0)[0]
     assert len(found) > 0 and set(found.data["class_name"].tolist()) == {"dog"}

@@ -278,8 +278,8 @@ class _Writer:
         number = max((i for i in ids if isinstance(i, int)), default=0) + len(entries)
         added: list[Annotation] = []
         for (of, image), hints in self.edits.added.items():
-            place = int(records.images["place"][image])
-            for hint in hints if of == split and place in images else ():
+            place = int(records.images["place"][image]) if of == split else -1
+            for hint in hints if place in images else ():
                 number += 1
                 new = {"id": number, "image_id": images[place]["id"], "iscrowd": 0}
                 added.append({**new, **self.edits.coco(hint, records)})

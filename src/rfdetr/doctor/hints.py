@@ -66,7 +66,7 @@ def read_hints(path: Path) -> list[LabelHint]:
         found = _File.model_validate(json.loads(path.read_text(encoding="utf-8"))).hints
     except ValidationError as error:
         told = "; ".join(fault_lines(error))
-        raise InputError(f"{path}: no file of label hints as a report writes it: {told}") from error
+        raise InputError(f"{path}: no file of label hints as a report writes it: {told}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from error
     for hint in found:

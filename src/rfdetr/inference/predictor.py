@@ -134,12 +134,12 @@ class Predictor:
 
     def thresholds_by_label(
         self, threshold: float, thresholds: Mapping[str, float]
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[np.float32]:
         """(largest label + 2,) the least confidence by label: `threshold`, but for the classes that
         `thresholds` names. `InputError` for an unknown name, and for what is no share.
         """
         check_kind("thresholds", thresholds, Mapping)
-        least = np.full(max(self.labels, default=0) + 2, threshold, np.float64)
+        least = np.full(max(self.labels, default=0) + 2, threshold, np.float32)
         for name, value in thresholds.items():
             labels = [label for label, known in self.labels.items() if known == name]
             if not labels:

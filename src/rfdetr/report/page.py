@@ -175,9 +175,9 @@ def _thresholds(data: Data) -> str:
     origin = data["threshold_from"]
     return (
         "<p>A detection is reported from its threshold on: a higher one gives fewer false ones "
-        f"and misses more. Recommended is {data['threshold']:.2f}, the best mean F1 on {origin}. The "
-        f"figures are of {data['split']}, counted over all objects, at IoU 0.5: how much of what "
-        "is reported is right, and how many of the objects are found.</p>"
+        f"and misses more. Recommended is {data['threshold']:.2f}, the best mean F1 on {origin}. "
+        f"The figures are of {data['split']}, counted over all objects, at IoU 0.5: how much of "
+        "what is reported is right, and how many of the objects are found.</p>"
         "<div class=chips><button type=button class=do id=use-recommended>Recommended</button>"
         "<button type=button class=do id=use-common>Best common one here</button>"
         "<button type=button class=do id=use-own>Best for each class here</button></div>"
