@@ -189,7 +189,7 @@ def _reproduce(indexes: Mapping[str, DatasetIndex], facts: Facts) -> dict[str, A
     packages = ("torch", "numpy", "pytorch-lightning", "hotcoco")
     versions = {"rfdetr": __version__, "python": platform.python_version()}
     return {
-        "command": shlex.join([sys.argv[0].rsplit("/", 1)[-1], *sys.argv[1:]]),
+        "command": shlex.join(["python", *sys.argv] if sys.argv[0] == "-c" else sys.argv),
         "dataset": facts.dataset,
         "fingerprints": {split: index.fingerprint() for split, index in indexes.items()},
         "seed": facts.config.get("train", {}).get("seed"),

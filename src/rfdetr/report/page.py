@@ -245,7 +245,7 @@ def _drift(data: Data) -> str:
     tables = []
     for kind, title in (("classes", "Classes"), ("sizes", "Sizes")):
         names = list(next(iter(splits.values()))[kind])
-        head = "".join(f"<th scope=col class=num colspan=2>{split}</th>" for split in splits)
+        head = "".join(f"<th scope=col class=num>{n}</th><td class=bar></td>" for n in splits)
         rows = []
         for name in names:
             cells = ""
