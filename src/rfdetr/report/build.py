@@ -175,7 +175,7 @@ def _hints(splits: dict[str, Judged], album: Album) -> list[dict[str, Any]]:
     """The likeliest hints of all splits, the first with a picture."""
     found = [(hint, judged) for judged in splits.values() for hint in hints.find_hints(judged)]
     found.sort(key=lambda pair: (-pair[0].probability, -pair[0].strength))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for hint, judged in found[:MOST_HINTS]:
         wants = len(rows) < MOST_HINT_PICTURES
         picture = album.ask(_around(judged, hint)) if wants else None

@@ -125,8 +125,10 @@ def content_hashes(folder: Path) -> dict[str, str]:
             content = _compared(torch.load(path, map_location="cpu", weights_only=True))
         elif path.name == "log.txt" or path.suffix == ".jsonl":
             content = _compared([json.loads(line) for line in path.read_text().splitlines()])
-        elif path.suffix in (".csv", ".json", ".safetensors") and path.name != CHECKSUMS_FILE:
-            content = path.read_bytes()  # but checksums are those of files with times in them
+        elif path.name in (CHECKSUMS_FILE, "report.json"):
+            continue  # of files with times in them; times and the command beside known figures
+        elif path.suffix in (".csv", ".json", ".safetensors"):
+            content = path.read_bytes()
         else:
             continue
         hashes[path.name] = hashlib.sha256(content).hexdigest()
