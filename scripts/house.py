@@ -171,16 +171,17 @@ def walks(folder: Path) -> tuple[list[str], dict[str, set[str]]]:
     from rfdetr import RFDETRMini
     from rfdetr.synthetic.generate import generate
 
-    data = generate(folder / "data", 20)
+    data = generate(folder / "data", 10)
     deepest: list[str] = []
 
     def enter_training(frame: FrameType, file: str) -> None:
         if file == "losses/criterion.py" and "class_loss" in frame.f_code.co_name and not deepest:
             deepest.extend(reversed([*stack_of(frame)]))
 
-    model = RFDETRMini(pretrain_weights=None)
+    model = RFDETRMini(pretrain_weights=None, resolution=64)
     run = {"dataset_dir": data, "output_dir": folder / "run", "epochs": 1, "num_workers": 0}
-    traced(lambda: model.train(**run), enter_training)
+    batches = {"batch_size": 1, "grad_accum_steps": 1, "run_test": False}
+    traced(lambda: model.train(**run, **batches), enter_training)
 
     entered: dict[str, set[str]] = defaultdict(set)
     image = next((data / "test").glob("*.jpg"))
