@@ -23,6 +23,7 @@ PAGE = REPOSITORY / "docs" / "compatibility.md"
 KEYWORDS = json.loads((REPOSITORY / "tests" / "published_keywords.json").read_text())
 CALLS = {  # heading, our call, the configuration whose fields it takes, the table of other fates
     "train": ("`train()`", RFDETR.train, SegmentationTrainConfig, compat.TRAIN),
+    "older": ("Older keywords of `train()`", RFDETR.train, SegmentationTrainConfig, compat.TRAIN),
     "constructor": ("The constructors", RFDETR.__init__, ModelConfig, compat.MODEL),
     "from_checkpoint": ("`from_checkpoint()`", RFDETR.from_checkpoint, ModelConfig, compat.MODEL),
     "predict": ("`predict()`", RFDETR.predict, None, {}),
@@ -53,7 +54,8 @@ def fate_of(call: str, keyword: str) -> str:
         return "taken"
     fate = fates.get(keyword)
     if fate is None:
-        return "refused: there is no such setting"
+        of_model = keyword in ModelConfig.model_fields
+        return f"refused: {'a constructor takes it' if of_model else 'there is no such setting'}"
     if isinstance(fate, compat.Constant):
         return f"only {' or '.join(f'`{value!r}`' for value in fate.values)}: {fate.instead}"
     if isinstance(fate, compat.Harmless):
@@ -61,6 +63,8 @@ def fate_of(call: str, keyword: str) -> str:
     if isinstance(fate, compat.Moved):
         described = ModelConfig.model_fields.get(keyword) if fate.to == "model" else None
         name = f" as `{fate.name}`" if fate.name else ""
+        if fate.to == "train":
+            return f"taken{name}"
         return f"goes to the {fate.to}{name}" + (f": {described.description}" if described else "")
     entries = ", ".join(f"`{entry}`, `{name}` here" for entry, name in fate.fields.items())
     return f"taken: a dict of {entries}"

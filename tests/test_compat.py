@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import json
+import math
 import os
+import pickle
 import subprocess
 import warnings
 from pathlib import Path
@@ -44,7 +48,9 @@ print(json.dumps({
     **{n: of(getattr(rfdetr.RFDETR, n)) for n in ("predict", "inference", "export")},
 }))
 """
-    done = subprocess.run([interpreter, "-c", code], capture_output=True, check=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [interpreter, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -61,6 +67,7 @@ def test_every_published_keyword_has_an_answer() -> None:
     model, train = ModelConfig.model_fields, SegmentationTrainConfig.model_fields
     unanswered = {
         "train": [n for n in KEYWORDS["train"] if n not in {*train, *compat.TRAIN}],
+        "older": [n for n in KEYWORDS["older"] if n not in {*train, *model, *compat.TRAIN}],
         "constructor": [n for n in KEYWORDS["constructor"] if n not in {*model, *compat.MODEL}],
     }
     for call in CALLS:
@@ -132,6 +139,24 @@ def test_training_keywords_reach_their_owners() -> None:
         compat.split_moved({"amp_dtype": "fp8"})
 
 
+def test_older_keywords_are_taken_at_their_defaults_and_told_at_others() -> None:
+    defaults = {name: fate for name, fate in compat.OLDER.items() if name != "ema"}
+    usual = {
+        n: f.values[0] if isinstance(f, compat.Constant) else f.default for n, f in defaults.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compat.split_moved({**usual, "ema": False}) == ({"use_ema": False}, {}, {})
+    with pytest.warns(UserWarning, match="print_freq=50 .*; num_classes=4 .*the data count"):
+        assert compat.split_moved({"print_freq": 50, "num_classes": 4}) == ({}, {}, {})
+    with pytest.raises(
+        InputError, match=r"set_cost_giou=5 .* override RFDETRModule.compute_losses"
+    ):
+        compat.split_moved({"set_cost_giou": 5})
+    with pytest.raises(InputError, match="ema and use_ema are one setting: give one of them"):
+        compat.split_moved({"use_ema": True, "ema": False})
+
+
 @pytest.mark.parametrize("name", ["strategy", "devices", "num_nodes", "callbacks"])
 def test_what_belongs_to_the_trainer_is_no_field(name: str) -> None:
     with pytest.raises(ValueError, match=f"pass {name}= to build_trainer"):
@@ -163,7 +188,15 @@ def test_a_published_script_trains_and_evaluates(tiny_coco: Path, tmp_path: Path
     with pytest.warns(UserWarning, match=r"evaluate\(\) trains nothing; without effect: epochs$"):
         found = model.evaluate(dataset_dir=tiny_coco, split="val", num_workers=0, epochs=9)
     assert found["val/mAP_50_95"] == found["mAP_50_95"] == found.overall["mAP_50_95"]
-    assert dict(found)["F1"] == found.overall["F1"]
+    assert dict(found)["val/F1"] == found.overall["F1"]
+    assert json.loads(json.dumps(found)) == found == {k: found[k] for k in found}
+    assert all(name.startswith("val/") for name in found)
+    published = {
+        f"val/{name}"
+        for name in ["mAP_50_95", "mAP_50", "mAP_75", "mAR", "F1", "precision", "recall"]
+    }
+    assert published <= found.keys()
+    assert "F1" in found and "test/F1" not in found and found.get("F1") == found["val/F1"]
     with pytest.raises(InputError, match="device='mps': this model is on cpu"):
         model.evaluate(tiny_coco, device="mps")
 
@@ -174,6 +207,14 @@ def test_figures_are_a_mapping_of_the_defined_ones() -> None:
     assert metrics.get("test/mAP_50_95") is None
     with pytest.raises(KeyError):
         metrics["mAP"]
+    metrics = dataclasses.replace(metrics, overall={"F1": 0.5, "mAR": math.nan}, prefix="test/")
+    assert dict(metrics) == {"test/F1": 0.5}
+    assert metrics["F1"] == metrics["test/F1"] == metrics.get("F1") == 0.5
+    assert "mAR" not in metrics and metrics.get("mAR", 0.0) == 0.0
+    for name in ("mAR", "test/mAR", "val/F1", "test/test/F1"):
+        with pytest.raises(KeyError, match=name):
+            metrics[name]
+    assert pickle.loads(pickle.dumps(metrics)) == copy.deepcopy(metrics) == metrics
 
 
 def test_predictions_carry_their_image_as_published(mini: RFDETR) -> None:

@@ -13,15 +13,15 @@ from typing_extensions import Unpack
 
 from rfdetr import compat
 from rfdetr.checks import check_count, check_kind, check_path
-from rfdetr.config import ModelConfig, adds_masks_to
+from rfdetr.config import ModelConfig, adds_masks_to, variant_name
 from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, needs_extra
-from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
+from rfdetr.inference.predictor import OnError, Prediction, best_device
 from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
-from rfdetr.published import PublishedCalls
+from rfdetr.published import ModelContext, PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
 from rfdetr.weights.load import load_pretrained, open_weights
@@ -50,10 +50,13 @@ class RFDETR(PublishedCalls):
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     classes: ClassVar[dict[type[ModelConfig], type[RFDETR]]] = {}  # of the configurations
+    size: ClassVar[str | None] = None  # the published name of a variant, "rfdetr-nano"
 
     def __init_subclass__(cls, config: type[ModelConfig] | None = None) -> None:
         cls.config_class = config or cls.config_class
         cls.classes.setdefault(cls.config_class, cls)
+        if name := variant_name(cls.config_class):
+            cls.size = f"rfdetr-{name.removesuffix('-deprecated')}"
 
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
         settings = compat.absorb(settings, compat.MODEL)
@@ -127,7 +130,7 @@ class RFDETR(PublishedCalls):
         labels = class_labels(class_names, config.num_classes)
         sizes = {"resolution": config.resolution, "num_select": config.num_select}
         device = best_device(config.device)
-        self.model = Predictor(network, labels=labels, device=device, **sizes)
+        self.model = ModelContext(network, labels=labels, device=device, **sizes)
 
     @property
     def class_names(self) -> list[str]:
@@ -209,6 +212,7 @@ class RFDETR(PublishedCalls):
         """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
         training.
 
+        A dict of figures by published name ("test/mAP_50_95", "val/F1"), and more as attributes.
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
         `train`, of which `resolution` and `class_names` (of the data's classes) have effect.
@@ -241,7 +245,8 @@ class RFDETR(PublishedCalls):
             found = self.model.detect(pixels, sizes, autocast=autocast)
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
-        return evaluate_split(detect, index, **counts)
+        prefix = "val/" if split == "valid" else f"{split}/"
+        return replace(evaluate_split(detect, index, **counts), prefix=prefix)
 
     def predict(  # noqa: PLR0913 - the first five are the published ones
         self,
