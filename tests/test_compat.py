@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.tiny import TINY
 
 import rfdetr
 from rfdetr import RFDETR, RFDETRMini, compat
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.errors import InputError, RunError
 from rfdetr.evaluation.evaluator import CocoEvaluator
+from rfdetr.evaluation.run import labels_of
 from rfdetr.weights.labels import renamed
 from rfdetr.weights.reading import read_checkpoint
 
@@ -306,6 +308,38 @@ def test_names_stand_where_scripts_import_them() -> None:
 def test_what_cannot_be_is_told_before_a_run(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         compat.split_moved(settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_here_is_told_before_the_data_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'cuda' cannot be used here; there is cpu"):
+        RFDETRMini(device="cpu").train(dataset_dir=tmp_path / "gone", device="cuda")
+
+
+def test_advice_says_what_to_do_instead() -> None:
+    with pytest.raises(InputError, match=r"aug_config=\{\} .*for none \(\{\}\) or others, .*docs"):
+        compat.split_moved({"aug_config": {}})
+    for value in (True, False):
+        with pytest.raises(InputError, match=f'^resume: expected "last" .* found {value}'):
+            TrainConfig(dataset_dir="data", resume=value)
+
+
+def test_classes_of_one_name_are_refused_where_given_and_told_where_a_file_has_them(
+    tmp_path: Path, tiny_coco: Path
+) -> None:
+    twice = ["blue", "red", "blue"]
+    with pytest.raises(InputError, match="'blue' occur twice; expected a name of its own"):
+        RFDETRMini(**TINY, num_classes=3, class_names=twice)
+    model = RFDETRMini(**TINY, num_classes=3, class_names=["blue", "red", "green"])
+    model.export_for_roboflow(tmp_path / "bundle")
+    content = torch.load(tmp_path / "bundle" / "weights.pt", weights_only=False)
+    content["args"].class_names = twice
+    torch.save(content, tmp_path / "twice.pt")
+    with pytest.warns(UserWarning, match=r"classes of one name: blue; evaluate\(\) takes") as told:
+        model = RFDETR.from_checkpoint(tmp_path / "twice.pt", device="cpu")
+    assert len(told) == 1
+    assert model.class_names == twice
+    assert labels_of(model.model.labels, ["blue", "red"]).tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("device", [None, "auto"])

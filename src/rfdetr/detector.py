@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -23,7 +24,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.published import ModelContext, PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
+from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed, repeated
 from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
@@ -119,6 +120,9 @@ class RFDETR(PublishedCalls):
         wanted_names = None if same_classes else given
         report = load_pretrained(network, self.model_config, checkpoint, wanted_names)
         file_names = given or names if same_classes else names
+        if twice := repeated(file_names or ()):
+            told = f"classes of one name: {', '.join(twice)}; evaluate() takes them as one class"
+            warnings.warn(told, stacklevel=3)
         self._start = Start(file_names, to_published(network.state_dict()), report)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
         self._use(network, file_names if same_classes else given)
@@ -163,12 +167,15 @@ class RFDETR(PublishedCalls):
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
+            from rfdetr.training.resume import keep_settings
             from rfdetr.training.run_folder import RunFolder, default_folder
 
         of_training, of_model, of_trainer = compat.split_moved(settings)
         self.train_config_class.refuse_unknown(of_training, type(self).__name__)
         config = self.train_config_class(**of_training)
         model_config = self.get_model_config(**of_model)
+        if "device" in of_model:
+            best_device(model_config.device)  # one that is not here is told at once
         if "output_dir" not in config.model_fields_set and not config.overwrite:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
@@ -176,6 +183,8 @@ class RFDETR(PublishedCalls):
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(model_config, config)
         datamodule.setup("fit")
+        if resumed:
+            keep_settings(config, resumed, datamodule.class_names)
         names = renamed(datamodule.class_names or [], config.class_names)
         model_config = self.get_model_config(**of_model, num_classes=len(names))
         weights = self._start.weights(to_published(self.weights()))
@@ -187,7 +196,8 @@ class RFDETR(PublishedCalls):
                 plan = training_plan(module, datamodule, trainer, module.changes, resumed)
                 show_rows("Training plan", plan)
 
-        trainer.callbacks.append(LambdaCallback(setup=show_plan))  # type: ignore[attr-defined]
+        # A checkpoint that does not fit is refused before.
+        trainer.callbacks.append(LambdaCallback(on_fit_start=show_plan))  # type: ignore[attr-defined]
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -81,7 +82,9 @@ class Metrics(dict[str, float]):
         return super().__contains__(name) or super().__contains__(f"{self.prefix}{name}")
 
     def get(self, name: str, default: Any = None) -> Any:
-        return self[name] if name in self else default
+        with suppress(KeyError):
+            return self[name]
+        return default
 
     def confusion(self, threshold: float | None = None) -> Array:
         """`confusion_matrix` of detections with a score >= `threshold`, the best by default."""
