@@ -1,5 +1,5 @@
-"""The generated parts of docs/compatibility.md: what becomes of every published keyword, and the
-verdict of every code block of the page.
+"""The generated parts of docs/compatibility.md: what becomes of every published keyword and name,
+and the verdict of every code block of the page.
 
     python scripts/compatibility.py            print them
     python scripts/compatibility.py --write    put them into the page
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rfdetr import RFDETR, compat
+from rfdetr import RFDETR, compat, moved
 from rfdetr.config import ModelConfig, SegmentationTrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
@@ -79,6 +79,15 @@ def keyword_tables() -> Iterator[str]:
         yield "\n"
 
 
+def name_table() -> Iterator[str]:
+    """The published names that are not here, by what to do."""
+    named: dict[str, list[str]] = {}
+    for name, advice in moved.NOT_HERE.items():
+        named.setdefault(advice, []).append(f"`{name}`")
+    yield "| not here | what is |\n|---|---|\n"
+    yield from (f"| {', '.join(names)} | {advice} |\n" for advice, names in named.items())
+
+
 def blocks(page: str) -> list[Block]:
     """Every "#### name", its verdict and its code, in the order of the page."""
     found = []
@@ -99,7 +108,7 @@ def block_table(page: str) -> Iterator[str]:
 
 def generated(page: str) -> str:
     """The page with its generated parts as they must be."""
-    parts = {"keywords": keyword_tables(), "blocks": block_table(page)}
+    parts = {"keywords": keyword_tables(), "names": name_table(), "blocks": block_table(page)}
     return PARTS.sub(lambda match: match[1] + "".join(parts[match[2]]) + match[3], page)
 
 
