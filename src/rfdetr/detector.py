@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,17 +14,17 @@ from typing_extensions import Unpack
 
 from rfdetr import compat
 from rfdetr.checks import check_count, check_kind, check_path
-from rfdetr.config import ModelConfig, adds_masks_to
+from rfdetr.config import ModelConfig, adds_masks_to, variant_name
 from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, needs_extra
-from rfdetr.inference.predictor import OnError, Prediction, Predictor, best_device
+from rfdetr.inference.predictor import OnError, Prediction, best_device
 from rfdetr.inference.sources import ImageSources, look_up
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
-from rfdetr.published import PublishedCalls
+from rfdetr.published import ModelContext, PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
+from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed, repeated
 from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
@@ -50,10 +51,13 @@ class RFDETR(PublishedCalls):
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     classes: ClassVar[dict[type[ModelConfig], type[RFDETR]]] = {}  # of the configurations
+    size: ClassVar[str | None] = None  # the published name of a variant, "rfdetr-nano"
 
     def __init_subclass__(cls, config: type[ModelConfig] | None = None) -> None:
         cls.config_class = config or cls.config_class
         cls.classes.setdefault(cls.config_class, cls)
+        if name := variant_name(cls.config_class):
+            cls.size = f"rfdetr-{name.removesuffix('-deprecated')}"
 
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
         settings = compat.absorb(settings, compat.MODEL)
@@ -116,6 +120,9 @@ class RFDETR(PublishedCalls):
         wanted_names = None if same_classes else given
         report = load_pretrained(network, self.model_config, checkpoint, wanted_names)
         file_names = given or names if same_classes else names
+        if twice := repeated(file_names or ()):
+            told = f"classes of one name: {', '.join(twice)}; evaluate() takes them as one class"
+            warnings.warn(told, stacklevel=3)
         self._start = Start(file_names, to_published(network.state_dict()), report)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
         self._use(network, file_names if same_classes else given)
@@ -127,7 +134,7 @@ class RFDETR(PublishedCalls):
         labels = class_labels(class_names, config.num_classes)
         sizes = {"resolution": config.resolution, "num_select": config.num_select}
         device = best_device(config.device)
-        self.model = Predictor(network, labels=labels, device=device, **sizes)
+        self.model = ModelContext(network, labels=labels, device=device, **sizes)
 
     @property
     def class_names(self) -> list[str]:
@@ -160,12 +167,15 @@ class RFDETR(PublishedCalls):
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
+            from rfdetr.training.resume import keep_settings
             from rfdetr.training.run_folder import RunFolder, default_folder
 
         of_training, of_model, of_trainer = compat.split_moved(settings)
         self.train_config_class.refuse_unknown(of_training, type(self).__name__)
         config = self.train_config_class(**of_training)
         model_config = self.get_model_config(**of_model)
+        if "device" in of_model:
+            best_device(model_config.device)  # one that is not here is told at once
         if "output_dir" not in config.model_fields_set and not config.overwrite:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
@@ -173,6 +183,8 @@ class RFDETR(PublishedCalls):
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(model_config, config)
         datamodule.setup("fit")
+        if resumed:
+            keep_settings(config, resumed, datamodule.class_names)
         names = renamed(datamodule.class_names or [], config.class_names)
         model_config = self.get_model_config(**of_model, num_classes=len(names))
         weights = self._start.weights(to_published(self.weights()))
@@ -184,7 +196,8 @@ class RFDETR(PublishedCalls):
                 plan = training_plan(module, datamodule, trainer, module.changes, resumed)
                 show_rows("Training plan", plan)
 
-        trainer.callbacks.append(LambdaCallback(setup=show_plan))  # type: ignore[attr-defined]
+        # A checkpoint that does not fit is refused before.
+        trainer.callbacks.append(LambdaCallback(on_fit_start=show_plan))  # type: ignore[attr-defined]
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config
@@ -209,6 +222,7 @@ class RFDETR(PublishedCalls):
         """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
         training.
 
+        A dict of figures by published name ("test/mAP_50_95", "val/F1"), and more as attributes.
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
         `train`, of which `resolution` and `class_names` (of the data's classes) have effect.
@@ -241,7 +255,8 @@ class RFDETR(PublishedCalls):
             found = self.model.detect(pixels, sizes, autocast=autocast)
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
-        return evaluate_split(detect, index, **counts)
+        prefix = "val/" if split == "valid" else f"{split}/"
+        return replace(evaluate_split(detect, index, **counts), prefix=prefix)
 
     def predict(  # noqa: PLR0913 - the first five are the published ones
         self,

@@ -2,7 +2,15 @@
 how it is trained (`TrainConfig`). Unknown names are refused with the nearest known one.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from rfdetr.config.fields import *  # noqa: F403
 from rfdetr.config.model import *  # noqa: F403
 from rfdetr.config.training import *  # noqa: F403
 from rfdetr.config.variants import *  # noqa: F403
+from rfdetr.moved import missing
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name)
