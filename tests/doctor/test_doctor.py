@@ -33,8 +33,7 @@ Content = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor") / "clean"
-    return generate(folder, 30, DEMO_CLASSES[:2], seed=5, sides=(160, 224))
+    return generate(tmp_path_factory.mktemp("doctor") / "clean", 30, DEMO_CLASSES[:2], seed=5)
 
 
 @pytest.fixture
