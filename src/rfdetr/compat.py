@@ -300,7 +300,7 @@ def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
         fate = TRAIN.get(name)
         owner, renamed = fate if isinstance(fate, Moved) else ("train", "")
         known = parts[owner].setdefault(renamed or name, value)
-        if not _same(known, value):
+        if known is not value and not _same(known, value):
             raise InputError(f"{name} and {renamed or name} are one setting: give one of them")
     train, model, trainer = parts.values()
     device = model.pop("device", None)

@@ -16,6 +16,7 @@ from rfdetr.weights.reading import (
     checkpoint_of,
     load_content,
     read_checkpoint,
+    refuse_damaged,
 )
 
 if TYPE_CHECKING:
@@ -30,17 +31,18 @@ def keep_settings(config: TrainConfig, source: Path, names: list[str] | None) ->
 
     The names, where the data's own are still those that the checkpoint has recorded: `names`.
     """
+    refuse_damaged(source)
     if source.suffix == ".safetensors":
         args = read_checkpoint(source).args
     else:
         args = checkpoint_of(source, load_content(source)).args
     if config.notes is None:
         config.notes = args.get("notes")
-    data: Any = args.get("data") or {}
-    own = list(data["train"]["boxes"]) if "train" in data else None  # as no published file has them
-    if config.class_names is None and own is not None and own == names:
-        given = list(args["class_names"])[: len(own)]
-        config.class_names = None if given == own else given
+    match args:  # published files record no data
+        case {"data": {"train": {"boxes": dict(own)}}, "class_names": list(known)}:
+            given = known[: len(own)]
+            if config.class_names is None and list(own) == names != given:
+                config.class_names = given
 
 
 def check_shared(
