@@ -259,10 +259,8 @@ def test_logged_names_table_and_file(tmp_path: Any) -> None:
     with console.capture() as captured:
         console.print(metrics_table(metrics))
     row = next(line for line in captured.get().splitlines() if " all " in line)
-    assert (
-        f" {100 * masks['mAP_50_95']:.1f} " in row
-        and f" {100 * metrics.overall['mAP_50_95']:.1f} " in row
-    )
+    for figures in (masks, metrics.overall):
+        assert f" {figures['mAP_50_95']:.3f} " in row
 
     write_results(tmp_path / "results.json", {"test": metrics}, "w.pth")
     record = json.loads((tmp_path / "results.json").read_text())["splits"]["test"]

@@ -140,7 +140,7 @@ def as_record(metrics: Metrics) -> dict[str, Any]:
 
 
 def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
-    """One row per class and one of means, in per cent, for `rich.print`."""
+    """One row per class and one of means, for `rich.print`."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -163,7 +163,7 @@ def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
         figures = [row[key] for key in ("AP", "AP50", "precision", "recall", "F1")]
         if masks:
             figures = [of_masks[number]["AP"], of_masks[number]["AP50"], *figures]
-        shown = ("-" if math.isnan(value) else f"{100 * value:.1f}" for value in figures)
+        shown = ("-" if math.isnan(value) else f"{value:.3f}" for value in figures)
         style = "bold" if number == len(metrics.per_class) else None
         counts = (str(row["images"]), str(row["boxes"]))
         table.add_row(escape(row["name"]), *counts, *shown, style=style)

@@ -264,13 +264,17 @@ class EpochProgressBar(TQDMProgressBar):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Holds back what Lightning says of code that is as it should be, and nothing else."""
+    """Holds back what Lightning says of code that is as it should be, or what plan and summary say,
+    and nothing else.
+    """
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
 
-    def is_no_tip(record: logging.LogRecord) -> bool:
-        return "Tip:" not in record.getMessage()
+    said_better = "Tip:", " available: ", "Automatic Mixed Precision", "`Trainer.fit` stopped"
 
-    source.addFilter(is_no_tip)
+    def is_news(record: logging.LogRecord) -> bool:
+        return not any(words in record.getMessage() for words in said_better)
+
+    source.addFilter(is_news)
     try:
         with warnings.catch_warnings():
             for message in (
@@ -284,4 +288,4 @@ def quiet_lightning() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        source.removeFilter(is_no_tip)
+        source.removeFilter(is_news)
