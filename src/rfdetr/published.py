@@ -25,7 +25,7 @@ from rfdetr.models.detector import detector_in
 from rfdetr.weights.writing import checkpoint_args, published_tensors
 
 if TYPE_CHECKING:
-    from rfdetr.inference.predictor import Predictor
+    from rfdetr.inference.network import NetworkPredictor
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,7 +33,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class PublishedCalls:
     """What scripts of rfdetr 1.4 to 1.11 call on a model beside train, evaluate and predict."""
 
-    model: Predictor
+    model: NetworkPredictor
     model_config: ModelConfig
     _weights_file: Path | None
     means: ClassVar[list[float]] = list(IMAGENET_MEAN)

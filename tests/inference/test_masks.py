@@ -22,16 +22,16 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> NetworkPredictor:
     config = RFDETRSegMiniConfig(pretrain_weights=None, resolution=64, num_classes=2, num_select=20)
     torch.manual_seed(0)
     model = build_detector(config)
-    return Predictor(
+    return NetworkPredictor(
         model, resolution=64, num_select=20, labels={0: "cat", 1: "dog"}, device=torch.device("cpu")
     )
 
 
-def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: Predictor) -> None:
+def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: NetworkPredictor) -> None:
     (found,) = predictor.predict([IMAGE], threshold=0.0)
     (raw,) = predictor.detect(predictor.preprocess([IMAGE]), torch.tensor([IMAGE.shape[:2]]))
     named = torch.isin(raw["labels"], torch.tensor([0, 1]))
@@ -43,7 +43,7 @@ def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: Predicto
 
 
 def test_masks_below_the_threshold_are_never_built(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: NetworkPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = []
 
@@ -83,7 +83,9 @@ def test_compact_masks_are_filtered_and_drawn_as_arrays_are() -> None:
     assert picture[750, 1000].any() and not picture[100, 100].any()
 
 
-def test_the_command_writes_masks_as_coco_run_lengths_and_draws_them(predictor: Predictor) -> None:
+def test_the_command_writes_masks_as_coco_run_lengths_and_draws_them(
+    predictor: NetworkPredictor,
+) -> None:
     (found,) = predictor.predict([IMAGE], threshold=0.0)
     prediction = Prediction("a.jpg", IMAGE, found)
     written = _record(prediction)["detections"]
