@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,17 +13,17 @@ from typing_extensions import Unpack
 
 from rfdetr import compat
 from rfdetr.checks import check_path
-from rfdetr.config import ModelConfig, adds_masks_to
+from rfdetr.config import ModelConfig, adds_masks_to, variant_name
 from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, needs_extra
-from rfdetr.inference.network import NetworkPredictor, best_device
+from rfdetr.inference.network import best_device
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.predicting import ExportedDetector, Kind, PredictingModel
-from rfdetr.published import PublishedCalls
+from rfdetr.published import ModelContext, PublishedCalls
 from rfdetr.weights.identify import config_from_checkpoint
-from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed
+from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed, repeated
 from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
@@ -47,10 +48,13 @@ class RFDETR(PublishedCalls, PredictingModel):
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     classes: ClassVar[dict[type[ModelConfig], type[RFDETR]]] = {}  # of the configurations
+    size: ClassVar[str | None] = None  # the published name of a variant, "rfdetr-nano"
 
     def __init_subclass__(cls, config: type[ModelConfig] | None = None) -> None:
         cls.config_class = config or cls.config_class
         cls.classes.setdefault(cls.config_class, cls)
+        if name := variant_name(cls.config_class):
+            cls.size = f"rfdetr-{name.removesuffix('-deprecated')}"
 
     def __init__(self, *, class_names: ClassNames | None = None, **settings: Any) -> None:
         settings = compat.absorb(settings, compat.MODEL)
@@ -86,7 +90,8 @@ class RFDETR(PublishedCalls, PredictingModel):
     def from_export(path: str | os.PathLike[str]) -> ExportedDetector:
         """The exported model of a .onnx, .xml or .pt2 file, or of the only one in a folder.
 
-        It has `predict`, `predict_stream`, `evaluate` and `class_names`.
+        It has `predict`, `predict_stream`, `evaluate` and `class_names`. Reading a .pt2 may run what
+        is in it: open none that you would not run.
         """
         return ExportedDetector(path)
 
@@ -121,6 +126,9 @@ class RFDETR(PublishedCalls, PredictingModel):
         wanted_names = None if same_classes else given
         report = load_pretrained(network, self.model_config, checkpoint, wanted_names)
         file_names = given or names if same_classes else names
+        if twice := repeated(file_names or ()):
+            told = f"classes of one name: {', '.join(twice)}; evaluate() takes them as one class"
+            warnings.warn(told, stacklevel=3)
         self._start = Start(file_names, to_published(network.state_dict()), report)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
         self._use(network, file_names if same_classes else given)
@@ -132,7 +140,7 @@ class RFDETR(PublishedCalls, PredictingModel):
         labels = class_labels(class_names, config.num_classes)
         sizes = {"resolution": config.resolution, "num_select": config.num_select}
         device = best_device(config.device)
-        self.model = NetworkPredictor(network, labels=labels, device=device, **sizes)
+        self.model = ModelContext(network, labels=labels, device=device, **sizes)
 
     @property
     def kind(self) -> Kind:
@@ -161,12 +169,15 @@ class RFDETR(PublishedCalls, PredictingModel):
             from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
+            from rfdetr.training.resume import keep_settings
             from rfdetr.training.run_folder import RunFolder, default_folder
 
         of_training, of_model, of_trainer = compat.split_moved(settings)
         self.train_config_class.refuse_unknown(of_training, type(self).__name__)
         config = self.train_config_class(**of_training)
         model_config = self.get_model_config(**of_model)
+        if "device" in of_model:
+            best_device(model_config.device)  # one that is not here is told at once
         if "output_dir" not in config.model_fields_set and not config.overwrite:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
@@ -174,6 +185,8 @@ class RFDETR(PublishedCalls, PredictingModel):
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
         datamodule = RFDETRDataModule(model_config, config)
         datamodule.setup("fit")
+        if resumed:
+            keep_settings(config, resumed, datamodule.class_names)
         names = renamed(datamodule.class_names or [], config.class_names)
         model_config = self.get_model_config(**of_model, num_classes=len(names))
         weights = self._start.weights(to_published(self.weights()))
@@ -185,7 +198,8 @@ class RFDETR(PublishedCalls, PredictingModel):
                 plan = training_plan(module, datamodule, trainer, module.changes, resumed)
                 show_rows("Training plan", plan)
 
-        trainer.callbacks.append(LambdaCallback(setup=show_plan))  # type: ignore[attr-defined]
+        # A checkpoint that does not fit is refused before.
+        trainer.callbacks.append(LambdaCallback(on_fit_start=show_plan))  # type: ignore[attr-defined]
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config = model_config

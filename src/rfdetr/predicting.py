@@ -75,6 +75,7 @@ class PredictingModel(abc.ABC):
         """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
         training, of an exported model in its own.
 
+        A dict of figures by published name ("test/mAP_50_95", "val/F1"), and more as attributes.
         Classes are matched by name, and the model must know all of the data's. After
         `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
         `train`, of which `resolution` and `class_names` (of the data's classes) have effect.
@@ -108,7 +109,8 @@ class PredictingModel(abc.ABC):
             found = self.model.detect(pixels, sizes, autocast=autocast)
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
-        return evaluate_split(detect, index, **counts)
+        prefix = "val/" if split == "valid" else f"{split}/"
+        return replace(evaluate_split(detect, index, **counts), prefix=prefix)
 
     def predict(  # noqa: PLR0913 - the first five are the published ones
         self,

@@ -18,22 +18,33 @@ from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, Tr
 from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
-from rfdetr.export import Options, Subject, formats_in, new_folder, write
-from rfdetr.export.artifacts import NAME
+from rfdetr.export import Subject, formats_in, new_folder, options_of, write
 from rfdetr.files import atomic_write
+from rfdetr.inference.network import NetworkPredictor
 from rfdetr.models.detector import detector_in
+from rfdetr.moved import no_attribute
 from rfdetr.weights.writing import checkpoint_args, published_tensors
 
-if TYPE_CHECKING:
-    from rfdetr.inference.network import NetworkPredictor
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelContext(NetworkPredictor):
+    """What predicts, as `model.model` of the published package: with the names of the classes."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.labels.values())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, "ModelContext")
 
 
 class PublishedCalls:
     """What scripts of rfdetr 1.4 to 1.11 call on a model beside train, evaluate and predict."""
 
-    model: NetworkPredictor
+    model: ModelContext
     model_config: ModelConfig
     _weights_file: Path | None
     means: ClassVar[list[float]] = list(IMAGENET_MEAN)
@@ -43,6 +54,11 @@ class PublishedCalls:
 
         @property
         def class_names(self) -> list[str]: ...
+
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, "RFDETR")
 
     def inference(
         self,
@@ -130,30 +146,15 @@ class PublishedCalls:
         """
         formats = formats_in(format)
         self.model.check_patch_size(patch_size)
-        config = ExportConfig(**settings)
+        of_hf = compat.OF_HF if formats == ["hf"] else {}
+        config = ExportConfig(**compat.absorb(settings, of_hf))
+        self.weights()  # or an error: nothing else may be exported
+        network, labels = detector_in(self.model.model), self.model.labels
+        subject = Subject(network, self.model_config, labels, self._weights_file, notes)
         default = "output/hf" if formats == ["hf"] else "output"
         folder = check_path("output_dir", default if output_dir is None else output_dir)
-        self.weights()
-        subject = Subject(
-            detector_in(self.model.model),
-            self.model_config,
-            self.model.labels,
-            self._weights_file,
-            notes,
-        )
-        written = write(subject, folder, formats, self._options(config))
+        written = write(subject, folder, formats, options_of(config, formats, subject))
         return written[0] if len(formats) == 1 else written
-
-    def _options(self, config: ExportConfig) -> Options:
-        return Options(
-            size=self.model.check_shape(config.shape or (self.model_config.resolution,) * 2),
-            dtype=config.dtype,
-            input_dtype=config.input_dtype,
-            batch=None if config.dynamic_batch else config.batch_size,
-            opset=config.opset_version,
-            name=config.output_name or NAME,
-            overwrite=config.overwrite,
-        )
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line.

@@ -8,10 +8,8 @@ from __future__ import annotations
 import abc
 import io
 import os
-import re
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,13 +241,16 @@ def restored(content: bytes, weights: bytes) -> OpenVinoEngine:
 
 
 class ProgramEngine(ArtifactEngine):
-    """A program of `torch.export`, in float32."""
+    """A program of `torch.export`, in float32.
+
+    Reading one may run what is in it, unlike a checkpoint, an ONNX or an OpenVINO file.
+    """
 
     name = "pt2"
 
     def __init__(self, content: bytes, source: str = "the program") -> None:
         extra = {KEY: ""}
-        with unreadable(source, "a program of torch.export"), quiet(), no_code(content):
+        with unreadable(source, "a program of torch.export"), quiet():
             program = torch.export.load(io.BytesIO(content), extra_files=extra)
         metadata = metadata_in(extra[KEY] or None, source)
         super().__init__(metadata, [metadata.input.name], [*metadata.outputs.model_dump().values()])
@@ -265,22 +266,6 @@ class ProgramEngine(ArtifactEngine):
 
     def __reduce__(self) -> Any:
         return ProgramEngine, (self._content,)
-
-
-@contextmanager
-def no_code(content: bytes) -> Iterator[None]:
-    """Has torch load tensors alone from a program, which it would else unpickle."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(re.search(r"/constants/(?!tensor_|weight_)", name) for name in archive.namelist()):
-            raise RuntimeError("it holds objects of Python")
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        os.environ.update({} if before is None else {name: before})
 
 
 ENGINES: dict[str, Callable[[Path], ArtifactEngine]] = {
