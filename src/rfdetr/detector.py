@@ -90,8 +90,8 @@ class RFDETR(PublishedCalls, PredictingModel):
     def from_export(path: str | os.PathLike[str]) -> ExportedDetector:
         """The exported model of a .onnx, .xml or .pt2 file, or of the only one in a folder.
 
-        It has `predict`, `predict_stream`, `evaluate` and `class_names`. Reading a .pt2 may run what
-        is in it: open none that you would not run.
+        It has `predict`, `predict_stream`, `evaluate` and `class_names`. Reading a .pt2 may run
+        what is in it: open none that you would not run.
         """
         return ExportedDetector(path)
 

@@ -21,8 +21,10 @@ from torch import Tensor
 from rfdetr.checks import check_path
 from rfdetr.data.images import normalize
 from rfdetr.errors import InputError, MissingPackageError, needs_extra
+from rfdetr.export import Options, Subject
+from rfdetr.export.artifacts import Work
 from rfdetr.export.metadata import KEY, Metadata
-from rfdetr.export.openvino import PRECISIONS
+from rfdetr.export.openvino import PRECISIONS, openvino_model
 from rfdetr.export.program import quiet
 
 if TYPE_CHECKING:
@@ -77,8 +79,8 @@ class ArtifactEngine(abc.ABC):
         if (height, width) != own:
             found = f"an image of {height} x {width} (height x width)"
             raise InputError(
-                f"{found} for a model exported for {own[0]} x {own[1]}, which takes no other: "
-                f"leave shape out, or export with shape=({height}, {width})"
+                f"{found} for an engine made for {own[0]} x {own[1]}, which takes no other: leave "
+                f"shape out, or export with shape=({height}, {width})"
             )
 
     def __call__(self, pixels: Tensor) -> Outputs:
@@ -266,6 +268,15 @@ class ProgramEngine(ArtifactEngine):
 
     def __reduce__(self) -> Any:
         return ProgramEngine, (self._content,)
+
+
+def engine_of(subject: Subject, options: Options, backend: str) -> ArtifactEngine:
+    """The engine "onnx" or "openvino" of a model in memory; it takes some seconds to make."""
+    work = Work(subject, options)
+    if backend == "onnx":
+        return OnnxEngine(work.onnx.SerializeToString())
+    how: dict[str, Any] = {"dtype": options.dtype, "calibration": options.calibration}
+    return OpenVinoEngine(openvino_model(work.onnx, work.metadata, **how))
 
 
 ENGINES: dict[str, Callable[[Path], ArtifactEngine]] = {

@@ -59,7 +59,7 @@ class NetworkPredictor(Predictor):
     ) -> None:
         self.model = model.to(device).eval()
         self.resolution = resolution
-        self._own_device = device
+        self.own_device = device
         self._optimized: Engine | None = None
         self._settings: tuple[torch.dtype, bool] | None = (torch.float32, False)
         """What `optimize` made it with; None for an engine of `use`."""
@@ -69,7 +69,7 @@ class NetworkPredictor(Predictor):
         super().__init__(self.engine(), size=size, num_select=num_select, labels=labels)
 
     def engine(self, autocast: torch.dtype | None = None) -> Engine:
-        return self._optimized or TorchEngine(self.model, self._own_device, autocast)
+        return self._optimized or TorchEngine(self.model, self.own_device, autocast)
 
     def optimize(self, dtype: torch.dtype, compiled: bool, in_place: bool = False) -> None:
         """Predict with a private copy of the network, its weights as `dtype`, compiled if asked.
@@ -90,7 +90,7 @@ class NetworkPredictor(Predictor):
         self._settings = dtype, compiled
         changed: Any = torch.compile(network) if compiled else network
         is_plain = dtype == torch.float32 and not compiled
-        self._optimized = None if is_plain else TorchEngine(changed, self._own_device)
+        self._optimized = None if is_plain else TorchEngine(changed, self.own_device)
 
     def use(self, engine: Engine) -> None:
         """Predict with `engine`, which was made of the network, until `optimize` is called."""
