@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import io
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -161,12 +162,13 @@ class OpenVinoEngine(ArtifactEngine):
     def open(cls, path: Path) -> OpenVinoEngine:
         with needs_extra("export", "OpenVINO"):
             import openvino
-        content, weights = path.read_bytes(), path.with_suffix(".bin")
+        weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise InputError(f"{path}: its weights, {weights.name}, are not beside it")
         with unreadable(str(path), "a model of OpenVINO"):
-            if not content.lstrip().startswith(b"<"):  # readers of other formats would print lines
-                raise RuntimeError("it is no XML")
+            if not re.search(rb"<net\s[^>]*version=", path.read_bytes()[:4096]):
+                # Else readers of other formats look at it, and print lines.
+                raise InputError(f"{path}: expected a model of OpenVINO, found no <net version=")
             model = openvino.Core().read_model(path)
         return cls(model, str(path))
 
@@ -302,10 +304,8 @@ def open_artifact(path: str | os.PathLike[str]) -> tuple[Engine, Metadata]:
     if file.is_dir():
         found = sorted(one.name for one in file.iterdir() if one.suffix.lower() in ENGINES)
         if len(found) != 1:
-            there = f"holds {', '.join(found)}: name one of them" if found else "holds no artifact"
-            raise InputError(
-                f"{file}: expected one file ending in {', '.join(ENGINES)}; it {there}"
-            )
+            there = f"holds {', '.join(found)}: name one of them" if found else "holds none"
+            raise InputError(f"{file}: expected a file ending in {', '.join(ENGINES)}; it {there}")
         file /= found[0]
     if file.suffix.lower() not in ENGINES:
         raise InputError(f"{file}: expected the name of a file ending in {', '.join(ENGINES)}")
