@@ -290,8 +290,10 @@ ENGINES: dict[str, Callable[[Path], ArtifactEngine]] = {
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of an artifact, or of a folder, which may hold one."""
-    return Path(path).suffix.lower() in ENGINES or Path(path).is_dir()
+    """Whether a name is that of an artifact, or of a folder with one."""
+    place = Path(path)
+    names = place.iterdir() if place.is_dir() else [place]
+    return any(name.suffix.lower() in ENGINES for name in names)
 
 
 def open_artifact(path: str | os.PathLike[str]) -> tuple[Engine, Metadata]:
