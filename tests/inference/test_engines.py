@@ -24,7 +24,7 @@ from rfdetr.inference.engines import open_artifact
 from rfdetr.predicting import ExportedDetector
 from rfdetr.synthetic.generate import generate
 
-CLASSES = ["plus", "ring", "kite", "arrow"]  # which the bundled models know
+CLASSES = ["arc", "bean", "disc", "drop", "kite", "pentagon"]  # which the bundled models know
 ENDINGS = ["onnx", "xml", "pt2"]
 METADATA = Metadata(
     variant=None,
@@ -214,7 +214,7 @@ def assert_alike(got: Any, want: Any) -> None:
 def test_an_artifact_finds_what_the_network_finds(trained: Trained, ending: str) -> None:
     exported = trained.exported(ending)
     want = trained.model.predict(trained.images(), threshold=0.3)
-    assert sum(len(one) for one in want) > 5
+    assert sum(len(one) for one in want) > 3
     for batch_size in (1, 3):
         got = exported.predict(trained.images(), threshold=0.3, batch_size=batch_size)
         for one, other in zip(got, want, strict=True):
