@@ -40,8 +40,9 @@ ROOMS = [  # from the ground up
     "synthetic",
     "evaluation",
     "training",
-    "inference",
     "export",
+    "inference",
+    "predicting",
     "published",
     "detector",
     "variants",
@@ -49,7 +50,11 @@ ROOMS = [  # from the ground up
     "cli",
     "__main__",
 ]
-ALIASES = {"data/__init__.py": "doctor", "data/synthetic.py": "synthetic"}  # earlier import paths
+ALIASES = {
+    "data/__init__.py": "doctor",  # earlier import paths
+    "data/synthetic.py": "synthetic",
+    "export/calibration.py": "inference",  # images for int8 are given as `predict` takes them
+}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 HEAVY = (
     "pytorch_lightning",

@@ -6,11 +6,19 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from rfdetr.cli.options import AsJson, BatchSize, Checkpoint, Dataset, DatasetFile, Device
+from rfdetr.cli.options import (
+    AsJson,
+    BatchSize,
+    Dataset,
+    DatasetFile,
+    Device,
+    Predicting,
+    open_model,
+)
 
 
 def evaluate(  # noqa: PLR0913 (each is an option)
-    checkpoint: Checkpoint,
+    checkpoint: Predicting,
     dataset: Annotated[Path, Dataset],
     /,
     *,
@@ -32,9 +40,8 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     from rich.console import Console
 
     from rfdetr.evaluation.metrics import as_record, metrics_table
-    from rfdetr.variants import RFDETR
 
-    detector = RFDETR.from_checkpoint(checkpoint, device=device)
+    detector = open_model(checkpoint, device)
     names = class_names.split(",") if class_names else None
     metrics = detector.evaluate(
         dataset, split, batch_size, dataset_file=dataset_file, class_names=names

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rfdetr.cli.options import BatchSize, Checkpoint, Device
+from rfdetr.cli.options import BatchSize, Device, Predicting, open_model
 from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ JSON_NAME = "predictions.json"
 
 
 def predict(
-    checkpoint: Checkpoint,
+    checkpoint: Predicting,
     /,
     *sources: str,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
@@ -42,7 +42,6 @@ def predict(
     from rfdetr.data.images import ImageError
     from rfdetr.files import atomic_write
     from rfdetr.inference.sources import expand
-    from rfdetr.variants import RFDETR
 
     if not sources:
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
@@ -50,7 +49,7 @@ def predict(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     images = list(expand(sources))
-    detector = RFDETR.from_checkpoint(checkpoint, device=device)
+    detector = open_model(checkpoint, device)
     stream = detector.predict_stream(images, threshold, batch_size, on_error="skip")
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
