@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rfdetr import RFDETR, compat
-from rfdetr.config import ModelConfig, SegmentationTrainConfig
+from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "compatibility.md"
@@ -28,7 +28,7 @@ CALLS = {  # heading, our call, the configuration whose fields it takes, the tab
     "predict": ("`predict()`", RFDETR.predict, None, {}),
     "inference": ("`inference()`", RFDETR.inference, None, {}),
     "evaluate": ("`evaluate()`", RFDETR.evaluate, None, {}),
-    "export": ("`export()`", RFDETR.export, None, compat.EXPORT),
+    "export": ("`export()`", RFDETR.export, ExportConfig, compat.EXPORT),
     "export_for_roboflow": ("`export_for_roboflow()`", RFDETR.export_for_roboflow, None, {}),
 }
 PARTS = re.compile(r"(<!-- (\w+): generated -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -62,6 +62,10 @@ def fate_of(call: str, keyword: str) -> str:
         described = ModelConfig.model_fields.get(keyword) if fate.to == "model" else None
         name = f" as `{fate.name}`" if fate.name else ""
         return f"goes to the {fate.to}{name}" + (f": {described.description}" if described else "")
+    if isinstance(fate, compat.Translated):
+        known = {repr(a): f"`{fate.field}={b!r}`" for a, b in fate.values.items() if b}
+        same = ", ".join(f"`{value}` is {here}" for value, here in known.items())
+        return f"{same}; no other: {fate.instead}"
     entries = ", ".join(f"`{entry}`, `{name}` here" for entry, name in fate.fields.items())
     return f"taken: a dict of {entries}"
 

@@ -246,7 +246,7 @@ def test_calibration_images_are_spread_over_what_is_given(tiny_coco: Path) -> No
 
 
 def test_int8_needs_images(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="int8 needs calibration_data.*no run's config.yaml"):
+    with pytest.raises(InputError, match=r"int8 needs calibration_data.*no run's config\.yaml"):
         a_model().export(tmp_path, format="openvino", dtype="int8")
 
 
