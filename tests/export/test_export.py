@@ -53,6 +53,8 @@ def test_every_variant_gives_the_published_outputs(variant: str) -> None:
     outputs = own(normal)
     torch.testing.assert_close(found[0], outputs.boxes[-1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1], outputs.logits[-1], atol=1e-4, rtol=1e-4)
+    if outputs.masks is not None:  # of one layer, before the proposals'
+        torch.testing.assert_close(found[2], outputs.masks.mask_logits(0), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -58,8 +58,9 @@ class Exportable(nn.Module):
         if self.normalizes:
             images = (images.float() - self.mean) / self.deviation
         found = self.network(images)
-        outputs: tuple[Tensor, ...] = found.boxes[-1], found.logits[-1]
-        return outputs if found.masks is None else (*outputs, found.masks.mask_logits(-1))
+        last = len(found.logits) - 1  # of the decoder: the last masks are the proposals'
+        outputs: tuple[Tensor, ...] = found.boxes[last], found.logits[last]
+        return outputs if found.masks is None else (*outputs, found.masks.mask_logits(last))
 
 
 def exported(
