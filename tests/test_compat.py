@@ -21,7 +21,13 @@ from tests.tiny import TINY
 
 import rfdetr
 from rfdetr import RFDETR, RFDETRMini, compat
-from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.config import (
+    ExportConfig,
+    ModelConfig,
+    RFDETRMiniConfig,
+    SegmentationTrainConfig,
+    TrainConfig,
+)
 from rfdetr.errors import InputError, RunError
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.run import labels_of
@@ -72,6 +78,9 @@ def test_every_published_keyword_has_an_answer() -> None:
         "older": [n for n in KEYWORDS["older"] if n not in {*train, *model, *compat.TRAIN}],
         "constructor": [n for n in KEYWORDS["constructor"] if n not in {*model, *compat.MODEL}],
     }
+    known_to_export = {*inspect.signature(RFDETR.export).parameters, *ExportConfig.model_fields}
+    known_to_export |= compat.EXPORT.keys()
+    unanswered["export"] = [n for n in KEYWORDS["export"] if n not in known_to_export]
     for call in CALLS:
         known = inspect.signature(getattr(RFDETR, call)).parameters
         unanswered[call] = [name for name in KEYWORDS[call] if name not in known]
@@ -82,18 +91,24 @@ def test_no_answer_hides_a_field() -> None:
     of_training = {n for n, fate in compat.TRAIN.items() if not isinstance(fate, compat.Moved)}
     assert not of_training & set(SegmentationTrainConfig.model_fields)
     assert not compat.MODEL.keys() & ModelConfig.model_fields.keys()
+    assert not compat.EXPORT.keys() & ExportConfig.model_fields.keys()
+    assert compat.OF_HF.keys() == ExportConfig.model_fields.keys() - {"notes"}
 
 
 @pytest.mark.parametrize(
     ("config", "fates", "needed"),
-    [(RFDETRMiniConfig, compat.MODEL, {}), (TrainConfig, compat.TRAIN, {"dataset_dir": "data"})],
+    [
+        (RFDETRMiniConfig, compat.MODEL, {}),
+        (TrainConfig, compat.TRAIN, {"dataset_dir": "data"}),
+        (ExportConfig, compat.EXPORT, {}),
+    ],
 )
 def test_constants_are_taken_and_harmless_values_told_once(
     config: Any, fates: dict[str, compat.Fate], needed: dict[str, str]
 ) -> None:
     plain = config(**needed)
     for name, fate in fates.items():
-        if isinstance(fate, compat.Moved | compat.Unpacked):
+        if isinstance(fate, compat.Moved | compat.Unpacked | compat.Translated):
             continue
         usual = fate.values if isinstance(fate, compat.Constant) else (fate.default,)
         with warnings.catch_warnings():

@@ -168,7 +168,6 @@ class PublishedCalls:
         *,
         format: str | Sequence[str] = "onnx",
         patch_size: int | None = None,
-        notes: Any = None,
         **settings: Any,
     ) -> Path | list[Path]:
         """Writes the model for other programs; gives the file to open, a list for several formats.
@@ -176,8 +175,8 @@ class PublishedCalls:
         `format` is "onnx", "openvino", "pt2" (torch.export), "hf" (a new folder of its own, which
         `transformers` reads as `rf_detr`), or several: "onnx,openvino". `output_dir` is "output" if
         None; of what is there, nothing is written over. `settings` are the fields of
-        `ExportConfig` (`dtype`, `opset_version`, `shape`, ...). `notes`, any JSON value, stay with
-        the artifact. `patch_size` can only be the model's own.
+        `ExportConfig` (`dtype`, `opset_version`, `shape`, `notes`, ...) and those of the published
+        call; `patch_size` can only be the model's own.
 
         Beside an artifact lie its metadata, `NAME.rfdetr.json`, and rfdetr_decode.py, which runs it
         without this package.
@@ -186,7 +185,7 @@ class PublishedCalls:
         self.model.check_patch_size(patch_size)
         of_hf = compat.OF_HF if formats == ["hf"] else {}
         config = ExportConfig(**compat.absorb(settings, of_hf))
-        subject = self._subject(notes)
+        subject = self._subject(config.notes)
         default = "output/hf" if formats == ["hf"] else "output"
         folder = check_path("output_dir", default if output_dir is None else output_dir)
         written = write(subject, folder, formats, options_of(config, formats, subject))
