@@ -7,6 +7,7 @@ takes it, and has one of these fates; none is dropped without a word:
     Harmless    absorbed at its published default; else ignored, and one warning says why
     Moved       handed on to the model's configuration or to the trainer
     Unpacked    a dict whose entries are fields here
+    Translated  a field here has another name for each of its values
 """
 
 from __future__ import annotations
@@ -47,10 +48,21 @@ class Unpacked(NamedTuple):
     fields: dict[str, str]
 
 
-Fate = Constant | Harmless | Moved | Unpacked
+class Translated(NamedTuple):
+    """The field that says the same, its value for each of the keyword's (None: leave it), and what
+    to do for another value.
+    """
+
+    field: str
+    values: dict[Any, Any]
+    instead: str
+
+
+Fate = Constant | Harmless | Moved | Unpacked | Translated
 
 _NO_KEYPOINTS = "keypoint models are not part of this package"
 _OPTIMIZER = "override RFDETRModule.configure_optimizers (docs/custom-training.md)"
+_NO_HALF = 'weights are float32, and dtype="bfloat16" (OpenVINO) is the fast arithmetic'
 _AUGMENT = "color_jitter= changes colours; for more, override RFDETRDataModule.train_dataloader"
 
 MODEL: dict[str, Fate] = {
@@ -121,23 +133,17 @@ TRAIN: dict[str, Fate] = {
 
 EXPORT: dict[str, Fate] = {
     "backbone_only": Constant((False,), "the whole network is written"),
-    "shape": Constant((None,), "load the model with another resolution= and export that"),
-    "quantization": Constant((None, "fp32"), "weights are written as float32"),
-    "batch_size": Harmless(1, "any number of images is taken"),
-    "dynamic_batch": Harmless(False, "any number of images is taken"),
+    "quantization": Translated("dtype", {None: None, "fp32": "float32", "int8": "int8"}, _NO_HALF),
+    "openvino_precision": Translated("dtype", {None: None, "float32": "float32"}, _NO_HALF),
     "max_batch_size": Harmless(None, "any number of images is taken"),
-    "opset_version": Harmless(17, "it is of ONNX"),
     "fp16": Harmless(True, "it is of TensorRT"),
-    "output_name": Harmless(None, "the files have the names that transformers looks for"),
-    **dict.fromkeys(
-        ("infer_dir", "calibration_data"), Harmless(None, "no sample images are needed")
-    ),
-    "max_images": Harmless(100, "no sample images are needed"),
+    "infer_dir": Harmless(None, "no sample images are needed"),
     "verbose": Harmless(True, "little is told"),
+    "simplify": Harmless(True, "constants are folded and the graph is pruned"),
+    "force": Harmless(False, "overwrite=True writes over an artifact"),
     **dict.fromkeys(("backend", "soc"), Harmless(None, "it is of ExecuTorch")),
     "coreml_precision": Harmless(None, "it is of Core ML"),
     "coreai_precision": Harmless(None, "it is of Core AI"),
-    "openvino_precision": Harmless(None, "it is of OpenVINO"),
 }
 
 TRAINER = {
@@ -167,11 +173,25 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
             ignored.append(f"{name}={short(value)} ({fate.why})")
         if isinstance(fate, Unpacked):
             left |= _unpacked(name, value, fate.fields, settings)
+        if isinstance(fate, Translated):
+            left |= _unpacked(
+                name, _translated(name, value, fate), {fate.field: fate.field}, settings
+            )
         if fate is None or isinstance(fate, Moved):
             left[name] = value
     if ignored:
         warnings.warn(f"without effect here: {'; '.join(ignored)}", stacklevel=3)
     return left
+
+
+def _translated(name: str, value: Any, fate: Translated) -> dict[str, Any]:
+    """The field and its value; `InputError` for a value that has no equivalent."""
+    known = [one for one in fate.values if _same(value, one)]
+    if not known:
+        found = f"{name}={short(value)} of the published package has no equivalent here"
+        raise InputError(f"{found} (only {' or '.join(map(repr, fate.values))}): {fate.instead}")
+    new = fate.values[known[0]]
+    return {} if new is None else {fate.field: new}
 
 
 def _same(value: Any, known: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import types
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from rfdetr import compat
 from rfdetr.checks import check_count, check_kind, check_path
-from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
-from rfdetr.export import Subject, new_folder, writer_of
+from rfdetr.export import Options, Subject, formats_in, new_folder, write
+from rfdetr.export.artifacts import NAME
 from rfdetr.files import atomic_write
 from rfdetr.models.detector import detector_in
 from rfdetr.weights.writing import checkpoint_args, published_tensors
@@ -104,30 +107,53 @@ class PublishedCalls:
     def maybe_download_pretrain_weights(self) -> None:
         """Does nothing: a model is built with its weights, which were downloaded then."""
 
+    @lines_shown()
     def export(
         self,
         output_dir: str | os.PathLike[str] | None = None,
         *,
-        format: str = "onnx",
+        format: str | Sequence[str] = "onnx",
         patch_size: int | None = None,
         notes: Any = None,
         **settings: Any,
-    ) -> Path:
-        """Writes the model for other programs into a new folder, and gives the folder.
+    ) -> Path | list[Path]:
+        """Writes the model for other programs; gives the file to open, a list for several formats.
 
-        `format` is "hf", the files that `transformers` reads as `rf_detr`; "onnx" and the other
-        published ones are not here yet. `output_dir` is output/`format` if None; a folder with
-        something in it is an `InputError`. `notes` go to the page that describes the model.
-        `patch_size` can only be the model's own. Other `settings` are those of the published call.
+        `format` is "onnx", "openvino", "pt2" (torch.export), "hf" (a new folder of its own, which
+        `transformers` reads as `rf_detr`), or several: "onnx,openvino". `output_dir` is "output" if
+        None; of what is there, nothing is written over. `settings` are the fields of
+        `ExportConfig` (`dtype`, `opset_version`, `shape`, ...). `notes`, any JSON value, stay with
+        the artifact. `patch_size` can only be the model's own.
+
+        Beside an artifact lie its metadata, `NAME.rfdetr.json`, and rfdetr_decode.py, which runs it
+        without this package.
         """
-        write = writer_of(format)
+        formats = formats_in(format)
         self.model.check_patch_size(patch_size)
-        compat.absorb_all(settings, compat.EXPORT, "export")
-        path = f"output/{format}" if output_dir is None else output_dir
-        folder = new_folder(check_path("output_dir", path))
-        about = self.model_config, self.model.labels, self._weights_file, notes
-        write(Subject(self.weights(), *about), folder)
-        return folder
+        config = ExportConfig(**settings)
+        default = "output/hf" if formats == ["hf"] else "output"
+        folder = check_path("output_dir", default if output_dir is None else output_dir)
+        self.weights()
+        subject = Subject(
+            detector_in(self.model.model),
+            self.model_config,
+            self.model.labels,
+            self._weights_file,
+            notes,
+        )
+        written = write(subject, folder, formats, self._options(config))
+        return written[0] if len(formats) == 1 else written
+
+    def _options(self, config: ExportConfig) -> Options:
+        return Options(
+            size=self.model.check_shape(config.shape or (self.model_config.resolution,) * 2),
+            dtype=config.dtype,
+            input_dtype=config.input_dtype,
+            batch=None if config.dynamic_batch else config.batch_size,
+            opset=config.opset_version,
+            name=config.output_name or NAME,
+            overwrite=config.overwrite,
+        )
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line.

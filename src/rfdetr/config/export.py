@@ -1,0 +1,64 @@
+"""`ExportConfig`: how a model is written for other programs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from rfdetr import compat
+from rfdetr.config import fields
+from rfdetr.config.fields import PositiveInt, Side
+
+__all__ = ["ExportConfig"]
+
+_DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16"}
+_OPSETS = (18, 23)  # which torch's exporter writes by itself
+
+
+def _dtype_name(value: Any) -> Any:
+    """The name of a torch.dtype, or what a short one stands for; anything else as it is."""
+    text = str(value).removeprefix("torch.")
+    return _DTYPES.get(text, text if type(value).__name__ == "dtype" else value)
+
+
+def _known_opset(value: Any) -> Any:
+    """The published default becomes the lowest that is written, which a warning tells."""
+    if value == 17 and value is not True:
+        told = f"opset_version=17 is without effect here: ONNX is written from {_OPSETS[0]} on"
+        warnings.warn(f"{told}, and this is {_OPSETS[0]}", stacklevel=2)
+        return _OPSETS[0]
+    return value
+
+
+class ExportConfig(fields.StrictConfig):
+    """How a model is written for other programs. A folder for transformers needs none of it."""
+
+    PLACE = "export({setting})"
+    PUBLISHED = compat.EXPORT
+
+    dtype: Annotated[Literal["float32", "bfloat16", "int8"], BeforeValidator(_dtype_name)] = (
+        "float32"
+    )
+    """Arithmetic of OpenVINO's network; the other formats are float32."""
+    input_dtype: Annotated[Literal["float32", "uint8"], BeforeValidator(_dtype_name)] = "float32"
+    """Of the images: "float32" normalised by mean and deviation, "uint8" as they are."""
+    opset_version: Annotated[
+        int, Field(ge=_OPSETS[0], le=_OPSETS[1]), BeforeValidator(_known_opset)
+    ] = 20
+    """Version of ONNX's operators."""
+    batch_size: PositiveInt | None = None
+    """Images at a time, exactly; None: any number."""
+    dynamic_batch: bool | None = None
+    """True: any number of images at a time, whatever batch_size says."""
+    shape: tuple[Side, Side] | None = None
+    """Height and width of the input, pixels; None: the model's resolution."""
+    calibration_data: Any = None
+    """Images for int8: a data set's folder, or what `predict` takes; None: the run's data set."""
+    max_images: PositiveInt = 200
+    """Images of calibration_data that are used, spread evenly."""
+    output_name: str | None = None
+    """Name of the files, without ending; None: inference_model."""
+    overwrite: bool = False
+    """Write over an artifact of the same name."""
