@@ -146,6 +146,20 @@ EXPORT: dict[str, Fate] = {
     "coreai_precision": Harmless(None, "it is of Core AI"),
 }
 
+_ANY_NUMBER, _NO_SAMPLES = "any number of images is taken", "no sample images are needed"
+OF_HF: dict[str, Fate] = {
+    "shape": Constant((None,), "load the model with another resolution= and export that"),
+    **dict.fromkeys(("dtype", "input_dtype"), Constant(("float32",), "the files are of float32")),
+    "batch_size": Harmless(1, _ANY_NUMBER),
+    "dynamic_batch": Harmless(False, _ANY_NUMBER),
+    "opset_version": Harmless(17, "it is of ONNX"),
+    "calibration_data": Harmless(None, _NO_SAMPLES),
+    "max_images": Harmless(100, _NO_SAMPLES),
+    "output_name": Harmless(None, "the files have the names that transformers looks for"),
+    "overwrite": Constant((False,), "give another output_dir"),
+}
+"""Of `ExportConfig`, what the folder for transformers has no use for."""
+
 TRAINER = {
     name: fate.name or name
     for name, fate in TRAIN.items()

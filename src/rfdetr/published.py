@@ -18,8 +18,7 @@ from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, Tr
 from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
-from rfdetr.export import Options, Subject, formats_in, new_folder, write
-from rfdetr.export.artifacts import NAME
+from rfdetr.export import Subject, formats_in, new_folder, options_of, write
 from rfdetr.files import atomic_write
 from rfdetr.models.detector import detector_in
 from rfdetr.weights.writing import checkpoint_args, published_tensors
@@ -130,30 +129,15 @@ class PublishedCalls:
         """
         formats = formats_in(format)
         self.model.check_patch_size(patch_size)
-        config = ExportConfig(**settings)
+        of_hf = compat.OF_HF if formats == ["hf"] else {}
+        config = ExportConfig(**compat.absorb(settings, of_hf))
+        self.weights()  # or an error: nothing else may be exported
+        network, labels = detector_in(self.model.model), self.model.labels
+        subject = Subject(network, self.model_config, labels, self._weights_file, notes)
         default = "output/hf" if formats == ["hf"] else "output"
         folder = check_path("output_dir", default if output_dir is None else output_dir)
-        self.weights()
-        subject = Subject(
-            detector_in(self.model.model),
-            self.model_config,
-            self.model.labels,
-            self._weights_file,
-            notes,
-        )
-        written = write(subject, folder, formats, self._options(config))
+        written = write(subject, folder, formats, options_of(config, formats, subject))
         return written[0] if len(formats) == 1 else written
-
-    def _options(self, config: ExportConfig) -> Options:
-        return Options(
-            size=self.model.check_shape(config.shape or (self.model_config.resolution,) * 2),
-            dtype=config.dtype,
-            input_dtype=config.input_dtype,
-            batch=None if config.dynamic_batch else config.batch_size,
-            opset=config.opset_version,
-            name=config.output_name or NAME,
-            overwrite=config.overwrite,
-        )
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -14,22 +13,12 @@ from rfdetr.config.fields import PositiveInt, Side
 __all__ = ["ExportConfig"]
 
 _DTYPES = {"fp32": "float32", "f32": "float32", "bf16": "bfloat16"}
-_OPSETS = (18, 23)  # which torch's exporter writes by itself
 
 
 def _dtype_name(value: Any) -> Any:
     """The name of a torch.dtype, or what a short one stands for; anything else as it is."""
     text = str(value).removeprefix("torch.")
     return _DTYPES.get(text, text if type(value).__name__ == "dtype" else value)
-
-
-def _known_opset(value: Any) -> Any:
-    """The published default becomes the lowest that is written, which a warning tells."""
-    if value == 17 and value is not True:
-        told = f"opset_version=17 is without effect here: ONNX is written from {_OPSETS[0]} on"
-        warnings.warn(f"{told}, and this is {_OPSETS[0]}", stacklevel=2)
-        return _OPSETS[0]
-    return value
 
 
 class ExportConfig(fields.StrictConfig):
@@ -44,10 +33,8 @@ class ExportConfig(fields.StrictConfig):
     """Arithmetic of OpenVINO's network; the other formats are float32."""
     input_dtype: Annotated[Literal["float32", "uint8"], BeforeValidator(_dtype_name)] = "float32"
     """Of the images: "float32" normalised by mean and deviation, "uint8" as they are."""
-    opset_version: Annotated[
-        int, Field(ge=_OPSETS[0], le=_OPSETS[1]), BeforeValidator(_known_opset)
-    ] = 20
-    """Version of ONNX's operators."""
+    opset_version: Annotated[int, Field(ge=17, le=23)] = 20
+    """Version of ONNX's operators, 18 to 23; of 17, the published default, 18 is made."""
     batch_size: PositiveInt | None = None
     """Images at a time, exactly; None: any number."""
     dynamic_batch: bool | None = None

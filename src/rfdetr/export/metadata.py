@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rfdetr._version import __version__
 from rfdetr.config import variant_name
-from rfdetr.config.fields import fault_lines
+from rfdetr.config.fields import Json, fault_lines
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError
 from rfdetr.export.card import Subject
@@ -63,7 +63,7 @@ class Outputs(_Part):
 class Metadata(_Part):
     """Everything that running an artifact takes; the same text is inside it and beside it."""
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     program: Literal["rfdetr"] = "rfdetr"
     version: str = __version__
     variant: str | None
@@ -83,7 +83,7 @@ class Metadata(_Part):
     opset: PositiveInt | None = None
     weights_sha256: str
     certificate: dict[str, Any] | None = None
-    notes: Any = None
+    notes: Json = None
 
     def to_json(self) -> str:
         """One object, indented."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rfdetr.errors import needs_extra
@@ -19,6 +20,13 @@ DEFAULT_OPSET = 20
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
+def require(_dtype: str = "float32") -> None:
+    """Imports what writing ONNX takes, which torch does not bring; says what to install."""
+    with needs_extra("export", "ONNX"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+
+
 def onnx_model(
     program: ExportedProgram, metadata: Metadata, opset: int = DEFAULT_OPSET
 ) -> ModelProto:
@@ -27,9 +35,7 @@ def onnx_model(
     Its nodes are named after the modules they come from ("network.decoder.layers.0/node_linear_3"),
     which says what to leave out of a conversion to fewer bits.
     """
-    with needs_extra("export", "ONNX"), quiet():
-        import onnxscript  # noqa: F401 - torch needs it, and says so less clearly
-        from onnx import helper
+    require()
     import torch
 
     outputs = [name for name in metadata.outputs.model_dump().values() if name]
@@ -49,8 +55,26 @@ def onnx_model(
     for node in model.graph.node:
         node.name = f"{scope_of(node)}/{node.name}"
     model.producer_name, model.producer_version = metadata.program, metadata.version
+    return _with(metadata, model)
+
+
+def _with(metadata: Metadata, model: ModelProto) -> ModelProto:
+    from onnx import helper
+
     helper.set_model_props(model, {KEY: metadata.to_json()})
     return model
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Writes one file."""
+    path.write_bytes(model.SerializeToString())
+
+
+def stamp(source: Path, metadata: Metadata, path: Path) -> None:
+    """Copies a .onnx file, with other metadata."""
+    import onnx
+
+    save(_with(metadata, onnx.load(source)), path)
 
 
 def scope_of(node: NodeProto) -> str:

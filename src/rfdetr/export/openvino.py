@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -34,6 +35,15 @@ equal: what is lost there changes which objects are found.
 """
 
 
+def require(dtype: str) -> None:
+    """Imports what writing `dtype` takes; says what to install."""
+    with needs_extra("export", "OpenVINO"):
+        import openvino  # noqa: F401
+    if dtype == "int8":
+        with needs_extra("int8", "int8"), _no_telemetry(), quiet():
+            import nncf  # noqa: F401
+
+
 def openvino_model(
     source: ExportedProgram | ModelProto,
     metadata: Metadata,
@@ -46,8 +56,8 @@ def openvino_model(
     Execution is in `dtype`; weights of all but int8 stay float32. int8 needs `calibration`: images
     (1, 3, H, W) uint8 like those it will see, some hundreds.
     """
-    with needs_extra("export", "OpenVINO"):
-        import openvino
+    require(dtype)
+    import openvino
     from torch.export import ExportedProgram
 
     metadata = metadata.model_copy(update={"dtype": dtype})
@@ -55,9 +65,25 @@ def openvino_model(
     model = openvino.Core().read_model(io.BytesIO(onnx.SerializeToString()))
     if dtype == "int8":
         model = quantized(model, metadata, calibration)
-    model.set_rt_info(metadata.to_json(), KEY)
     model.set_rt_info(PRECISIONS[dtype], HINT)
+    model.set_rt_info(metadata.to_json(), KEY)
     return model
+
+
+def save(model: Model, path: Path) -> None:
+    """Writes two files, `path` and its weights (.bin), as they are: in float32."""
+    import openvino
+
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def stamp(source: Path, metadata: Metadata, path: Path) -> None:
+    """Copies an .xml file and its .bin, with other metadata."""
+    import openvino
+
+    model = openvino.Core().read_model(source)
+    model.set_rt_info(metadata.to_json(), KEY)
+    save(model, path)
 
 
 def quantized(
@@ -66,9 +92,10 @@ def quantized(
     """`model` with the matrix products of encoder and projector in int8, the rest in float32."""
     if calibration is None:
         raise InputError("int8 needs calibration: images like those that the model will see")
-    with needs_extra("int8", "int8"), no_telemetry(), quiet():
-        import nncf
+    require("int8")
+    import nncf
 
+    with quiet():
         images = [as_input(image, metadata) for image in calibration]
         quantized: Model = nncf.quantize(
             model,
@@ -101,12 +128,13 @@ def as_input(image: NDArray[np.uint8], metadata: Metadata) -> NDArray[Any]:
     """(1, 3, H, W) uint8 as the artifact's input takes it."""
     if metadata.input.dtype == "uint8":
         return image
-    mean, std = (np.float32(x).reshape(3, 1, 1) for x in (metadata.input.mean, metadata.input.std))
-    return ((image / np.float32(255) - mean) / std).astype(np.float32)
+    constants = np.array([metadata.input.mean, metadata.input.std], np.float32)
+    mean, std = constants.reshape(2, 3, 1, 1)
+    return (image / np.float32(255) - mean) / std
 
 
 @contextmanager
-def no_telemetry() -> Iterator[None]:
+def _no_telemetry() -> Iterator[None]:
     """Has nncf, imported inside, send nothing: it reports its use unless told that it is tested."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"

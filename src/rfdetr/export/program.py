@@ -9,12 +9,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
+from rfdetr.export.metadata import KEY, Metadata
 from rfdetr.models.detector import Detector
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Exportable(nn.Module):
         encoder = self.network.encoder
         grid = encoder.grid_of(torch.empty(1, 3, *size, device="meta"))
         positions = encoder.positions(grid).detach()
-        encoder.positions = lambda _: positions  # type: ignore[method-assign]
+        encoder.positions = lambda _: positions  # type: ignore[method-assign, assignment]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W), uint8 or normalised, to boxes (B, Q, 4) cxcywh relative to the
@@ -77,6 +79,19 @@ def exported(
     network = Exportable(detector, size, input_dtype).eval()
     with quiet(), torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=shapes, strict=False)
+
+
+def save(program: ExportedProgram, path: Path, metadata: Metadata) -> None:
+    """Writes a .pt2 file, which `torch.export.load` reads."""
+    with quiet():
+        torch.export.save(program, path, extra_files={KEY: metadata.to_json()})
+
+
+def stamp(source: Path, metadata: Metadata, path: Path) -> None:
+    """Copies a .pt2 file, with other metadata."""
+    with quiet():
+        program = torch.export.load(source)
+    save(program, path, metadata)
 
 
 @contextlib.contextmanager

@@ -9,24 +9,31 @@ In a program:
         print(found["name"], found["confidence"], found["box"])
 """
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+Array = Any  # a NumPy array
+Run = Callable[[Array], dict[str, Array]]
 
-def open_model(path):
-    """A function from an array (B, 3, H, W) to the outputs by name, and the artifact's metadata."""
-    if str(path).endswith(".onnx"):
+
+def open_model(path: str) -> tuple[Run, dict[str, Any]]:
+    """A function from images (B, 3, H, W) to the outputs by name, and the artifact's metadata."""
+    if path.endswith(".onnx"):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         metadata = json.loads(session.get_modelmeta().custom_metadata_map["rfdetr"])
         names = [output.name for output in session.get_outputs()]
 
-        def run(pixels):
-            arrays = session.run(names, {metadata["input"]["name"]: pixels})
+        def run(images: Array) -> dict[str, Array]:
+            arrays = session.run(names, {metadata["input"]["name"]: images})
             return dict(zip(names, arrays, strict=True))
 
         return run, metadata
@@ -38,23 +45,25 @@ def open_model(path):
     # Without the hint OpenVINO chooses by the processor, and boxes differ from machine to machine.
     hint = model.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).astype(str)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    return lambda pixels: {
-        value.get_any_name(): array for value, array in compiled(pixels).items()
+    return lambda images: {
+        value.get_any_name(): array for value, array in compiled(images).items()
     }, metadata
 
 
-def preprocess(image, metadata):
-    """An upright RGB image as (1, 3, H, W) of the input's type: stretched, antialiased."""
+def preprocess(image: Image.Image, metadata: dict[str, Any]) -> Array:
+    """An RGB image as (1, 3, H, W) of the input's type: stretched, antialiased."""
     wanted = metadata["input"]
-    image = image.resize((wanted["width"], wanted["height"]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.uint8)
+    size = wanted["width"], wanted["height"]
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     if wanted["dtype"] == "float32":
-        mean, std = np.float32(wanted["mean"]), np.float32(wanted["std"])
+        mean, std = (np.array(wanted[part], np.float32) for part in ("mean", "std"))
         pixels = (pixels / np.float32(255) - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def detect(run, metadata, image, threshold=0.5):
+def detect(
+    run: Run, metadata: dict[str, Any], image: Image.Image, threshold: float = 0.5
+) -> list[dict[str, Any]]:
     """The objects of an image, best first: "label" (of the logit), "name", "confidence", "box"
     (x1, y1, x2, y2 in pixels of the upright image) and, of a segmentation model, "mask" (height,
     width) bool.
@@ -62,38 +71,38 @@ def detect(run, metadata, image, threshold=0.5):
     image = ImageOps.exif_transpose(image).convert("RGB")
     outputs = run(preprocess(image, metadata))
     named = metadata["outputs"]
-    boxes, logits = (outputs[named[part]][0] for part in ("boxes", "logits"))
+    boxes, logits = outputs[named["boxes"]][0], outputs[named["logits"]][0]
+    masks = outputs[named["masks"]][0] if named["masks"] else None
     scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     best = np.argsort(-scores, axis=None, kind="stable")[: metadata["num_select"]]
     found = []
     for query, label in zip(*np.unravel_index(best, scores.shape), strict=True):
         name = metadata["classes"].get(str(label))  # a logit without a name stands for no class
-        if name is None or scores[query, label] < threshold:
-            continue
-        box = to_pixels(boxes[query], image.size)
-        one = {"label": int(label), "name": name, "confidence": float(scores[query, label])}
-        one["box"] = [float(side) for side in box]
-        if named["masks"]:
-            one["mask"] = to_mask(outputs[named["masks"]][0, query], image.size)
-        found.append(one)
+        if name is not None and scores[query, label] >= threshold:
+            one = {"label": int(label), "name": name, "confidence": float(scores[query, label])}
+            one["box"] = to_pixels(boxes[query], image.size)
+            if masks is not None:
+                one["mask"] = to_mask(masks[query], image.size)
+            found.append(one)
     return found
 
 
-def to_pixels(box, size):
+def to_pixels(box: Array, size: tuple[int, int]) -> list[float]:
     """cx, cy, w, h relative to the image -> x1, y1, x2, y2 in pixels, inside it."""
     centre, half = box[:2].astype(np.float64), box[2:].astype(np.float64) / 2
-    corners = np.concatenate([centre - half, centre + half]) * np.tile(size, 2)
-    return np.clip(corners, 0, np.tile(size, 2))
+    limits = np.array(size * 2, np.float64)
+    corners = np.concatenate([centre - half, centre + half]) * limits
+    return [float(side) for side in np.clip(corners, 0, limits)]
 
 
-def to_mask(logits, size):
-    """Logits (h, w) enlarged to the image, and where they are above 0."""
+def to_mask(logits: Array, size: tuple[int, int]) -> Array:
+    """Logits (h, w) enlarged to (height, width), and where they are above 0."""
     columns = enlarge(logits.astype(np.float32).T, size[0])
     return enlarge(columns.T, size[1]) > 0
 
 
-def enlarge(rows, count):
-    """(n, m) -> (count, m), bilinear, pixel centres at halves."""
+def enlarge(rows: Array, count: int) -> Array:
+    """(n, m) -> (count, m): bilinear."""
     places = np.clip((np.arange(count) + 0.5) * len(rows) / count - 0.5, 0, len(rows) - 1)
     before = places.astype(int)
     share = (places - before)[:, None].astype(np.float32)
@@ -101,8 +110,7 @@ def enlarge(rows, count):
 
 
 if __name__ == "__main__":
-    model_path, image_path, *rest = sys.argv[1:]
-    runner, about = open_model(model_path)
-    for thing in detect(runner, about, Image.open(image_path), float(rest[0]) if rest else 0.5):
-        corners_text = " ".join(f"{side:.1f}" for side in thing["box"])
-        print(f"{thing['name']} {thing['confidence']:.3f} {corners_text}")  # noqa: T201
+    runner, about = open_model(sys.argv[1])
+    for thing in detect(runner, about, Image.open(sys.argv[2]), float([*sys.argv, "0.5"][3])):
+        corners = " ".join(f"{side:.1f}" for side in thing["box"])
+        print(f"{thing['name']} {thing['confidence']:.3f} {corners}")  # noqa: T201
