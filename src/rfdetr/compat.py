@@ -5,7 +5,7 @@ takes it, and has one of these fates; none is dropped without a word:
 
     Constant    absorbed at its values here, refused at others, with what to do instead
     Harmless    absorbed at its published default; else ignored, and one warning says why
-    Moved       handed on to the model's configuration or to the trainer
+    Moved       handed on to the model's configuration, to the trainer, or to another name
     Unpacked    a dict whose entries are fields here
     Translated  a field here has another name for each of its values
 """
@@ -36,9 +36,10 @@ class Harmless(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Who takes the keyword of `train()`, and under which name where not under its own."""
+    """Who takes the keyword of `train()`, and under which name where not under its own; "train" is
+    the configuration of training."""
 
-    to: Literal["model", "trainer"]
+    to: Literal["model", "trainer", "train"]
     name: str = ""
 
 
@@ -61,14 +62,19 @@ class Translated(NamedTuple):
 Fate = Constant | Harmless | Moved | Unpacked | Translated
 
 _NO_KEYPOINTS = "keypoint models are not part of this package"
+_BUILT_SO = "the network is built so and its published weights need it"
 _OPTIMIZER = "override RFDETRModule.configure_optimizers (docs/custom-training.md)"
+_LOSSES = "override RFDETRModule.compute_losses (docs/custom-training.md)"
+_AUGMENT = (
+    "color_jitter= changes colours (0: not at all); flips and crops are part of the recipe: for "
+    "none ({}) or others, give your own train_dataloader (docs/custom-training.md)"
+)
 _NO_HALF = 'weights are float32, and dtype="bfloat16" (OpenVINO) is the fast arithmetic'
-_AUGMENT = "color_jitter= changes colours; for more, override RFDETRDataModule.train_dataloader"
 
 MODEL: dict[str, Fate] = {
     **dict.fromkeys(
         ("two_stage", "layer_norm", "bbox_reparam", "lite_refpoint_refine", "ia_bce_loss"),
-        Constant((True,), "the network is built so and its published weights need it"),
+        Constant((True,), _BUILT_SO),
     ),
     "num_channels": Constant((3,), "images are read as RGB: give three channels"),
     "num_decoder_registers": Constant((0,), "no published detector has any"),
@@ -90,7 +96,52 @@ MODEL: dict[str, Fate] = {
     "trust_checkpoint": Harmless(False, "no file's code is run, whoever wrote it"),
 }
 
+OLDER: dict[str, Fate] = {  # keywords of `train()` in releases before 1.7
+    "ema": Moved("train", "use_ema"),
+    "num_classes": Harmless(None, "the classes of the data count"),
+    **dict.fromkeys(("rms_norm", "use_cls_token"), Constant((False,), _BUILT_SO)),
+    "position_embedding": Constant(("sine",), _BUILT_SO),
+    "decoder_norm": Constant(("LN",), _BUILT_SO),
+    "window_block_indexes": Constant((None,), "the model's out_feature_indexes= decides"),
+    "vit_encoder_num_layers": Constant((12,), "the model's encoder= decides"),
+    "freeze_batch_norm": Harmless(False, "the network has no batch norm"),
+    "dropout": Constant((0,), "drop_path= is what the encoder has"),
+    "drop_mode": Constant(("standard",), "drop_path= has one mode"),
+    "drop_schedule": Constant(("constant",), "drop_path= does not change over a run"),
+    "cutoff_epoch": Constant((0,), "drop_path= does not change over a run"),
+    "set_cost_class": Constant((2,), _LOSSES),
+    "set_cost_bbox": Constant((5,), _LOSSES),
+    "set_cost_giou": Constant((2,), _LOSSES),
+    "focal_alpha": Constant((0.25,), _LOSSES),
+    "aux_loss": Constant((True,), _LOSSES),
+    **dict.fromkeys(
+        ("sum_group_losses", "use_varifocal_loss", "use_position_supervised_loss"),
+        Constant((False,), _LOSSES),
+    ),
+    **dict.fromkeys(
+        ("pretrained_encoder", "pretrained_distiller"),
+        Constant((None,), "the model's pretrain_weights= names the file to start from"),
+    ),
+    **dict.fromkeys(
+        ("pretrain_exclude_keys", "pretrain_keys_modify_to_load"),
+        Constant((None,), "a file's tensors are fitted to the network by themselves"),
+    ),
+    "force_no_pretrain": Constant((False,), "build the model with pretrain_weights=None"),
+    **dict.fromkeys(
+        ("encoder_only", "backbone_only"), Constant((False,), "the whole network is trained")
+    ),
+    "coco_path": Constant((None,), "dataset_dir= names the folder"),
+    "start_epoch": Constant((0,), "resume= goes on with the epoch of its checkpoint"),
+    "eval": Constant((False,), "call evaluate()"),
+    "world_size": Constant((1,), "give devices= and num_nodes=, or start it by torchrun"),
+    "dist_url": Harmless("env://", "Lightning brings the processes together"),
+    "do_benchmark": Harmless(False, "no speed is measured"),
+    "print_freq": Harmless(10, "each step is logged, and each epoch has its line"),
+    "subcommand": Harmless(None, "it is of the command line"),
+}
+
 TRAIN: dict[str, Fate] = {
+    **OLDER,
     **dict.fromkeys(("device", "resolution", "gradient_checkpointing"), Moved("model")),
     **dict.fromkeys(("devices", "strategy", "num_nodes", "num_sanity_val_steps"), Moved("trainer")),
     "amp_dtype": Moved("trainer", "precision"),
@@ -248,7 +299,9 @@ def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     for name, value in absorb(settings, TRAIN).items():
         fate = TRAIN.get(name)
         owner, renamed = fate if isinstance(fate, Moved) else ("train", "")
-        parts[owner][renamed or name] = value
+        known = parts[owner].setdefault(renamed or name, value)
+        if not _same(known, value):
+            raise InputError(f"{name} and {renamed or name} are one setting: give one of them")
     train, model, trainer = parts.values()
     device = model.pop("device", None)
     if device is not None and device != "auto":

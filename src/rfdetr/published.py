@@ -20,19 +20,31 @@ from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
 from rfdetr.export import Subject, formats_in, new_folder, options_of, write
 from rfdetr.files import atomic_write
+from rfdetr.inference.network import NetworkPredictor
 from rfdetr.models.detector import detector_in
+from rfdetr.moved import no_attribute
 from rfdetr.weights.writing import checkpoint_args, published_tensors
 
-if TYPE_CHECKING:
-    from rfdetr.inference.predictor import Predictor
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelContext(NetworkPredictor):
+    """What predicts, as `model.model` of the published package: with the names of the classes."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.labels.values())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, "ModelContext")
 
 
 class PublishedCalls:
     """What scripts of rfdetr 1.4 to 1.11 call on a model beside train, evaluate and predict."""
 
-    model: Predictor
+    model: ModelContext
     model_config: ModelConfig
     _weights_file: Path | None
     means: ClassVar[list[float]] = list(IMAGENET_MEAN)
@@ -42,6 +54,11 @@ class PublishedCalls:
 
         @property
         def class_names(self) -> list[str]: ...
+
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, "RFDETR")
 
     def inference(
         self,

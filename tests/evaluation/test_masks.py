@@ -278,7 +278,7 @@ def test_targets_without_masks_are_refused_with_what_to_do() -> None:
         evaluated([detection([0.9], [0], masks)], [truth])
 
 
-def test_masks_have_plots_of_their_own(tmp_path: Any) -> None:
+def test_masks_have_plots_of_their_own(tmp_path: Any, with_plots: None) -> None:
     plot_metrics(evaluated(*random_images(1, 4)).compute(), tmp_path, "valid")
     names = {path.name for path in tmp_path.iterdir()}
     assert len(names) == 8 and {name.removeprefix("segm_") for name in names} <= names

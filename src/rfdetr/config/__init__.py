@@ -3,8 +3,16 @@ how it is trained (`TrainConfig`) and exported (`ExportConfig`). Unknown names a
 nearest known one.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from rfdetr.config.export import *  # noqa: F403
 from rfdetr.config.fields import *  # noqa: F403
 from rfdetr.config.model import *  # noqa: F403
 from rfdetr.config.training import *  # noqa: F403
 from rfdetr.config.variants import *  # noqa: F403
+from rfdetr.moved import missing
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name)

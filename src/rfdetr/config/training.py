@@ -174,6 +174,13 @@ class TrainConfig(fields.StrictConfig):
         text = isinstance(value, str | os.PathLike)
         return check_path(str(info.field_name), value) if text else value
 
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _say_which(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise InputError('expected "last" (the newest of output_dir), a path, or None for none')
+        return value
+
     @field_validator("multi_scale", "progress_bar", mode="after")
     @classmethod
     def _in_one_form(cls, value: Any) -> Any:
