@@ -115,7 +115,9 @@ def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
 def test_fewer_decoder_layers_are_the_whole_network_cut_short(tiny: Any) -> None:
     settings = {"dec_layers": 3, "segmentation_head": True}
     config = tiny.config(**settings)
-    whole, cut = (tiny.detector(tiny.config(**{**settings, "dec_layers": n})).eval() for n in (3, 2))
+    whole, cut = (
+        tiny.detector(tiny.config(**{**settings, "dec_layers": n})).eval() for n in (3, 2)
+    )
     file = to_published(whole.state_dict())
     report = load_weights(cut, file, config.model_copy(update={"dec_layers": 2}))
     assert report.left and all(".layers.2." in name or ".blocks.2." in name for name in report.left)

@@ -168,8 +168,8 @@ def load_weights(
     The class heads take the rows that `logits` (the model's: the file's) names, else those of the
     file in its order, repeated; the position grid is resampled; of the query groups and the decoder
     layers the first are kept; of each group's queries too, or they are repeated, with noise from
-    torch's generator; a segmentation head that the file has nothing of stays as it is. Raises `CheckpointError` for all
-    else, with the detector unchanged.
+    torch's generator; a segmentation head that the file has nothing of stays as it is. Raises
+    `CheckpointError` for all else, with the detector unchanged.
     """
     known = read_architecture(published, source)
     found, wanted = nearest_variant(known), variant_name(config)
