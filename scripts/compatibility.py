@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rfdetr import RFDETR, compat, moved
-from rfdetr.config import ModelConfig, SegmentationTrainConfig
+from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "compatibility.md"
@@ -29,7 +29,7 @@ CALLS = {  # heading, our call, the configuration whose fields it takes, the tab
     "predict": ("`predict()`", RFDETR.predict, None, {}),
     "inference": ("`inference()`", RFDETR.inference, None, {}),
     "evaluate": ("`evaluate()`", RFDETR.evaluate, None, {}),
-    "export": ("`export()`", RFDETR.export, None, compat.EXPORT),
+    "export": ("`export()`", RFDETR.export, ExportConfig, compat.EXPORT),
     "export_for_roboflow": ("`export_for_roboflow()`", RFDETR.export_for_roboflow, None, {}),
 }
 PARTS = re.compile(r"(<!-- (\w+): generated -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -66,6 +66,10 @@ def fate_of(call: str, keyword: str) -> str:
         if fate.to == "train":
             return f"taken{name}"
         return f"goes to the {fate.to}{name}" + (f": {described.description}" if described else "")
+    if isinstance(fate, compat.Translated):
+        known = {repr(a): f"`{fate.field}={b!r}`" for a, b in fate.values.items() if b}
+        same = ", ".join(f"`{value}` is {here}" for value, here in known.items())
+        return f"{same}; no other: {fate.instead}"
     entries = ", ".join(f"`{entry}`, `{name}` here" for entry, name in fate.fields.items())
     return f"taken: a dict of {entries}"
 

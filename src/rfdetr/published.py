@@ -131,7 +131,6 @@ class PublishedCalls:
         *,
         format: str | Sequence[str] = "onnx",
         patch_size: int | None = None,
-        notes: Any = None,
         **settings: Any,
     ) -> Path | list[Path]:
         """Writes the model for other programs; gives the file to open, a list for several formats.
@@ -139,8 +138,8 @@ class PublishedCalls:
         `format` is "onnx", "openvino", "pt2" (torch.export), "hf" (a new folder of its own, which
         `transformers` reads as `rf_detr`), or several: "onnx,openvino". `output_dir` is "output" if
         None; of what is there, nothing is written over. `settings` are the fields of
-        `ExportConfig` (`dtype`, `opset_version`, `shape`, ...). `notes`, any JSON value, stay with
-        the artifact. `patch_size` can only be the model's own.
+        `ExportConfig` (`dtype`, `opset_version`, `shape`, `notes`, ...) and those of the published
+        call; `patch_size` can only be the model's own.
 
         Beside an artifact lie its metadata, `NAME.rfdetr.json`, rfdetr_decode.py, which runs it
         without this package, and certificate.json, which compares it with the model (see
@@ -152,7 +151,7 @@ class PublishedCalls:
         config = ExportConfig(**compat.absorb(settings, of_hf))
         self.weights()  # or an error: nothing else may be exported
         network, labels = detector_in(self.model.model), self.model.labels
-        subject = Subject(network, self.model_config, labels, self._weights_file, notes)
+        subject = Subject(network, self.model_config, labels, self._weights_file, config.notes)
         default = "output/hf" if formats == ["hf"] else "output"
         folder = check_path("output_dir", default if output_dir is None else output_dir)
         options = options_of(config, formats, subject)

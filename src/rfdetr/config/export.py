@@ -47,6 +47,8 @@ class ExportConfig(fields.StrictConfig):
     """Images of calibration_data that are used, spread evenly."""
     output_name: str | None = None
     """Name of the files, without ending; None: inference_model."""
+    notes: fields.Json = None
+    """The user's own, kept with the artifact."""
     overwrite: bool = False
     """Write over an artifact of the same name."""
     verify: Any = None
