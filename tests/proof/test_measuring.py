@@ -29,6 +29,7 @@ def test_a_latency_is_the_middle_and_the_slow_end() -> None:
     assert Latency.of(list(np.arange(101.0))) == (50, 95)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_another_process(drawn: Path) -> None:
     image = next((drawn / "valid").glob("*.jpg"))
     held = np.ones(700 * 2**20, np.uint8)  # of this one, 700 MiB
@@ -38,6 +39,7 @@ def test_memory_is_that_of_another_process(drawn: Path) -> None:
     assert peak_memory(None, [image]) == "not measured: the model is in no file"
 
 
+@pytest.mark.slow
 def test_memory_that_cannot_be_measured_says_why(drawn: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no checkpoint")

@@ -104,7 +104,6 @@ def test_an_export_has_its_certificate_beside_and_inside(
         "engine": "pt2",
         "dtype": "float32",
         "file": "inference_model.pt2",
-        "bytes": (tmp_path / "out" / "inference_model.pt2").stat().st_size,
         "weights_sha256": content["models"]["exported"]["weights_sha256"],
     }
     assert all(isinstance(peak, float) for peak in content["memory_mib"].values())

@@ -24,7 +24,7 @@ from rfdetr.inference.network import NetworkPredictor
 from rfdetr.inference.predictor import Predictor
 from rfdetr.proof.agreement import Labelled
 from rfdetr.proof.certificate import Certificate, Side, certify
-from rfdetr.proof.measuring import Loading, file_size
+from rfdetr.proof.measuring import Loading
 from rfdetr.weights.writing import save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def proven(subject: Subject, artifact: Path, labelled: Labelled, max_loss: float
         network, resolution=size[0], device=torch.device("cpu"), **how | {"labels": subject.labels}
     )
     facts: dict[str, Any] = {"engine": engine.name, "dtype": metadata.dtype, "file": artifact.name}
-    facts |= {"bytes": file_size(artifact), "weights_sha256": metadata.weights_sha256}
+    facts["weights_sha256"] = metadata.weights_sha256
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "original.pth")
         config = subject.config.model_copy(update={"resolution": size[0]})
