@@ -43,6 +43,7 @@ ROOMS = [  # from the ground up
     "export",
     "inference",
     "predicting",
+    "proof",
     "published",
     "detector",
     "variants",

@@ -208,6 +208,8 @@ OF_HF: dict[str, Fate] = {
     "max_images": Harmless(100, _NO_SAMPLES),
     "output_name": Harmless(None, "the files have the names that transformers looks for"),
     "overwrite": Constant((False,), "give another output_dir"),
+    "verify": Constant((None, False), "the files are run by transformers alone"),
+    "max_loss": Harmless(0.5, "nothing is compared"),
 }
 """Of `ExportConfig`, what the folder for transformers has no use for."""
 

@@ -25,6 +25,7 @@ from rfdetr.inference.engines import engine_of
 from rfdetr.inference.network import NetworkPredictor
 from rfdetr.models.detector import detector_in
 from rfdetr.moved import no_attribute
+from rfdetr.proof.prove import images_for, prove
 from rfdetr.weights.writing import checkpoint_args, published_tensors
 
 logger = logging.getLogger(__name__)
@@ -178,8 +179,9 @@ class PublishedCalls:
         `ExportConfig` (`dtype`, `opset_version`, `shape`, `notes`, ...) and those of the published
         call; `patch_size` can only be the model's own.
 
-        Beside an artifact lie its metadata, `NAME.rfdetr.json`, and rfdetr_decode.py, which runs it
-        without this package.
+        Beside an artifact lie its metadata, `NAME.rfdetr.json`, rfdetr_decode.py, which runs it
+        without this package, and certificate.json, which compares it with the model (see
+        `rfdetr.proof.prove`). `RunError` where it loses more than `max_loss` points of mAP 50:95.
         """
         formats = formats_in(format)
         self.model.check_patch_size(patch_size)
@@ -188,7 +190,13 @@ class PublishedCalls:
         subject = self._subject(config.notes)
         default = "output/hf" if formats == ["hf"] else "output"
         folder = check_path("output_dir", default if output_dir is None else output_dir)
-        written = write(subject, folder, formats, options_of(config, formats, subject))
+        options = options_of(config, formats, subject)
+        labelled = images_for(subject, config.verify) if formats != ["hf"] else None
+        written = write(subject, folder, formats, options)
+        if labelled is not None:
+            files = [path for path in written if path.is_file()]  # the folder of hf is none
+            how: dict[str, Any] = {"max_loss": config.max_loss}
+            prove(subject, files, labelled, **how, required=config.verify is not None)
         return written[0] if len(formats) == 1 else written
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:

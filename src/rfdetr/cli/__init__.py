@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from rfdetr._version import __version__
+from rfdetr.cli.benchmark import benchmark
 from rfdetr.cli.check import check
 from rfdetr.cli.evaluate import evaluate
 from rfdetr.cli.export import export
@@ -32,7 +33,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-for verb in (train, evaluate, predict, export, check, verify_resume, info):
+for verb in (train, evaluate, predict, export, benchmark, check, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

@@ -24,6 +24,7 @@ def export(
     format: str = "onnx",
     resolution: int | None = None,
     out: Annotated[Path | None, Parameter(name=["--out", "--output-dir"])] = None,
+    no_verify: Annotated[bool, Parameter(negative="")] = False,
     options: ExportOptions = None,
 ) -> None:
     """Write a checkpoint for other programs, into a new folder.
@@ -33,6 +34,7 @@ def export(
             as `rf_detr`), or several: onnx,openvino.
         resolution: Side of the network's input in pixels, in place of the file's.
         out: The folder: CHECKPOINT without its ending, and "-onnx" (the format), by default.
+        no_verify: Do not compare the artifacts with the checkpoint.
     """
     from rfdetr.variants import RFDETR
 
@@ -40,6 +42,7 @@ def export(
     chosen: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
     detector = RFDETR.from_checkpoint(checkpoint, device="cpu", **chosen)
     settings = {} if options is None else options.model_dump(exclude_unset=True)
+    settings |= {"verify": False} if no_verify else {}
     written = detector.export(folder, format=format, **settings)
     for path in written if isinstance(written, list) else [written]:
         print(path)

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from rfdetr import compat
 from rfdetr.config import fields
-from rfdetr.config.fields import PositiveInt, Side
+from rfdetr.config.fields import NonNegativeFloat, PositiveInt, Side
 
 __all__ = ["ExportConfig"]
 
@@ -51,3 +51,9 @@ class ExportConfig(fields.StrictConfig):
     """The user's own, kept with the artifact."""
     overwrite: bool = False
     """Write over an artifact of the same name."""
+    verify: Any = None
+    """Labelled data set on which artifacts are compared with the model; None: that of the run that
+    left the weights, where it is at hand; True: that one, or an error; False: none.
+    """
+    max_loss: NonNegativeFloat = 0.5
+    """Points of mAP 50:95 that an artifact may lose on it; more is an error."""
