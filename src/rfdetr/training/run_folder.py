@@ -22,7 +22,7 @@ _WEIGHTS_AND_FIGURES = [
 ]  # fmt: skip
 _REDRAWN = [
     "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png",
-    "dataset_grids", files.CHECKSUMS_FILE,
+    "dataset_grids", "labels.jpg", "train_views.jpg", files.CHECKSUMS_FILE,
 ]  # fmt: skip
 _NUMBERED = re.compile(r"checkpoint_?(\d+)\.(?:ckpt|pth)")
 _used: set[Path] = set()  # folders to which runs of this process have written
@@ -55,6 +55,8 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.history = self.path / "metrics.png"
         self.grids = self.path / "dataset_grids"
+        self.labels = self.path / "labels.jpg"
+        self.views = self.path / "train_views.jpg"
 
     def best(self, kind: str) -> Path:
         """The best weights of a kind: "regular" (live), "ema" (averaged) or "total" (of both)."""

@@ -121,6 +121,7 @@ def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> li
             c.early_stopping_patience, c.early_stopping_min_delta, c.early_stopping_use_ema
         ),
         own.RunFilesCallback(folder, c.overwrite),
+        own.DataViewsCallback(folder),
         c.save_dataset_grids and own.DatasetGridsCallback(folder),
         keeps_files
         and own.ResumeCallback(

@@ -10,7 +10,9 @@ from rfdetr.training.callbacks.resume import ResumeCallback
 from rfdetr.training.callbacks.run_files import RunFilesCallback
 from rfdetr.training.callbacks.selection import BestModelCallback, RFDETREarlyStopping
 from rfdetr.training.callbacks.validation import COCOEvalCallback, PredictionImagesCallback
+from rfdetr.training.callbacks.views import DataViewsCallback
 
-__all__ = ["BestModelCallback", "COCOEvalCallback", "DatasetGridsCallback", "DropPathCallback"]
+__all__ = ["BestModelCallback", "COCOEvalCallback", "DataViewsCallback"]
+__all__ += ["DatasetGridsCallback", "DropPathCallback"]
 __all__ += ["MemoryCallback", "NonFiniteCallback", "PredictionImagesCallback", "RFDETREMACallback"]
 __all__ += ["RFDETREarlyStopping", "ResumeCallback", "RunFilesCallback", "UndecodableCallback"]
