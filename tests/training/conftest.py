@@ -13,6 +13,7 @@ from tests.tiny import TINY
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
 from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+from rfdetr.training.callbacks import DataViewsCallback
 
 
 class Run(NamedTuple):
@@ -58,6 +59,7 @@ def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     if "with_plots" not in request.fixturenames:
         monkeypatch.setattr(plots, "plot_metrics", lambda *_: None)
         monkeypatch.setattr(plots, "plot_history", lambda *_: None)
+        monkeypatch.setattr(DataViewsCallback, "on_train_start", lambda *_: None)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
+from rfdetr.cli.watch import watch
 from rfdetr.console import LineHandler
 from rfdetr.errors import InputError, MissingPackageError, RunError
 
@@ -32,7 +33,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-for verb in (train, evaluate, predict, export, check, verify_resume, info):
+for verb in (train, watch, evaluate, predict, export, check, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

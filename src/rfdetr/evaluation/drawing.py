@@ -17,42 +17,38 @@ from rfdetr.models.detector import full_size_masks
 if TYPE_CHECKING:
     from supervision import Detections
 
-COLOURS = ("#ff3b30", "#00b2ff", "#ffd60a", "#30d158", "#ff2dd0", "#ff9500", "#7d5fff", "#00e5c8")
-COLOURS += ("#a2845e", "#c8ff00")
+COLOURS = (
+    *("#ff3b30", "#00b2ff", "#ffd60a", "#30d158", "#ff2dd0"),
+    *("#ff9500", "#7d5fff", "#00e5c8", "#a2845e", "#c8ff00"),
+)
 """Of classes by label, where no text names them."""
 
 
 def draw(
-    image: np.ndarray, found: Detections, texts: Sequence[str] | None, outlined: bool = False
+    image: np.ndarray, found: Detections, texts: Sequence[str] | None, fine: bool = False
 ) -> Image.Image:
     """A copy of `image` (H, W, 3) uint8 with masks, boxes and one of `texts` for each object.
 
-    Without `texts`, `COLOURS` alone tell the classes; `outlined` masks are lines in these, not
-    areas.
+    Without `texts`, `COLOURS` alone tell the classes. `fine`: with thin lines, as small images are.
     """
     sv = import_supervision()
     style = {} if texts is not None else {"color": sv.ColorPalette.from_hex(list(COLOURS))}
-    fine = outlined or max(image.shape) < 512  # thin lines in small images
-    if outlined and found.mask is not None:
-        image = image.copy()
-        for label, edge in zip(found.class_id.tolist(), edges(found.mask), strict=True):
-            image[edge] = ImageColor.getrgb(COLOURS[label % len(COLOURS)])
     picture = Image.fromarray(image)
-    if found.mask is not None and not outlined:
+    if found.mask is not None:
         picture = sv.MaskAnnotator(opacity=0.4, **style).annotate(picture, found)
-    picture = sv.BoxAnnotator(thickness=1 if fine else 2, **style).annotate(picture, found)
+    thickness, padding = (1, 2) if fine or max(image.shape) < 512 else (2, 5)
+    picture = sv.BoxAnnotator(thickness=thickness, **style).annotate(picture, found)
     if texts is not None:
         scale = max(0.3, sv.calculate_optimal_text_scale(image.shape[1::-1]))
-        padding = 2 if fine else 5
         labels = sv.LabelAnnotator(text_scale=scale, text_padding=padding, smart_position=True)
         picture = labels.annotate(picture, found, list(texts))
     drawn: Image.Image = picture
     return drawn
 
 
-def edges(masks: np.ndarray) -> np.ndarray:
+def edges(masks: Tensor) -> Tensor:
     """The outermost pixels of masks (n, H, W) bool; what the image's border cuts is open there."""
-    inside = masks.copy()
+    inside = masks.clone()
     inside[:, 1:] &= masks[:, :-1]
     inside[:, :-1] &= masks[:, 1:]
     inside[:, :, 1:] &= masks[:, :, :-1]
@@ -70,7 +66,7 @@ def draw_objects(
 ) -> Image.Image:
     """`draw` of a target or of detections: "boxes" (n, 4) xyxy in pixels of the image, "labels"
     (n,) into `names`, perhaps "scores"; "masks" (n, h, w) bool, or "mask_logits", of all of it.
-    Names are written unless `named` is False.
+    Names are written unless `named` is False; `outlined` masks are lines, not areas.
     """
     labels, scores = objects["labels"].tolist(), objects.get("scores")
     texts = [names[label] if label < len(names) else str(label) for label in labels]
@@ -81,12 +77,17 @@ def draw_objects(
         logits = masks if masks.is_floating_point() else masks.float() - 0.5
         none = masks.new_zeros(0, *size, dtype=torch.bool)
         masks = torch.cat([*full_size_masks(logits, size), none])
+    if masks is not None and outlined:
+        lines = edges(masks).cpu().numpy()
+        image, masks = image.copy(), None
+        for label, line in zip(labels, lines, strict=True):
+            image[line] = ImageColor.getrgb(COLOURS[label % len(COLOURS)])
     detections = import_supervision().Detections(
         xyxy=objects["boxes"].float().cpu().numpy(),
         class_id=objects["labels"].cpu().numpy(),
         mask=None if masks is None else masks.cpu().numpy(),
     )
-    return draw(image, detections, texts if named else None, outlined)
+    return draw(image, detections, texts if named else None, fine=outlined)
 
 
 def tiled(pictures: Sequence[Image.Image], columns: int, line: int = 4) -> Image.Image:

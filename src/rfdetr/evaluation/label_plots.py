@@ -49,8 +49,9 @@ def labels_picture(
         _draw_places(places, (low + high) / 2)
         _draw_crowding(crowding, train, num_queries)
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        canvas.draw()  # type: ignore[no-untyped-call]
+        pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def _draw_classes(axes: Axes, splits: Mapping[str, DatasetIndex], names: Sequence[str]) -> None:
@@ -112,7 +113,7 @@ def _draw_crowding(axes: Axes, index: DatasetIndex, num_queries: int) -> None:
     objects = np.diff(np.concatenate(([0], np.cumsum(~index.crowd)))[index.offsets])
     most = int(objects.max(initial=1))
     edges = np.arange(-0.5, most + 1.5) if most <= 60 else np.linspace(-0.5, most + 0.5, 41)
-    axes.hist(objects, edges, color=BLUE, rwidth=0.9)
+    axes.hist(objects, edges.tolist(), color=BLUE, rwidth=0.9)
     empty, middle = int((objects == 0).sum()), float(np.median(objects)) if len(objects) else 0
     title = f"Objects in an image of train: median {middle:g}, most {most:,}; {empty:,} empty"
     axes.set(title=title, xlabel="objects", ylabel="images")

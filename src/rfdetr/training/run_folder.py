@@ -7,18 +7,22 @@ import logging
 import os
 import re
 from pathlib import Path
-
-from pytorch_lightning import Trainer
+from typing import TYPE_CHECKING
 
 from rfdetr import files
 from rfdetr.errors import InputError
 
+if TYPE_CHECKING:  # what reads a run's folder shall not wait for Lightning's import
+    from pytorch_lightning import Trainer
+
 logger = logging.getLogger(__name__)
 
 _SIGNS = ("results.json", "checkpoint_best_total.pth", "last.ckpt")  # that only a run leaves
-_WEIGHTS_AND_FIGURES = [
+_CHECKPOINTS = [
     "last.ckpt", "checkpoint_[0-9]*.ckpt", "checkpoint_best_*.pth", "checkpoint_best_*.safetensors",
-    "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
+]  # fmt: skip
+_WEIGHTS_AND_FIGURES = [
+    *_CHECKPOINTS, "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
 ]  # fmt: skip
 _REDRAWN = [
     "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png",
@@ -149,6 +153,11 @@ class RunFolder:
         for path in self._files(_WEIGHTS_AND_FIGURES + _REDRAWN):
             path.rename(place / path.name)
         logger.warning("the run that this session has made in %s is now in %s", self.path, place)
+
+    def checkpoint_bytes(self) -> int:
+        """What the weights and training states of a run in the folder take, each file once."""
+        found = [path.stat() for path in self._files(_CHECKPOINTS)]
+        return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
     def _files(self, patterns: list[str]) -> list[Path]:
         return [path for pattern in patterns for path in self.path.glob(pattern)]

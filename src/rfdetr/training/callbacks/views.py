@@ -17,8 +17,6 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from rfdetr.data.dataset import DetectionDataset
-from rfdetr.data.loaders import ResumableLoader
 from rfdetr.evaluation.drawing import COLOURS, draw_objects, tiled, with_legend
 from rfdetr.files import atomic_write
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
@@ -82,7 +80,7 @@ def draw_views(data: RFDETRDataModule, names: Sequence[str]) -> Image.Image:
     loader: Any = data.train_dataloader()
     keys = itertools.islice(itertools.chain.from_iterable(loader.batch_sampler), COUNT)
     samples = [loader.dataset[key] for key in keys]
-    present = torch.cat([target["labels"] for _, target in samples]).unique().tolist()
+    present = sorted({label for _, target in samples for label in target["labels"].tolist()})
     coloured = len(present) <= len(COLOURS)
     shown = [names[label] for label in present]
     views = []
