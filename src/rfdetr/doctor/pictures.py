@@ -194,36 +194,36 @@ def _view(path: Path, boxes: Sequence[Box]) -> Image.Image:
     """An image of which the longer side is `SIDE`: the surroundings of one box, gray outside of the
     image, or else all of it. Boxes are marked.
     """
-    image = Image.fromarray(decode_image(path))
-    left, top, right, bottom = 0, 0, *image.size
-    if len(boxes) == 1:
-        limits = np.array([*image.size] * 2)
-        x1, y1, x2, y2 = np.clip(np.nan_to_num(boxes[0]), -limits, 2 * limits)
-        half = max(0.9 * max(x2 - x1, y2 - y1), 24.0, 0.08 * max(image.size))
-        middle = (x1 + x2) / 2, (y1 + y2) / 2
-        left, top, right, bottom = (
-            round(middle[0] - half), round(middle[1] - half),
-            round(middle[0] + half), round(middle[1] + half),
-        )  # fmt: skip
-        outside = min(x2, y2, image.width - x1, image.height - y1) <= 0
-        if half > 0.7 * max(image.size) or outside:  # all of the image, and all of the box
-            left, top = (min(0, round(low)) for low in (x1, y1))
-            right, bottom = (
-                max(n, round(high)) for n, high in zip(image.size, (x2, y2), strict=True)
-            )
+    image, lone = Image.fromarray(decode_image(path)), len(boxes) == 1
+    left, top, right, bottom = _around(boxes[0], image.size) if lone else (0, 0, *image.size)
     cut = Image.new("RGB", (right - left, bottom - top), "#808080")
     cut.paste(image, (-left, -top))
     scale = SIDE / max(cut.size)
     cut = cut.resize((max(1, round(cut.width * scale)), max(1, round(cut.height * scale))))
-    pen = ImageDraw.Draw(cut)
-    for x1, y1, x2, y2 in boxes:
-        ends = [((x - left) * scale, (y - top) * scale) for x, y in ((x1, y1), (x2, y2))]
-        low, high = np.sort(np.nan_to_num(ends), axis=0).clip(-SIDE, 2 * SIDE).tolist()
-        for width, colour in (
-            ((4, "#ffffff"), (2, "#e00000")) if len(boxes) == 1 else ((1, "#e00000"),)
-        ):
-            pen.rectangle((*low, *high), outline=colour, width=width)
+    pen, inside = ImageDraw.Draw(cut), np.array(cut.size) - 2
+    for box in boxes:
+        corners = (np.nan_to_num(box).reshape(2, 2) - (left, top)) * scale
+        ends = np.sort(corners, axis=0).clip(1, inside).ravel().tolist()
+        if lone:
+            pen.rectangle(ends, outline="#ffffff", width=4)
+        pen.rectangle(ends, outline="#e00000", width=2 if lone else 1)
     return cut
+
+
+def _around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the surroundings of a box in an image (width, height): of a
+    large one, and of one outside, that with all of the image.
+    """
+    limits = np.array([*size] * 2)
+    x1, y1, x2, y2 = np.clip(np.nan_to_num(box), -limits, 2 * limits).tolist()
+    half = max(0.9 * max(x2 - x1, y2 - y1), 24.0, 0.08 * max(size))
+    outside = min(x2, y2, size[0] - x1, size[1] - y1) <= 0
+    if outside or half > 0.7 * max(size):
+        first, last = (min(0, x1, x2), min(0, y1, y2)), (max(size[0], x2), max(size[1], y2))
+        left, top, right, bottom = map(round, (*first, *last))
+        return left, top, right, bottom
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return round(x - half), round(y - half), round(x + half), round(y + half)
 
 
 def _card(finding: Finding, image: str) -> str:
