@@ -49,6 +49,7 @@ table {{ border-collapse: collapse }} td {{ padding: 1px 12px 1px 0 }} td.n {{ t
 {body}
 </html>
 """
+_CARD = '<figure><img src="{image}" loading="lazy" alt=""><figcaption>{text}</figure>'
 
 
 class Shown(NamedTuple):
@@ -76,7 +77,7 @@ def write_pictures(report: Report, path: Path) -> None:
             if len(cards) == PER_RULE or pictures == MOST_PICTURES or room <= 0:
                 break
             if (shown := finder.find(finding)) and (image := picture(shown)):
-                cards.append(_card(finding, image))
+                cards.append(_CARD.format(image=image, text=_text(finding)))
                 pictures, room = pictures + 1, room - len(image)
         sections.append(_section(report, rule, found, cards))
     counts = "".join(
@@ -123,7 +124,11 @@ class Finder:
             row = self._rows.get((split, image, at))
             return self._shown(split, image, row)
         if finding.record.startswith("annotation"):
-            return self._annotation(finding, at)
+            splits = [s for s, r in self.report.records.items() if str(r.source) == finding.file]
+            rows = [(split, self._rows.get((split, -1, at))) for split in splits]
+            return next(
+                (self._shown(split, -1, row) for split, row in rows if row is not None), None
+            )
         name = finding.record.rsplit(" (image id ", 1)[0]
         place = self._images.get((finding.file, name))
         if place is None and finding.rule == "box-tiny":
@@ -136,13 +141,6 @@ class Finder:
             return shown._replace(twin=self._path(*twin) if twin else None)
         return shown._replace(boxes=self._boxes_of_index(finding, *place))
 
-    def _annotation(self, finding: Finding, at: int) -> Shown | None:
-        for split, records in self.report.records.items():
-            row = self._rows.get((split, -1, at))
-            if str(records.source) == finding.file and row is not None:
-                return self._shown(split, int(records.boxes["image"][row]), row)
-        return None
-
     def _path(self, split: str, image: int) -> Path:
         records = self.report.records[split]
         return records.root / records.names[image]
@@ -151,6 +149,7 @@ class Finder:
         records = self.report.records[split]
         if row is None:
             return Shown(self._path(split, image))
+        image = int(records.boxes["image"][row])
         box = records.boxes["xyxy"][row]
         if records.label_files is not None:
             box = box * np.tile(records.images["size"][image][::-1], 2)
@@ -224,11 +223,6 @@ def _around(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
         return left, top, right, bottom
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
     return round(x - half), round(y - half), round(x + half), round(y + half)
-
-
-def _card(finding: Finding, image: str) -> str:
-    """A finding with its picture."""
-    return f'<figure><img src="{image}" loading="lazy" alt=""><figcaption>{_text(finding)}</figure>'
 
 
 def _text(finding: Finding) -> str:

@@ -46,7 +46,11 @@ def labels_picture(
         (classes, sizes), (places, crowding) = figure.subplots(2, 2)
         _draw_classes(classes, splits, names)
         _draw_sizes(sizes, (high - low) * resolution, resolution, patch_size)
-        _draw_places(places, (low + high) / 2)
+        cells = int(np.clip(len(chosen) ** 0.5 / 2, 8, 40))
+        _heat(places, (low + high) / 2, np.linspace(0, 1, cells + 1))
+        places.set(title="Centres of the boxes in train, as shares of the image", aspect="equal")
+        places.set(xlabel="from the left", ylabel="from the top")
+        places.invert_yaxis()
         _draw_crowding(crowding, train, num_queries)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # type: ignore[no-untyped-call]
@@ -98,14 +102,6 @@ def _draw_sizes(axes: Axes, sizes: Array, resolution: int, patch_size: int) -> N
     axes.plot(*([least, patch_size, patch_size], [patch_size, patch_size, least]), color=RED, lw=1)
     note = f"{small:.1%} of the boxes are smaller\nthan a patch of {patch_size} pixels (red)"
     axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", color=RED, fontsize=8.5)
-
-
-def _draw_places(axes: Axes, centres: Array) -> None:
-    cells = int(np.clip(len(centres) ** 0.5 / 2, 8, 40))
-    _heat(axes, centres, np.linspace(0, 1, cells + 1))
-    axes.set(title="Centres of the boxes in train, as shares of the image")
-    axes.set(xlabel="from the left", ylabel="from the top", aspect="equal")
-    axes.invert_yaxis()
 
 
 def _draw_crowding(axes: Axes, index: DatasetIndex, num_queries: int) -> None:

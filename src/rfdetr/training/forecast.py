@@ -55,7 +55,8 @@ def disk_need(trainer: pl.Trainer, module: RFDETRModule, folder: Path) -> DiskNe
     A training state is the weights, their average and AdamW's two moments of what is trained; while
     last.ckpt is replaced there are two of them.
     """
-    tensors = module.detector.state_dict().values()
+    # Not from a state dict: asked for on one rank, it would make that one gather weights alone.
+    tensors = [*module.detector.parameters(), *module.detector.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = [p for p in module.detector.parameters() if p.requires_grad]
     averaged = find_callback(trainer, RFDETREMACallback) is not None

@@ -128,10 +128,10 @@ class RunProgress:
         facts = [state, f"epoch {number}{of}, update {self.step:,}"]
         if self.losses:
             facts.append(f"loss {_mean(self.losses[-20:]):.3f}")
-        curves = {
-            name: [_better(row, keys) for row in self.epochs] for name, keys in _FIGURES.items()
-        }
-        known = {name: [v for v in values if v is not None] for name, values in curves.items()}
+        known: dict[str, list[float]] = {name: [] for name in _FIGURES}
+        for row, (name, keys) in itertools.product(self.epochs, _FIGURES.items()):
+            if found := [float(row[key]) for key in keys if row.get(key) is not None]:
+                known[name].append(max(found))
         facts += [f"{name} {values[-1]:.3f}" for name, values in known.items() if values]
         if self.goes_on and (left := self.seconds_left()) is not None:
             facts.append(f"about {_duration(left)} left")
@@ -164,10 +164,6 @@ def curve(title: str, values: Sequence[float], width: int, colour: str) -> list[
         bars = "".join(_BLOCKS[min(max(n - 8 * row, 0), 8)] * repeats for n in eighths)
         lines.append(Text(f"{edge:>9} ") + Text(bars, style=colour))
     return lines
-
-
-def _better(row: Row, keys: Sequence[str]) -> float | None:
-    return max((float(row[key]) for key in keys if row.get(key) is not None), default=None)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -102,6 +102,7 @@ class TimeLimitCallback(PaceCallback):
         module.time_share = self.share
         if self.over:
             trainer.should_stop = True
+        if self.over and trainer.is_global_zero:
             told = "time is over after update %d: the rest of the %g min is for the evaluation"
             logger.info(told, trainer.global_step, self.minutes)
 

@@ -78,6 +78,7 @@ def draw_views(data: RFDETRDataModule, names: Sequence[str]) -> Image.Image:
     Up to ten classes have a colour and a legend; of more, each object has its name beside it.
     """
     loader: Any = data.train_dataloader()
+    index = data.index("train")
     keys = itertools.islice(itertools.chain.from_iterable(loader.batch_sampler), COUNT)
     samples = [loader.dataset[key] for key in keys]
     present = sorted({label for _, target in samples for label in target["labels"].tolist()})
@@ -87,7 +88,10 @@ def draw_views(data: RFDETRDataModule, names: Sequence[str]) -> Image.Image:
     for pixels, target in samples:
         label = torch.searchsorted(torch.tensor(present, dtype=torch.int64), target["labels"])
         drawn = {**target, "labels": label, "boxes": cxcywh_to_xyxy(target["boxes"]) * SIDE}
-        text = f"{_file_of(data, target)}, {pixels.shape[-1]} pixels"
+        image = np.flatnonzero(index.image_ids == int(target["image_id"]))[0]
+        name = index.path(int(image)).name
+        name = name if len(name) <= 40 else f"{name[:24]}...{name[-12:]}"
+        text = f"{name}, {pixels.shape[-1]} pixels"
         views.append(_captioned(pixels, drawn, shown, text, named=not coloured))
     picture = tiled(views, COLUMNS)
     return with_legend(picture, _TITLE, shown if coloured else [])
@@ -103,9 +107,3 @@ def _captioned(
     view.paste(draw_objects(sized, objects, names, named=named, outlined="masks" in objects))
     ImageDraw.Draw(view).text((2, SIDE + 3), text, "#444444", ImageFont.load_default(12))
     return view
-
-
-def _file_of(data: RFDETRDataModule, target: dict[str, Tensor]) -> str:
-    index = data.index("train")
-    name = index.path(int(np.flatnonzero(index.image_ids == int(target["image_id"]))[0])).name
-    return name if len(name) <= 40 else f"{name[:24]}...{name[-12:]}"
