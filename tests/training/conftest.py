@@ -18,6 +18,7 @@ from tests.tiny import TINY
 
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+from rfdetr.training.callbacks import DataViewsCallback
 
 
 class Run(NamedTuple):
@@ -100,6 +101,12 @@ def with_repetition() -> None:
 def _without_repetition(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "with_repetition" not in request.fixturenames:
         monkeypatch.setattr(RFDETRDataModule, "least_updates", 1)
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setattr(DataViewsCallback, "on_train_start", lambda *_: None)
 
 
 @pytest.fixture

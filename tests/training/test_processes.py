@@ -177,6 +177,36 @@ def test_train_uses_all_processes_of_torchrun(
     assert len(log.read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_all_processes_end_with_the_time_of_the_first(
+    tmp_path: Path, make_tiny_coco: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    """Less time than any evaluation takes: one update is had, judged, and all end."""
+    model = tiny_model().model_dump(mode="json")
+    train = {
+        "dataset_dir": str(make_tiny_coco()),
+        "epochs": 40,
+        "minutes": 0.01,
+        "batch_size": 1,
+        "num_workers": 0,
+        "run_test": False,
+    }
+    command = [
+        *TORCHRUN,
+        str(Path(__file__).parent / "scripts" / "face.py"),
+        json.dumps({"model": model, "train": train}),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 of at most 40, the last one to 20%: the 0.01 min were over" in done.stdout
+    assert done.stdout.count("time is over after update 1") == 1
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+
+
 def defined(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 

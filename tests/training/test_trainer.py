@@ -30,8 +30,10 @@ from rfdetr.training import steps as steps_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks import (
+    DataViewsCallback,
     MemoryCallback,
     NonFiniteCallback,
+    PaceCallback,
     PredictionImagesCallback,
     ResumeCallback,
     RunFilesCallback,
@@ -43,7 +45,7 @@ from rfdetr.training.trainer import EpochProgressBar, quiet_lightning
 
 ALWAYS = {
     *(COCOEvalCallback, NonFiniteCallback, PredictionImagesCallback, MemoryCallback),
-    UndecodableCallback,
+    *(UndecodableCallback, DataViewsCallback, PaceCallback),
     *(RunFilesCallback, ResumeCallback, BestModelCallback),
 }
 

@@ -23,6 +23,7 @@ from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
+from rfdetr.cli.watch import watch
 from rfdetr.console import LineHandler
 from rfdetr.errors import InputError, MissingPackageError, RunError
 
@@ -33,7 +34,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-for verb in (train, evaluate, predict, export, benchmark, check, verify_resume, info):
+VERBS = (train, watch, evaluate, predict, export, benchmark, check, verify_resume, info)
+for verb in VERBS:
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

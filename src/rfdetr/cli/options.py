@@ -125,7 +125,18 @@ def one_line(error: BaseException) -> str:
 
 
 def dashed(tokens: list[str]) -> list[str]:
-    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name."""
+    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report`
+    without a file as `--report=`.
+    """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
     named = [setting.match(token) and not Path(token).exists() for token in tokens]
-    return [f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)]
+    dashed = [
+        f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)
+    ]
+    following = [*dashed[1:], "--"]
+    alone = [
+        one == "--report" and after[:1] == "-" for one, after in zip(dashed, following, strict=True)
+    ]
+    return [
+        f"{token}=" if is_alone else token for token, is_alone in zip(dashed, alone, strict=True)
+    ]

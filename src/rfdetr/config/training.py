@@ -34,6 +34,9 @@ class TrainConfig(fields.StrictConfig):
     """Where checkpoints, metrics and plots are written."""
     epochs: PositiveInt = 100
     """Passes over the training images."""
+    minutes: PositiveFloat | None = None
+    """Minutes that the run may take, evaluation included; its schedule is fitted to them, epochs
+    are then the most that it has. None: no limit."""
     batch_size: PositiveInt | Literal["auto"] = 4
     """Images per device and step; "auto": what fits, with grad_accum_steps to 16 an update."""
     eval_batch_size: PositiveInt | None = None
@@ -227,6 +230,7 @@ class TrainSettings(TypedDict, total=False):
     dataset_file: Literal["roboflow", "coco", "yolo"]
     output_dir: PathLike
     epochs: int
+    minutes: float | None
     batch_size: int | Literal["auto"]
     eval_batch_size: int | None
     grad_accum_steps: int

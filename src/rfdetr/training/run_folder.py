@@ -8,21 +8,28 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-
-from pytorch_lightning import Trainer
+from typing import TYPE_CHECKING
 
 from rfdetr import files
 from rfdetr.errors import InputError
 
+if TYPE_CHECKING:  # what reads a run's folder shall not wait for Lightning's import
+    from pytorch_lightning import Trainer
+
 logger = logging.getLogger(__name__)
 
 _SIGNS = ("results.json", "checkpoint_best_total.pth", "last.ckpt")  # that only a run leaves
-_WEIGHTS_AND_FIGURES = [
+_CHECKPOINTS = [
     "last.ckpt", "checkpoint_[0-9]*.ckpt", "checkpoint_best_*.pth", "checkpoint_best_*.safetensors",
-    "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
+]  # fmt: skip
+_WEIGHTS_AND_FIGURES = [
+    *_CHECKPOINTS, "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
 ]  # fmt: skip
 _PLOTS = ["pr_curve.png", "f1_curve.png", "confusion_matrix*.png"]
-_REDRAWN = ["config.yaml", "metrics.png", "dataset_grids", *_PLOTS, *(f"segm_{p}" for p in _PLOTS)]
+_REDRAWN = [
+    "config.yaml", "metrics.png", "dataset_grids", "labels.jpg", "train_views.jpg", *_PLOTS,
+    *(f"segm_{plot}" for plot in _PLOTS),
+]  # fmt: skip
 _HEADS = {"config.yaml": b"rfdetr_version:", "metrics.jsonl": b'"step":'}
 """What stands in the first line of a run's first files."""
 _NUMBERED = re.compile(r"checkpoint_?(\d+)\.(?:ckpt|pth)")
@@ -57,6 +64,8 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.history = self.path / "metrics.png"
         self.grids = self.path / "dataset_grids"
+        self.labels = self.path / "labels.jpg"
+        self.views = self.path / "train_views.jpg"
 
     def best(self, kind: str) -> Path:
         """The best weights of a kind: "regular" (live), "ema" (averaged) or "total" (of both)."""
@@ -173,6 +182,11 @@ class RunFolder:
         for path in self._files([*_WEIGHTS_AND_FIGURES, *_REDRAWN, files.CHECKSUMS_FILE]):
             path.rename(place / path.name)
         logger.warning("the run that this session has made in %s is now in %s", self.path, place)
+
+    def checkpoint_bytes(self) -> int:
+        """What the weights and training states of a run in the folder take, each file once."""
+        found = [path.stat() for path in self._files(_CHECKPOINTS)]
+        return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
     def _files(self, patterns: list[str]) -> list[Path]:
         return [path for pattern in patterns for path in self.path.glob(pattern)]

@@ -122,6 +122,8 @@ def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> li
             c.early_stopping_patience, c.early_stopping_min_delta, c.early_stopping_use_ema
         ),
         own.RunFilesCallback(folder, c.overwrite),
+        own.DataViewsCallback(folder),
+        own.TimeLimitCallback(folder, c.minutes) if c.minutes else own.PaceCallback(folder),
         c.save_dataset_grids and own.DatasetGridsCallback(folder),
         keeps_files
         and own.ResumeCallback(
@@ -215,6 +217,9 @@ def nothing_left(path: Path, folder: RunFolder, trainer: pl.Trainer) -> str:
         return ""
     waited = content["callbacks"].get("RFDETREarlyStopping", {}).get("waited", 0)
     stopping = find_callback(trainer, own.RFDETREarlyStopping)
+    timed, time = content["callbacks"].get("TimeLimitCallback", {}), None
+    if timed.get("over"):
+        time = find_callback(trainer, own.TimeLimitCallback)
     most_epochs, most_steps, steps = trainer.max_epochs, trainer.max_steps, content["global_step"]
     if most_epochs is not None and 0 <= most_epochs <= epochs:
         reason = f"it has had {epochs} epochs, and epochs is {most_epochs}: raise epochs"
@@ -222,6 +227,8 @@ def nothing_left(path: Path, folder: RunFolder, trainer: pl.Trainer) -> str:
         reason = f"it has had {steps} steps, and max_steps is {most_steps}: raise max_steps"
     elif stopping and waited >= stopping.patience:
         reason = f"early stopping ended it after {epochs} epochs: raise early_stopping_patience"
+    elif time and time.minutes <= timed["minutes"]:
+        reason = f"its {time.minutes:g} min were over after {epochs} epochs: raise minutes"
     else:
         return ""
     return f"nothing is left to train of {path}; {reason} to go on"
