@@ -35,7 +35,8 @@ $(CURDIR)/.interop/bin/python:
 	mv .interop.new .interop
 
 interop: $(STAMP) $(PUBLISHED)
-	RFDETR_PUBLISHED_PYTHON=$(PUBLISHED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interop -v --durations 5
+	RFDETR_PUBLISHED_PYTHON=$(PUBLISHED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v --durations 5 \
+	    tests/interop tests/test_compat.py tests/test_moved.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

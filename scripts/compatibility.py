@@ -1,5 +1,5 @@
-"""The generated parts of docs/compatibility.md: what becomes of every published keyword, and the
-verdict of every code block of the page.
+"""The generated parts of docs/compatibility.md: what becomes of every published keyword and name,
+and the verdict of every code block of the page.
 
     python scripts/compatibility.py            print them
     python scripts/compatibility.py --write    put them into the page
@@ -15,20 +15,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from rfdetr import RFDETR, compat
-from rfdetr.config import ModelConfig, SegmentationTrainConfig
+from rfdetr import RFDETR, compat, moved
+from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "compatibility.md"
 KEYWORDS = json.loads((REPOSITORY / "tests" / "published_keywords.json").read_text())
 CALLS = {  # heading, our call, the configuration whose fields it takes, the table of other fates
     "train": ("`train()`", RFDETR.train, SegmentationTrainConfig, compat.TRAIN),
+    "older": ("Older keywords of `train()`", RFDETR.train, SegmentationTrainConfig, compat.TRAIN),
     "constructor": ("The constructors", RFDETR.__init__, ModelConfig, compat.MODEL),
     "from_checkpoint": ("`from_checkpoint()`", RFDETR.from_checkpoint, ModelConfig, compat.MODEL),
     "predict": ("`predict()`", RFDETR.predict, None, {}),
     "inference": ("`inference()`", RFDETR.inference, None, {}),
     "evaluate": ("`evaluate()`", RFDETR.evaluate, None, {}),
-    "export": ("`export()`", RFDETR.export, None, compat.EXPORT),
+    "export": ("`export()`", RFDETR.export, ExportConfig, compat.EXPORT),
     "export_for_roboflow": ("`export_for_roboflow()`", RFDETR.export_for_roboflow, None, {}),
 }
 PARTS = re.compile(r"(<!-- (\w+): generated -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -53,7 +54,8 @@ def fate_of(call: str, keyword: str) -> str:
         return "taken"
     fate = fates.get(keyword)
     if fate is None:
-        return "refused: there is no such setting"
+        of_model = keyword in ModelConfig.model_fields
+        return f"refused: {'a constructor takes it' if of_model else 'there is no such setting'}"
     if isinstance(fate, compat.Constant):
         return f"only {' or '.join(f'`{value!r}`' for value in fate.values)}: {fate.instead}"
     if isinstance(fate, compat.Harmless):
@@ -61,7 +63,13 @@ def fate_of(call: str, keyword: str) -> str:
     if isinstance(fate, compat.Moved):
         described = ModelConfig.model_fields.get(keyword) if fate.to == "model" else None
         name = f" as `{fate.name}`" if fate.name else ""
+        if fate.to == "train":
+            return f"taken{name}"
         return f"goes to the {fate.to}{name}" + (f": {described.description}" if described else "")
+    if isinstance(fate, compat.Translated):
+        known = {repr(a): f"`{fate.field}={b!r}`" for a, b in fate.values.items() if b}
+        same = ", ".join(f"`{value}` is {here}" for value, here in known.items())
+        return f"{same}; no other: {fate.instead}"
     entries = ", ".join(f"`{entry}`, `{name}` here" for entry, name in fate.fields.items())
     return f"taken: a dict of {entries}"
 
@@ -73,6 +81,15 @@ def keyword_tables() -> Iterator[str]:
             fate = " ".join(fate_of(call, keyword).split()).replace("|", "\\|")
             yield f"| `{keyword}` | {fate} |\n"
         yield "\n"
+
+
+def name_table() -> Iterator[str]:
+    """The published names that are not here, by what to do."""
+    named: dict[str, list[str]] = {}
+    for name, advice in moved.NOT_HERE.items():
+        named.setdefault(advice, []).append(f"`{name}`")
+    yield "| not here | what is |\n|---|---|\n"
+    yield from (f"| {', '.join(names)} | {advice} |\n" for advice, names in named.items())
 
 
 def blocks(page: str) -> list[Block]:
@@ -95,7 +112,7 @@ def block_table(page: str) -> Iterator[str]:
 
 def generated(page: str) -> str:
     """The page with its generated parts as they must be."""
-    parts = {"keywords": keyword_tables(), "blocks": block_table(page)}
+    parts = {"keywords": keyword_tables(), "names": name_table(), "blocks": block_table(page)}
     return PARTS.sub(lambda match: match[1] + "".join(parts[match[2]]) + match[3], page)
 
 

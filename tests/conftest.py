@@ -18,6 +18,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from rfdetr.evaluation import plots
+
 REPOSITORY = Path(__file__).parents[1]
 # Class names, in label order.
 COLOURS = {
@@ -30,6 +32,20 @@ FIRST_SEED = {"train": 0, "valid": 400, "test": 800}  # so that splits share no 
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def with_plots() -> None:
+    """A test that names this gets the pictures too; they take longer to draw than the tiny runs to
+    train.
+    """
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "with_plots" not in request.fixturenames:
+        monkeypatch.setattr(plots, "plot_metrics", lambda *_: None)
+        monkeypatch.setattr(plots, "plot_history", lambda *_: None)
 
 
 def _shared_data(name: str) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 import json
+import math
 import os
+import pickle
 import subprocess
 import warnings
 from pathlib import Path
@@ -13,12 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.tiny import TINY
 
 import rfdetr
 from rfdetr import RFDETR, RFDETRMini, compat
-from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.config import (
+    ExportConfig,
+    ModelConfig,
+    RFDETRMiniConfig,
+    SegmentationTrainConfig,
+    TrainConfig,
+)
 from rfdetr.errors import InputError, RunError
 from rfdetr.evaluation.evaluator import CocoEvaluator
+from rfdetr.evaluation.run import labels_of
 from rfdetr.weights.labels import renamed
 from rfdetr.weights.reading import read_checkpoint
 
@@ -44,7 +56,9 @@ print(json.dumps({
     **{n: of(getattr(rfdetr.RFDETR, n)) for n in ("predict", "inference", "export")},
 }))
 """
-    done = subprocess.run([interpreter, "-c", code], capture_output=True, check=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [interpreter, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
@@ -61,8 +75,12 @@ def test_every_published_keyword_has_an_answer() -> None:
     model, train = ModelConfig.model_fields, SegmentationTrainConfig.model_fields
     unanswered = {
         "train": [n for n in KEYWORDS["train"] if n not in {*train, *compat.TRAIN}],
+        "older": [n for n in KEYWORDS["older"] if n not in {*train, *model, *compat.TRAIN}],
         "constructor": [n for n in KEYWORDS["constructor"] if n not in {*model, *compat.MODEL}],
     }
+    known_to_export = {*inspect.signature(RFDETR.export).parameters, *ExportConfig.model_fields}
+    known_to_export |= compat.EXPORT.keys()
+    unanswered["export"] = [n for n in KEYWORDS["export"] if n not in known_to_export]
     for call in CALLS:
         known = inspect.signature(getattr(RFDETR, call)).parameters
         unanswered[call] = [name for name in KEYWORDS[call] if name not in known]
@@ -73,18 +91,24 @@ def test_no_answer_hides_a_field() -> None:
     of_training = {n for n, fate in compat.TRAIN.items() if not isinstance(fate, compat.Moved)}
     assert not of_training & set(SegmentationTrainConfig.model_fields)
     assert not compat.MODEL.keys() & ModelConfig.model_fields.keys()
+    assert not compat.EXPORT.keys() & ExportConfig.model_fields.keys()
+    assert compat.OF_HF.keys() == ExportConfig.model_fields.keys() - {"notes"}
 
 
 @pytest.mark.parametrize(
     ("config", "fates", "needed"),
-    [(RFDETRMiniConfig, compat.MODEL, {}), (TrainConfig, compat.TRAIN, {"dataset_dir": "data"})],
+    [
+        (RFDETRMiniConfig, compat.MODEL, {}),
+        (TrainConfig, compat.TRAIN, {"dataset_dir": "data"}),
+        (ExportConfig, compat.EXPORT, {}),
+    ],
 )
 def test_constants_are_taken_and_harmless_values_told_once(
     config: Any, fates: dict[str, compat.Fate], needed: dict[str, str]
 ) -> None:
     plain = config(**needed)
     for name, fate in fates.items():
-        if isinstance(fate, compat.Moved | compat.Unpacked):
+        if isinstance(fate, compat.Moved | compat.Unpacked | compat.Translated):
             continue
         usual = fate.values if isinstance(fate, compat.Constant) else (fate.default,)
         with warnings.catch_warnings():
@@ -132,6 +156,24 @@ def test_training_keywords_reach_their_owners() -> None:
         compat.split_moved({"amp_dtype": "fp8"})
 
 
+def test_older_keywords_are_taken_at_their_defaults_and_told_at_others() -> None:
+    defaults = {name: fate for name, fate in compat.OLDER.items() if name != "ema"}
+    usual = {
+        n: f.values[0] if isinstance(f, compat.Constant) else f.default for n, f in defaults.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compat.split_moved({**usual, "ema": False}) == ({"use_ema": False}, {}, {})
+    with pytest.warns(UserWarning, match="print_freq=50 .*; num_classes=4 .*the data count"):
+        assert compat.split_moved({"print_freq": 50, "num_classes": 4}) == ({}, {}, {})
+    with pytest.raises(
+        InputError, match=r"set_cost_giou=5 .* override RFDETRModule.compute_losses"
+    ):
+        compat.split_moved({"set_cost_giou": 5})
+    with pytest.raises(InputError, match="ema and use_ema are one setting: give one of them"):
+        compat.split_moved({"use_ema": True, "ema": False})
+
+
 @pytest.mark.parametrize("name", ["strategy", "devices", "num_nodes", "callbacks"])
 def test_what_belongs_to_the_trainer_is_no_field(name: str) -> None:
     with pytest.raises(ValueError, match=f"pass {name}= to build_trainer"):
@@ -163,7 +205,15 @@ def test_a_published_script_trains_and_evaluates(tiny_coco: Path, tmp_path: Path
     with pytest.warns(UserWarning, match=r"evaluate\(\) trains nothing; without effect: epochs$"):
         found = model.evaluate(dataset_dir=tiny_coco, split="val", num_workers=0, epochs=9)
     assert found["val/mAP_50_95"] == found["mAP_50_95"] == found.overall["mAP_50_95"]
-    assert dict(found)["F1"] == found.overall["F1"]
+    assert dict(found)["val/F1"] == found.overall["F1"]
+    assert json.loads(json.dumps(found)) == found == {k: found[k] for k in found}
+    assert all(name.startswith("val/") for name in found)
+    published = {
+        f"val/{name}"
+        for name in ["mAP_50_95", "mAP_50", "mAP_75", "mAR", "F1", "precision", "recall"]
+    }
+    assert published <= found.keys()
+    assert "F1" in found and "test/F1" not in found and found.get("F1") == found["val/F1"]
     with pytest.raises(InputError, match="device='mps': this model is on cpu"):
         model.evaluate(tiny_coco, device="mps")
 
@@ -174,6 +224,14 @@ def test_figures_are_a_mapping_of_the_defined_ones() -> None:
     assert metrics.get("test/mAP_50_95") is None
     with pytest.raises(KeyError):
         metrics["mAP"]
+    metrics = dataclasses.replace(metrics, overall={"F1": 0.5, "mAR": math.nan}, prefix="test/")
+    assert dict(metrics) == {"test/F1": 0.5}
+    assert metrics["F1"] == metrics["test/F1"] == metrics.get("F1") == 0.5
+    assert "mAR" not in metrics and metrics.get("mAR", 0.0) == 0.0
+    for name in ("mAR", "test/mAR", "val/F1", "test/test/F1"):
+        with pytest.raises(KeyError, match=name):
+            metrics[name]
+    assert pickle.loads(pickle.dumps(metrics)) == copy.deepcopy(metrics) == metrics
 
 
 def test_predictions_carry_their_image_as_published(mini: RFDETR) -> None:
@@ -265,6 +323,38 @@ def test_names_stand_where_scripts_import_them() -> None:
 def test_what_cannot_be_is_told_before_a_run(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         compat.split_moved(settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_here_is_told_before_the_data_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'cuda' cannot be used here; there is cpu"):
+        RFDETRMini(device="cpu").train(dataset_dir=tmp_path / "gone", device="cuda")
+
+
+def test_advice_says_what_to_do_instead() -> None:
+    with pytest.raises(InputError, match=r"aug_config=\{\} .*for none \(\{\}\) or others, .*docs"):
+        compat.split_moved({"aug_config": {}})
+    for value in (True, False):
+        with pytest.raises(InputError, match=f'^resume: expected "last" .* found {value}'):
+            TrainConfig(dataset_dir="data", resume=value)
+
+
+def test_classes_of_one_name_are_refused_where_given_and_told_where_a_file_has_them(
+    tmp_path: Path, tiny_coco: Path
+) -> None:
+    twice = ["blue", "red", "blue"]
+    with pytest.raises(InputError, match="'blue' occur twice; expected a name of its own"):
+        RFDETRMini(**TINY, num_classes=3, class_names=twice)
+    model = RFDETRMini(**TINY, num_classes=3, class_names=["blue", "red", "green"])
+    model.export_for_roboflow(tmp_path / "bundle")
+    content = torch.load(tmp_path / "bundle" / "weights.pt", weights_only=False)
+    content["args"].class_names = twice
+    torch.save(content, tmp_path / "twice.pt")
+    with pytest.warns(UserWarning, match=r"classes of one name: blue; evaluate\(\) takes") as told:
+        model = RFDETR.from_checkpoint(tmp_path / "twice.pt", device="cpu")
+    assert len(told) == 1
+    assert model.class_names == twice
+    assert labels_of(model.model.labels, ["blue", "red"]).tolist() == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("device", [None, "auto"])

@@ -23,6 +23,7 @@ from rfdetr.config import VARIANTS
 from rfdetr.config.variants import RFDETRMiniConfig, RFDETRSegMiniConfig
 from rfdetr.errors import InputError
 from rfdetr.synthetic import generate
+from rfdetr.training import RFDETRDataModule
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "compatibility.py"
 WARNING = re.compile("without effect")
@@ -72,7 +73,8 @@ def tiny_variant(name: str, base: type[config.ModelConfig]) -> type[config.Model
 
 @pytest.fixture
 def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published names stand for tiny models of random weights."""
+    """The published names stand for tiny models of random weights, which see each image once."""
+    monkeypatch.setattr(RFDETRDataModule, "least_updates", 1)
     for short, name, base in (
         ("nano", "RFDETRNano", RFDETRMiniConfig),
         ("seg-nano", "RFDETRSegNano", RFDETRSegMiniConfig),

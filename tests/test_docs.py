@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rfdetr.config import RFDETRMiniConfig, TrainConfig
-from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+from rfdetr.training import RFDETRDataModule, build_trainer
 
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "custom-training.md"
@@ -36,20 +36,34 @@ def test_no_statement_is_without_a_test() -> None:
     assert [row for row in ROWS if not NAMED.search(row)] == []
 
 
+def class_of_block(name: str) -> type[Any]:
+    """The class that a block of the guide makes, in ten lines at most."""
+    block = re.search(rf"<!-- test: {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block
+    assert len(block[1].strip().splitlines()) <= 10
+    names: dict[str, Any] = {"__name__": "guide"}
+    exec(compile(block[1], str(PAGE), "exec"), names)
+    (own,) = (one for one in names.values() if isinstance(one, type) and one.__module__ == "guide")
+    return own
+
+
+def test_the_data_module_of_the_guide_augments_nothing(make_tiny_coco: Callable[..., Path]) -> None:
+    own = class_of_block("no augmentation")
+    data = make_tiny_coco({"train": 2, "valid": 2})
+    train = TrainConfig(dataset_dir=data, num_workers=0, batch_size=2)
+    model = RFDETRMiniConfig(resolution=64)
+    views = []
+    for kind in (own, RFDETRDataModule):
+        dataset = kind(model, train).train_dataloader().dataset
+        views.append([dataset[epoch, 1, 64][0].tolist() for epoch in range(4)])
+    assert all(view == views[0][0] for view in views[0])
+    assert any(view != views[1][0] for view in views[1])
+
+
 def test_the_loss_term_of_the_guide_trains(
     make_tiny_coco: Callable[..., Path], tmp_path: Path
 ) -> None:
-    block = re.search(
-        r"<!-- test: a loss term -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL
-    )
-    assert block
-    assert len(block[1].strip().splitlines()) <= 10
-    names: dict[str, Any] = {}
-    exec(compile(block[1], str(PAGE), "exec"), names)
-    (own,) = (
-        value for value in names.values() if isinstance(value, type) and value is not RFDETRModule
-    )
-
+    own = class_of_block("a loss term")
     size = {"resolution": 64, "hidden_dim": 32, "sa_nheads": 4, "ca_nheads": 4, "dec_layers": 1}
     queries = {"num_queries": 10, "num_select": 10, "group_detr": 2, "num_classes": 3}
     model = RFDETRMiniConfig(**size, **queries, dim_feedforward=64, pretrain_weights=None)

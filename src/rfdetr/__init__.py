@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rfdetr._version import __version__
 
 if TYPE_CHECKING:
+    from rfdetr.published import ModelContext
     from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
     from rfdetr.variants import *
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RFDETR",
+    "ModelContext",
     "RFDETRBase",
     "RFDETRDataModule",
     "RFDETRLarge",
@@ -44,6 +46,18 @@ __all__ = [
     "build_trainer",
     "from_checkpoint",
 ]
+_ROOMS = [
+    "assets",
+    "config",
+    "data",
+    "datasets",
+    "detr",
+    "inference",
+    "models",
+    "training",
+    "utilities",
+    "variants",
+]
 _TRAINING = ("RFDETRDataModule", "RFDETRModelModule", "RFDETRModule", "build_trainer")
 
 
@@ -54,8 +68,12 @@ def __getattr__(name: str) -> Any:
     if name == "from_checkpoint":
         return importlib.import_module("rfdetr.variants").RFDETR.from_checkpoint
     if name in __all__:
-        return getattr(importlib.import_module("rfdetr.variants"), name)
-    raise AttributeError(f"module 'rfdetr' has no attribute {name!r}")
+        return getattr(importlib.import_module("rfdetr.detr"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"rfdetr.{name}")
+    from rfdetr.moved import missing
+
+    raise missing("rfdetr", name)
 
 
 def __dir__() -> list[str]:

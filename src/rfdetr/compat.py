@@ -5,8 +5,9 @@ takes it, and has one of these fates; none is dropped without a word:
 
     Constant    absorbed at its values here, refused at others, with what to do instead
     Harmless    absorbed at its published default; else ignored, and one warning says why
-    Moved       handed on to the model's configuration or to the trainer
+    Moved       handed on to the model's configuration, to the trainer, or to another name
     Unpacked    a dict whose entries are fields here
+    Translated  a field here has another name for each of its values
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ class Harmless(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Who takes the keyword of `train()`, and under which name where not under its own."""
+    """Who takes the keyword of `train()`, and under which name where not under its own; "train" is
+    the configuration of training."""
 
-    to: Literal["model", "trainer"]
+    to: Literal["model", "trainer", "train"]
     name: str = ""
 
 
@@ -47,16 +49,32 @@ class Unpacked(NamedTuple):
     fields: dict[str, str]
 
 
-Fate = Constant | Harmless | Moved | Unpacked
+class Translated(NamedTuple):
+    """The field that says the same, its value for each of the keyword's (None: leave it), and what
+    to do for another value.
+    """
+
+    field: str
+    values: dict[Any, Any]
+    instead: str
+
+
+Fate = Constant | Harmless | Moved | Unpacked | Translated
 
 _NO_KEYPOINTS = "keypoint models are not part of this package"
+_BUILT_SO = "the network is built so and its published weights need it"
 _OPTIMIZER = "override RFDETRModule.configure_optimizers (docs/custom-training.md)"
-_AUGMENT = "color_jitter= changes colours; for more, override RFDETRDataModule.train_dataloader"
+_LOSSES = "override RFDETRModule.compute_losses (docs/custom-training.md)"
+_AUGMENT = (
+    "color_jitter= changes colours (0: not at all); flips and crops are part of the recipe: for "
+    "none ({}) or others, give your own train_dataloader (docs/custom-training.md)"
+)
+_NO_HALF = 'weights are float32, and dtype="bfloat16" (OpenVINO) is the fast arithmetic'
 
 MODEL: dict[str, Fate] = {
     **dict.fromkeys(
         ("two_stage", "layer_norm", "bbox_reparam", "lite_refpoint_refine", "ia_bce_loss"),
-        Constant((True,), "the network is built so and its published weights need it"),
+        Constant((True,), _BUILT_SO),
     ),
     "num_channels": Constant((3,), "images are read as RGB: give three channels"),
     "num_decoder_registers": Constant((0,), "no published detector has any"),
@@ -78,7 +96,52 @@ MODEL: dict[str, Fate] = {
     "trust_checkpoint": Harmless(False, "no file's code is run, whoever wrote it"),
 }
 
+OLDER: dict[str, Fate] = {  # keywords of `train()` in releases before 1.7
+    "ema": Moved("train", "use_ema"),
+    "num_classes": Harmless(None, "the classes of the data count"),
+    **dict.fromkeys(("rms_norm", "use_cls_token"), Constant((False,), _BUILT_SO)),
+    "position_embedding": Constant(("sine",), _BUILT_SO),
+    "decoder_norm": Constant(("LN",), _BUILT_SO),
+    "window_block_indexes": Constant((None,), "the model's out_feature_indexes= decides"),
+    "vit_encoder_num_layers": Constant((12,), "the model's encoder= decides"),
+    "freeze_batch_norm": Harmless(False, "the network has no batch norm"),
+    "dropout": Constant((0,), "drop_path= is what the encoder has"),
+    "drop_mode": Constant(("standard",), "drop_path= has one mode"),
+    "drop_schedule": Constant(("constant",), "drop_path= does not change over a run"),
+    "cutoff_epoch": Constant((0,), "drop_path= does not change over a run"),
+    "set_cost_class": Constant((2,), _LOSSES),
+    "set_cost_bbox": Constant((5,), _LOSSES),
+    "set_cost_giou": Constant((2,), _LOSSES),
+    "focal_alpha": Constant((0.25,), _LOSSES),
+    "aux_loss": Constant((True,), _LOSSES),
+    **dict.fromkeys(
+        ("sum_group_losses", "use_varifocal_loss", "use_position_supervised_loss"),
+        Constant((False,), _LOSSES),
+    ),
+    **dict.fromkeys(
+        ("pretrained_encoder", "pretrained_distiller"),
+        Constant((None,), "the model's pretrain_weights= names the file to start from"),
+    ),
+    **dict.fromkeys(
+        ("pretrain_exclude_keys", "pretrain_keys_modify_to_load"),
+        Constant((None,), "a file's tensors are fitted to the network by themselves"),
+    ),
+    "force_no_pretrain": Constant((False,), "build the model with pretrain_weights=None"),
+    **dict.fromkeys(
+        ("encoder_only", "backbone_only"), Constant((False,), "the whole network is trained")
+    ),
+    "coco_path": Constant((None,), "dataset_dir= names the folder"),
+    "start_epoch": Constant((0,), "resume= goes on with the epoch of its checkpoint"),
+    "eval": Constant((False,), "call evaluate()"),
+    "world_size": Constant((1,), "give devices= and num_nodes=, or start it by torchrun"),
+    "dist_url": Harmless("env://", "Lightning brings the processes together"),
+    "do_benchmark": Harmless(False, "no speed is measured"),
+    "print_freq": Harmless(10, "each step is logged, and each epoch has its line"),
+    "subcommand": Harmless(None, "it is of the command line"),
+}
+
 TRAIN: dict[str, Fate] = {
+    **OLDER,
     **dict.fromkeys(("device", "resolution", "gradient_checkpointing"), Moved("model")),
     **dict.fromkeys(("devices", "strategy", "num_nodes", "num_sanity_val_steps"), Moved("trainer")),
     "amp_dtype": Moved("trainer", "precision"),
@@ -121,24 +184,34 @@ TRAIN: dict[str, Fate] = {
 
 EXPORT: dict[str, Fate] = {
     "backbone_only": Constant((False,), "the whole network is written"),
-    "shape": Constant((None,), "load the model with another resolution= and export that"),
-    "quantization": Constant((None, "fp32"), "weights are written as float32"),
-    "batch_size": Harmless(1, "any number of images is taken"),
-    "dynamic_batch": Harmless(False, "any number of images is taken"),
+    "quantization": Translated("dtype", {None: None, "fp32": "float32", "int8": "int8"}, _NO_HALF),
+    "openvino_precision": Translated("dtype", {None: None, "float32": "float32"}, _NO_HALF),
     "max_batch_size": Harmless(None, "any number of images is taken"),
-    "opset_version": Harmless(17, "it is of ONNX"),
     "fp16": Harmless(True, "it is of TensorRT"),
-    "output_name": Harmless(None, "the files have the names that transformers looks for"),
-    **dict.fromkeys(
-        ("infer_dir", "calibration_data"), Harmless(None, "no sample images are needed")
-    ),
-    "max_images": Harmless(100, "no sample images are needed"),
+    "infer_dir": Harmless(None, "no sample images are needed"),
     "verbose": Harmless(True, "little is told"),
+    "simplify": Harmless(True, "constants are folded and the graph is pruned"),
+    "force": Harmless(False, "overwrite=True writes over an artifact"),
     **dict.fromkeys(("backend", "soc"), Harmless(None, "it is of ExecuTorch")),
     "coreml_precision": Harmless(None, "it is of Core ML"),
     "coreai_precision": Harmless(None, "it is of Core AI"),
-    "openvino_precision": Harmless(None, "it is of OpenVINO"),
 }
+
+_ANY_NUMBER, _NO_SAMPLES = "any number of images is taken", "no sample images are needed"
+OF_HF: dict[str, Fate] = {
+    "shape": Constant((None,), "load the model with another resolution= and export that"),
+    **dict.fromkeys(("dtype", "input_dtype"), Constant(("float32",), "the files are of float32")),
+    "batch_size": Harmless(1, _ANY_NUMBER),
+    "dynamic_batch": Harmless(False, _ANY_NUMBER),
+    "opset_version": Harmless(17, "it is of ONNX"),
+    "calibration_data": Harmless(None, _NO_SAMPLES),
+    "max_images": Harmless(100, _NO_SAMPLES),
+    "output_name": Harmless(None, "the files have the names that transformers looks for"),
+    "overwrite": Constant((False,), "give another output_dir"),
+    "verify": Constant((None, False), "the files are run by transformers alone"),
+    "max_loss": Harmless(0.5, "nothing is compared"),
+}
+"""Of `ExportConfig`, what the folder for transformers has no use for."""
 
 TRAINER = {
     name: fate.name or name
@@ -167,11 +240,25 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
             ignored.append(f"{name}={short(value)} ({fate.why})")
         if isinstance(fate, Unpacked):
             left |= _unpacked(name, value, fate.fields, settings)
+        if isinstance(fate, Translated):
+            left |= _unpacked(
+                name, _translated(name, value, fate), {fate.field: fate.field}, settings
+            )
         if fate is None or isinstance(fate, Moved):
             left[name] = value
     if ignored:
         warnings.warn(f"without effect here: {'; '.join(ignored)}", stacklevel=3)
     return left
+
+
+def _translated(name: str, value: Any, fate: Translated) -> dict[str, Any]:
+    """The field and its value; `InputError` for a value that has no equivalent."""
+    known = [one for one in fate.values if _same(value, one)]
+    if not known:
+        found = f"{name}={short(value)} of the published package has no equivalent here"
+        raise InputError(f"{found} (only {' or '.join(map(repr, fate.values))}): {fate.instead}")
+    new = fate.values[known[0]]
+    return {} if new is None else {fate.field: new}
 
 
 def _same(value: Any, known: Any) -> bool:
@@ -214,7 +301,9 @@ def split_moved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     for name, value in absorb(settings, TRAIN).items():
         fate = TRAIN.get(name)
         owner, renamed = fate if isinstance(fate, Moved) else ("train", "")
-        parts[owner][renamed or name] = value
+        known = parts[owner].setdefault(renamed or name, value)
+        if known is not value and not _same(known, value):
+            raise InputError(f"{name} and {renamed or name} are one setting: give one of them")
     train, model, trainer = parts.values()
     device = model.pop("device", None)
     if device is not None and device != "auto":

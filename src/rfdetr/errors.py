@@ -30,6 +30,10 @@ class MissingPackageError(ImportError):
     """An optional package is needed and not installed: the message says how to install it."""
 
 
+class MovedError(ImportError):
+    """A name of the published package is not here: the message says what is in its place."""
+
+
 @contextlib.contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
     """Says how to install a package that the block imports, for `what`, and does not find."""

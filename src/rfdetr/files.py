@@ -231,7 +231,7 @@ class RecordLock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         with ExitStack() as undo:
             undo.callback(os.close, descriptor)
-            owner = _owner(self.path)
+            owner = lock_owner(self.path)
             try:
                 _lock(descriptor)
             except (BlockingIOError, PermissionError) as error:
@@ -262,7 +262,7 @@ def is_locked(path: Path) -> bool:
     """Whether a living process of this host says that it holds the lock `path`. Nobody's lock is
     touched: to try another's could make it fail, and to open our own's file would lose it.
     """
-    return _held.get(path) == os.getpid() or _is_alive(_owner(path))
+    return _held.get(path) == os.getpid() or _is_alive(lock_owner(path))
 
 
 def _lock(descriptor: int) -> None:
@@ -281,8 +281,11 @@ def _lock(descriptor: int) -> None:
 _OWNER = "process {pid} on {host} since {since}: {command}"
 
 
-def _owner(path: Path) -> dict[str, Any]:
-    """What a lock's file says of its holder, "?" for what it does not."""
+def lock_owner(path: Path) -> dict[str, Any]:
+    """What a lock's file says of its holder: pid, host, since, command; "?" for what it does not.
+
+    Not for a lock of this same process, which would lose it: `is_locked` tells.
+    """
     unknown = dict.fromkeys(("pid", "host", "since", "command"), "?")
     with suppress(OSError, ValueError, TypeError):
         return {**unknown, **json.loads(path.read_bytes())}

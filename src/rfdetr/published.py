@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import types
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,25 +14,42 @@ import torch
 from torch import Tensor
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path
-from rfdetr.config import ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.checks import check_count, check_kind, check_path, short
+from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, TrainConfig
+from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
-from rfdetr.export import Subject, new_folder, writer_of
+from rfdetr.export import Subject, formats_in, new_folder, options_of, write
 from rfdetr.files import atomic_write
+from rfdetr.inference.engines import engine_of
+from rfdetr.inference.network import NetworkPredictor
 from rfdetr.models.detector import detector_in
+from rfdetr.moved import no_attribute
+from rfdetr.proof.prove import images_for, prove
 from rfdetr.weights.writing import checkpoint_args, published_tensors
 
-if TYPE_CHECKING:
-    from rfdetr.inference.predictor import Predictor
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelContext(NetworkPredictor):
+    """What predicts, as `model.model` of the published package: with the names of the classes."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.labels.values())
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, "ModelContext")
 
 
 class PublishedCalls:
     """What scripts of rfdetr 1.4 to 1.11 call on a model beside train, evaluate and predict."""
 
-    model: Predictor
+    model: ModelContext
     model_config: ModelConfig
     _weights_file: Path | None
     means: ClassVar[list[float]] = list(IMAGENET_MEAN)
@@ -41,7 +60,12 @@ class PublishedCalls:
         @property
         def class_names(self) -> list[str]: ...
 
-    def inference(
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, "RFDETR")
+
+    def inference(  # noqa: PLR0913 - all but the last two are the published ones
         self,
         compile: bool = True,
         batch_size: int = 1,
@@ -49,6 +73,8 @@ class PublishedCalls:
         *,
         inplace: bool = False,
         compile_backend: Literal["torchscript", "inductor"] = "torchscript",
+        backend: Literal["torch", "onnx", "openvino"] = "torch",
+        calibration: Any = None,
     ) -> None:
         """Predicts from now on with a private copy of the network, its weights as `dtype`.
 
@@ -58,23 +84,55 @@ class PublishedCalls:
         thousandths. `inplace` converts the network itself, which then cannot be trained or undone;
         no other thread may predict meanwhile.
         `remove_optimized_model` undoes all else, and so does `train`.
+
+        `backend="openvino"` (float32, bfloat16, int8) or "onnx" (float32) exports the present
+        weights in memory, which takes some seconds, and predicts with that runtime on the CPU, at
+        the model's resolution alone. int8 is measured on the images of `calibration`: a data set's
+        folder or what `predict` takes; None: the run's own.
         """
-        wanted = _DTYPES.get(str(dtype).removeprefix("torch."))
-        if wanted is None:
-            raise InputError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+        if backend not in ("torch", "onnx", "openvino"):
+            raise InputError(f'backend {short(backend)}: expected "torch", "onnx" or "openvino"')
         if compile_backend not in ("torchscript", "inductor"):
-            backend = f"compile_backend {compile_backend!r}"
-            raise InputError(f'{backend}: expected "torchscript" or "inductor"')
+            found = f"compile_backend {compile_backend!r}"
+            raise InputError(f'{found}: expected "torchscript" or "inductor"')
         check_count("batch_size", batch_size)
         check_kind("compile", compile, bool)
         if inplace and compile:
             raise InputError("inplace=True needs compile=False")
         compiled = compile and compile_backend == "inductor"
-        if self.is_optimized_inplace:
-            raise RunError("inference(inplace=True) has converted the weights: load the model")
+        if backend != "torch":
+            if inplace or compiled:
+                raise InputError(f'backend="{backend}" takes no inplace and no "inductor"')
+            return self._run_by(backend, dtype, calibration)
+        wanted = _DTYPES.get(str(dtype).removeprefix("torch."))
+        if wanted is None:
+            raise InputError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+        if calibration is not None:
+            raise InputError('calibration is of dtype="int8", which needs backend="openvino"')
+        self.weights()  # or an error: they were converted
         self.model.optimize(wanted, compiled, inplace)
 
     optimize_for_inference = inference  # its name before 1.11
+
+    @lines_shown()
+    def _run_by(self, backend: str, dtype: Any, calibration: Any) -> None:
+        """Predicts from now on with the engine of another runtime, made of the present weights."""
+        if (device := self.model.own_device.type) != "cpu":
+            on = f'backend="{backend}" runs on the CPU, and this model is on {device}'
+            raise InputError(f'{on}: load it with device="cpu"')
+        how: dict[str, Any] = {"dtype": dtype, "calibration_data": calibration}
+        config, subject = ExportConfig(input_dtype="uint8", **how), self._subject()
+        if backend == "onnx" and config.dtype != "float32":
+            raise InputError(f'backend="onnx" is float32, not {config.dtype}: use "openvino"')
+        logger.info("making the engine: %s, %s; some seconds ...", backend, config.dtype)
+        options = options_of(config, [backend], subject)
+        self.model.use(engine_of(subject, options, backend))
+
+    def _subject(self, notes: Any = None) -> Subject:
+        """What is exported; `RunError` where `inference` has changed the weights."""
+        self.weights()
+        network, labels = detector_in(self.model.model), self.model.labels
+        return Subject(network, self.model_config, labels, self._weights_file, notes)
 
     @property
     def is_optimized_inplace(self) -> bool:
@@ -104,30 +162,42 @@ class PublishedCalls:
     def maybe_download_pretrain_weights(self) -> None:
         """Does nothing: a model is built with its weights, which were downloaded then."""
 
+    @lines_shown()
     def export(
         self,
         output_dir: str | os.PathLike[str] | None = None,
         *,
-        format: str = "onnx",
+        format: str | Sequence[str] = "onnx",
         patch_size: int | None = None,
-        notes: Any = None,
         **settings: Any,
-    ) -> Path:
-        """Writes the model for other programs into a new folder, and gives the folder.
+    ) -> Path | list[Path]:
+        """Writes the model for other programs; gives the file to open, a list for several formats.
 
-        `format` is "hf", the files that `transformers` reads as `rf_detr`; "onnx" and the other
-        published ones are not here yet. `output_dir` is output/`format` if None; a folder with
-        something in it is an `InputError`. `notes` go to the page that describes the model.
-        `patch_size` can only be the model's own. Other `settings` are those of the published call.
+        `format` is "onnx", "openvino", "pt2" (torch.export), "hf" (a new folder of its own, which
+        `transformers` reads as `rf_detr`), or several: "onnx,openvino". `output_dir` is "output" if
+        None; of what is there, nothing is written over. `settings` are the fields of
+        `ExportConfig` (`dtype`, `opset_version`, `shape`, `notes`, ...) and those of the published
+        call; `patch_size` can only be the model's own.
+
+        Beside an artifact lie its metadata, `NAME.rfdetr.json`, rfdetr_decode.py, which runs it
+        without this package, and certificate.json, which compares it with the model (see
+        `rfdetr.proof.prove`). `RunError` where it loses more than `max_loss` points of mAP 50:95.
         """
-        write = writer_of(format)
+        formats = formats_in(format)
         self.model.check_patch_size(patch_size)
-        compat.absorb_all(settings, compat.EXPORT, "export")
-        path = f"output/{format}" if output_dir is None else output_dir
-        folder = new_folder(check_path("output_dir", path))
-        about = self.model_config, self.model.labels, self._weights_file, notes
-        write(Subject(self.weights(), *about), folder)
-        return folder
+        of_hf = compat.OF_HF if formats == ["hf"] else {}
+        config = ExportConfig(**compat.absorb(settings, of_hf))
+        subject = self._subject(config.notes)
+        default = "output/hf" if formats == ["hf"] else "output"
+        folder = check_path("output_dir", default if output_dir is None else output_dir)
+        options = options_of(config, formats, subject)
+        labelled = images_for(subject, config.verify) if formats != ["hf"] else None
+        written = write(subject, folder, formats, options)
+        if labelled is not None:
+            files = [path for path in written if path.is_file()]  # the folder of hf is none
+            how: dict[str, Any] = {"max_loss": config.max_loss}
+            prove(subject, files, labelled, **how, required=config.verify is not None)
+        return written[0] if len(formats) == 1 else written
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes what Roboflow's uploader takes: weights.pt and class_names.txt, a name a line.

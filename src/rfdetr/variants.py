@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from rfdetr import config
 from rfdetr.detector import RFDETR as RFDETR
+from rfdetr.moved import missing
 
 
 class RFDETRMini(RFDETR, config=config.RFDETRMiniConfig):
@@ -68,3 +71,8 @@ class RFDETRSegPreview(RFDETR, config=config.RFDETRSegPreviewConfig):
 
 FACES = {name: RFDETR.classes[config_class] for name, config_class in config.VARIANTS.items()}
 """The class of each variant, by short name."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name)

@@ -4,7 +4,9 @@ count of queries, classes of their own names or of other ones.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +24,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
     """
     folder = tmp_path_factory.mktemp("first-steps")
     shapes = {"classes": KNOWN, "distractors": ("crescent", "fish", "heart", "leaf")}
+    made = generate(folder / "data", 57, plain=True, **shapes)
 
     def score(rename: str = "{}", **settings: Any) -> float:
         name = f"{rename}-{settings}"
-        data = generate(folder / f"data {name}", 57, plain=True, **shapes)
+        data = Path(shutil.copytree(made, folder / f"data {name}"))
         for labels in data.rglob("*.json"):
             text = labels.read_text()
             for kind in KNOWN:
@@ -35,6 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
         model.train(
             dataset_dir=data, output_dir=folder / f"run {name}", epochs=1, batch_size=4,
             grad_accum_steps=1, seed=0, num_workers=0, multi_scale=False, run_test=False,
+            compute_val_loss=False,
         )  # fmt: skip
         found = model.evaluate(data, "train", num_workers=0)
         return float(found.overall["mAP_50_95"])

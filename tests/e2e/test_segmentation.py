@@ -83,7 +83,7 @@ def coco(make_tiny_coco: Callable[..., Path]) -> Path:
 
 @pytest.mark.slow
 def test_train_leaves_masks_metrics_and_a_file_that_predicts_them(
-    dataset: Path, tmp_path: Path
+    dataset: Path, tmp_path: Path, with_plots: None
 ) -> None:
     model = RFDETRSegMini(**TINY)
     run = tmp_path / "run"

@@ -23,6 +23,7 @@ from rfdetr.evaluation.plots import (
     pr_figure,
 )
 
+pytestmark = pytest.mark.usefixtures("with_plots")
 FILES = {"pr_curve.png", "f1_curve.png", "confusion_matrix.png", "confusion_matrix_normalized.png"}
 
 

@@ -55,9 +55,9 @@ def test_table_has_a_row_per_class_and_the_means(sets):
         console.print(metrics_table(metrics, "test split"))
     lines = captured.get().splitlines()
     row = next(line for line in lines if "[red]brackets" in line)
-    assert f"{100 * metrics.per_class[0]['AP']:.1f}" in row
+    assert f"{metrics.per_class[0]['AP']:.3f}" in row
     assert next(line for line in lines if "class 4" in line).count(" - ") == 5
-    assert f"{100 * metrics.overall['F1']:.1f}" in next(line for line in lines if " all " in line)
+    assert f"{metrics.overall['F1']:.3f}" in next(line for line in lines if " all " in line)
     assert any(f"confidence {metrics.overall['best_threshold']:.3f}" in line for line in lines)
 
 

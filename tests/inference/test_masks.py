@@ -15,23 +15,24 @@ from rfdetr.cli.predict import _record
 from rfdetr.config import RFDETRSegMiniConfig
 from rfdetr.evaluation.drawing import draw
 from rfdetr.inference import predictor as predictor_module
-from rfdetr.inference.predictor import DENSE_PIXELS, Prediction, Predictor, build_masks
+from rfdetr.inference.network import NetworkPredictor
+from rfdetr.inference.predictor import DENSE_PIXELS, Prediction, build_masks
 from rfdetr.models.build import build_detector
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> NetworkPredictor:
     config = RFDETRSegMiniConfig(pretrain_weights=None, resolution=64, num_classes=2, num_select=20)
     torch.manual_seed(0)
     model = build_detector(config)
-    return Predictor(
+    return NetworkPredictor(
         model, resolution=64, num_select=20, labels={0: "cat", 1: "dog"}, device=torch.device("cpu")
     )
 
 
-def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: Predictor) -> None:
+def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: NetworkPredictor) -> None:
     (found,) = predictor.predict([IMAGE], threshold=0.0)
     (raw,) = predictor.detect(predictor.preprocess([IMAGE]), torch.tensor([IMAGE.shape[:2]]))
     named = torch.isin(raw["labels"], torch.tensor([0, 1]))
@@ -43,7 +44,7 @@ def test_masks_are_the_networks_logits_enlarged_to_the_image(predictor: Predicto
 
 
 def test_masks_below_the_threshold_are_never_built(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    predictor: NetworkPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = []
 
@@ -83,7 +84,9 @@ def test_compact_masks_are_filtered_and_drawn_as_arrays_are() -> None:
     assert picture[750, 1000].any() and not picture[100, 100].any()
 
 
-def test_the_command_writes_masks_as_coco_run_lengths_and_draws_them(predictor: Predictor) -> None:
+def test_the_command_writes_masks_as_coco_run_lengths_and_draws_them(
+    predictor: NetworkPredictor,
+) -> None:
     (found,) = predictor.predict([IMAGE], threshold=0.0)
     prediction = Prediction("a.jpg", IMAGE, found)
     written = _record(prediction)["detections"]

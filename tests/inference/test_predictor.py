@@ -19,7 +19,8 @@ from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.transforms import EvalTransform
-from rfdetr.inference.predictor import Predictor, in_batches, one_ahead
+from rfdetr.inference.network import NetworkPredictor
+from rfdetr.inference.predictor import in_batches, one_ahead
 from rfdetr.inference.sources import load_image
 from rfdetr.models.build import build_detector
 
@@ -30,7 +31,7 @@ SIZES = ((50, 80), (120, 30), (96, 96), (33, 44), (64, 64))
 IMAGES = [RNG.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
 
 
-def build(labels: dict[int, str], **changes: object) -> Predictor:
+def build(labels: dict[int, str], **changes: object) -> NetworkPredictor:
     settings = {
         "pretrain_weights": None,
         "resolution": SIDE,
@@ -41,17 +42,19 @@ def build(labels: dict[int, str], **changes: object) -> Predictor:
     config = RFDETRMiniConfig(**settings)
     torch.manual_seed(0)
     model = build_detector(config)
-    return Predictor(
+    return NetworkPredictor(
         model, resolution=SIDE, num_select=config.num_select, labels=labels, device=CPU
     )
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
+def predictor() -> NetworkPredictor:
     return build({0: "cat", 1: "dog", 2: "owl"})
 
 
-def test_predict_and_validation_see_the_same_tensors(predictor: Predictor, tiny_coco: Path) -> None:
+def test_predict_and_validation_see_the_same_tensors(
+    predictor: NetworkPredictor, tiny_coco: Path
+) -> None:
     index = load_index(find_splits(tiny_coco), "valid")
     dataset = DetectionDataset(index, EvalTransform(SIDE), evaluation=True)
     for position in range(len(dataset)):  # JPEG and PNG in turn
@@ -59,7 +62,7 @@ def test_predict_and_validation_see_the_same_tensors(predictor: Predictor, tiny_
             assert torch.equal(predictor.preprocess([load_image(source)])[0], dataset[position][0])
 
 
-def test_boxes_are_inside_the_image_and_best_first(predictor: Predictor) -> None:
+def test_boxes_are_inside_the_image_and_best_first(predictor: NetworkPredictor) -> None:
     for image, found in zip(IMAGES, predictor.predict(IMAGES, threshold=0.0), strict=True):
         height, width = image.shape[:2]
         assert (
@@ -74,7 +77,7 @@ def test_boxes_are_inside_the_image_and_best_first(predictor: Predictor) -> None
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-def test_the_batch_size_changes_nothing(predictor: Predictor, batch_size: int) -> None:
+def test_the_batch_size_changes_nothing(predictor: NetworkPredictor, batch_size: int) -> None:
     alone = [predictor.predict([image], threshold=0.0)[0] for image in IMAGES]
     together = predictor.predict(IMAGES, threshold=0.0, batch_size=batch_size)
     for a, b in zip(alone, together, strict=True):
@@ -82,7 +85,7 @@ def test_the_batch_size_changes_nothing(predictor: Predictor, batch_size: int) -
         np.testing.assert_allclose(a.xyxy, b.xyxy, atol=1e-2)
 
 
-def test_the_threshold_is_the_lowest_confidence_reported(predictor: Predictor) -> None:
+def test_the_threshold_is_the_lowest_confidence_reported(predictor: NetworkPredictor) -> None:
     everything = predictor.predict(IMAGES[:1], threshold=0.0)[0]
     assert everything.confidence is not None
     limit = float(everything.confidence[4])
@@ -95,7 +98,7 @@ def test_the_threshold_is_the_lowest_confidence_reported(predictor: Predictor) -
     )
 
 
-def test_thresholds_by_class_go_before_the_common_one(predictor: Predictor) -> None:
+def test_thresholds_by_class_go_before_the_common_one(predictor: NetworkPredictor) -> None:
     (found,) = predictor.predict(IMAGES[:1], 0.0)
     name = str(found.data["class_name"][0])
     of_class = found.data["class_name"] == name
@@ -118,7 +121,7 @@ def test_logits_without_a_name_are_never_reported() -> None:
     ("threshold", "batch_size", "match"), [(-0.1, 4, "thr"), (1.5, 4, "thr"), (0.5, 0, "batch")]
 )
 def test_impossible_arguments_are_refused(
-    predictor: Predictor, threshold: float, batch_size: int, match: str
+    predictor: NetworkPredictor, threshold: float, batch_size: int, match: str
 ) -> None:
     with pytest.raises(ValueError, match=match):
         predictor.predict(IMAGES, threshold, batch_size)
@@ -134,7 +137,7 @@ def test_a_segmentation_network_gives_masks() -> None:
 
 
 def test_a_stream_names_its_sources_and_reads_no_more_than_it_needs(
-    predictor: Predictor, tmp_path: Path
+    predictor: NetworkPredictor, tmp_path: Path
 ) -> None:
     handed_out: list[Path] = []
 
@@ -152,7 +155,9 @@ def test_a_stream_names_its_sources_and_reads_no_more_than_it_needs(
     assert [Path(str(p.source)).stem for p in stream] == [str(n) for n in range(1, 20)]
 
 
-def test_an_unreadable_image_stops_the_stream_by_name(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_unreadable_image_stops_the_stream_by_name(
+    predictor: NetworkPredictor, tmp_path: Path
+) -> None:
     (tmp_path / "bad.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"bad\.png"):
         predictor.predict([IMAGES[0], tmp_path / "bad.png"])
@@ -213,7 +218,7 @@ def bad_items(folder: Path) -> list[Any]:
 
 @pytest.mark.parametrize("kind", range(8))
 def test_an_error_names_the_place_in_the_list_and_a_skipped_image_keeps_it(
-    predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: int
+    predictor: NetworkPredictor, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: int
 ) -> None:
     bad = bad_items(tmp_path)[kind]
     images = [IMAGES[0], IMAGES[1], bad, IMAGES[2]]
@@ -235,7 +240,7 @@ def test_an_error_names_the_place_in_the_list_and_a_skipped_image_keeps_it(
     assert one.error == one.detections.metadata["error"] and one.image.shape == (0, 0, 3)
 
 
-def test_skipping_hides_no_error_of_the_callers_own(predictor: Predictor) -> None:
+def test_skipping_hides_no_error_of_the_callers_own(predictor: NetworkPredictor) -> None:
     def images() -> Iterator[np.ndarray]:
         yield IMAGES[0]
         raise ValueError("mine")
@@ -258,7 +263,7 @@ def test_an_optimised_predictor_can_be_copied_and_sent(duplicate: Any, dtype: to
 
 
 @pytest.mark.slow
-def test_a_network_compiled_in_place_of_the_plain_one_predicts(predictor: Predictor) -> None:
+def test_a_network_compiled_in_place_of_the_plain_one_predicts(predictor: NetworkPredictor) -> None:
     other = copy.deepcopy(predictor)
     other.model = torch.compile(other.model, backend="eager")  # type: ignore[assignment]
     want, got = (one.predict(IMAGES[0], threshold=0.0)[0].confidence for one in (predictor, other))

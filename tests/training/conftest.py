@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +17,8 @@ import pytorch_lightning as pl
 from tests.tiny import TINY
 
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, TrainConfig
-from rfdetr.evaluation import plots
 from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
+from rfdetr.training.callbacks import DataViewsCallback
 
 
 class Run(NamedTuple):
@@ -33,11 +39,55 @@ class Watch(pl.Callback):
         setattr(self, hook, lambda trainer, module, *_: look(trainer, module))
 
 
-@pytest.fixture
-def with_plots() -> None:
-    """A test that names this gets the pictures too; they take longer to draw than the tiny runs to
-    train.
+class Ranks:
+    """`ranks(count, script, arguments, folder)` runs a script in `count` processes, which find what
+    torchrun tells its own; all that they print is in `stdout` of what it gives.
     """
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "scripts" / "ranks.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+    def __call__(
+        self, count: int, script: Path, arguments: dict[str, Any], folder: Path
+    ) -> subprocess.CompletedProcess[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {
+            "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none",
+        }  # fmt: skip
+        ranks = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(count)]
+        if count == 1:
+            ranks = [{}]  # no torchrun
+        self.output.write_text("")
+        line = {
+            "command": [str(script), json.dumps(arguments)],
+            "folder": str(folder),
+            "output": str(self.output),
+            "ranks": [{name: str(value) for name, value in rank.items()} for rank in ranks],
+        }
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps(line), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())
+        told = self.output.read_text()
+        return subprocess.CompletedProcess(line["command"], code, told, told)
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    started = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield started
+    os.killpg(started.process.pid, signal.SIGKILL)
+    started.process.communicate()
 
 
 @pytest.fixture
@@ -54,10 +104,9 @@ def _without_repetition(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(autouse=True)
-def _without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "with_plots" not in request.fixturenames:
-        monkeypatch.setattr(plots, "plot_metrics", lambda *_: None)
-        monkeypatch.setattr(plots, "plot_history", lambda *_: None)
+        monkeypatch.setattr(DataViewsCallback, "on_train_start", lambda *_: None)
 
 
 @pytest.fixture

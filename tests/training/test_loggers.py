@@ -17,13 +17,13 @@ from pytorch_lightning.loggers.logger import Logger
 
 from rfdetr.training import loggers as loggers_module
 from rfdetr.training.loggers import (
+    RunLogger,
     TolerantLogger,
     build_loggers,
     log_images,
     takes_images,
     tolerate_logger_failures,
 )
-from rfdetr.training.records import RunLogger
 
 TABLE = {  # of a detection model with averaged weights on a set with a test split
     "train/loss", "train/loss_ce", "train/loss_bbox", "train/loss_giou", "val/loss",

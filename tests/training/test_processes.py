@@ -52,13 +52,15 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Callable[..., Finished]:
+def run_script(
+    tmp_path_factory: pytest.TempPathFactory, dataset: Path, ranks: Any
+) -> Callable[..., Finished]:
     """`run_script(command, trainer={...}, settings={...}, **train_config)` runs scripts/train.py to
-    its end.
+    its end; a number in place of a command is how many processes of `ranks` do.
     """
 
     def run(
-        command: list[str],
+        command: list[str] | int,
         trainer: dict[str, Any],
         settings: dict[str, Any] | None = None,
         **train: Any,
@@ -76,6 +78,8 @@ def run_script(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Calla
             "validate": False,
             **(settings or {}),
         }
+        if isinstance(command, int):
+            return Finished(output, ranks(command, SCRIPT, content, output.parent))
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         line = [*command, str(SCRIPT), json.dumps(content)]
         done = subprocess.run(
@@ -96,7 +100,7 @@ STOPPING = {
 
 @pytest.fixture(scope="module")
 def alone(run_script: Callable[..., Finished]) -> Finished:
-    finished = run_script([sys.executable], {}, {"validate": True}, batch_size=2, **STOPPING)
+    finished = run_script(1, {}, {"validate": True}, batch_size=2, **STOPPING)
     assert finished.done.returncode == 0, finished.done.stderr
     return finished
 
@@ -144,7 +148,10 @@ def test_two_processes_end_where_one_does(
 
 @pytest.mark.slow
 def test_train_uses_all_processes_of_torchrun(
-    tmp_path: Path, make_tiny_coco: Callable[..., Path], tiny_model: Callable[..., Any]
+    tmp_path: Path,
+    make_tiny_coco: Callable[..., Path],
+    tiny_model: Callable[..., Any],
+    ranks: Any,
 ) -> None:
     """Into the default folder, which holds a run: all must take the same other one."""
     (tmp_path / "output").mkdir()
@@ -153,6 +160,33 @@ def test_train_uses_all_processes_of_torchrun(
     train = {
         "dataset_dir": str(make_tiny_coco()),
         "epochs": 1,
+        "batch_size": 1,
+        "num_workers": 0,
+        "run_test": False,
+    }
+    script = Path(__file__).parent / "scripts" / "face.py"
+    done = ranks(2, script, {"model": model, "train": train}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Training plan") == done.stdout.count("Training finished") == 1
+    assert "8 = 1 images x 4 batches x 2 processes" in done.stdout
+    assert "5 updates, 5 an epoch" in done.stdout  # of 8 images each, however few there are
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["names"] == ["blue", "green", "red"]
+    (log,) = tmp_path.glob("output*/log.txt")
+    assert log.parent.name == "output-2"
+    assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_all_processes_end_with_the_time_of_the_first(
+    tmp_path: Path, make_tiny_coco: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    """Less time than any evaluation takes: one update is had, judged, and all end."""
+    model = tiny_model().model_dump(mode="json")
+    train = {
+        "dataset_dir": str(make_tiny_coco()),
+        "epochs": 40,
+        "minutes": 0.01,
         "batch_size": 1,
         "num_workers": 0,
         "run_test": False,
@@ -167,14 +201,10 @@ def test_train_uses_all_processes_of_torchrun(
         command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Training plan") == done.stdout.count("Training finished") == 1
-    assert "8 = 1 images x 4 batches x 2 processes" in done.stdout
-    assert "5 updates, 5 an epoch" in done.stdout  # of 8 images each, however few there are
+    assert "1 of at most 40, the last one to 20%: the 0.01 min were over" in done.stdout
+    assert done.stdout.count("time is over after update 1") == 1
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second and first["names"] == ["blue", "green", "red"]
-    (log,) = tmp_path.glob("output*/log.txt")
-    assert log.parent.name == "output-2"
-    assert len(log.read_text().splitlines()) == 1
+    assert first == second
 
 
 def defined(figures: dict[str, float | None]) -> dict[str, float]:
@@ -211,7 +241,7 @@ def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
 def test_sharded_processes_train_as_one_does_and_leave_whole_files(
     run_script: Callable[..., Finished], alone: Finished
 ) -> None:
-    pair = run_script(TORCHRUN, {"strategy": "fsdp", "devices": "auto"}, epochs=1)
+    pair = run_script(2, {"strategy": "fsdp", "devices": "auto"}, epochs=1)
     assert pair.done.returncode == 0, pair.done.stderr
     assert "UserWarning: sharded strategies cannot average weights: EMA is off" in pair.done.stderr
     names = [

@@ -13,7 +13,9 @@ import torch
 from tests.tiny import TINY
 
 from rfdetr import RFDETR, RFDETRMini
+from rfdetr.config import TrainConfig
 from rfdetr.data.dataset import collate
+from rfdetr.training.resume import keep_settings
 from rfdetr.training.steps import training_sizes
 
 NAMES = ["azul", "verde", "rojo"]
@@ -139,6 +141,52 @@ def test_a_renamed_run_is_validated_and_goes_on(make_run: Callable[..., Any]) ->
     assert resumed.module.class_names == NAMES
     with pytest.raises(ValueError, match="its classes are azul, verde, rojo"):
         make_run(epochs=3, run_test=False).fit(ckpt_path="last")
+
+
+def test_a_resumed_run_keeps_its_names_and_notes(tiny_coco: Path, tmp_path: Path) -> None:
+    model, run = RFDETRMini(**TINY), {"dataset_dir": tiny_coco, "output_dir": tmp_path / "out"}
+    model.train(**run, **SHORT, class_names=NAMES, notes=["mine"])
+    model = RFDETRMini(**TINY)
+    model.train(**run, **{**SHORT, "epochs": 2}, resume="last")
+    assert model.class_names == NAMES
+    args = torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["args"]
+    assert (args["notes"], args["class_names"]) == (["mine"], NAMES)
+    best = tmp_path / "out" / "checkpoint_best_total.pth"
+    config = TrainConfig(dataset_dir=tiny_coco, notes="new")
+    keep_settings(config, best, ["blue", "green", "red"])
+    assert (config.class_names, config.notes) == (NAMES, "new")  # what is given wins
+    config = TrainConfig(dataset_dir=tiny_coco)
+    keep_settings(config, best, ["blue", "green", "teal"])
+    assert (config.class_names, config.notes) == (None, ["mine"])  # names of other classes
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"class_names": ["a", "b", "c"]}, "its classes are blue, green, red; the data has other"),
+        ({"best_model_metric": "mar"}, "it chooses its best weights by 'map'"),
+    ],
+)
+def test_a_refused_resume_prints_no_plan_and_leaves_no_folder(
+    changed: dict[str, Any],
+    told: str,
+    tiny_coco: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = RFDETRMini(**TINY)
+    model.train(dataset_dir=tiny_coco, output_dir=tmp_path / "out", **SHORT)
+    assert "Training plan" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=told):
+        model.train(
+            dataset_dir=tiny_coco,
+            output_dir=tmp_path / "new" / "run",
+            resume=tmp_path / "out" / "last.ckpt",
+            **{**SHORT, "epochs": 2},
+            **changed,
+        )
+    assert "Training plan" not in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

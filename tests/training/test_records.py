@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rfdetr.training.records import RunLogger, RunRecord
+from rfdetr.training.loggers import RunLogger
+from rfdetr.training.records import RunRecord
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -92,8 +92,68 @@ def test_a_run_without_a_named_folder_takes_the_first_free_one(tmp_path: Path) -
     assert default_folder(base, str(tmp_path / "output-old" / "last.ckpt")) == tmp_path / "output-3"
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "log.txt", "metrics.jsonl", "segm_pr_curve.png"])
+def test_a_users_own_file_is_not_replaced(
+    name: str, make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "output"
+    folder.mkdir()
+    (folder / "notes.md").write_text("no run replaces this")
+    RunFolder(folder).refuse_to_overwrite(None)
+    (folder / name).write_text("mine: 1\n")
+    with pytest.raises(OutputFolderError, match=f"holds {name}, which no run has left"):
+        make_run(epochs=1, run_test=False).fit()
+    assert (folder / name).read_text() == "mine: 1\n"
+    with pytest.raises(OutputFolderError, match="overwrite=True to lose it"):
+        RunFolder(folder).refuse_to_overwrite(tmp_path / "elsewhere" / "last.ckpt")
+    assert default_folder(folder, None) == tmp_path / "output-2"
+
+
+def test_a_users_pictures_in_dataset_grids_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "dataset_grids").mkdir()
+    with pytest.raises(OutputFolderError, match="holds dataset_grids"):
+        RunFolder(tmp_path).refuse_to_overwrite(None)
+
+
+def test_what_a_run_has_left_before_its_first_checkpoint_is_no_users(
+    make_run: Callable[..., Any],
+) -> None:
+    def stop(*_: Any) -> None:
+        raise RuntimeError("stopped")
+
+    run = make_run(epochs=1, run_test=False, watch={"on_train_batch_end": stop})
+    with pytest.raises(RuntimeError, match="stopped"):
+        run.fit()
+    folder = RunFolder(run.output)
+    assert folder.config.exists() and folder.sign_of_run is None
+    folder.refuse_to_overwrite(None)
+    for path in (folder.config, folder.table):
+        path.unlink(missing_ok=True)
+    if folder.metrics.exists():
+        folder.refuse_to_overwrite(None)
+    make_run(epochs=1, run_test=False).fit()
+    assert folder.sign_of_run == "results.json"
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for place, left in (("there", True), ("new/run", False)):
+        folder = RunFolder(tmp_path / place)
+        folder.acquire()
+        assert folder.path.is_dir()
+        folder.release()
+        assert folder.path.exists() == left
+    assert not (tmp_path / "new").exists()
+    folder = RunFolder(tmp_path / "new")
+    folder.acquire()
+    folder.log.touch()
+    folder.release()
+    assert folder.log.exists()
+
+
 def test_a_folder_in_use_is_not_free(tmp_path: Path) -> None:
     base = tmp_path / "output"
+    base.mkdir()
     lock = RunFolder(base)
     lock.acquire()
     assert default_folder(base, None) == tmp_path / "output-2"

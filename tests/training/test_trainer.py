@@ -30,8 +30,10 @@ from rfdetr.training import steps as steps_module
 from rfdetr.training import trainer as trainer_module
 from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks import (
+    DataViewsCallback,
     MemoryCallback,
     NonFiniteCallback,
+    PaceCallback,
     PredictionImagesCallback,
     ResumeCallback,
     RunFilesCallback,
@@ -43,7 +45,7 @@ from rfdetr.training.trainer import EpochProgressBar, quiet_lightning
 
 ALWAYS = {
     *(COCOEvalCallback, NonFiniteCallback, PredictionImagesCallback, MemoryCallback),
-    UndecodableCallback,
+    *(UndecodableCallback, DataViewsCallback, PaceCallback),
     *(RunFilesCallback, ResumeCallback, BestModelCallback),
 }
 
@@ -191,13 +193,13 @@ def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     with caplog.at_level(logging.INFO, source.name), quiet_lightning():
         source.info("Tip: buy something")
-        source.info("GPU available: False")
+        source.info("No model summary")
         with pytest.warns(UserWarning, match="of interest"):
             warnings.warn(
                 "You have overridden `transfer_batch_to_device` in `LightningModule`", stacklevel=1
             )
             warnings.warn("something of interest", stacklevel=1)
-    assert [record.message for record in caplog.records] == ["GPU available: False"]
+    assert [record.message for record in caplog.records] == ["No model summary"]
     source.info("Tip: again")
     assert len(caplog.records) == 2
 

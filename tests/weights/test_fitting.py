@@ -112,6 +112,23 @@ def test_fewer_queries_and_groups_keep_the_first_of_each(tiny: Any) -> None:
     }
 
 
+def test_fewer_decoder_layers_are_the_whole_network_cut_short(tiny: Any) -> None:
+    settings = {"dec_layers": 3, "segmentation_head": True}
+    config = tiny.config(**settings)
+    whole, cut = (
+        tiny.detector(tiny.config(**{**settings, "dec_layers": n})).eval() for n in (3, 2)
+    )
+    file = to_published(whole.state_dict())
+    report = load_weights(cut, file, config.model_copy(update={"dec_layers": 2}))
+    assert report.left and all(".layers.2." in name or ".blocks.2." in name for name in report.left)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = whole(images), cut(images)
+    torch.testing.assert_close(found.logits[-1], expected.logits[1])
+    torch.testing.assert_close(found.boxes[-1], expected.boxes[1])
+    torch.testing.assert_close(found.masks.mask_logits(1), expected.masks.mask_logits(1))
+
+
 def test_queries_are_not_mixed_up_where_the_row_counts_agree(tiny: Any) -> None:
     """Of 3 groups of 4 (12 rows), 2 of 4 are kept; 2 of 6, also 12 rows, are no copy."""
     file = _file(tiny, num_queries=4, num_select=4)
@@ -321,6 +338,16 @@ def test_a_file_of_another_variant_is_called_by_its_name(
 def test_a_file_that_is_no_detector_is_refused(tiny: Any) -> None:
     with pytest.raises(CheckpointError, match=r"a\.pth holds no RF-DETR detector"):
         _load(tiny, {"layer1.conv.weight": torch.zeros(3)})
+
+
+def test_a_published_file_fits_its_variant_with_fewer_queries_and_layers(
+    layouts: dict[str, Any], weightless: Any
+) -> None:
+    config = RFDETRSmallConfig(num_queries=100, dec_layers=2)
+    file = weightless(layouts["RFDETRSmallConfig"])
+    report = load_weights(build_detector(config), file, config)
+    assert report.lines()[1] == "adapted 2 tensors: queries 13 x 300 -> 13 x 100 (2)"
+    assert report.left and all("transformer.decoder.layers.2." in name for name in report.left)
 
 
 def test_a_published_file_fits_its_variant(layouts: dict[str, Any], weightless: Any) -> None:

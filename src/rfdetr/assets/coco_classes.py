@@ -18,3 +18,6 @@ COCO_CLASSES: dict[int, str] = {
     82: "refrigerator", 84: "book", 85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear",
     89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
+
+COCO_CLASS_NAMES = list(COCO_CLASSES.values())
+"""The 80 names in the order of COCO's category ids."""

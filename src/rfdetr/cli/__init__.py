@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from rfdetr._version import __version__
+from rfdetr.cli.benchmark import benchmark
 from rfdetr.cli.check import check
 from rfdetr.cli.evaluate import evaluate
 from rfdetr.cli.export import export
@@ -23,6 +24,7 @@ from rfdetr.cli.predict import predict
 from rfdetr.cli.report import report
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
+from rfdetr.cli.watch import watch
 from rfdetr.console import LineHandler
 from rfdetr.errors import InputError, MissingPackageError, RunError
 
@@ -33,7 +35,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-for verb in (train, evaluate, report, predict, export, check, verify_resume, info):
+VERBS = (train, watch, evaluate, report, predict, export, benchmark)
+for verb in (*VERBS, check, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

@@ -33,6 +33,7 @@ def check(  # noqa: PLR0913 - each is an option of the command
     fix: Path | None = None,
     hints: Path | None = None,
     force: Annotated[bool, Parameter(negative="")] = False,
+    report: str | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Find what is wrong or odd in a dataset: files, labels, images, splits.
@@ -45,28 +46,48 @@ def check(  # noqa: PLR0913 - each is an option of the command
         fix: New folder for a corrected copy: rewritten annotations, and links to the images.
         hints: label_hints.json of a report: those set to apply change labels of the copy.
         force: Write the copy even if a split loses most of its images or boxes.
+        report: New HTML file with a picture of each finding; without a name, DATASET-check.html.
         as_json: Print one JSON object with every finding.
     """
     from rfdetr.config import VARIANTS
     from rfdetr.doctor.check import check as look
     from rfdetr.doctor.fix import fix as write_copy
     from rfdetr.doctor.hints import read_hints
+    from rfdetr.doctor.pictures import write_pictures
 
     if hints is not None and fix is None:
         raise InputError("--hints change a copy: name its folder with --fix NEW_FOLDER")
     chosen = [] if hints is None else read_hints(hints)
-    report = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
+    name = None if report is None else _new_file(report, dataset)
+    found = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
     if not as_json:
-        _show(report)
-    copy = write_copy(report, fix, force=force, hints=chosen) if fix is not None else None
+        _show(found)
+    if name is not None:
+        write_pictures(found, name)
+    copy = write_copy(found, fix, force=force, hints=chosen) if fix is not None else None
     if as_json:
         changes, shares = ([item._asdict() for item in items] for items in copy or ((), ()))
-        print(json.dumps({**report.as_record(), "changes": changes, "copy": shares}))
-    elif copy is not None:
-        _show_copy(copy, fix)
-    if report.errors:
-        plural = "s" * (report.errors > 1)
-        raise RunError(f"{dataset}: {report.errors} error{plural} in the dataset")
+        written = {} if name is None else {"report": str(name)}
+        print(json.dumps({**found.as_record(), "changes": changes, "copy": shares, **written}))
+    else:
+        if copy is not None:
+            _show_copy(copy, fix)
+        if name is not None:
+            print(f"the pictures are in {name}")
+    if found.errors:
+        plural = "s" * (found.errors > 1)
+        raise RunError(f"{dataset}: {found.errors} error{plural} in the dataset")
+
+
+def _new_file(given: str, dataset: Path) -> Path:
+    """Where the page goes: a file that is not there yet, of the given name or of our own."""
+    if given:
+        if (path := Path(given)).exists():
+            raise InputError(f"{path} exists, and nothing is overwritten: name another file")
+        return path
+    stem = f"{dataset.resolve().name}-check"
+    paths = (Path(f"{stem}{number}.html") for number in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(path for path in paths if not path.exists())
 
 
 def _show(report: Report) -> None:

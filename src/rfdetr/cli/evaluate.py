@@ -9,12 +9,20 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rfdetr.cli.options import AsJson, BatchSize, Checkpoint, Dataset, DatasetFile, Device
+from rfdetr.cli.options import (
+    AsJson,
+    BatchSize,
+    Dataset,
+    DatasetFile,
+    Device,
+    Predicting,
+    open_model,
+)
 from rfdetr.errors import InputError
 
 
 def evaluate(  # noqa: PLR0913 (each is an option)
-    checkpoint: Checkpoint,
+    checkpoint: Predicting,
     dataset: Annotated[Path, Dataset],
     /,
     *,
@@ -38,29 +46,27 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     from rich.console import Console
 
     from rfdetr.evaluation.metrics import as_record, metrics_table, write_results
-    from rfdetr.variants import RFDETR
 
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
-    detector = RFDETR.from_checkpoint(checkpoint, device=device)
+    detector = open_model(checkpoint, device)
     names = class_names.split(",") if class_names else None
     metrics = detector.evaluate(
         dataset, split, batch_size, dataset_file=dataset_file, class_names=names
     )
     if out is not None:
-        from rfdetr.config import variant_name
         from rfdetr.data.layout import find_splits, load_index
         from rfdetr.report.build import Facts
         from rfdetr.report.write import write_report
 
-        layout, config = find_splits(dataset, dataset_file), detector.model_config
+        layout, kind = find_splits(dataset, dataset_file), detector.kind
         shown = {
-            name: load_index(layout, name, masks=config.segmentation_head and name == split)
+            name: load_index(layout, name, masks=kind.has_masks and name == split)
             for name in {"train", split} & layout.splits.keys()
         }
         known = tuple(row["name"] for row in metrics.per_class)
-        model = variant_name(config) or "custom model"
-        facts = Facts(model, Path(checkpoint).name, config.resolution, str(dataset))
+        model = kind.variant or "custom model"
+        facts = Facts(model, Path(checkpoint).name, detector.model.size[0], str(dataset))
         write_results(out / "results.json", {split: metrics}, facts.weights)
         indexes = {name: replace(index, class_names=known) for name, index in shown.items()}
         write_report(out, {split: metrics}, indexes, facts)

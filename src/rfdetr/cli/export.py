@@ -1,35 +1,48 @@
-"""`rfdetr export`: a checkpoint for other programs."""
+"""`rfdetr export`: a checkpoint for other programs. Every field of `ExportConfig` is an option."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+from pydantic import BaseModel
 
-from rfdetr.cli.options import Checkpoint
+from rfdetr.cli.options import Checkpoint, options_of
+from rfdetr.config import ExportConfig
+
+if TYPE_CHECKING:
+    ExportOptions: TypeAlias = BaseModel | None
+else:
+    ExportOptions = options_of(ExportConfig, Group("Artifacts (not of hf)", sort_key=1))
 
 
 def export(
     checkpoint: Checkpoint,
     /,
     *,
-    format: str = "hf",
+    format: str = "onnx",
     resolution: int | None = None,
     out: Annotated[Path | None, Parameter(name=["--out", "--output-dir"])] = None,
+    no_verify: Annotated[bool, Parameter(negative="")] = False,
+    options: ExportOptions = None,
 ) -> None:
-    """Write a checkpoint in the files of another program, into a new folder.
+    """Write a checkpoint for other programs, into a new folder.
 
     Args:
-        format: "hf": config.json, model.safetensors, preprocessor_config.json and README.md, which
-            `transformers` reads as `rf_detr`.
+        format: "onnx", "openvino", "pt2" (torch.export), "hf" (a folder that `transformers` reads
+            as `rf_detr`), or several: onnx,openvino.
         resolution: Side of the network's input in pixels, in place of the file's.
-        out: The folder: CHECKPOINT without its ending, and "-hf", by default.
+        out: The folder: CHECKPOINT without its ending, and "-onnx" (the format), by default.
+        no_verify: Do not compare the artifacts with the checkpoint.
     """
     from rfdetr.variants import RFDETR
 
-    folder = out or Path(f"{Path(checkpoint).with_suffix('')}-{format}")
+    folder = out or Path(f"{Path(checkpoint).with_suffix('')}-{format.replace(',', '-')}")
     chosen: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
     detector = RFDETR.from_checkpoint(checkpoint, device="cpu", **chosen)
-    written = detector.export(folder, format=format)
-    print(f"{written}: {', '.join(sorted(path.name for path in written.iterdir()))}")
+    settings = {} if options is None else options.model_dump(exclude_unset=True)
+    settings |= {"verify": False} if no_verify else {}
+    written = detector.export(folder, format=format, **settings)
+    for path in written if isinstance(written, list) else [written]:
+        print(path)

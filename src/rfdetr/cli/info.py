@@ -1,7 +1,8 @@
-"""`rfdetr info`: the environment, a checkpoint, or a dataset."""
+"""`rfdetr info`: the environment, a checkpoint, an exported model, or a dataset."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from contextlib import suppress
@@ -27,12 +28,15 @@ def info(target: Annotated[str | None, Parameter(name="--target")] = None, /) ->
     """Show what a checkpoint or a dataset holds; without either, the environment.
 
     Args:
-        target: A file of weights, the name of a published one, or a folder of labelled images.
+        target: A file of weights, the name of a published one, an exported model, or a folder of
+            labelled images.
     """
     if target is None:
         show_rows("Environment", _environment().items())
     elif (path := check_path("the target", target)).is_dir():
         _show_dataset(path)
+    elif path.suffix.lower() in (".onnx", ".xml", ".pt2"):
+        show_rows(target, _artifact(path).items())
     else:
         show_rows(target, _checkpoint(target).items())
 
@@ -41,7 +45,7 @@ def _environment() -> dict[str, str]:
     import torch
 
     from rfdetr import __version__
-    from rfdetr.inference.predictor import best_device
+    from rfdetr.inference.network import best_device
     from rfdetr.weights.download import cache_dir
 
     rows = {"rfdetr": __version__, "python": platform.python_version()}
@@ -74,6 +78,29 @@ def _checkpoint(name: str) -> dict[str, str]:
         "classes": str(config.num_classes),
         "class names": ", ".join(class_names) if class_names else "not in the file",
         "written by": str(checkpoint.args.get("rfdetr_version", "another program")),
+    }
+
+
+def _artifact(path: Path) -> dict[str, str]:
+    from rfdetr.inference.engines import open_artifact
+
+    engine, told = open_artifact(path)
+    classes = ", ".join(f"{logit} {name}" for logit, name in told.classes.items())
+    batch = "any number" if told.input.batch == "dynamic" else told.input.batch
+    certificate = told.certificate and json.dumps(told.certificate)
+    return {
+        "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB), read by {engine.name}",
+        "variant": told.variant or "custom",
+        "task": told.task,
+        "input": f"{told.input.name}: {batch} x 3 x {told.input.height} x {told.input.width} "
+        f"{told.input.dtype}",
+        "outputs": ", ".join(name for name in told.outputs.model_dump().values() if name),
+        "arithmetic": told.dtype,
+        "classes": classes,
+        "queries": f"{told.num_queries}, of which the best {told.num_select} pairs are reported",
+        "weights": f"SHA-256 {told.weights_sha256}",
+        "certificate": certificate or "none",
+        "written by": f"rfdetr {told.version}",
     }
 
 

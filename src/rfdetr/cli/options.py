@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
@@ -18,14 +18,19 @@ from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig
 from rfdetr.config.fields import fault_lines
 from rfdetr.errors import InputError
 
+if TYPE_CHECKING:
+    from rfdetr.predicting import PredictingModel
+
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 _FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
 _FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
+_WEIGHTS = "File of weights, or the name of a published one"
 _DEVICES = '"cpu", "cuda", "mps"; the best there is by default.'
 # Parameters that several commands have, with their notes.
 Dataset = Parameter(name=["--dataset-dir", "--dataset", "--data"], help=_FOLDER)
 DatasetFile = Annotated[Literal["roboflow", "coco", "yolo"], Parameter(help=_FILES)]
-Checkpoint = Annotated[str, Parameter(help="File of weights, or the name of a published one.")]
+Checkpoint = Annotated[str, Parameter(help=f"{_WEIGHTS}.")]
+Predicting = Annotated[str, Parameter(help=f"{_WEIGHTS}; or an exported .onnx, .xml or .pt2.")]
 BatchSize = Annotated[int, Parameter(help="Images at a time.")]
 Device = Annotated[str | None, Parameter(help=_DEVICES)]
 AsJson = Annotated[bool, Parameter(name="--json", negative="")]
@@ -99,6 +104,18 @@ def known_model(name: Any) -> str:
     raise InputError(f"no model {short(name)}; {hint}")
 
 
+def open_model(name: str, device: str | None) -> PredictingModel:
+    """The model of a checkpoint, of a published name, or of an exported file or its folder."""
+    from rfdetr.inference.engines import is_artifact
+    from rfdetr.variants import RFDETR
+
+    if not is_artifact(name):
+        return RFDETR.from_checkpoint(name, device=device)
+    if device not in (None, "cpu"):
+        raise InputError(f"device {device!r}: an exported model runs on the CPU; leave it out")
+    return RFDETR.from_export(name)
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message in one line."""
     for fault in (error, error.__cause__):  # cyclopts hands on what pydantic has found as a cause
@@ -108,7 +125,18 @@ def one_line(error: BaseException) -> str:
 
 
 def dashed(tokens: list[str]) -> list[str]:
-    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name."""
+    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report`
+    without a file as `--report=`.
+    """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
     named = [setting.match(token) and not Path(token).exists() for token in tokens]
-    return [f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)]
+    dashed = [
+        f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)
+    ]
+    following = [*dashed[1:], "--"]
+    alone = [
+        one == "--report" and after[:1] == "-" for one, after in zip(dashed, following, strict=True)
+    ]
+    return [
+        f"{token}=" if is_alone else token for token, is_alone in zip(dashed, alone, strict=True)
+    ]

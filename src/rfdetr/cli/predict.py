@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rfdetr.cli.options import BatchSize, Checkpoint, Device
+from rfdetr.cli.options import BatchSize, Device, Predicting, open_model
 from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ JSON_NAME = "predictions.json"
 
 
 def predict(  # noqa: PLR0913 - each is an option of the command
-    checkpoint: Checkpoint,
+    checkpoint: Predicting,
     /,
     *sources: str,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
@@ -45,7 +45,6 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     from rfdetr.data.images import ImageError
     from rfdetr.files import atomic_write
     from rfdetr.inference.sources import expand
-    from rfdetr.variants import RFDETR
 
     if not sources:
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
@@ -54,10 +53,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     by_class = read_thresholds(thresholds) if thresholds else None
     images = list(expand(sources))
-    detector = RFDETR.from_checkpoint(checkpoint, device=device)
-    stream = detector.predict_stream(
-        images, threshold, batch_size, on_error="skip", thresholds=by_class
-    )
+    detector = open_model(checkpoint, device)
+    how: dict[str, Any] = {"on_error": "skip", "thresholds": by_class}
+    stream = detector.predict_stream(images, threshold, batch_size, **how)
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
     if len(unread) == len(records):

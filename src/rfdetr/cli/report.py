@@ -31,7 +31,7 @@ def report(
     """
     from rfdetr.data.layout import find_splits, load_index
     from rfdetr.report.write import PAGE, write_report
-    from rfdetr.training.records import facts_of
+    from rfdetr.training.facts import facts_of
     from rfdetr.training.run_folder import RunFolder
     from rfdetr.variants import RFDETR
 

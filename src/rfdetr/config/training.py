@@ -34,6 +34,9 @@ class TrainConfig(fields.StrictConfig):
     """Where checkpoints, metrics and plots are written."""
     epochs: PositiveInt = 100
     """Passes over the training images."""
+    minutes: PositiveFloat | None = None
+    """Minutes that the run may take, evaluation included; its schedule is fitted to them, epochs
+    are then the most that it has. None: no limit."""
     batch_size: PositiveInt | Literal["auto"] = 4
     """Images per device and step; "auto": what fits, with grad_accum_steps to 16 an update."""
     eval_batch_size: PositiveInt | None = None
@@ -174,6 +177,13 @@ class TrainConfig(fields.StrictConfig):
         text = isinstance(value, str | os.PathLike)
         return check_path(str(info.field_name), value) if text else value
 
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _say_which(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise InputError('expected "last" (the newest of output_dir), a path, or None for none')
+        return value
+
     @field_validator("multi_scale", "progress_bar", mode="after")
     @classmethod
     def _in_one_form(cls, value: Any) -> Any:
@@ -220,6 +230,7 @@ class TrainSettings(TypedDict, total=False):
     dataset_file: Literal["roboflow", "coco", "yolo"]
     output_dir: PathLike
     epochs: int
+    minutes: float | None
     batch_size: int | Literal["auto"]
     eval_batch_size: int | None
     grad_accum_steps: int

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -38,11 +38,12 @@ class ClassMetrics(TypedDict):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Metrics(Mapping[str, float]):
-    """Result of `CocoEvaluator.compute`; its defined figures as a mapping too.
+class Metrics(dict[str, float]):
+    """Result of `CocoEvaluator.compute`; its defined figures as a dict too.
 
-    `metrics["mAP_50_95"]`, `metrics["AP/cat"]`, `metrics["segm_mAP_50"]`; a name may start with the
-    split, "test/" or "val/".
+    `metrics["mAP_50_95"]`, `metrics["AP/cat"]`, `metrics["segm_mAP_50"]`. Where `evaluate` has
+    measured a split, the dict's names start with it, as those of the published package do, and may
+    be looked up without: "test/mAP_50_95", "val/F1".
 
     `overall` has mAP_50_95, mAP_50, mAP_75, mAP_small, mAP_medium, mAP_large, mAR, F1, precision,
     recall and best_threshold with `max_dets` detections per image and class, and mAP_50_95_max100
@@ -60,7 +61,11 @@ class Metrics(Mapping[str, float]):
     sweep: F1Sweep
     matches: MatchTable  # every detection and object of the split
     masks: Metrics | None = None  # the same figures of masks, for a segmentation model
+    prefix: str = ""  # of the dict's names: "train/", "val/" or "test/"
     found: Mapping[int, Found] = field(default_factory=dict)  # likely detections, by image id
+
+    def __post_init__(self) -> None:
+        self.update(self.logged(self.prefix))
 
     def __repr__(self) -> str:
         """One line of figures: the arrays are for code."""
@@ -70,14 +75,18 @@ class Metrics(Mapping[str, float]):
         masks = "" if self.masks is None else f", masks {self.masks!r}"
         return f"Metrics({', '.join(parts)}; {seen}{masks})"
 
-    def __getitem__(self, name: str) -> float:
-        return self.logged("")[re.sub("^(test|val)/", "", name)]
+    def __missing__(self, name: str) -> float:
+        if name.startswith(self.prefix):  # as the name above without a prefix does
+            raise KeyError(name)
+        return self[self.prefix + name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.logged(""))
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or super().__contains__(f"{self.prefix}{name}")
 
-    def __len__(self) -> int:
-        return len(self.logged(""))
+    def get(self, name: str, default: Any = None) -> Any:
+        with suppress(KeyError):
+            return self[name]
+        return default
 
     def confusion(self, threshold: float | None = None) -> Array:
         """`confusion_matrix` of detections with a score >= `threshold`, the best by default."""
@@ -133,7 +142,7 @@ def as_record(metrics: Metrics) -> dict[str, Any]:
 
 
 def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
-    """One row per class and one of means, in per cent, for `rich.print`."""
+    """One row per class and one of means, for `rich.print`."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
@@ -156,7 +165,7 @@ def metrics_table(metrics: Metrics, title: str | None = None) -> Table:
         figures = [row[key] for key in ("AP", "AP50", "precision", "recall", "F1")]
         if masks:
             figures = [of_masks[number]["AP"], of_masks[number]["AP50"], *figures]
-        shown = ("-" if math.isnan(value) else f"{100 * value:.1f}" for value in figures)
+        shown = ("-" if math.isnan(value) else f"{value:.3f}" for value in figures)
         style = "bold" if number == len(metrics.per_class) else None
         counts = (str(row["images"]), str(row["boxes"]))
         table.add_row(escape(row["name"]), *counts, *shown, style=style)

@@ -23,9 +23,9 @@ from rfdetr.files import atomic_write
 
 MOST_COLOURED = 20  # with more classes, curves are grey but for the best and the worst few
 MOST_NUMBERED = 30  # with more classes, a confusion matrix has colours only, no numbers
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0b5fa5", "#d95f02", "#1b8a5a", "#b2182b", "#b8bcc2"
+BLUE, ORANGE, _GREEN, RED, _GREY = "#0b5fa5", "#d95f02", "#1b8a5a", "#b2182b", "#b8bcc2"
 _DPI = 150
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "axes.edgecolor": "#666666", "axes.titlesize": 11, "axes.titlelocation": "left",
     "axes.labelsize": 9.5, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "font.size": 9,
@@ -34,21 +34,21 @@ _STYLE: dict[Any, Any] = {
 }  # fmt: skip
 # The panels of the history by title; a line is the logged key, its label, colour and style.
 _PANELS: dict[str, list[tuple[str, str, str, str]]] = {
-    "Loss": [("train/loss", "train", _BLUE, "-"), ("val/loss", "valid", _ORANGE, "-")],
+    "Loss": [("train/loss", "train", BLUE, "-"), ("val/loss", "valid", ORANGE, "-")],
     "mAP on valid": [
-        ("val/mAP_50_95", "50:95", _BLUE, "-"),
-        ("val/ema_mAP_50_95", "50:95, EMA weights", _ORANGE, "-"),
+        ("val/mAP_50_95", "50:95", BLUE, "-"),
+        ("val/ema_mAP_50_95", "50:95, EMA weights", ORANGE, "-"),
         ("val/segm_mAP_50_95", "50:95, masks", _GREEN, "-"),
-        ("val/ema_segm_mAP_50_95", "50:95, masks, EMA weights", _RED, "-"),
-        ("val/mAP_50", "50", _BLUE, ":"),
-        ("val/ema_mAP_50", "50, EMA weights", _ORANGE, ":"),
+        ("val/ema_segm_mAP_50_95", "50:95, masks, EMA weights", RED, "-"),
+        ("val/mAP_50", "50", BLUE, ":"),
+        ("val/ema_mAP_50", "50, EMA weights", ORANGE, ":"),
     ],
     "On valid at its best threshold, IoU 0.5": [
-        ("val/F1", "F1", _BLUE, "-"),
-        ("val/precision", "precision", _ORANGE, "-"),
+        ("val/F1", "F1", BLUE, "-"),
+        ("val/precision", "precision", ORANGE, "-"),
         ("val/recall", "recall", _GREEN, "-"),
     ],
-    "Learning rate": [("train/lr", "largest of all groups", _BLUE, "-")],
+    "Learning rate": [("train/lr", "largest of all groups", BLUE, "-")],
 }
 
 
@@ -61,7 +61,7 @@ class Threshold(NamedTuple):
 
 def plot_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write `history_figure` as a PNG file."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         _save(history_figure(history), path)
 
 
@@ -76,7 +76,7 @@ def plot_metrics(
     """
     source, origin = (metrics, split) if chosen is None else (chosen, "valid")
     threshold = Threshold(source.overall["best_threshold"], origin)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figures = {
             "pr_curve": pr_figure(metrics, split),
             "f1_curve": f1_figure(metrics, split, threshold),
@@ -157,7 +157,7 @@ def confusion_figure(metrics: Metrics, split: str, at: Threshold, normalized: bo
     """
     counts = metrics.confusion(at.value)
     values = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) if normalized else counts
-    names = [_short(row["name"]) for row in metrics.per_class] + ["background"]
+    names = [short(row["name"]) for row in metrics.per_class] + ["background"]
     size = float(np.clip(0.42 * len(names), 3.4, 13))
     figure = Figure(figsize=(size + 2.6, size + 1.6), layout="constrained")
     axes = figure.subplots()
@@ -227,10 +227,10 @@ def _draw_classes(
 
 
 def _label(name: str, value: float) -> str:
-    return _short(name) if np.isnan(value) else f"{_short(name)}  {value:.3f}"
+    return short(name) if np.isnan(value) else f"{short(name)}  {value:.3f}"
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """Names as they are, `$` included: never read as mathematics."""
     return (name if len(name) <= 24 else name[:23] + "…").replace("$", r"\$")
 

@@ -64,14 +64,17 @@ def labels_of(known: Mapping[int, str], names: Sequence[str]) -> Tensor:
 
     `known` {0: "dog", 1: "owl", 2: "cat"} and the data's `names` ["cat", "dog"] give [1, 2, 0, 2]:
     a logit that names no class of the data gets the first label past them, and so does the last
-    logit, of no class. Raises `InputError` for a class that the model does not know.
+    logit, of no class. Logits of one name have one label. Raises `InputError` for a class that the
+    model does not know.
     """
-    ids = {name: logit for logit, name in known.items()}
-    if unknown := [name for name in names if name not in ids]:
+    knows = list(dict.fromkeys(known.values()))
+    if unknown := [name for name in names if name not in knows]:
         raise InputError(
-            f"the data has classes the model does not know: {unknown}; it knows {list(ids)}; "
+            f"the data has classes the model does not know: {unknown}; it knows {knows}; "
             "class_names= gives the data's classes the model's names"
         )
+    labels = {name: label for label, name in enumerate(names)}
     table = torch.full((max(known) + 2,), len(names))
-    table[[ids[name] for name in names]] = torch.arange(len(names))
+    for logit, name in known.items():
+        table[logit] = labels.get(name, len(names))
     return table

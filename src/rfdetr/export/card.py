@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rfdetr._version import __version__
 from rfdetr.config import ModelConfig, variant_name
+from rfdetr.models.detector import Detector
 
 _FIGURES = {"mAP_50_95": "mAP 50:95", "mAP_50": "mAP 50", "F1": "F1"}
 """Keys of results.json, and what the page calls them."""
@@ -19,8 +20,7 @@ _FIGURES = {"mAP_50_95": "mAP 50:95", "mAP_50": "mAP 50", "F1": "F1"}
 class Subject(NamedTuple):
     """A detector that leaves."""
 
-    state: Mapping[str, Tensor]
-    """The network's tensors by our names."""
+    detector: Detector
     config: ModelConfig
     labels: Mapping[int, str]
     """Name of each logit that stands for a class; `predict` reports no other."""
@@ -28,6 +28,11 @@ class Subject(NamedTuple):
     """The file that the weights are of: beside it stand their figures."""
     notes: Any = None
     """The user's own, for the page."""
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The network's tensors by our names."""
+        return self.detector.state_dict()
 
 
 def model_card(subject: Subject, use: str) -> str:

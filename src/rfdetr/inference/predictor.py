@@ -1,4 +1,4 @@
-"""The network with what prediction needs, and one way from image to detections.
+"""An engine with what prediction needs, and one way from image to detections.
 
 The life of a request, `RFDETR.predict("cats/*.jpg")`:
 
@@ -6,7 +6,7 @@ The life of a request, `RFDETR.predict("cats/*.jpg")`:
     load_images -> Loaded           sources.py: decoded, upright, uint8 RGB (H, W, 3)
     in_batches, one_ahead           a thread reads the next batch while the network runs
     preprocess -> (B, 3, S, S)      one antialiased resize to the network's input, still uint8
-    detect -> {"scores", ...}       to the device, normalised, network, boxes in pixels, best first
+    detect -> {"scores", ...}       the engine (normalise, network), boxes in pixels, best first
     to_detections -> Detections     above the threshold, of named classes, with full-size masks
 
 Resize, normalisation and post-processing are the functions that validation uses, so that the same
@@ -15,8 +15,7 @@ file gives bit-identical tensors in both.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -27,18 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfdetr.checks import check_count, check_kind, check_share, shown
-from rfdetr.data.images import normalize, resize
+from rfdetr.data.images import resize
 from rfdetr.errors import InputError, InputTypeError
 from rfdetr.geometry.detections import import_supervision
-from rfdetr.inference.packing import can_pack, pack_linears
+from rfdetr.inference.engines import Engine
 from rfdetr.inference.sources import ImageSources, Loaded, Request, load_images, look_up
-from rfdetr.models.detector import (
-    Detector,
-    DetectorOutput,
-    detector_in,
-    full_size_masks,
-    postprocess_outputs,
-)
+from rfdetr.models.detector import full_size_masks, postprocess
 
 if TYPE_CHECKING:
     from supervision import CompactMask, Detections
@@ -64,31 +57,29 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Runs `model` on images of any form. `labels` names logit indexes; others are never reported.
+    """Runs an engine on images of any form. `labels` names logit indexes; others are never
+    reported. `size` (height, width) is what images are resized to, unless a call says otherwise.
 
-    Any number of threads may predict at once, and `optimize` meanwhile: a batch runs wholly before
-    or after the change.
+    Any number of threads may predict at once.
     """
 
     def __init__(
-        self,
-        model: Detector,
-        *,
-        resolution: int,
-        num_select: int,
-        labels: Mapping[int, str],
-        device: torch.device,
+        self, engine: Engine, *, size: tuple[int, int], num_select: int, labels: Mapping[int, str]
     ) -> None:
-        self.model = model.to(device).eval()
-        self.resolution = resolution
+        self._engine = engine
+        self.size = size
         self.num_select = num_select
         self.labels = dict(labels)
-        self.device = device
-        self._optimized: Callable[[Tensor], DetectorOutput] | None = None
-        self._settings = torch.float32, False
-        self.converted = False
-        """Whether `optimize` has changed the network itself."""
         keep_freed_memory()
+
+    def engine(self, autocast: torch.dtype | None = None) -> Engine:  # noqa: ARG002
+        """What runs a batch. `autocast` is for an engine that has no arithmetic of its own."""
+        return self._engine
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.engine().device
 
     def predict(
         self,
@@ -153,13 +144,12 @@ class Predictor:
         if not isinstance(shape, Sequence) or len(shape) != 2:
             raise InputTypeError(f"shape is {shown(shape)}: expected (height, width)")
         height, width = (check_count(f"shape[{i}]", side) for i, side in enumerate(shape))
-        encoder = detector_in(self.model).encoder
-        encoder.grid_of(torch.empty(1, 3, height, width, device="meta"))
+        self.engine().check_size(height, width)
         return height, width
 
     def check_patch_size(self, patch_size: int | None) -> None:
         """`InputError` for another than the network's own, or None."""
-        own = detector_in(self.model).encoder.patch_size
+        own = self.engine().patch_size
         if patch_size not in (None, own):
             raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
 
@@ -179,41 +169,12 @@ class Predictor:
                     detections.metadata["error"] = error
                 yield Prediction(name, image, detections, error)
 
-    def optimize(self, dtype: torch.dtype, compiled: bool, in_place: bool = False) -> None:
-        """Predict with a private copy of the network, its weights as `dtype`, compiled if asked.
-
-        (torch.float32, False) undoes it. What needs float32 (boxes, references, sampling locations,
-        scores) the network itself computes in float32. With `in_place`, the network itself is
-        converted, for good.
-        """
-        network: Any = detector_in(self.model)
-        if in_place:
-            network = self.model = network.to(dtype)
-            self.converted = True
-        elif dtype != torch.float32:
-            network = copy.deepcopy(network).to(dtype)
-        packs = dtype == torch.bfloat16 and self.device.type == "cpu"
-        if packs and not compiled and not in_place and can_pack():
-            pack_linears(network)
-        self._settings = dtype, compiled
-        plain = network if dtype != torch.float32 else None
-        self._optimized = torch.compile(network) if compiled else plain
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: an optimised network cannot leave, and is made again there."""
-        return {**self.__dict__, "_optimized": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.optimize(*self._settings)
-
     def preprocess(self, images: list[np.ndarray], size: tuple[int, int] | None = None) -> Tensor:
         """Images (H, W, 3) uint8 of any sizes to (B, 3, *size) uint8, which `detect` takes.
 
-        `size` (height, width) is the model's resolution if None.
+        `size` (height, width) is the predictor's if None.
         """
-        size = size or (self.resolution, self.resolution)
-        return torch.stack([resize(image, size) for image in images])
+        return torch.stack([resize(image, size or self.size) for image in images])
 
     @torch.inference_mode()
     def detect(
@@ -224,12 +185,9 @@ class Predictor:
         Takes uint8 `pixels` (B, 3, S, S) and `sizes` (B, 2) of the original images (height, width).
         `autocast` is for a network that is not optimised otherwise.
         """
-        optimized = self._optimized  # once: another thread may optimise
-        network = self.model if optimized is None else optimized
-        enabled = autocast is not None and optimized is None
-        with torch.autocast(self.device.type, autocast, enabled=enabled):
-            outputs = network(normalize(pixels.to(self.device)))
-        return postprocess_outputs(outputs, sizes.to(self.device), self.num_select)
+        engine = self.engine(autocast)
+        boxes, logits, masks = engine(pixels)
+        return postprocess(logits, boxes, sizes.to(engine.device), self.num_select, masks)
 
     def to_detections(
         self, found: dict[str, Tensor], threshold: float | NDArray[Any], size: tuple[int, int]
@@ -294,17 +252,3 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := upcoming.result()) is not None:
             upcoming = pool.submit(next, items, None)
             yield item
-
-
-def best_device(name: str | None) -> torch.device:
-    """The named device, or the best there is; `InputError` for one that cannot be computed on."""
-    has_mps = torch.backends.mps.is_available()
-    best = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    try:
-        device = torch.device(name or best)
-        torch.zeros(1, device=device).item()  # it may not be here, or hold no data ("meta")
-    except (RuntimeError, AssertionError) as error:
-        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        there = ", ".join(["cpu", *gpus, *["mps"] * has_mps])
-        raise InputError(f"device {name!r} cannot be used here; there is {there}") from error
-    return device

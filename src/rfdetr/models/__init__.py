@@ -22,3 +22,12 @@ Letters of all shapes in `rfdetr.models` and `rfdetr.losses` (an axis without a 
     A     candidates of an image for its targets: the queries of all S sets, one set after another
     M     matched pairs of a candidate and a target
 """
+
+from typing import TYPE_CHECKING, Any
+
+from rfdetr.moved import missing
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        raise missing(__name__, name)

@@ -146,17 +146,20 @@ class Encoder(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to tokens (B windows^2, N, D), the windows of an image adjacent."""
-        grid, side = self.grid_of(images), self.position_grid
+        grid = self.grid_of(images)
         patches = self.patch_embed(images.to(self.patch_embed.weight.dtype)).permute(0, 2, 3, 1)
-        positions = self.position_embeddings[:, 1:].reshape(1, side, side, -1)
-        if grid != (side, side):
-            positions = resample_positions(positions, grid)  # 1 h w D
-        windows = partition_windows(patches + positions, self.num_windows)
+        windows = partition_windows(patches + self.positions(grid), self.num_windows)
         tokens = [self.class_token + self.position_embeddings[:, :1]]
         if self.register_tokens is not None:
             tokens.append(self.register_tokens)
         copies = (token.expand(windows.shape[0], -1, -1) for token in tokens)
         return torch.cat((*copies, windows), dim=1)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings (1, h, w, D) of the patches of a `grid` (h, w)."""
+        side = self.position_grid
+        positions = self.position_embeddings[:, 1:].reshape(1, side, side, -1)
+        return positions if grid == (side, side) else resample_positions(positions, grid)
 
     def run_block(self, index: int, x: Tensor) -> Tensor:
         """Block `index` on tokens (B windows^2, N, D), inside windows or over the whole image."""

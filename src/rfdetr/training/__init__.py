@@ -11,7 +11,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rfdetr.moved import missing
+
 if TYPE_CHECKING:
+    from pytorch_lightning import seed_everything
+
     from rfdetr.training.callbacks import *
     from rfdetr.training.checkpoints import convert_legacy_checkpoint
     from rfdetr.training.datamodule import RFDETRDataModule
@@ -21,18 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["BestModelCallback", "COCOEvalCallback", "DropPathCallback", "RFDETRDataModule"]
 __all__ += ["RFDETREMACallback", "RFDETREarlyStopping", "RFDETRModelModule", "RFDETRModule"]
-__all__ += ["build_trainer", "convert_legacy_checkpoint", "verify_resume"]
+__all__ += ["build_trainer", "convert_legacy_checkpoint", "seed_everything", "verify_resume"]
 # Where names come from; all others are in `callbacks`.
 _HOMES = {
     **{"RFDETRDataModule": "datamodule", "RFDETRModule": "module", "RFDETRModelModule": "module"},
     **{"build_trainer": "trainer", "convert_legacy_checkpoint": "checkpoints"},
-    "verify_resume": "verify",
+    **{"verify_resume": "verify", "seed_everything": "trainer"},
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module 'rfdetr.training' has no attribute {name!r}")
+        raise missing(__name__, name)
     home = importlib.import_module(f"rfdetr.training.{_HOMES.get(name, 'callbacks')}")
     return getattr(home, name)
 

@@ -8,21 +8,51 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 
 from rfdetr.config import TrainConfig
 from rfdetr.errors import needs_extra
-from rfdetr.training.records import RunLogger
+from rfdetr.training.records import RunRecord
 
 logger = logging.getLogger(__name__)
 
 _CALLS = {"log_metrics", "log_hyperparams", "log_graph", "log_image", "save", "finalize"}
 _CALLS.add("after_save_checkpoint")
+
+
+class RunLogger(CSVLogger):
+    """Lightning's way to a run's record: each row is on disk as soon as it is logged."""
+
+    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
+        super().__init__(os.fspath(output_dir), name="", version="")
+        self.record = RunRecord(output_dir)
+
+    @property
+    def experiment(self) -> Any:
+        return self.record
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # In the order of names: that of Lightning is another where a resumed run validates again.
+        row = {n: v.item() if isinstance(v, Tensor) else v for n, v in sorted(metrics.items())}
+        self.record.append({**row, "step": step or 0})
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    def save(self) -> None:
+        """Nothing: rows are saved as they come."""
+
+    @rank_zero_only
+    def finalize(self, _status: str) -> None:
+        self.record.render()
 
 
 def build_loggers(config: TrainConfig) -> list[Logger]:

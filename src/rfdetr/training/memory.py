@@ -52,6 +52,23 @@ def measure_peak(
     return Peak(torch.cuda.max_memory_allocated(device), limit)
 
 
+def memory_so_far(device: torch.device) -> tuple[int, Peak] | None:
+    """Bytes in use now, and their peak since it was last reset beside what the device has; None
+    where the system does not tell.
+
+    On a CPU that of this process and of the machine, on a GPU what tensors take.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        peak = Peak(torch.cuda.max_memory_allocated(device), total)
+        return torch.cuda.memory_allocated(device), peak
+    status = PROC / "self/status"
+    if device.type != "cpu" or not status.exists():
+        return None
+    peak = Peak(_bytes(status, "VmHWM:"), _bytes(PROC / "meminfo", "MemTotal:"))
+    return _bytes(status, "VmRSS:"), peak
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -100,6 +100,8 @@ class RFDETRModule(pl.LightningModule):
         """What validation evaluates in place of `model`, if anything; no part of the weights."""
         self.data_record: dict[str, Any] = {}  # checkpoints have it, and the user's notes in it
         self.total_steps = 0
+        self.time_share = 0.0
+        """Share of `minutes` that is spent: the schedule is as far, if the steps are not."""
         self.resumed_at = (0, 0)
         """Epoch and batch that a resumed run has begun with."""
         self.last_losses: dict[str, Tensor] = {}  # of the last training batch: "loss" and its terms
@@ -158,7 +160,7 @@ class RFDETRModule(pl.LightningModule):
         network.take_precision(self, stage)
         if stage == "fit":
             network.check_wrapper(self)
-            self.resumed_at, self._moments = (0, 0), {}
+            self.resumed_at, self._moments, self.time_share = (0, 0), {}, 0.0
             if self.train_config.batch_size == "auto":
                 raise InputError(
                     'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback '
@@ -247,13 +249,18 @@ class RFDETRModule(pl.LightningModule):
         self.total_steps = total
         schedule = config.model_dump(include=SCHEDULE)
         schedule |= {"total_steps": total, "steps_per_epoch": per_epoch}
-        factor = functools.partial(lr_factor, **schedule)
+        factor = functools.partial(self.lr_factor_at, **schedule)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         # A checkpoint with the schedule's own state overwrites where it starts.
         before = self.resumed_at[0] * per_epoch
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=before - 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+    def lr_factor_at(self, step: int, *, total_steps: int, **schedule: Any) -> float:
+        """`lr_factor` at an optimizer step, or at the share of the run's time if that is more."""
+        place = max(step, self.time_share * total_steps)
+        return lr_factor(place, total_steps=total_steps, **schedule)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         accumulate = self.trainer.accumulate_grad_batches

@@ -63,7 +63,7 @@ def group_name(name: str) -> str:
 
 
 def lr_factor(  # noqa: PLR0913 - a schedule is these numbers, always passed by name
-    step: int,
+    step: float,
     *,
     total_steps: int,
     steps_per_epoch: int,

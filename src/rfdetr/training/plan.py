@@ -12,8 +12,14 @@ import pytorch_lightning as pl
 from rfdetr.config import variant_name
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.training.adapters import adapted, trained_parameters
-from rfdetr.training.callbacks import BestModelCallback, RFDETREMACallback, UndecodableCallback
+from rfdetr.training.callbacks import (
+    BestModelCallback,
+    RFDETREMACallback,
+    TimeLimitCallback,
+    UndecodableCallback,
+)
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.forecast import disk_need
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.run_folder import saves
@@ -63,12 +69,14 @@ def training_plan(
         "classes": f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}",
         "effective batch": effective_batch(train.batch_size, trainer),
         "steps": f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs",
+        "time": f"at most {train.minutes:g} min, with the evaluation" if train.minutes else "",
         "repeated": repeated * (once < more),
         "device": f"{trainer.strategy.root_device}, precision {trainer.precision}",
         "averaged weights": "yes" if find_callback(trainer, RFDETREMACallback) else "no",
         "seed": "the checkpoint's" if resumed else str(module.seed),
         "output": f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, "
-        "metrics.csv, log.txt, plots",
+        "metrics.csv, log.txt, labels.jpg, train_views.jpg, plots",
+        "disk": str(disk_need(trainer, module, train.output_dir)) * saves(trainer),
     }
     return [(name, value) for name, value in rows.items() if value]
 
@@ -102,10 +110,19 @@ def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
     counts = " and ".join(f"{len(found)} of {split}" for split, found in damaged.items() if found)
     if counts:
         rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))
-    rows.append(("epochs", str(trainer.current_epoch)))
+    rows.append(("epochs", _epochs(trainer)))
     rows += [("best weights", str(best.total_path)), ("all files", f"{best.output_dir}/")]
     took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     return [*rows, ("time", took)]
+
+
+def _epochs(trainer: pl.Trainer) -> str:
+    """How many epochs it was; of a run that its time has ended, how much of the last one."""
+    limit, text = find_callback(trainer, TimeLimitCallback), str(trainer.current_epoch)
+    if limit is None or not limit.over:
+        return text
+    part = f", the last one to {limit.last_epoch:.0%}" if limit.last_epoch < 1 else ""
+    return f"{text} of at most {trainer.max_epochs}{part}: the {limit.minutes:g} min were over"
 
 
 def _figures(metrics: Metrics) -> str:

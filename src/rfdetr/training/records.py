@@ -6,6 +6,8 @@ A line of metrics.jsonl has what was logged at one step, or under "end_of_epoch"
     {"train/loss_step": 7.25, "epoch": 0, "step": 3}
     {"end_of_epoch": {"epoch": 0, "step": 4, "seconds": 1.5, "train/loss": 7.31}}
 
+One line is the forecast: an epoch's updates, and its seconds of training and of validation.
+
 As lines are only added, a checkpoint notes the file's length: a run that goes on from there cuts
 what came after.
 """
@@ -17,24 +19,19 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities import rank_zero_only
-from torch import Tensor
-
 from rfdetr.files import atomic_write
-from rfdetr.report.build import Facts
 from rfdetr.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-_EPOCH = "end_of_epoch"
+EPOCH, FORECAST = "end_of_epoch", "forecast"
+"""Keys of the lines that are no logged rows."""
 
 
 class RunRecord:
@@ -53,7 +50,7 @@ class RunRecord:
 
     def append(self, row: Row, *, ends_epoch: bool = False) -> None:
         """Adds a line, in one write. On a full disk it waits for the next one; that is logged."""
-        self._waiting.append({_EPOCH: row} if ends_epoch else row)
+        self._waiting.append({EPOCH: row} if ends_epoch else row)
         content = _as_lines(self._waiting)
         try:
             if not self.path.exists():
@@ -118,42 +115,15 @@ class RunRecord:
         if not self.path.exists():
             rows = read_rows(self.folder.table)
             filled = [{name: cell for name, cell in row.items() if cell} for row in rows]
-            return filled, _parsed(self.folder.log)
-        lines = _parsed(self.path)
-        epochs = [line[_EPOCH] for line in lines if _EPOCH in line]
-        return [line for line in lines if _EPOCH not in line], epochs
+            log = self.folder.log
+            return filled, parsed(log.read_text(encoding="utf-8") if log.exists() else "")
+        lines = parsed(self.path.read_text(encoding="utf-8"))
+        epochs = [line[EPOCH] for line in lines if EPOCH in line]
+        return [line for line in lines if not {EPOCH, FORECAST} & line.keys()], epochs
 
     def _rewrite(self, rows: list[Row], epochs: list[Row]) -> None:
-        _write(self.path, _as_lines([*rows, *({_EPOCH: epoch} for epoch in epochs)]))
+        _write(self.path, _as_lines([*rows, *({EPOCH: epoch} for epoch in epochs)]))
         self._changed = True
-
-
-class RunLogger(CSVLogger):
-    """Lightning's way to a run's record: each row is on disk as soon as it is logged."""
-
-    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
-        super().__init__(os.fspath(output_dir), name="", version="")
-        self.record = RunRecord(output_dir)
-
-    @property
-    def experiment(self) -> Any:
-        return self.record
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        # In the order of names: that of Lightning is another where a resumed run validates again.
-        row = {n: v.item() if isinstance(v, Tensor) else v for n, v in sorted(metrics.items())}
-        self.record.append({**row, "step": step or 0})
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Nothing: config.yaml holds them."""
-
-    def save(self) -> None:
-        """Nothing: rows are saved as they come."""
-
-    @rank_zero_only
-    def finalize(self, _status: str) -> None:
-        self.record.render()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -162,38 +132,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
 
 
-def facts_of(folder: RunFolder, best: Mapping[str, Any] | None = None) -> Facts:
-    """What a report tells of the run in a folder, from its files; `best` says which epoch's weights
-    it left ({"kind": "ema" or "regular", "epoch": from 0}), else the highest mAP does.
-    """
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    history = RunRecord(folder.path).read()[1]
-    if best is None:
-        scores = {
-            (kind, row["epoch"]): row[key]
-            for row in history
-            for kind, prefix in (("regular", "val/"), ("ema", "val/ema_"))
-            for key in (f"{prefix}segm_mAP_50_95", f"{prefix}mAP_50_95")
-            if isinstance(row.get(key), float)
-        }
-        if scores:
-            kind, epoch = max(scores, key=lambda place: scores[place])
-            best = {"kind": kind, "epoch": epoch}
-    return Facts(
-        model=config["variant"] or "custom model",
-        weights=folder.best("total").name,
-        resolution=config["model"]["resolution"],
-        dataset=config["train"]["dataset_dir"],
-        best=best,
-        history=history,
-        config=config,
-    )
-
-
-def _parsed(path: Path) -> list[Row]:
-    """The objects of a file of JSON lines, without one that a killed run left unfinished."""
+def parsed(text: str) -> list[Row]:
+    """The objects of JSON lines, without one that a killed run left unfinished."""
     rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in text.splitlines():
         with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]

@@ -6,15 +6,43 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rfdetr.config import TrainConfig
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.weights.identify import IN_TENSORS, NOT_IN_TENSORS, class_names, read_architecture
 from rfdetr.weights.names import to_published
-from rfdetr.weights.reading import Checkpoint, CheckpointError
+from rfdetr.weights.reading import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_of,
+    load_content,
+    read_checkpoint,
+    refuse_damaged,
+)
 
 if TYPE_CHECKING:
     from rfdetr.training.module import RFDETRModule
 
 logger = logging.getLogger(__name__)
+
+
+def keep_settings(config: TrainConfig, source: Path, names: list[str] | None) -> None:
+    """Gives a run the `class_names` and `notes` of the one that it goes on with, where its `config`
+    has none.
+
+    The names, where the data's own are still those that the checkpoint has recorded: `names`.
+    """
+    refuse_damaged(source)
+    if source.suffix == ".safetensors":
+        args = read_checkpoint(source).args
+    else:
+        args = checkpoint_of(source, load_content(source)).args
+    if config.notes is None:
+        config.notes = args.get("notes")
+    match args:  # published files record no data
+        case {"data": {"train": {"boxes": dict(own)}}, "class_names": list(known)}:
+            given = known[: len(own)]
+            if config.class_names is None and list(own) == names != given:
+                config.class_names = given
 
 
 def check_shared(

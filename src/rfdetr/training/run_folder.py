@@ -6,24 +6,32 @@ import itertools
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-
-from pytorch_lightning import Trainer
+from typing import TYPE_CHECKING
 
 from rfdetr import files
 from rfdetr.errors import InputError
 
+if TYPE_CHECKING:  # what reads a run's folder shall not wait for Lightning's import
+    from pytorch_lightning import Trainer
+
 logger = logging.getLogger(__name__)
 
 _SIGNS = ("results.json", "checkpoint_best_total.pth", "last.ckpt")  # that only a run leaves
-_WEIGHTS_AND_FIGURES = [
+_CHECKPOINTS = [
     "last.ckpt", "checkpoint_[0-9]*.ckpt", "checkpoint_best_*.pth", "checkpoint_best_*.safetensors",
-    "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
 ]  # fmt: skip
+_WEIGHTS_AND_FIGURES = [
+    *_CHECKPOINTS, "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
+]  # fmt: skip
+_PLOTS = ["pr_curve.png", "f1_curve.png", "confusion_matrix*.png"]
 _REDRAWN = [
-    "config.yaml", "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix*.png",
-    "report.html", "report.json", "label_hints.json", "dataset_grids", files.CHECKSUMS_FILE,
+    "config.yaml", "metrics.png", "dataset_grids", "labels.jpg", "train_views.jpg", "report.html",
+    "report.json", "label_hints.json", *_PLOTS, *(f"segm_{plot}" for plot in _PLOTS),
 ]  # fmt: skip
+_HEADS = {"config.yaml": b"rfdetr_version:", "metrics.jsonl": b'"step":'}
+"""What stands in the first line of a run's first files."""
 _NUMBERED = re.compile(r"checkpoint_?(\d+)\.(?:ckpt|pth)")
 _used: set[Path] = set()  # folders to which runs of this process have written
 
@@ -47,6 +55,7 @@ class RunFolder:
         self.path = Path(path)
         self.lock = files.RecordLock(self.path.resolve() / ".run.lock")
         self._held = False
+        self._made: list[Path] = []  # by `acquire`: the folder and its parents, innermost first
         self.last = self.path / "last.ckpt"
         self.results = self.path / "results.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -55,6 +64,8 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.history = self.path / "metrics.png"
         self.grids = self.path / "dataset_grids"
+        self.labels = self.path / "labels.jpg"
+        self.views = self.path / "train_views.jpg"
 
     def best(self, kind: str) -> Path:
         """The best weights of a kind: "regular" (live), "ema" (averaged) or "total" (of both)."""
@@ -74,6 +85,8 @@ class RunFolder:
 
         Raises `OutputFolderError` where another run holds the lock or nothing can be written.
         """
+        whole = self.path.absolute()
+        self._made = [place for place in (whole, *whole.parents) if not place.exists()]
         try:
             self.lock.acquire()
         except files.LockHeldError as error:
@@ -88,16 +101,32 @@ class RunFolder:
         files.remove_leftovers(self.path)
 
     def release(self) -> None:
-        """Gives the lock back, if it is held."""
+        """Gives the lock back, if it is held; a folder made for nothing goes again."""
         if self._held:
             _used.add(self.path.resolve())
             self.lock.release()
             self._held = False
+            with suppress(OSError):  # of one that is not empty
+                for place in self._made:
+                    place.rmdir()
 
     @property
     def sign_of_run(self) -> str | None:
         """The name of a file that only a run leaves; None where there is none."""
         return next((name for name in _SIGNS if (self.path / name).exists()), None)
+
+    @property
+    def users_file(self) -> str | None:
+        """The name of a file that no run has left and one would replace; None where none is."""
+        if self.sign_of_run:
+            return None
+        for name, head in _HEADS.items():
+            if (path := self.path / name).is_file():
+                with open(path, "rb") as stream:
+                    if head in stream.readline(1_000_000):
+                        return None
+        found = self._files(_WEIGHTS_AND_FIGURES + _REDRAWN)
+        return found[0].name if found else None
 
     def newest_checkpoint(self) -> Path | None:
         """What to go on from: last.ckpt, else the file of most epochs, `.ckpt` before `.pth`."""
@@ -111,8 +140,8 @@ class RunFolder:
     def refuse_to_overwrite(
         self, resumed: str | os.PathLike[str] | None, *, keep_own: bool = False
     ) -> None:
-        """Raises `OutputFolderError` where a run's files are that `resumed` is not one of, or no
-        folder can be.
+        """Raises `OutputFolderError` where a run's files are that `resumed` is not one of, or a
+        user's that a run would replace, or no folder can be.
 
         With `keep_own`, the files of an earlier run of this same process are set aside instead.
         """
@@ -121,8 +150,14 @@ class RunFolder:
         if not nearest.is_dir():
             told = f"output_dir {self.path} cannot be written to: {nearest} is no folder"
             raise OutputFolderError(told)
-        sign = self.sign_of_run
-        if not sign or (resumed and Path(resumed).resolve().parent == self.path.resolve()):
+        if resumed and Path(resumed).resolve().parent == self.path.resolve():
+            return
+        if name := self.users_file:
+            raise OutputFolderError(
+                f"output_dir {self.path} holds {name}, which no run has left and this one would "
+                "replace: choose another output_dir, or pass overwrite=True to lose it"
+            )
+        if not (sign := self.sign_of_run):
             return
         if keep_own and self.path.resolve() in _used:
             self.set_aside()
@@ -144,9 +179,14 @@ class RunFolder:
         paths = (self.path / f"run-{number}" for number in itertools.count(1))
         place = next(path for path in paths if not path.exists())
         place.mkdir()
-        for path in self._files(_WEIGHTS_AND_FIGURES + _REDRAWN):
+        for path in self._files([*_WEIGHTS_AND_FIGURES, *_REDRAWN, files.CHECKSUMS_FILE]):
             path.rename(place / path.name)
         logger.warning("the run that this session has made in %s is now in %s", self.path, place)
+
+    def checkpoint_bytes(self) -> int:
+        """What the weights and training states of a run in the folder take, each file once."""
+        found = [path.stat() for path in self._files(_CHECKPOINTS)]
+        return sum({(stat.st_dev, stat.st_ino): stat.st_size for stat in found}.values())
 
     def _files(self, patterns: list[str]) -> list[Path]:
         return [path for pattern in patterns for path in self.path.glob(pattern)]
@@ -154,7 +194,7 @@ class RunFolder:
 
 def default_folder(base: Path, resume: str | None) -> Path:
     """Where a run goes whose user named no folder: the first of base, base-2, base-3, ... that is
-    free of runs.
+    free of runs, and of a user's files that one would replace.
 
     A resumed run goes on where its checkpoint is, if that is one of them; for "last", where the
     newest last.ckpt is.
@@ -170,5 +210,8 @@ def default_folder(base: Path, resume: str | None) -> Path:
             return own[0]
     numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
     folders = map(RunFolder, itertools.chain([base], numbered))
-    free = (one for one in folders if not (one.sign_of_run or files.is_locked(one.lock.path)))
-    return next(free).path
+
+    def is_free(one: RunFolder) -> bool:
+        return not (one.sign_of_run or one.users_file or files.is_locked(one.lock.path))
+
+    return next(filter(is_free, folders)).path

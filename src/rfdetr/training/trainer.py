@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import seed_everything as seed_everything
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -121,6 +122,8 @@ def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> li
             c.early_stopping_patience, c.early_stopping_min_delta, c.early_stopping_use_ema
         ),
         own.RunFilesCallback(folder, c.overwrite),
+        own.DataViewsCallback(folder),
+        own.TimeLimitCallback(folder, c.minutes) if c.minutes else own.PaceCallback(folder),
         c.save_dataset_grids and own.DatasetGridsCallback(folder),
         keeps_files
         and own.ResumeCallback(
@@ -214,6 +217,9 @@ def nothing_left(path: Path, folder: RunFolder, trainer: pl.Trainer) -> str:
         return ""
     waited = content["callbacks"].get("RFDETREarlyStopping", {}).get("waited", 0)
     stopping = find_callback(trainer, own.RFDETREarlyStopping)
+    timed, time = content["callbacks"].get("TimeLimitCallback", {}), None
+    if timed.get("over"):
+        time = find_callback(trainer, own.TimeLimitCallback)
     most_epochs, most_steps, steps = trainer.max_epochs, trainer.max_steps, content["global_step"]
     if most_epochs is not None and 0 <= most_epochs <= epochs:
         reason = f"it has had {epochs} epochs, and epochs is {most_epochs}: raise epochs"
@@ -221,6 +227,8 @@ def nothing_left(path: Path, folder: RunFolder, trainer: pl.Trainer) -> str:
         reason = f"it has had {steps} steps, and max_steps is {most_steps}: raise max_steps"
     elif stopping and waited >= stopping.patience:
         reason = f"early stopping ended it after {epochs} epochs: raise early_stopping_patience"
+    elif time and time.minutes <= timed["minutes"]:
+        reason = f"its {time.minutes:g} min were over after {epochs} epochs: raise minutes"
     else:
         return ""
     return f"nothing is left to train of {path}; {reason} to go on"
@@ -263,13 +271,17 @@ class EpochProgressBar(TQDMProgressBar):
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Holds back what Lightning says of code that is as it should be, and nothing else."""
+    """Holds back what Lightning says of code that is as it should be, or what plan and summary say,
+    and nothing else.
+    """
     source = logging.getLogger("pytorch_lightning.utilities.rank_zero")
 
-    def is_no_tip(record: logging.LogRecord) -> bool:
-        return "Tip:" not in record.getMessage()
+    said_better = "Tip:", " available: ", "Automatic Mixed Precision", "`Trainer.fit` stopped"
 
-    source.addFilter(is_no_tip)
+    def is_news(record: logging.LogRecord) -> bool:
+        return not any(words in record.getMessage() for words in said_better)
+
+    source.addFilter(is_news)
     try:
         with warnings.catch_warnings():
             for message in (
@@ -283,4 +295,4 @@ def quiet_lightning() -> Iterator[None]:
                 warnings.filterwarnings("ignore", message)
             yield
     finally:
-        source.removeFilter(is_no_tip)
+        source.removeFilter(is_news)

@@ -21,6 +21,7 @@ import torch
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.errors import RunError
 from rfdetr.files import CHECKSUMS_FILE
+from rfdetr.training.records import FORECAST
 
 _PRELOADED = ["hotcoco", *(f"rfdetr.training.{n}" for n in ("trainer", "datamodule", "verify"))]
 _COUNT = "moments.txt"  # beside a run's folder: how many moments it had
@@ -124,7 +125,8 @@ def content_hashes(folder: Path) -> dict[str, str]:
         if path.suffix in (".ckpt", ".pth"):
             content = _compared(torch.load(path, map_location="cpu", weights_only=True))
         elif path.name == "log.txt" or path.suffix == ".jsonl":
-            content = _compared([json.loads(line) for line in path.read_text().splitlines()])
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            content = _compared([row for row in rows if FORECAST not in row])  # measured times
         elif path.name in (CHECKSUMS_FILE, "report.json"):
             continue  # of files with times in them; times and the command beside known figures
         elif path.suffix in (".csv", ".json", ".safetensors"):

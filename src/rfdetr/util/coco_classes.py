@@ -1,8 +1,5 @@
-"""COCO's class names under their published import path."""
+"""COCO's class names under the import path they had before 1.9."""
 
-from rfdetr.assets.coco_classes import COCO_CLASSES
+from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 
 __all__ = ["COCO_CLASSES", "COCO_CLASS_NAMES"]
-
-COCO_CLASS_NAMES = list(COCO_CLASSES.values())
-"""The 80 names in the order of COCO's category ids."""

@@ -9,6 +9,7 @@ here, the last logit does.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -83,7 +84,16 @@ def given_names(class_names: ClassNames | None) -> tuple[int | None, list[str] |
             f"class_names is {short(class_names)}; expected a list of names, or a dict that "
             "numbers them from 0 or 1"
         )
-    return first, [str(name) for name in names.values()]
+    listed = [str(name) for name in names.values()]
+    if twice := repeated(listed):
+        found = f"class_names is {short(class_names)}: {', '.join(map(repr, twice))} occur twice"
+        raise InputError(f"{found}; expected a name of its own for each class")
+    return first, listed
+
+
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def renamed(own: Sequence[str], given: Sequence[str] | None) -> list[str]:

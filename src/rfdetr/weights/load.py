@@ -166,10 +166,10 @@ def load_weights(
     """Copies tensors with published names into the detector, in its parameters' dtype.
 
     The class heads take the rows that `logits` (the model's: the file's) names, else those of the
-    file in its order, repeated; the position grid is resampled; of the query groups the first are
-    kept; of each group's queries too, or they are repeated, with noise from torch's generator; a
-    segmentation head that the file has nothing of stays as it is. Raises `CheckpointError` for all
-    else, with the detector unchanged.
+    file in its order, repeated; the position grid is resampled; of the query groups and the decoder
+    layers the first are kept; of each group's queries too, or they are repeated, with noise from
+    torch's generator; a segmentation head that the file has nothing of stays as it is. Raises
+    `CheckpointError` for all else, with the detector unchanged.
     """
     known = read_architecture(published, source)
     found, wanted = nearest_variant(known), variant_name(config)
@@ -268,10 +268,15 @@ def _is_query(published: str) -> bool:
 
 
 def _is_spare(published: str, config: Architecture) -> bool:
-    """Whether a tensor is of no use to the model: of a query group past its own, or of none."""
+    """Whether a tensor is of no use to the model: of a query group past its own, of a decoder layer
+    past its last, or of none. (Each layer's output is trained to be the heads' input.)
+    """
     name = our_name(published)
     group = re.match(r"proposals\.\w+\.(\d+)\.", name)
-    return name in _NO_PART or (group is not None and int(group[1]) >= config.group_detr)
+    layer = re.match(r"(?:decoder\.layers|segmentation_head\.blocks)\.(\d+)\.", name)
+    past_groups = group is not None and int(group[1]) >= config.group_detr
+    past_layers = layer is not None and int(layer[1]) >= config.dec_layers
+    return name in _NO_PART or past_groups or past_layers
 
 
 def _shape(tensor: Tensor) -> str:

@@ -27,8 +27,9 @@ def test_every_file_is_there_and_can_be_read(
     }  # fmt: skip
     assert {path.name for path in run.output.iterdir()} == weights | {
         "checksums.json", "results.json", "log.txt", "metrics.csv", "metrics.jsonl", "config.yaml",
-        "metrics.png", "pr_curve.png", "f1_curve.png", "confusion_matrix.png",
-        "confusion_matrix_normalized.png", "report.html", "report.json", "label_hints.json",
+        "metrics.png", "labels.jpg", "train_views.jpg", "pr_curve.png", "f1_curve.png",
+        "confusion_matrix.png", "confusion_matrix_normalized.png", "report.html", "report.json",
+        "label_hints.json",
     }  # fmt: skip
     assert json.loads((run.output / "checksums.json").read_text()) == {
         name: hashlib.sha256((run.output / name).read_bytes()).hexdigest() for name in weights

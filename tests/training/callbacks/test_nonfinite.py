@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,7 +214,7 @@ def test_warnings_of_the_labels_are_logged_before_training(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_skip_a_step_together(
-    make_tiny_coco: Callable[..., Path], tmp_path: Path, strategy: str
+    make_tiny_coco: Callable[..., Path], tmp_path: Path, ranks: Any, strategy: str
 ) -> None:
     """The second rank alone has no loss in the second step, in a window of two batches."""
     train = {
@@ -228,17 +225,9 @@ def test_ranks_skip_a_step_together(
     settings = {
         "train": train,
         "strategy": strategy,
-        "model": {"resolution": 64, "num_classes": 3, "amp": False},
+        "model": {"resolution": 64, "num_classes": 3, "amp": False, "pretrain_weights": None},
     }
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launch, json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env=environment,
-    )
+    done = ranks(2, SCRIPT, settings, tmp_path)
     assert done.returncode == 0, done.stderr[-9000:]
     first, second = (
         json.loads((tmp_path / "output" / f"rank{rank}.json").read_text()) for rank in (0, 1)

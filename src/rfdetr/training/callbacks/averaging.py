@@ -87,7 +87,8 @@ def averaged_model(trainer: Trainer) -> nn.Module | None:
 
 
 class DropPathCallback(Callback):
-    """Lowers the encoder's drop-path rate linearly from `rate` to 0 over the run's optimizer steps.
+    """Lowers the encoder's drop-path rate linearly from `rate` to 0 over the run's optimizer steps,
+    or its time if that ends first.
 
     Stochastic depth regularises the early training; the last steps train the network that will be
     used, with all its blocks.
@@ -98,4 +99,4 @@ class DropPathCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
         done = trainer.global_step / max(module.total_steps, 1)
-        module.detector.set_drop_path(self.rate * max(1 - done, 0.0))
+        module.detector.set_drop_path(self.rate * max(1 - max(done, module.time_share), 0.0))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rfdetr.data.dataset import NestedTensor
 from rfdetr.data.loaders import ResumableLoader
-from rfdetr.evaluation.drawing import draw_objects
+from rfdetr.evaluation.drawing import draw_objects, tiled
 from rfdetr.files import atomic_write
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
 from rfdetr.training.callbacks.validation import class_names
@@ -70,16 +70,10 @@ def batch_picture(
     """The images (B, 3, H, W) uint8 of a batch side by side, as near to a square as can be, each
     with its objects; `names` are by label. Padding is black, as the network gets it.
     """
-    (height, width), line = images.tensors.shape[-2:], 4
-    columns = math.ceil(math.sqrt(len(targets)))
-    rows = math.ceil(len(targets) / columns)
-    size = columns * (width + line) - line, rows * (height + line) - line
-    picture = Image.new("RGB", size, "white")
+    shown = []
     for number, (pixels, target) in enumerate(zip(images.tensors, targets, strict=True)):
         # Boxes are relative to the image, of which padding is no part.
-        shown = width if images.mask is None else int((~images.mask[number, 0]).sum())
-        objects = {**target, "boxes": cxcywh_to_xyxy(target["boxes"]) * shown}
-        one = draw_objects(pixels.permute(1, 2, 0).numpy(), objects, names)
-        row, column = divmod(number, columns)
-        picture.paste(one, (column * (width + line), row * (height + line)))
-    return picture
+        side = pixels.shape[-1] if images.mask is None else int((~images.mask[number, 0]).sum())
+        objects = {**target, "boxes": cxcywh_to_xyxy(target["boxes"]) * side}
+        shown.append(draw_objects(pixels.permute(1, 2, 0).numpy(), objects, names))
+    return tiled(shown, math.ceil(math.sqrt(len(shown))))

@@ -17,9 +17,12 @@ from pytorch_lightning.utilities import rank_zero_info
 from rfdetr._version import __version__
 from rfdetr.config import variant_name
 from rfdetr.files import atomic_write
+from rfdetr.training.callbacks.time_limit import TimeLimitCallback
 from rfdetr.training.callbacks.validation import in_training
+from rfdetr.training.lightning_state import find_callback
+from rfdetr.training.loggers import RunLogger
 from rfdetr.training.module import RFDETRModule
-from rfdetr.training.records import RunLogger, RunRecord
+from rfdetr.training.records import RunRecord
 from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.training.steps import effective_batch
 
@@ -153,20 +156,30 @@ class RunFilesCallback(Callback):
         self._record.append({**record, **dict(sorted(figures.items()))}, ends_epoch=True)
         self._record.render()
         number, seconds = record["epoch"] + 1, record["seconds"]
-        last = trainer.should_stop
-        logger.info("%s", epoch_line(number, trainer.max_epochs, figures, seconds, last))
+        limit, left = find_callback(trainer, TimeLimitCallback), None
+        if trainer.should_stop:
+            left = 0.0
+        elif limit is not None:
+            left = limit.left
+        logger.info("%s", epoch_line(number, trainer.max_epochs, figures, seconds, left))
 
 
 def epoch_line(
-    epoch: int, epochs: int | None, figures: dict[str, Any], seconds: float, last: bool = False
+    epoch: int,
+    epochs: int | None,
+    figures: dict[str, Any],
+    seconds: float,
+    most: float | None = None,
 ) -> str:
     """One line about an epoch, counted from 1, as "epoch 3/10, loss 1.500, mAP 0.250, 0:01:05,
-    about 0:07:35 left"; `last` leaves the rest out.
+    about 0:07:35 left"; `most` are the seconds that the run may still take, 0 leaves the rest out.
     """
     limited = epochs is not None and epochs > 0
     parts = [f"epoch {epoch}/{epochs}" if limited else f"epoch {epoch}"]
     parts += [f"{label} {figures[name]:.3f}" for name, label in _SHOWN.items() if name in figures]
     parts.append(f"{timedelta(seconds=round(seconds))}")
-    if epochs and epochs > epoch and not last:
-        parts.append(f"about {timedelta(seconds=round((epochs - epoch) * seconds))} left")
+    rest = [(epochs - epoch) * seconds] if epochs is not None and limited else []
+    left = min([*rest, *([] if most is None else [most])], default=0)
+    if left > 0:
+        parts.append(f"about {timedelta(seconds=round(left))} left")
     return ", ".join(parts)

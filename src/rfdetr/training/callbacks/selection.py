@@ -20,10 +20,10 @@ from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.callbacks import validation
 from rfdetr.training.callbacks.averaging import averaged_model
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.facts import facts_of
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.processes import load_whole_weights, whole_weights
-from rfdetr.training.records import facts_of
 from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.weights.names import from_published
 from rfdetr.weights.reading import read_checkpoint

@@ -1,0 +1,208 @@
+"""`rfdetr benchmark`: what a checkpoint costs in each engine and precision, in one table."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rfdetr.checks import check_count
+from rfdetr.cli.options import Checkpoint, Dataset, DatasetFile, Device, one_line
+from rfdetr.errors import InputError, MissingPackageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rfdetr.detector import RFDETR
+    from rfdetr.proof.benchmark import Candidate
+
+_TIMES = "predict_ms", "engine_ms"
+_FACTS = "batch", "queries", "layers"
+_FIGURES = {"mAP_50_95": "mAP\n50:95", "segm_mAP_50_95": "mask mAP\n50:95"}
+
+
+def benchmark(  # noqa: PLR0913 - each is an option of the command
+    checkpoint: Checkpoint,
+    dataset: Annotated[Path | None, Dataset] = None,
+    /,
+    *,
+    engines: str = "torch,onnx,openvino",
+    dtypes: str = "float32,bfloat16,int8",
+    batch: str = "1",
+    queries: str | None = None,
+    layers: str | None = None,
+    resolution: int | None = None,
+    dataset_file: DatasetFile = "roboflow",
+    images: int | None = 100,
+    turns: int = 5,
+    device: Device = None,
+    out: Path | None = None,
+) -> None:
+    """Measure a checkpoint in every engine and precision: latency, memory, file size and, with a
+    dataset, mAP.
+
+    Args:
+        engines: What runs the network: torch,onnx,openvino.
+        dtypes: Precisions: float32,bfloat16,int8 (which takes a dataset to calibrate with).
+        batch: Images at a time: 1,8.
+        queries: Fewer queries than the file's, in rows of their own: 300,200,100.
+        layers: Fewer decoder layers than the file's: 3,2.
+        resolution: Side of the network's input in pixels, in place of the file's.
+        images: Of the dataset's valid split, for mAP.
+        turns: Of each row, five calls a turn.
+        out: JSON file for the same figures, and the machine's.
+    """
+    from rfdetr.console import with_progress
+    from rfdetr.files import atomic_write
+    from rfdetr.proof.agreement import Labelled
+    from rfdetr.proof.benchmark import measure
+    from rfdetr.proof.measuring import machine, versions
+
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists: nothing is overwritten, choose another --out")
+    sizes = _numbers("--batch", batch)
+    changes = {"device": device, "resolution": resolution}
+    models = _models(checkpoint, changes, queries, layers)
+    first = next(iter(models.values()))
+    labelled = None
+    if dataset is not None:
+        masks = first.model_config.segmentation_head
+        labelled = Labelled.open(dataset, images, dataset_file=dataset_file, masks=masks)
+    content: dict[str, Any] = {"schema": 1, "checkpoint": checkpoint}
+    content |= {"data": None if labelled is None else labelled.facts()}
+    with tempfile.TemporaryDirectory() as folder:
+        grid = enumerate(product(models.values(), engines.split(","), dtypes.split(",")))
+        count = len(models) * len(engines.split(",")) * len(dtypes.split(","))
+        candidates = [
+            _candidate(checkpoint, *row, dataset, Path(folder, str(number)))
+            for number, row in with_progress(grid, "Exporting", count)
+        ]
+        paths = [_noise(Path(folder, "noise.png"))] if labelled is None else labelled.paths()
+        content["rows"] = measure(candidates, sizes, paths, labelled, turns)
+    content |= {"machine": machine(first.model.device), "versions": versions()}
+    _show(content)
+    if out is not None:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(out, lambda stream: stream.write(text.encode()))
+        print(out)
+
+
+def _numbers(name: str, text: str | None) -> list[int]:
+    """The numbers of "300,200"; none of None."""
+    try:
+        return [check_count(name, int(part)) for part in text.split(",")] if text else []
+    except ValueError as error:
+        raise InputError(f"{name} is {text!r}: expected whole numbers, such as 8 or 1,8") from error
+
+
+def _models(
+    checkpoint: str, changes: dict[str, Any], queries: str | None, layers: str | None
+) -> dict[tuple[int, int], RFDETR]:
+    """The checkpoint's model with each number of queries and decoder layers, by these two."""
+    from rfdetr.variants import RFDETR
+
+    changes = {name: value for name, value in changes.items() if value is not None}
+    own = RFDETR.from_checkpoint(checkpoint, **changes)
+    config = own.model_config
+    counts = {"queries": config.num_queries, "layers": config.dec_layers}
+    wanted = [
+        _numbers(f"--{name}", text) or [counts[name]]
+        for name, text in (("queries", queries), ("layers", layers))
+    ]
+    models = {}
+    for pair in product(wanted[0], wanted[1]):
+        for (name, most), count in zip(counts.items(), pair, strict=True):
+            if count > most:
+                raise InputError(f"--{name} {count}: {checkpoint} has {most}, and no more")
+        select = min(config.num_select, pair[0] * (config.num_classes + 1))
+        settings: dict[str, Any] = {
+            "num_queries": pair[0],
+            "dec_layers": pair[1],
+            "num_select": select,
+        }
+        is_own = pair == tuple(counts.values())
+        models[pair] = own if is_own else RFDETR.from_checkpoint(checkpoint, **changes, **settings)
+    return models
+
+
+def _candidate(
+    checkpoint: str, model: RFDETR, engine: str, dtype: str, dataset: Path | None, place: Path
+) -> Candidate:
+    """The model in an engine and a precision; exported into the folder `place`, if not torch."""
+    from rfdetr.proof.benchmark import Candidate
+    from rfdetr.proof.measuring import Loading
+    from rfdetr.weights.load import resolve_weights
+
+    config = model.model_config
+    facts: dict[str, Any] = {"engine": engine, "dtype": dtype}
+    facts |= {"queries": config.num_queries, "layers": config.dec_layers}
+    try:
+        if engine == "torch":
+            fields = ("num_queries", "dec_layers", "num_select", "resolution", "device")
+            settings = {name: getattr(config, name) for name in fields}
+            optimize: dict[str, Any] = (
+                {} if dtype == "float32" else {"dtype": dtype, "compile": False}
+            )
+            model = copy.deepcopy(model)
+            if optimize:
+                model.optimize_for_inference(**optimize)
+            loading = Loading(resolve_weights(checkpoint), False, settings, optimize)
+            return Candidate(facts, model.model, loading)
+        settings = {"calibration_data": dataset} if dtype == "int8" else {}
+        path: Any = model.export(place, format=engine, dtype=dtype, verify=False, **settings)
+        return Candidate(facts, model.from_export(path).model, Loading(path, True))
+    except (InputError, MissingPackageError) as error:
+        return Candidate(facts, reason=one_line(error))
+
+
+def _noise(path: Path) -> Path:
+    """A picture of 640 x 480 pixels, where there is no dataset."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _show(content: dict[str, Any]) -> None:
+    """Prints the table of what was measured, and why the rest was not."""
+    from rich.console import Console
+
+    rows = [row for row in content["rows"] if "reason" not in row]
+    if rows:
+        title = f"{content['checkpoint']} on {content['machine']['processor']}"
+        Console().print(_table(rows, title))
+    others = (row for row in content["rows"] if "reason" in row)
+    reasons = (f"{row['engine']} {row['dtype']}: {row['reason']}" for row in others)
+    for reason in dict.fromkeys(reasons):  # each once, however many queries and layers
+        print(f"not measured: {reason}")
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    """A line a row; in 80 columns where all have the same queries and layers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    how: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+    table = Table(title=title, title_justify="left", **how)
+    facts = [name for name in _FACTS if name == "batch" or len({row[name] for row in rows}) > 1]
+    figures = [name for name in _FIGURES if any(name in row for row in rows)]
+    for name in ("engine", "dtype"):
+        table.add_column(name)
+    headings = ["predict ms\nhalf / 95 %", "engine ms\nhalf / 95 %", "images\n/s"]
+    headings += ["memory\nMiB", "file\nMiB", *(_FIGURES[name] for name in figures)]
+    for name in [*facts, *headings]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        times = [f"{row[name]['median']:.1f} / {row[name]['p95']:.1f}" for name in _TIMES]
+        cells = [row[name] for name in ("engine", "dtype", *facts)] + times
+        peak = row["memory_mib"]
+        cells += [f"{row['images_per_second']:.1f}", "-" if isinstance(peak, str) else round(peak)]
+        cells += [f"{row['file_bytes'] / 2**20:.1f}"]
+        cells += [f"{100 * row[name]:.2f}" for name in figures]
+        table.add_row(*map(str, cells))
+    return table

@@ -1,0 +1,116 @@
+"""Runs an artifact of rfdetr without rfdetr or torch: NumPy, Pillow, and ONNX Runtime or OpenVINO.
+
+    python rfdetr_decode.py inference_model.onnx image.jpg [threshold]
+
+In a program:
+
+    run, metadata = open_model("inference_model.onnx")
+    for found in detect(run, metadata, Image.open("image.jpg"), threshold=0.5):
+        print(found["name"], found["confidence"], found["box"])
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Array = Any  # a NumPy array
+Run = Callable[[Array], dict[str, Array]]
+
+
+def open_model(path: str) -> tuple[Run, dict[str, Any]]:
+    """A function from images (B, 3, H, W) to the outputs by name, and the artifact's metadata."""
+    if path.endswith(".onnx"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map["rfdetr"])
+        names = [output.name for output in session.get_outputs()]
+
+        def run(images: Array) -> dict[str, Array]:
+            arrays = session.run(names, {metadata["input"]["name"]: images})
+            return dict(zip(names, arrays, strict=True))
+
+        return run, metadata
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    metadata = json.loads(model.get_rt_info("rfdetr").astype(str))
+    # Without the hint OpenVINO chooses by the processor, and boxes differ from machine to machine.
+    hint = model.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).astype(str)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    return lambda images: {
+        value.get_any_name(): array for value, array in compiled(images).items()
+    }, metadata
+
+
+def preprocess(image: Image.Image, metadata: dict[str, Any]) -> Array:
+    """An RGB image as (1, 3, H, W) of the input's type: stretched, antialiased."""
+    wanted = metadata["input"]
+    size = wanted["width"], wanted["height"]
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    if wanted["dtype"] == "float32":
+        mean, std = (np.array(wanted[part], np.float32) for part in ("mean", "std"))
+        pixels = (pixels / np.float32(255) - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def detect(
+    run: Run, metadata: dict[str, Any], image: Image.Image, threshold: float = 0.5
+) -> list[dict[str, Any]]:
+    """The objects of an image, best first: "label" (of the logit), "name", "confidence", "box"
+    (x1, y1, x2, y2 in pixels of the upright image) and, of a segmentation model, "mask" (height,
+    width) bool.
+    """
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    outputs = run(preprocess(image, metadata))
+    named = metadata["outputs"]
+    boxes, logits = outputs[named["boxes"]][0], outputs[named["logits"]][0]
+    masks = outputs[named["masks"]][0] if named["masks"] else None
+    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    best = np.argsort(-scores, axis=None, kind="stable")[: metadata["num_select"]]
+    found = []
+    for query, label in zip(*np.unravel_index(best, scores.shape), strict=True):
+        name = metadata["classes"].get(str(label))  # a logit without a name stands for no class
+        if name is not None and scores[query, label] >= threshold:
+            one = {"label": int(label), "name": name, "confidence": float(scores[query, label])}
+            one["box"] = to_pixels(boxes[query], image.size)
+            if masks is not None:
+                one["mask"] = to_mask(masks[query], image.size)
+            found.append(one)
+    return found
+
+
+def to_pixels(box: Array, size: tuple[int, int]) -> list[float]:
+    """cx, cy, w, h relative to the image -> x1, y1, x2, y2 in pixels, inside it."""
+    centre, half = box[:2].astype(np.float64), box[2:].astype(np.float64) / 2
+    limits = np.array(size * 2, np.float64)
+    corners = np.concatenate([centre - half, centre + half]) * limits
+    return [float(side) for side in np.clip(corners, 0, limits)]
+
+
+def to_mask(logits: Array, size: tuple[int, int]) -> Array:
+    """Logits (h, w) enlarged to (height, width), and where they are above 0."""
+    columns = enlarge(logits.astype(np.float32).T, size[0])
+    return enlarge(columns.T, size[1]) > 0
+
+
+def enlarge(rows: Array, count: int) -> Array:
+    """(n, m) -> (count, m): bilinear."""
+    places = np.clip((np.arange(count) + 0.5) * len(rows) / count - 0.5, 0, len(rows) - 1)
+    before = places.astype(int)
+    share = (places - before)[:, None].astype(np.float32)
+    return rows[before] * (1 - share) + rows[np.minimum(before + 1, len(rows) - 1)] * share
+
+
+if __name__ == "__main__":
+    runner, about = open_model(sys.argv[1])
+    for thing in detect(runner, about, Image.open(sys.argv[2]), float([*sys.argv, "0.5"][3])):
+        corners = " ".join(f"{side:.1f}" for side in thing["box"])
+        print(f"{thing['name']} {thing['confidence']:.3f} {corners}")  # noqa: T201

@@ -1,0 +1,204 @@
+"""`PredictingModel`: what predicts and can be evaluated, trained here or exported."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+
+import torch
+
+from rfdetr import compat
+from rfdetr.checks import check_count, check_kind, check_path
+from rfdetr.config import SegmentationTrainConfig, TrainConfig
+from rfdetr.errors import InputError, needs_extra
+from rfdetr.inference.engines import open_artifact
+from rfdetr.inference.predictor import OnError, Prediction, Predictor
+from rfdetr.inference.sources import ImageSources, look_up
+from rfdetr.weights.labels import renamed
+
+if TYPE_CHECKING:
+    from supervision import Detections
+
+    from rfdetr.evaluation.metrics import Metrics
+
+_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class Kind(NamedTuple):
+    """What `evaluate`, and a report of it, ask of a model."""
+
+    variant: str | None
+    """ "nano", "seg-mini", ...; None for a network of another design."""
+    has_masks: bool
+    num_classes: int
+    is_named: bool
+    """Whether anything gave its classes names."""
+    amp: bool = True
+    """Whether torch may choose lower precision, where it runs the network."""
+
+
+class PredictingModel(abc.ABC):
+    """Finds objects in images, and is measured on labelled ones."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def model(self) -> Predictor: ...
+
+    @property
+    @abc.abstractmethod
+    def kind(self) -> Kind: ...
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes by the ids that `predict` gives; numbers where nothing gave names.
+
+        Of a model trained here, `class_names[class_id]` is the object's class. The ids count the
+        classes from 0 in ascending order of the category ids of train's COCO file, or as data.yaml
+        has them (YOLO). A checkpoint keeps the order it was trained with. The published COCO models
+        have COCO's category ids, 1 to 90 with gaps.
+        """
+        return list(self.model.labels.values())
+
+    def evaluate(
+        self,
+        dataset_dir: str | os.PathLike[str],
+        split: str = "test",
+        batch_size: int = 4,
+        *,
+        dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
+        num_workers: int = 2,
+        max_dets: int = 500,
+        **settings: Any,
+    ) -> Metrics:
+        """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
+        training, of an exported model in its own.
+
+        A dict of figures by published name ("test/mAP_50_95", "val/F1"), and more as attributes.
+        Classes are matched by name, and the model must know all of the data's. After
+        `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
+        `train`, of which `resolution` and `class_names` (of the data's classes) have effect.
+        """
+        with needs_extra("train", "evaluation"):
+            from rfdetr.evaluation.run import evaluate_split, labels_of
+            from rfdetr.training.steps import resolve_precision
+        from rfdetr.data.layout import SPLITS, find_splits, load_index
+
+        check_kind("split", split, str)
+        counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
+        given = settings.pop("class_names", None)
+        kind, device = self.kind, self.model.device.type
+        fields = (SegmentationTrainConfig if kind.has_masks else TrainConfig).model_fields
+        counts |= compat.of_evaluation(settings, device, fields)
+        counts.setdefault("resolution", self.model.size[0])
+        self.model.check_shape((counts["resolution"],) * 2)
+        for name, count in counts.items():
+            check_count(name, count, least=0 if name == "num_workers" else 1)
+        split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
+        layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
+        index = load_index(layout, split, masks=kind.has_masks)
+        names, known = renamed(index.class_names, given), self.model.labels
+        index = replace(index, class_names=tuple(names))
+        if not kind.is_named and len(names) == kind.num_classes:
+            known = dict(enumerate(names))  # nothing said otherwise
+        labels_in_data = labels_of(known, names)
+        autocast = _AUTOCAST.get(resolve_precision(kind.amp, device))
+
+        def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+            found = self.model.detect(pixels, sizes, autocast=autocast)
+            return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
+
+        prefix = "val/" if split == "valid" else f"{split}/"
+        return replace(evaluate_split(detect, index, **counts), prefix=prefix)
+
+    def predict(  # noqa: PLR0913 - the first five are the published ones
+        self,
+        images: ImageSources,
+        threshold: float = 0.5,
+        shape: tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        include_source_image: bool = True,
+        *,
+        batch_size: int = 4,
+        on_error: OnError = "raise",
+        thresholds: Mapping[str, float] | None = None,
+    ) -> Detections | list[Detections]:
+        """Objects found with at least `threshold` confidence, boxes in pixels; a list for several
+        images.
+
+        `images`: a path, an http(s) address, a PIL image, a NumPy array (height, width, 3) of RGB
+        uint8 (or gray, or RGBA), a torch tensor (3, height, width) in [0, 1] or uint8; or several:
+        a folder, a pattern, an iterable of these. An image stored rotated (EXIF) is turned upright
+        first, PIL images too; boxes are in the upright image.
+
+        An image that cannot be read is an error that says which ("image 3 of 7: ..."). With
+        `on_error="skip"` it is logged as a warning, and its place in the list has no objects and
+        the reason in `metadata["error"]`.
+
+        `class_id` counts from 0 in ascending order of the training data's category ids (COCO), or
+        as data.yaml has them (YOLO), as `class_names` says; `data["class_name"]` has the names,
+        `data["source_shape"]` (n, 2) the image's height and width. `metadata["source_image"]` is
+        the image (height, width, 3) uint8 RGB; `include_source_image=False` lets its memory go.
+
+        `shape` is another (height, width) for the network to see, in place of its resolution:
+        multiples of `patch_size`, which can only be the model's own, times its windows.
+        `thresholds` {"cat": 0.4} go before `threshold` for the classes that they name.
+        """
+        self.model.check_patch_size(patch_size)
+        request = look_up(images)
+        how: dict[str, Any] = {"shape": shape, "include_source_image": include_source_image}
+        how["thresholds"] = thresholds
+        found = self.model.predict(request, threshold, batch_size, on_error, **how)
+        if not found:
+            raise InputError("no images to predict: the list is empty")
+        return found[0] if request.single else found
+
+    def predict_stream(
+        self,
+        images: ImageSources,
+        threshold: float = 0.5,
+        batch_size: int = 4,
+        on_error: OnError = "raise",
+        *,
+        shape: tuple[int, int] | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> Iterator[Prediction]:
+        """`predict` one by one in constant memory: (source, image, detections, error) of each."""
+        how: dict[str, Any] = {"shape": shape, "thresholds": thresholds}
+        return self.model.stream(images, threshold, batch_size, on_error, **how)
+
+
+class ExportedDetector(PredictingModel):
+    """What `RFDETR.from_export` gives: an artifact, which predicts like the model it was made of.
+
+    The artifact's engine runs on the CPU, in the arithmetic that it was exported with, and takes
+    images of one size: of a `shape` of `predict`, only its own is none that is refused.
+    """
+
+    model: Predictor
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        engine, self.metadata = open_artifact(path)
+        size = self.metadata.input.height, self.metadata.input.width
+        labels, select = self.metadata.classes, self.metadata.num_select
+        self.model = Predictor(engine, size=size, num_select=select, labels=labels)
+
+    @property
+    def kind(self) -> Kind:
+        """What its metadata says."""
+        labels, has_masks = self.metadata.classes, self.metadata.task == "segment"
+        variant = (self.metadata.variant or "").removeprefix("rfdetr-") or None
+        is_named = any(name != str(logit) for logit, name in labels.items())
+        return Kind(variant, has_masks, len(labels), is_named)
+
+    def train(self, *_: Any, **__: Any) -> NoReturn:
+        """Always `InputError`, as are the other calls that need the network itself."""
+        raise InputError(
+            "an exported model predicts and is evaluated, nothing else: train, export or optimise "
+            "the checkpoint that it was made of, RFDETR.from_checkpoint(...)"
+        )
+
+    export = inference = optimize_for_inference = remove_optimized_model = train

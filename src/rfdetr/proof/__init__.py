@@ -1,0 +1,1 @@
+"""What a model is worth outside of training: exports compared with their original, and speed."""

@@ -1,0 +1,137 @@
+"""The proof of an export: on which images it is measured, and where its certificate goes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from rfdetr.console import show_rows
+from rfdetr.errors import InputError, MissingPackageError, RunError
+from rfdetr.export.artifacts import annotate
+from rfdetr.export.card import Subject
+from rfdetr.export.metadata import Metadata
+from rfdetr.files import atomic_write
+from rfdetr.inference.engines import open_artifact
+from rfdetr.inference.network import NetworkPredictor
+from rfdetr.inference.predictor import Predictor
+from rfdetr.proof.agreement import Labelled
+from rfdetr.proof.certificate import Certificate, Side, certify
+from rfdetr.proof.measuring import Loading
+from rfdetr.weights.writing import save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+FILE = "certificate.json"
+_NOT = "the export is not proven: %s; verify=FOLDER (--verify) takes labelled images of its classes"
+
+
+def images_for(subject: Subject, verify: Any) -> Labelled | None:
+    """32 images of the data set `verify`, a field of `ExportConfig`, or of the run's that left the
+    weights. None, and a line that says why, if it is left open and they are not to be had.
+    """
+    masks = subject.config.segmentation_head
+    if verify is False:
+        return None
+    if verify not in (None, True):
+        return Labelled.open(verify, masks=masks)
+    try:
+        return Labelled.open(**_data_of_run(subject.weights), masks=masks)
+    except InputError as error:
+        if verify is True:
+            raise
+        logger.warning(_NOT, error)
+        return None
+
+
+def _data_of_run(weights: Path | None) -> dict[str, Any]:
+    """Folder, layout and class names that a run was given, by config.yaml beside its weights."""
+    path = None if weights is None else weights.with_name("config.yaml")
+    if path is None or not path.is_file():
+        raise InputError("no run's config.yaml, which names a data set, is beside the weights")
+    try:
+        settings = yaml.safe_load(path.read_bytes())["train"]
+        return {name: settings[name] for name in ("dataset_dir", "dataset_file", "class_names")}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not the config.yaml of a run") from error
+
+
+def prove(
+    subject: Subject,
+    artifacts: Sequence[Path],
+    labelled: Labelled,
+    *,
+    max_loss: float,
+    required: bool,
+) -> None:
+    """Compares `artifacts` with the `subject` that they were made of. Each gets its certificate in
+    a file beside it and, in short, inside.
+
+    Where nothing can be proven, it is an `InputError` if it is `required`, else a line. Raises
+    `RunError` for artifacts that lose more than `max_loss` points of mAP 50:95: they stay, marked
+    so.
+    """
+    try:
+        found = {path: proven(subject, path, labelled, max_loss) for path in artifacts}
+    except (InputError, MissingPackageError) as error:
+        if required:
+            raise
+        logger.warning(_NOT, error)
+        return
+    lost = [f"{path.name} {one.loss:.2f}" for path, one in found.items() if not one.passed]
+    if lost:
+        raise RunError(
+            f"points of mAP 50:95 lost: {', '.join(lost)}, where max_loss allows {max_loss:g}. "
+            "What was written stays, marked as not passed: use a dtype of more bits, or allow more"
+        )
+
+
+def proven(subject: Subject, artifact: Path, labelled: Labelled, max_loss: float) -> Certificate:
+    """The certificate of one artifact, written and shown."""
+    engine, metadata = open_artifact(artifact)
+    size = metadata.input.height, metadata.input.width
+    how: dict[str, Any] = {"num_select": metadata.num_select, "labels": metadata.classes}
+    exported = Predictor(engine, size=size, **how)
+    network = copy.deepcopy(subject.detector).float()
+    original = NetworkPredictor(
+        network, resolution=size[0], device=torch.device("cpu"), **how | {"labels": subject.labels}
+    )
+    facts: dict[str, Any] = {"engine": engine.name, "dtype": metadata.dtype, "file": artifact.name}
+    facts["weights_sha256"] = metadata.weights_sha256
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "original.pth")
+        config = subject.config.model_copy(update={"resolution": size[0]})
+        save_checkpoint(path, subject.state, config, None)
+        certificate = certify(
+            Side(original, {"engine": "torch", "dtype": "float32"}, Loading(path, False)),
+            Side(exported, facts, Loading(artifact, True)),
+            labelled,
+            max_loss=max_loss,
+        )
+    stamp(artifact, metadata, certificate)
+    show_rows(f"Certificate of {artifact.name}", certificate.rows())
+    return certificate
+
+
+def stamp(artifact: Path, metadata: Metadata, certificate: Certificate) -> None:
+    """Writes the certificate beside the artifact, and its short form into the artifact.
+
+    The file is certificate.json, and inference_model.xml.certificate.json beside another one's.
+    """
+    annotate(artifact, metadata.model_copy(update={"certificate": certificate.short()}))
+    path = artifact.with_name(FILE)
+    if path.exists():
+        try:
+            of = json.loads(path.read_bytes())["models"]["exported"]["file"]
+        except (OSError, ValueError, KeyError, TypeError):  # another program's
+            of = None
+        if of != artifact.name:
+            path = artifact.with_name(f"{artifact.name}.{FILE}")
+    atomic_write(path, lambda stream: stream.write(certificate.to_json().encode()))

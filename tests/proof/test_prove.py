@@ -1,0 +1,181 @@
+"""Exports are proven: which images, what is left beside and inside the artifact, exit codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rfdetr import RFDETR, RFDETRMini
+from rfdetr.cli import main
+from rfdetr.errors import InputError
+from rfdetr.export import Subject, write
+from rfdetr.inference.engines import open_artifact
+from rfdetr.models.detector import detector_in
+from rfdetr.proof.prove import images_for
+from rfdetr.weights.writing import save_checkpoint
+
+
+def subject(model: RFDETRMini, weights: Path | None = None) -> Subject:
+    network = detector_in(model.model.model)
+    return Subject(network, model.model_config, model.model.labels, weights)
+
+
+def a_run(folder: Path, model: RFDETRMini, dataset: Path, **changes: Any) -> Path:
+    """The weights of a run, with the config.yaml that it leaves beside them."""
+    path = folder / "checkpoint_best_total.pth"
+    state = detector_in(model.model.model).state_dict()
+    save_checkpoint(path, state, model.model_config, model.class_names)
+    train = {"dataset_dir": str(dataset), "dataset_file": "roboflow", "class_names": None}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"train": {**train, **changes}}))
+    return path
+
+
+def test_the_images_are_the_runs_own_or_those_given(
+    trained: RFDETRMini, drawn: Path, tmp_path: Path
+) -> None:
+    weights = a_run(tmp_path, trained, drawn)
+    for verify in (None, True):
+        found = images_for(subject(trained, weights), verify)
+        assert found is not None and (found.folder, found.split, len(found.numbers)) == (
+            drawn,
+            "valid",
+            3,
+        )
+    assert images_for(subject(trained, weights), False) is None
+    given = images_for(subject(trained), drawn)
+    assert given is not None and given.folder == drawn
+    with pytest.raises(InputError, match="no such folder"):
+        images_for(subject(trained), tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (None, "no run's config.yaml, which names a data set, is beside the weights"),
+        ({"dataset_dir": "/absent"}, "/absent: no such folder"),
+        ({"class_names": ["a"]}, "class_names is"),
+    ],
+)
+def test_where_no_images_are_known_a_line_says_so_and_how_to_prove_it(
+    changes: dict[str, Any] | None,
+    reason: str,
+    trained: RFDETRMini,
+    drawn: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weights = tmp_path / "mine.pth" if changes is None else None
+    one = subject(trained, weights or a_run(tmp_path, trained, drawn, **(changes or {})))
+    with caplog.at_level(logging.WARNING):
+        assert images_for(one, None) is None
+    assert "the export is not proven" in caplog.text and reason in caplog.text
+    assert "--verify" in caplog.text
+    with pytest.raises(InputError, match=reason):
+        images_for(one, True)
+
+
+def test_a_broken_config_is_no_runs(trained: RFDETRMini, drawn: Path, tmp_path: Path) -> None:
+    weights = a_run(tmp_path, trained, drawn)
+    for text in ("", "[1]", "train: 3", "train: {}", "{", "\0"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(InputError, match=r"config\.yaml is not the config\.yaml of a run"):
+            images_for(subject(trained, weights), True)
+
+
+@pytest.mark.slow
+def test_an_export_has_its_certificate_beside_and_inside(
+    trained: RFDETRMini, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = a_run(tmp_path, trained, drawn)
+    code = main(["export", str(path), "--format", "pt2", "--out", str(tmp_path / "out")])
+    assert code == 0, capsys.readouterr().err
+    assert "verdict" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "certificate.json").read_bytes())
+    assert content["passed"] and content["data"]["split"] == "valid"
+    assert content["agreement"]["reference_matched"] == 1
+    assert content["models"]["exported"] == {
+        "engine": "pt2",
+        "dtype": "float32",
+        "file": "inference_model.pt2",
+        "weights_sha256": content["models"]["exported"]["weights_sha256"],
+    }
+    assert all(isinstance(peak, float) for peak in content["memory_mib"].values())
+    _, metadata = open_artifact(tmp_path / "out" / "inference_model.pt2")
+    inside = metadata.certificate
+    assert inside is not None and inside["passed"] is True and abs(inside["loss"]) < 0.1
+    assert inside["fingerprint"] == content["data"]["fingerprint"]
+
+
+def faulty(model: RFDETRMini) -> Callable[..., list[Path]]:
+    """An exporter that spoils the weights on the way."""
+    return lambda one, *rest: write(one._replace(detector=detector_in(model.model.model)), *rest)
+
+
+@pytest.mark.slow
+def test_an_export_that_loses_fails_and_stays_marked(
+    trained: RFDETRMini,
+    damaged: RFDETRMini,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = a_run(tmp_path, trained, drawn)
+    monkeypatch.setattr("rfdetr.published.write", faulty(damaged))
+    command = ["export", str(path), "--format", "pt2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--verify", str(drawn)]) == 1
+    err = capsys.readouterr().err
+    assert "points of mAP 50:95 lost: inference_model.pt2" in err and "Traceback" not in err
+    assert json.loads((tmp_path / "out" / "certificate.json").read_bytes())["passed"] is False
+    artifact = tmp_path / "out" / "inference_model.pt2"
+    assert open_artifact(artifact)[1].certificate["passed"] is False  # type: ignore[index]
+    (tmp_path / "out" / "certificate.json").write_text('{"of": "another program"}')
+    assert main([*command, "--overwrite", "--max-loss", "100"]) == 0
+    assert "another" in (tmp_path / "out" / "certificate.json").read_text()
+    beside = tmp_path / "out" / "inference_model.pt2.certificate.json"
+    assert json.loads(beside.read_bytes())["passed"] is True
+
+
+@pytest.mark.slow
+def test_random_weights_are_refused_where_a_proof_is_asked_for_and_told_where_not(
+    trained: RFDETRMini, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    names = trained.class_names
+    random = RFDETRMini(pretrain_weights=None, num_classes=len(names), class_names=names)
+    with pytest.raises(InputError, match="Random or untrained weights"):
+        random.export(tmp_path / "a", format="pt2", verify=drawn)
+    path = a_run(tmp_path, random, drawn)
+    with caplog.at_level(logging.WARNING):
+        RFDETR.from_checkpoint(path).export(tmp_path / "b", format="pt2")
+    assert "the export is not proven" in caplog.text
+    assert "Random or untrained weights" in caplog.text
+    assert not [*tmp_path.glob("?/certificate.json")]
+
+
+@pytest.mark.slow
+def test_no_verify_compares_nothing(
+    trained: RFDETRMini, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = a_run(tmp_path, trained, drawn)
+    command = ["export", str(path), "--format", "pt2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--no-verify"]) == 0
+    assert not (tmp_path / "out" / "certificate.json").exists() and "proven" not in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{"max_loss": -1}, {"max_loss": "much"}])
+def test_bad_settings_are_told_before_the_work(
+    settings: dict[str, Any], trained: RFDETRMini, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="max_loss"):
+        trained.export(tmp_path / "out", **settings)
+    with pytest.raises(InputError, match="verify"):
+        trained.export(tmp_path / "out", format="hf", verify=tmp_path)
+    assert not (tmp_path / "out").exists()
