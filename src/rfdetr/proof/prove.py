@@ -34,14 +34,14 @@ _NOT = "the export is not proven: %s; verify=FOLDER (--verify) takes labelled im
 
 
 def images_for(subject: Subject, verify: Any) -> Labelled | None:
-    """32 images of the data set `verify`, a field of `ExportConfig`, or of the run's that left the
-    weights. None, and a line that says why, if it is left open and they are not to be had.
+    """The valid images of the data set `verify`, a field of `ExportConfig`, or 32 of the run's that
+    left the weights. None, and a line that says why, if it is left open and they are not to be had.
     """
     masks = subject.config.segmentation_head
     if verify is False:
         return None
     if verify not in (None, True):
-        return Labelled.open(verify, masks=masks)
+        return Labelled.open(verify, None, masks=masks)
     try:
         return Labelled.open(**_data_of_run(subject.weights), masks=masks)
     except InputError as error:
