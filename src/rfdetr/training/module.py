@@ -249,18 +249,13 @@ class RFDETRModule(pl.LightningModule):
         self.total_steps = total
         schedule = config.model_dump(include=SCHEDULE)
         schedule |= {"total_steps": total, "steps_per_epoch": per_epoch}
-        factor = functools.partial(self.lr_factor_at, **schedule)
+        factor = functools.partial(lr_factor_now, self, **schedule)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         # A checkpoint with the schedule's own state overwrites where it starts.
         before = self.resumed_at[0] * per_epoch
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=before - 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
-
-    def lr_factor_at(self, step: int, *, total_steps: int, **schedule: Any) -> float:
-        """`lr_factor` at an optimizer step, or at the share of the run's time if that is more."""
-        place = max(step, self.time_share * total_steps)
-        return lr_factor(place, total_steps=total_steps, **schedule)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         accumulate = self.trainer.accumulate_grad_batches
@@ -362,6 +357,12 @@ class RFDETRModule(pl.LightningModule):
 
 RFDETRModelModule = RFDETRModule
 """The name under which later published releases have it."""
+
+
+def lr_factor_now(module: RFDETRModule, step: int, *, total_steps: int, **schedule: Any) -> float:
+    """`lr_factor` at an optimizer step, or at the share of the run's time if that is more."""
+    place = max(step, module.time_share * total_steps)
+    return lr_factor(place, total_steps=total_steps, **schedule)
 
 
 def detect_batch(
