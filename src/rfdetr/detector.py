@@ -17,7 +17,7 @@ from rfdetr.config import ModelConfig, adds_masks_to, variant_name
 from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
 from rfdetr.errors import InputError, needs_extra
-from rfdetr.inference.network import best_device
+from rfdetr.inference.predictor import best_device
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.predicting import ExportedDetector, Kind, PredictingModel

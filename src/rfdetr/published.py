@@ -22,7 +22,7 @@ from rfdetr.errors import InputError, RunError
 from rfdetr.export import Subject, formats_in, new_folder, options_of, write
 from rfdetr.files import atomic_write
 from rfdetr.inference.engines import engine_of
-from rfdetr.inference.network import NetworkPredictor
+from rfdetr.inference.predictor import NetworkPredictor
 from rfdetr.models.detector import detector_in
 from rfdetr.moved import no_attribute
 from rfdetr.proof.prove import images_for, prove

@@ -15,8 +15,7 @@ from rfdetr.cli.predict import _record
 from rfdetr.config import RFDETRSegMiniConfig
 from rfdetr.evaluation.drawing import draw
 from rfdetr.inference import predictor as predictor_module
-from rfdetr.inference.network import NetworkPredictor
-from rfdetr.inference.predictor import DENSE_PIXELS, Prediction, build_masks
+from rfdetr.inference.predictor import DENSE_PIXELS, NetworkPredictor, Prediction, build_masks
 from rfdetr.models.build import build_detector
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)

@@ -19,8 +19,7 @@ from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.transforms import EvalTransform
-from rfdetr.inference.network import NetworkPredictor
-from rfdetr.inference.predictor import in_batches, one_ahead
+from rfdetr.inference.predictor import NetworkPredictor, in_batches, one_ahead
 from rfdetr.inference.sources import load_image
 from rfdetr.models.build import build_detector
 

@@ -45,7 +45,7 @@ def _environment() -> dict[str, str]:
     import torch
 
     from rfdetr import __version__
-    from rfdetr.inference.network import best_device
+    from rfdetr.inference.predictor import best_device
     from rfdetr.weights.download import cache_dir
 
     rows = {"rfdetr": __version__, "python": platform.python_version()}

@@ -1,6 +1,6 @@
 """What runs a network on a batch of images, and the engines of exported artifacts.
 
-`open_artifact` opens a file. The network itself in torch is `rfdetr.inference.network`'s engine.
+`open_artifact` opens a file. The network itself in torch is `TorchEngine` of predictor.py.
 """
 
 from __future__ import annotations

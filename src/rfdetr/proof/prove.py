@@ -20,8 +20,7 @@ from rfdetr.export.card import Subject
 from rfdetr.export.metadata import Metadata
 from rfdetr.files import atomic_write
 from rfdetr.inference.engines import open_artifact
-from rfdetr.inference.network import NetworkPredictor
-from rfdetr.inference.predictor import Predictor
+from rfdetr.inference.predictor import NetworkPredictor, Predictor
 from rfdetr.proof.agreement import Labelled
 from rfdetr.proof.certificate import Certificate, Side, certify
 from rfdetr.proof.measuring import Loading
