@@ -2,6 +2,7 @@
 
     python benchmarks/predict.py
     python benchmarks/predict.py --variant seg-nano --threshold 0 --optimize bfloat16
+    python benchmarks/predict.py --backend openvino --optimize bfloat16 --batch 8 --python OTHER
 
 Such a model finds nothing; with --threshold 0 everything is found, and every query's mask built at
 the image's size.
@@ -23,22 +24,32 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--optimize", choices=["none", "bfloat16", "float32"], default="none")
+    parser.add_argument("--backend", choices=["torch", "onnx", "openvino"], default="torch")
+    parser.add_argument("--batch", type=int, default=1, help="images in one call")
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds per image; --optimize calls `optimize_for_inference` with that dtype first."""
+    """Milliseconds per image; --optimize calls `optimize_for_inference` with that dtype first, and
+    with --backend where the package has engines (another one runs as it is).
+    """
     import rfdetr
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     model = getattr(rfdetr, _common.VARIANTS[args.variant])(pretrain_weights=None)
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    if args.optimize != "none":
+    if args.backend != "torch":
+        if hasattr(model, "from_export"):
+            model.optimize_for_inference(backend=args.backend, dtype=args.optimize)
+    elif args.optimize != "none":
         model.optimize_for_inference(dtype=getattr(torch, args.optimize), compile=False)
+    images, how = [image] * args.batch, {"threshold": args.threshold}
+    if args.batch > 1 and hasattr(model, "from_export"):
+        how["batch_size"] = args.batch  # elsewhere a list is one batch
     seconds = _common.median_seconds(
-        lambda: model.predict(image, threshold=args.threshold), args.repeats, warmup=3
+        lambda: model.predict(images if args.batch > 1 else image, **how), args.repeats, warmup=3
     )
-    return {"predict_ms": seconds * 1e3, "peak_memory_gb": _common.peak_memory_gb()}
+    return {"predict_ms": seconds * 1e3 / args.batch, "peak_memory_gb": _common.peak_memory_gb()}
 
 
 if __name__ == "__main__":

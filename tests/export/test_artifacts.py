@@ -197,10 +197,10 @@ def test_bfloat16_is_told_to_whoever_compiles(boxes: Case, scenes: Path, tmp_pat
     assert np.abs(found[1] - expected[1])[0, best].max() > 0
 
 
-def test_int8_is_of_encoder_and_projector_alone(boxes: Case, scenes: Path, tmp_path: Path) -> None:
-    source = onnx.load(boxes.path.with_suffix(".onnx"))
+def test_int8_is_of_encoder_and_projector_alone(case: Case, scenes: Path, tmp_path: Path) -> None:
+    source = onnx.load(case.path.with_suffix(".onnx"))
     images = calibration_images(scenes, (256, 256), 8)
-    model = openvino_model(source, boxes.metadata(), dtype="int8", calibration=images)
+    model = openvino_model(source, case.metadata(), dtype="int8", calibration=images)
     products = {"MatMul", "Convolution"}
     quantized: dict[bool, set[str]] = {False: set(), True: set()}
     for operation in model.get_ordered_ops():
@@ -214,7 +214,7 @@ def test_int8_is_of_encoder_and_projector_alone(boxes: Case, scenes: Path, tmp_p
     assert {"decoder", "proposals", "class_head", "box_head"} <= quantized[False]
     save(model, tmp_path / "a.xml")
     one = images_of(scenes, 1)
-    found, expected = run_openvino(tmp_path / "a.xml", normalize(one)), boxes.expected(one)
+    found, expected = run_openvino(tmp_path / "a.xml", case.to_input(one)), case.expected(one)
     scores = [1 / (1 + np.exp(-outputs[1].max())) for outputs in (found, expected)]
     assert scores[0] == pytest.approx(scores[1], abs=0.1)
 

@@ -95,6 +95,11 @@ def quantized(
     require("int8")
     import nncf
 
+    settings: dict[str, Any] = {}
+    if metadata.outputs.masks:  # nncf smooths what it is told to ignore, and fails at the mask head
+        never = nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+        advanced = nncf.AdvancedQuantizationParameters(smooth_quant_alphas=never)
+        settings = {"advanced_parameters": advanced}
     with quiet():
         images = [as_input(image, metadata) for image in calibration]
         quantized: Model = nncf.quantize(
@@ -104,6 +109,7 @@ def quantized(
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=float_operations(model), validate=False),
+            **settings,
         )
     return quantized
 
