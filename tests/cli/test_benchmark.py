@@ -62,7 +62,9 @@ def test_the_command_prints_a_table_and_why_rows_are_missing_and_writes_json(
     command = ["benchmark", MINI, str(drawn), "--turns", "1", "--images", "1", "--out", str(out)]
     assert main([*command, "--dtypes", "float32,int8", "--layers", "2,1"]) == 0
     printed = capsys.readouterr().out
-    assert "predict ms" in printed and "50:95" in printed and max(map(len, printed.split())) <= 200
+    for heading in ("predict", "engine", "images", "50:95"):
+        assert heading in printed, printed
+    assert max(map(len, printed.partition("not measured")[0].splitlines())) <= 80
     for reason in ("torch int8: dtype 'int8'", "onnx float32: ", "openvino int8: "):
         assert printed.count(f"not measured: {reason}") == 1
     assert "pip install 'rfdetr-finetune[export]'" in printed
@@ -71,7 +73,7 @@ def test_the_command_prints_a_table_and_why_rows_are_missing_and_writes_json(
     assert len(rows) == 3 * 2 * 2
     first, second = (row for row in rows if "reason" not in row)
     assert (first["layers"], second["layers"]) == (2, 1) and first["queries"] == 100
-    assert isinstance(first["memory_mib"], float) and first["file_bytes"] > 10**7
+    assert isinstance(first["memory_mib"], float) and first["file_bytes"] > 5 * 10**6
     assert content["data"]["images"] == 1 and content["versions"] and content["machine"]
     assert main(command) == 2  # nothing is written over
     assert "nothing is overwritten" in capsys.readouterr().err

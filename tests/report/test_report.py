@@ -124,8 +124,9 @@ def test_what_fails_in_a_report_loses_no_run(
     out = tmp_path / "run"
     (out / "report.html").mkdir(parents=True)  # where no file can be
     RFDETRMini(**TINY).train(
-        dataset_dir=data, output_dir=out, epochs=1, num_workers=0, progress_bar=None
-    )
+        dataset_dir=data, output_dir=out, epochs=1, num_workers=0, progress_bar=None,
+        overwrite=True,
+    )  # fmt: skip
     assert "report.html could not be written" in caplog.text
     assert (out / "results.json").is_file() and (out / "checkpoint_best_total.pth").is_file()
 

@@ -183,26 +183,27 @@ def _show(content: dict[str, Any]) -> None:
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    """A line a row; in 80 columns where all have the same queries and layers."""
+    """A line a row; what all have alike is left out, for 80 columns. The JSON has everything."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     how: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
     table = Table(title=title, title_justify="left", **how)
-    facts = [name for name in _FACTS if name == "batch" or len({row[name] for row in rows}) > 1]
+    facts = [name for name in _FACTS if len({row[name] for row in rows}) > 1]
     figures = [name for name in _FIGURES if any(name in row for row in rows)]
     for name in ("engine", "dtype"):
         table.add_column(name)
-    headings = ["predict ms\nhalf / 95 %", "engine ms\nhalf / 95 %", "images\n/s"]
-    headings += ["memory\nMiB", "file\nMiB", *(_FIGURES[name] for name in figures)]
+    headings = ["predict\nms", "95 %", "engine\nms", "images\n/s", "RAM\nMiB"]
+    headings += ["file\nMiB", *(_FIGURES[name] for name in figures)]
     for name in [*facts, *headings]:
         table.add_column(name, justify="right")
     for row in rows:
-        times = [f"{row[name]['median']:.1f} / {row[name]['p95']:.1f}" for name in _TIMES]
+        predict, engine = (row[name] for name in _TIMES)
+        times = [f"{x:.1f}" for x in (predict["median"], predict["p95"], engine["median"])]
         cells = [row[name] for name in ("engine", "dtype", *facts)] + times
         peak = row["memory_mib"]
         cells += [f"{row['images_per_second']:.1f}", "-" if isinstance(peak, str) else round(peak)]
         cells += [f"{row['file_bytes'] / 2**20:.1f}"]
-        cells += [f"{100 * row[name]:.2f}" for name in figures]
+        cells += [f"{row[name]:.4f}" for name in figures]
         table.add_row(*map(str, cells))
     return table
