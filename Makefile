@@ -1,12 +1,12 @@
 # One command each, working with no arguments: make demo (or make demo TASK=segment), make test (the quick lane),
-# make test-all (every test), make lint, make bench.
+# make test-all (all but the scheduled ones), make lint, make bench.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
 TASK ?= detect
 
-.PHONY: demo test test-all interop lint format bench fuzz clean
+.PHONY: demo test test-all test-scheduled interop lint format bench fuzz clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,7 +22,10 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" --durations 10
 
 test-all: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not scheduled" --durations 10
+
+test-scheduled: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m scheduled --durations 10
 
 # Files go both ways between this package and the published one, and to transformers. These have an environment
 # of their own, which RFDETR_PUBLISHED_PYTHON names; without it, it is made once.

@@ -72,6 +72,7 @@ def test_every_variant_is_one_program_for_any_number_of_images(variant: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.scheduled
 @pytest.mark.parametrize("face", [RFDETRNano, RFDETRSegNano])
 def test_full_size_models_run_in_onnx_runtime(face: type[RFDETR], tmp_path: Path) -> None:
     import onnxruntime

@@ -257,7 +257,12 @@ def test_an_exported_model_can_be_copied_and_sent(trained: Trained, ending: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("backend", "dtype"), [("openvino", "float32"), ("openvino", "bfloat16"), ("onnx", "float32")]
+    ("backend", "dtype"),
+    [
+        pytest.param("openvino", "float32", marks=pytest.mark.scheduled),
+        ("openvino", "bfloat16"),
+        pytest.param("onnx", "float32", marks=pytest.mark.scheduled),
+    ],
 )
 def test_another_runtime_behind_predict_is_kept_by_copies_and_undone(
     backend: Any, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
