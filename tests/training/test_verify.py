@@ -21,7 +21,9 @@ SETTINGS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(0, 17), pytest.param(2, 4, marks=pytest.mark.scheduled)])
+@pytest.mark.parametrize(
+    ("workers", "kills"), [(0, 17), pytest.param(2, 4, marks=pytest.mark.scheduled)]
+)
 def test_killed_runs_end_as_the_undisturbed_one(
     workers: int, kills: int, tiny_model: Callable[..., Any], train_config: Callable[..., Any]
 ) -> None:
