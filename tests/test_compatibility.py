@@ -125,7 +125,17 @@ def place(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block,
+            id=block.name,
+            marks=pytest.mark.scheduled if block.name == "export to OpenVINO" else [],
+        )
+        for block in BLOCKS
+    ],
+)
 def test_the_block_runs_as_the_page_says(block: compatibility.Block, place: Path) -> None:
     code = compile(block.code, f"{compatibility.PAGE.name}: {block.name}", "exec")
     with warnings.catch_warnings(record=True) as caught:
