@@ -205,7 +205,8 @@ def test_int8_is_of_encoder_and_projector_alone(case: Case, scenes: Path, tmp_pa
     quantized: dict[bool, set[str]] = {False: set(), True: set()}
     for operation in model.get_ordered_ops():
         if operation.get_type_name() in products:
-            part = operation.get_friendly_name().split(".")[1].split("/")[0]
+            scope = operation.get_friendly_name().split("/")[0]  # "network.encoder.blocks.0"
+            part = scope.removeprefix("network").strip(".").split(".")[0]
             weight = operation.input_value(1).get_node()
             while weight.get_type_name() in ("Multiply", "Convert", "Reshape", "Subtract"):
                 weight = weight.input_value(0).get_node()
