@@ -55,7 +55,6 @@ ROOMS = [  # from the ground up
 ALIASES = {
     "data/__init__.py": "doctor",  # earlier import paths
     "data/synthetic.py": "synthetic",
-    "export/calibration.py": "inference",  # images for int8 are given as `predict` takes them
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 HEAVY = (

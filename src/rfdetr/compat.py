@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Container, Mapping
 from typing import Any, Literal, NamedTuple
 
-from rfdetr.checks import nearest, short
+from rfdetr.checks import short
 from rfdetr.errors import InputError
 
 
@@ -267,14 +267,6 @@ def _same(value: Any, known: Any) -> bool:
         return bool(value == known)
     except (ValueError, TypeError):
         return False
-
-
-def absorb_all(settings: Mapping[str, Any], fates: Mapping[str, Fate], call: str) -> None:
-    """`absorb` for a `call` that knows only the keywords of the table: `InputError` for others."""
-    for name in absorb(settings, fates):
-        near = nearest(name, fates)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise InputError(f"{call}() has no keyword {name!r}{hint}")
 
 
 def _unpacked(

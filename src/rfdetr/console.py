@@ -6,12 +6,18 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "0:01:05"."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def show_rows(title: str, rows: Iterable[tuple[str, str]]) -> None:

@@ -6,9 +6,8 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
 from typing_extensions import Unpack
 
 from rfdetr import compat
@@ -28,11 +27,6 @@ from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import Checkpoint
 from rfdetr.weights.start import Start
-
-if TYPE_CHECKING:
-    pass
-
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class RFDETR(PublishedCalls, PredictingModel):

@@ -13,11 +13,11 @@ import torch
 from rfdetr import compat
 from rfdetr.checks import check_count, check_kind, check_path
 from rfdetr.config import SegmentationTrainConfig, TrainConfig
+from rfdetr.data.sources import ImageSources, look_up
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.engines import open_artifact
 from rfdetr.inference.predictor import OnError, Prediction, Predictor
-from rfdetr.inference.sources import ImageSources, look_up
-from rfdetr.weights.labels import renamed
+from rfdetr.weights.labels import are_numbers, renamed
 
 if TYPE_CHECKING:
     from supervision import Detections
@@ -191,8 +191,7 @@ class ExportedDetector(PredictingModel):
         """What its metadata says."""
         labels, has_masks = self.metadata.classes, self.metadata.task == "segment"
         variant = (self.metadata.variant or "").removeprefix("rfdetr-") or None
-        is_named = any(name != str(logit) for logit, name in labels.items())
-        return Kind(variant, has_masks, len(labels), is_named)
+        return Kind(variant, has_masks, len(labels), not are_numbers(labels))
 
     def train(self, *_: Any, **__: Any) -> NoReturn:
         """Always `InputError`, as are the other calls that need the network itself."""

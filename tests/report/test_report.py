@@ -16,10 +16,11 @@ from tests.tiny import TINY
 from rfdetr import RFDETRMini, RFDETRSegMini
 from rfdetr.cli import main
 from rfdetr.data.index import DatasetIndex
+from rfdetr.report import FILES
 from rfdetr.report.build import Facts, build
 from rfdetr.report.page import render
 from rfdetr.report.svg import nice_ticks
-from rfdetr.report.write import FILES, write_report
+from rfdetr.report.write import write_report
 from rfdetr.synthetic.generate import generate
 
 SHOWN = ("verdict", "next", "curves", "classes", "thresholds", "confusion", "worst", "hints",

@@ -43,8 +43,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     """
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
+    from rfdetr.data.sources import expand
     from rfdetr.files import atomic_write
-    from rfdetr.inference.sources import expand
 
     if not sources:
         raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")

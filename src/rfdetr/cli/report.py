@@ -30,7 +30,8 @@ def report(
         train: Look for label faults in train, too; what was learned hides some of them.
     """
     from rfdetr.data.layout import find_splits, load_index
-    from rfdetr.report.write import PAGE, write_report
+    from rfdetr.report import PAGE
+    from rfdetr.report.write import write_report
     from rfdetr.training.facts import facts_of
     from rfdetr.training.run_folder import RunFolder
     from rfdetr.variants import RFDETR

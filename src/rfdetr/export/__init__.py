@@ -78,7 +78,12 @@ def _calibration(
     """The images that int8 is measured on: those given, else of the run that left `weights`."""
     source, layout = config.calibration_data, "roboflow"
     if source is None:
-        source, layout = data_of_run(weights)
+        try:
+            data = data_of_run(weights)
+        except InputError as error:
+            wanted = "calibration_data: a data set's folder or images like those to come"
+            raise InputError(f"int8 needs {wanted} ({error})") from error
+        source, layout = Path(data["dataset_dir"]), data["dataset_file"]
     return calibration_images(source, size, config.max_images, layout)
 
 

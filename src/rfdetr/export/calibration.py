@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from rfdetr.data.images import resize
 from rfdetr.data.layout import find_splits, load_index
+from rfdetr.data.sources import Request, list_files, load_images, look_up
 from rfdetr.errors import InputError
-from rfdetr.inference.sources import Request, list_files, load_images, look_up
 
 
 def calibration_images(
@@ -47,16 +47,18 @@ def _all_of(source: Any, dataset_file: str) -> Sequence[Any]:
     return list(look_up(source).sources)
 
 
-def data_of_run(weights: Path | None) -> tuple[Path, str]:
-    """Folder and layout of the images that a run was trained on, by the config.yaml beside its
-    `weights`. Raises `InputError` where they are not to be found.
+def data_of_run(weights: Path | None) -> dict[str, Any]:
+    """dataset_dir, dataset_file and class_names that a run was given, by the config.yaml beside its
+    `weights`. Raises `InputError` where they, or the folder, are not to be found.
     """
-    wanted = "int8 needs calibration_data: a data set's folder or images like those to come"
+    if weights is None or not (path := weights.with_name("config.yaml")).is_file():
+        raise InputError("no run's config.yaml, which names a data set, is beside the weights")
     try:
-        content = yaml.safe_load((weights or Path()).with_name("config.yaml").read_text())["train"]
-        folder, layout = Path(content["dataset_dir"]), str(content["dataset_file"])
+        settings = yaml.safe_load(path.read_bytes())["train"]
+        found = {name: settings[name] for name in ("dataset_dir", "dataset_file", "class_names")}
+        is_there = Path(found["dataset_dir"]).is_dir()
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{wanted} (there is no run's config.yaml beside the weights)") from error
-    if not folder.is_dir():
-        raise InputError(f"{wanted} (the run's own, {folder}, is not there)")
-    return folder, layout
+        raise InputError(f"{path} is not the config.yaml of a run") from error
+    if not is_there:
+        raise InputError(f"{found['dataset_dir']}: no such folder; the run was trained on it")
+    return found

@@ -57,10 +57,7 @@ class Exportable(nn.Module):
         """
         if self.normalizes:
             images = (images.float() - self.mean) / self.deviation
-        found = self.network(images)
-        last = len(found.logits) - 1  # of the decoder: the last masks are the proposals'
-        outputs: tuple[Tensor, ...] = found.boxes[last], found.logits[last]
-        return outputs if found.masks is None else (*outputs, found.masks.mask_logits(last))
+        return tuple(part for part in self.network(images).result() if part is not None)
 
 
 def exported(

@@ -2,8 +2,8 @@
 
 The life of a request, `RFDETR.predict("cats/*.jpg")`:
 
-    look_up(images)                 sources.py: which images are meant; asks the file system once
-    load_images -> Loaded           sources.py: decoded, upright, uint8 RGB (H, W, 3)
+    look_up(images)                 data/sources.py: what is meant; asks the file system once
+    load_images -> Loaded           data/sources.py: decoded, upright, uint8 RGB (H, W, 3)
     in_batches, one_ahead           a thread reads the next batch while the network runs
     preprocess -> (B, 3, S, S)      one antialiased resize to the network's input, still uint8
     detect -> {"scores", ...}       the engine (normalise, network), boxes in pixels, best first
@@ -28,12 +28,18 @@ from torch import Tensor, nn
 
 from rfdetr.checks import check_count, check_kind, check_share, shown
 from rfdetr.data.images import normalize, resize
+from rfdetr.data.sources import ImageSources, Loaded, Request, load_images, look_up
 from rfdetr.errors import InputError, InputTypeError
 from rfdetr.geometry.detections import import_supervision
 from rfdetr.inference.engines import Engine, Outputs
 from rfdetr.inference.packing import can_pack, pack_linears
-from rfdetr.inference.sources import ImageSources, Loaded, Request, load_images, look_up
-from rfdetr.models.detector import Detector, detector_in, full_size_masks, postprocess
+from rfdetr.models.detector import (
+    Detector,
+    DetectorOutput,
+    detector_in,
+    full_size_masks,
+    postprocess,
+)
 
 if TYPE_CHECKING:
     from supervision import CompactMask, Detections
@@ -236,10 +242,8 @@ class TorchEngine(NamedTuple):
     def __call__(self, pixels: Tensor) -> Outputs:
         enabled = self.autocast is not None
         with torch.autocast(self.device.type, self.autocast, enabled=enabled):
-            outputs = self.network(normalize(pixels.to(self.device)))
-        last = len(outputs.logits) - 1
-        masks = None if outputs.masks is None else outputs.masks.mask_logits(last)
-        return outputs.boxes[last], outputs.logits[last], masks
+            outputs: DetectorOutput = self.network(normalize(pixels.to(self.device)))
+        return outputs.result()
 
 
 class NetworkPredictor(Predictor):

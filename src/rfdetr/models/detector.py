@@ -38,6 +38,14 @@ class DetectorOutput(NamedTuple):
     proposal_boxes: Tensor  # B Gk 4
     masks: MaskFeatures | None = None
 
+    def result(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Boxes (B, GQ, 4), logits (B, GQ, K) and mask logits (B, GQ, h, w) of the last decoder
+        layer. (The last masks are the proposals'.)
+        """
+        last = len(self.logits) - 1
+        masks = None if self.masks is None else self.masks.mask_logits(last)
+        return self.boxes[last], self.logits[last], masks
+
     def not_finite(self) -> list[str]:
         """Which of the last layer's "logits", "boxes", "masks" hold NaN or infinity."""
         last = len(self.logits) - 1
@@ -174,9 +182,8 @@ def postprocess(
 
 def postprocess_outputs(outputs: DetectorOutput, sizes: Tensor, num_select: int) -> Detections:
     """`postprocess` of a network's last decoder layer, with masks where it has them."""
-    last = len(outputs.logits) - 1
-    masks = None if outputs.masks is None else outputs.masks.mask_logits(last)
-    return postprocess(outputs.logits[last], outputs.boxes[last], sizes, num_select, masks)
+    boxes, logits, masks = outputs.result()
+    return postprocess(logits, boxes, sizes, num_select, masks)
 
 
 def full_size_masks(mask_logits: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

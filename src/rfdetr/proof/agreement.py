@@ -21,7 +21,7 @@ from rfdetr.errors import InputError, needs_extra
 from rfdetr.evaluation.matching import IOU_THRESHOLD, Array
 from rfdetr.geometry.boxes import elementwise_iou
 from rfdetr.inference.predictor import Predictor
-from rfdetr.weights.labels import renamed
+from rfdetr.weights.labels import are_numbers, renamed
 
 if TYPE_CHECKING:
     from rfdetr.evaluation.metrics import Metrics
@@ -122,8 +122,8 @@ def _known(model: Predictor, names: Sequence[str]) -> Mapping[int, str]:
     nothing said otherwise than that they are these.
     """
     labels = model.labels
-    numbers = all(name == str(logit) for logit, name in labels.items())
-    return dict(enumerate(names)) if numbers and len(labels) == len(names) else labels
+    is_open = are_numbers(labels) and len(labels) == len(names)
+    return dict(enumerate(names)) if is_open else labels
 
 
 class Agreement(NamedTuple):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from rfdetr.console import show_rows
 from rfdetr.errors import InputError, MissingPackageError, RunError
 from rfdetr.export.artifacts import annotate
+from rfdetr.export.calibration import data_of_run
 from rfdetr.export.card import Subject
 from rfdetr.export.metadata import Metadata
 from rfdetr.files import atomic_write
@@ -42,24 +42,12 @@ def images_for(subject: Subject, verify: Any) -> Labelled | None:
     if verify not in (None, True):
         return Labelled.open(verify, None, masks=masks)
     try:
-        return Labelled.open(**_data_of_run(subject.weights), masks=masks)
+        return Labelled.open(**data_of_run(subject.weights), masks=masks)
     except InputError as error:
         if verify is True:
             raise
         logger.warning(_NOT, error)
         return None
-
-
-def _data_of_run(weights: Path | None) -> dict[str, Any]:
-    """Folder, layout and class names that a run was given, by config.yaml beside its weights."""
-    path = None if weights is None else weights.with_name("config.yaml")
-    if path is None or not path.is_file():
-        raise InputError("no run's config.yaml, which names a data set, is beside the weights")
-    try:
-        settings = yaml.safe_load(path.read_bytes())["train"]
-        return {name: settings[name] for name in ("dataset_dir", "dataset_file", "class_names")}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not the config.yaml of a run") from error
 
 
 def prove(

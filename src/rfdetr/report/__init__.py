@@ -1,1 +1,5 @@
-"""What a run has learned, for the person who trained it: report.html, report.json, label hints."""
+"""What a person reads of a run or an evaluation: one page, and its values."""
+
+PAGE, VALUES, HINTS = "report.html", "report.json", "label_hints.json"
+FILES = (PAGE, VALUES, HINTS)
+"""What a report leaves in its folder."""

@@ -12,13 +12,12 @@ from typing import Any
 from rfdetr.data.index import DatasetIndex
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.files import atomic_write
+from rfdetr.report import HINTS, PAGE, VALUES
 from rfdetr.report.build import Facts, build
 from rfdetr.report.page import render
 
 logger = logging.getLogger(__name__)
 
-PAGE, VALUES, HINTS = "report.html", "report.json", "label_hints.json"
-FILES = (PAGE, VALUES, HINTS)
 _HOW = (
     'set "apply" to true for each hint that is right, then: '
     "rfdetr check DATASET --hints label_hints.json --fix NEW_FOLDER"

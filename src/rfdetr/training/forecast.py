@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytorch_lightning as pl
 
+from rfdetr.console import duration
 from rfdetr.training.callbacks.averaging import RFDETREMACallback
 from rfdetr.training.callbacks.resume import ResumeCallback
 from rfdetr.training.callbacks.selection import BestModelCallback
@@ -79,9 +79,9 @@ def in_bytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-def duration(seconds: float) -> str:
+def in_time(seconds: float) -> str:
     """As "0:01:05"; with tenths below ten seconds, where whole ones would say too little."""
-    return f"{seconds:.1f} s" if seconds < 10 else str(timedelta(seconds=round(seconds)))
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def clock_after(seconds: float) -> str:

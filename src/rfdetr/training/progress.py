@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from rfdetr.console import duration
 from rfdetr.errors import InputError
 from rfdetr.files import is_locked, lock_owner
 from rfdetr.training.records import EPOCH, FORECAST, Row, parsed
@@ -91,7 +91,7 @@ class RunProgress:
             with suppress(OSError):
                 silent = time.time() - self.folder.metrics.stat().st_mtime
                 if silent > _SILENT:
-                    return f"running elsewhere, silent for {_duration(silent)}"
+                    return f"running elsewhere, silent for {duration(silent)}"
             return "running"
         return "finished" if self.folder.results.exists() else "stopped"
 
@@ -134,7 +134,7 @@ class RunProgress:
                 known[name].append(max(found))
         facts += [f"{name} {values[-1]:.3f}" for name, values in known.items() if values]
         if self.goes_on and (left := self.seconds_left()) is not None:
-            facts.append(f"about {_duration(left)} left")
+            facts.append(f"about {duration(left)} left")
         lines: list[Text] = [Text(", ".join(facts), style="bold")]
         inside = min(max(width - 16, 20), 100)
         lines += curve("loss", self.losses, inside, "yellow")
@@ -168,7 +168,3 @@ def curve(title: str, values: Sequence[float], width: int, colour: str) -> list[
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rfdetr import files
 from rfdetr.errors import InputError
+from rfdetr.report import FILES as REPORT
 
 if TYPE_CHECKING:  # what reads a run's folder shall not wait for Lightning's import
     from pytorch_lightning import Trainer
@@ -27,8 +28,8 @@ _WEIGHTS_AND_FIGURES = [
 ]  # fmt: skip
 _PLOTS = ["pr_curve.png", "f1_curve.png", "confusion_matrix*.png"]
 _REDRAWN = [
-    "config.yaml", "metrics.png", "dataset_grids", "labels.jpg", "train_views.jpg", "report.html",
-    "report.json", "label_hints.json", *_PLOTS, *(f"segm_{plot}" for plot in _PLOTS),
+    "config.yaml", "metrics.png", "dataset_grids", "labels.jpg", "train_views.jpg", *REPORT,
+    *_PLOTS, *(f"segm_{plot}" for plot in _PLOTS),
 ]  # fmt: skip
 _HEADS = {"config.yaml": b"rfdetr_version:", "metrics.jsonl": b'"step":'}
 """What stands in the first line of a run's first files."""

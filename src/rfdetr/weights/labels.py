@@ -96,6 +96,11 @@ def repeated(names: Sequence[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
+def are_numbers(labels: Mapping[int, str]) -> bool:
+    """Whether the names of logits are their numbers: nothing gave names."""
+    return all(name == str(logit) for logit, name in labels.items())
+
+
 def renamed(own: Sequence[str], given: Sequence[str] | None) -> list[str]:
     """The names to know the data's classes by: as `given` in their order, else their `own`.
 

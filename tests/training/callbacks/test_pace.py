@@ -12,7 +12,7 @@ import torch
 
 from rfdetr.training import forecast
 from rfdetr.training.callbacks import PaceCallback
-from rfdetr.training.forecast import disk_need, duration, in_bytes
+from rfdetr.training.forecast import disk_need, in_bytes, in_time
 from rfdetr.training.plan import training_plan
 from rfdetr.training.run_folder import OutputFolderError
 
@@ -99,5 +99,5 @@ def test_the_plan_tells_the_disk(make_run: Callable[..., Any]) -> None:
 
 
 def test_durations_and_sizes_are_readable() -> None:
-    assert [duration(9.96), duration(65), duration(3600)] == ["10.0 s", "0:01:05", "1:00:00"]
+    assert [in_time(9.96), in_time(65), in_time(3600)] == ["10.0 s", "0:01:05", "1:00:00"]
     assert [in_bytes(5e5), in_bytes(2.34e9)] == ["0.5 MB", "2.3 GB"]

@@ -102,7 +102,7 @@ class PaceCallback(Callback):
         elif found := memory_so_far(trainer.strategy.root_device):
             self._memory = found[0]
         self._last, self._batch = now, (0, 0)
-        measured = float(np.clip(trainer.num_training_batches // 16, 3, 10))
+        measured = float(np.clip(trainer.num_training_batches // 4, 3, 10))
         if self._updates == WARM_UP + measured and not self._told:
             self._told = True
             self._tell(trainer, module, batch)
@@ -144,9 +144,9 @@ class PaceCallback(Callback):
             return
         training = math.ceil(updates) * self.update_seconds(module)
         judging = self.validation_seconds
-        parts = [f"{forecast.duration(training)} of training"]
+        parts = [f"{forecast.in_time(training)} of training"]
         every = trainer.check_val_every_n_epoch or 1
-        parts += [f"{forecast.duration(judging)} of validation"] * (judging > 0)
+        parts += [f"{forecast.in_time(judging)} of validation"] * (judging > 0)
         rare = f" (every {every} epochs)" * (every > 1 and judging > 0)
         told = [f"an epoch takes about {' and '.join(parts)}{rare}"]
         told += self._end_in_words(trainer, training, judging)
@@ -169,7 +169,7 @@ class PaceCallback(Callback):
         done = trainer.fit_loop.batch_idx / max(trainer.num_training_batches, 1)
         left = (last - epoch - done) * training + (last // every - epoch // every) * judging
         left += self.closing_seconds(trainer)
-        return [f"the end at {forecast.clock_after(left)}, in {forecast.duration(left)}"]
+        return [f"the end at {forecast.clock_after(left)}, in {forecast.in_time(left)}"]
 
     def _memory_in_words(self, module: RFDETRModule, peak: Any) -> str:
         """The peak of the largest size: what a step takes grows with the pixels."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from rfdetr._version import __version__
 from rfdetr.config import variant_name
+from rfdetr.console import duration
 from rfdetr.files import atomic_write
 from rfdetr.training.callbacks.time_limit import TimeLimitCallback
 from rfdetr.training.callbacks.validation import in_training
@@ -177,9 +177,9 @@ def epoch_line(
     limited = epochs is not None and epochs > 0
     parts = [f"epoch {epoch}/{epochs}" if limited else f"epoch {epoch}"]
     parts += [f"{label} {figures[name]:.3f}" for name, label in _SHOWN.items() if name in figures]
-    parts.append(f"{timedelta(seconds=round(seconds))}")
+    parts.append(duration(seconds))
     rest = [(epochs - epoch) * seconds] if epochs is not None and limited else []
     left = min([*rest, *([] if most is None else [most])], default=0)
     if left > 0:
-        parts.append(f"about {timedelta(seconds=round(left))} left")
+        parts.append(f"about {duration(left)} left")
     return ", ".join(parts)

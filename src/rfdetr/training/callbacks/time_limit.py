@@ -112,7 +112,7 @@ class TimeLimitCallback(PaceCallback):
         if 2 * ending > 60 * self.minutes:
             text = "minutes=%g: validation and the final evaluation take about %s of it; "
             text += "eval_ema_only=True, run_test=False or a smaller valid split leave more"
-            logger.warning(text, self.minutes, forecast.duration(ending))
+            logger.warning(text, self.minutes, forecast.in_time(ending))
         every = trainer.check_val_every_n_epoch or 1
         fitting = max(self.left - ending, 0.0) / (training + judging / every)
         done = trainer.current_epoch + trainer.fit_loop.batch_idx / trainer.num_training_batches

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rfdetr.inference import sources as sources_module
-from rfdetr.inference.sources import (
+from rfdetr.data import sources as sources_module
+from rfdetr.data.sources import (
     expand,
     is_single,
     list_files,
