@@ -115,8 +115,11 @@ def test_export_follows_training(
     assert Path("output/checkpoint_best_total.pth").exists()
     best = RFDETR.from_checkpoint("output/checkpoint_best_total.pth")
     assert metadata_of_model(best).weights_sha256 == told.weights_sha256
-    folder, layout = data_of_run(Path("output/checkpoint_best_total.pth"))
-    assert (folder, layout) == (tiny_coco, "roboflow")
+    assert data_of_run(Path("output/checkpoint_best_total.pth")) == {
+        "dataset_dir": str(tiny_coco),
+        "dataset_file": "roboflow",
+        "class_names": None,
+    }
 
 
 def subject_of(model: RFDETR) -> Subject:

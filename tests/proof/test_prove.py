@@ -170,6 +170,15 @@ def test_no_verify_compares_nothing(
     assert not (tmp_path / "out" / "certificate.json").exists() and "proven" not in caplog.text
 
 
+def test_classes_that_the_model_does_not_know_are_told_before_the_work(
+    trained: RFDETRMini, make_tiny_coco: Callable[..., Path], tmp_path: Path
+) -> None:
+    unknown = make_tiny_coco({"train": 1, "valid": 1})
+    with pytest.raises(InputError, match="classes the model does not know: .*'blue'"):
+        trained.export(tmp_path / "out", verify=unknown)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("settings", [{"max_loss": -1}, {"max_loss": "much"}])
 def test_bad_settings_are_told_before_the_work(
     settings: dict[str, Any], trained: RFDETRMini, tmp_path: Path

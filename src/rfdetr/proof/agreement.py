@@ -100,9 +100,8 @@ def judge(models: Mapping[T, Predictor], labelled: Labelled) -> dict[T, Judged]:
     dataset = DetectionDataset(index, EvalTransform(*sides), evaluation=True)
     with needs_extra("train", "a comparison"):
         from rfdetr.evaluation.evaluator import CocoEvaluator
-        from rfdetr.evaluation.run import labels_of
     names, has_masks = index.class_names, index.outlines is not None
-    tables = {name: labels_of(_known(model, names), names) for name, model in models.items()}
+    tables = {name: labels_in(names, model.labels) for name, model in models.items()}
     evaluators = {name: CocoEvaluator(names, masks=has_masks) for name in models}
     found: dict[T, list[Found]] = {name: [] for name in models}
     for number in with_progress(labelled.numbers, "Comparing", len(labelled.numbers)):
@@ -117,13 +116,15 @@ def judge(models: Mapping[T, Predictor], labelled: Labelled) -> dict[T, Judged]:
     return {name: Judged(evaluators[name].compute(), found[name]) for name in models}
 
 
-def _known(model: Predictor, names: Sequence[str]) -> Mapping[int, str]:
-    """Name of each of a model's logits; where they are numbers, as many as the data's `names`,
-    nothing said otherwise than that they are these.
+def labels_in(names: Sequence[str], labels: Mapping[int, str]) -> Tensor:
+    """`labels_of` a model's logits among the data's `names`. `labels` that are as many numbers say
+    nothing else than that they are these. `InputError` for a class that the model does not know.
     """
-    labels = model.labels
+    with needs_extra("train", "a comparison"):
+        from rfdetr.evaluation.run import labels_of
+
     is_open = are_numbers(labels) and len(labels) == len(names)
-    return dict(enumerate(names)) if is_open else labels
+    return labels_of(dict(enumerate(names)) if is_open else labels, names)
 
 
 class Agreement(NamedTuple):

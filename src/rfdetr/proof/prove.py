@@ -21,7 +21,7 @@ from rfdetr.export.metadata import Metadata
 from rfdetr.files import atomic_write
 from rfdetr.inference.engines import open_artifact
 from rfdetr.inference.predictor import NetworkPredictor, Predictor
-from rfdetr.proof.agreement import Labelled
+from rfdetr.proof.agreement import Labelled, labels_in
 from rfdetr.proof.certificate import Certificate, Side, certify
 from rfdetr.proof.measuring import Loading
 from rfdetr.weights.writing import save_checkpoint
@@ -35,16 +35,20 @@ _NOT = "the export is not proven: %s; verify=FOLDER (--verify) takes labelled im
 def images_for(subject: Subject, verify: Any) -> Labelled | None:
     """The valid images of the data set `verify`, a field of `ExportConfig`, or 32 of the run's that
     left the weights. None, and a line that says why, if it is left open and they are not to be had.
+    Classes that the model does not know are an `InputError`, before anything is written.
     """
     masks = subject.config.segmentation_head
     if verify is False:
         return None
-    if verify not in (None, True):
-        return Labelled.open(verify, None, masks=masks)
     try:
-        return Labelled.open(**data_of_run(subject.weights), masks=masks)
-    except InputError as error:
-        if verify is True:
+        if verify in (None, True):
+            labelled = Labelled.open(**data_of_run(subject.weights), masks=masks)
+        else:
+            labelled = Labelled.open(verify, None, masks=masks)
+        labels_in(labelled.index.class_names, subject.labels)
+        return labelled
+    except (InputError, MissingPackageError) as error:
+        if verify is not None:
             raise
         logger.warning(_NOT, error)
         return None
