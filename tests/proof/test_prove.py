@@ -174,7 +174,7 @@ def test_classes_that_the_model_does_not_know_are_told_before_the_work(
     trained: RFDETRMini, make_tiny_coco: Callable[..., Path], tmp_path: Path
 ) -> None:
     unknown = make_tiny_coco({"train": 1, "valid": 1})
-    with pytest.raises(InputError, match="classes the model does not know: .*'blue'"):
+    with pytest.raises(InputError, match=r"classes the model does not know: .*'blue'"):
         trained.export(tmp_path / "out", verify=unknown)
     assert not (tmp_path / "out").exists()
 

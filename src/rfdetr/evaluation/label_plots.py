@@ -113,6 +113,7 @@ def _draw_crowding(axes: Axes, index: DatasetIndex, num_queries: int) -> None:
     empty, middle = int((objects == 0).sum()), float(np.median(objects)) if len(objects) else 0
     title = f"Objects in an image of train: median {middle:g}, most {most:,}; {empty:,} empty"
     axes.set(title=title, xlabel="objects", ylabel="images")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if most > num_queries / 2:
         label = f"the model finds {num_queries} at most"
         axes.axvline(num_queries, color=RED, lw=1, label=label)

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 
 from rfdetr.config import variant_name
 from rfdetr.evaluation.metrics import Metrics
+from rfdetr.report import PAGE
 from rfdetr.training.adapters import adapted, trained_parameters
 from rfdetr.training.callbacks import (
     BestModelCallback,
@@ -111,7 +112,9 @@ def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
     if counts:
         rows.append(("damaged images", f"{counts} could not be decoded; `rfdetr check` names them"))
     rows.append(("epochs", _epochs(trainer)))
-    rows += [("best weights", str(best.total_path)), ("all files", f"{best.output_dir}/")]
+    page = best.output_dir / PAGE
+    rows += [("best weights", str(best.total_path))] + [("report", str(page))] * page.is_file()
+    rows.append(("all files", f"{best.output_dir}/"))
     took = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
     return [*rows, ("time", took)]
 
