@@ -118,7 +118,7 @@ def test_annotation_files(folder: Path) -> None:
     def read(content: dict[str, Any]) -> object:
         return fuzz.coco(json.dumps(content).encode(), folder)
 
-    assert accepted(1500, read, COCO) > 0.1
+    assert accepted(700, read, COCO) > 0.1
 
 
 GOOD = st.lists(st.floats(0, 1, width=16).map("{:g}".format), min_size=4, max_size=4)
@@ -158,7 +158,7 @@ BAD_LINE = st.one_of(
 
 
 @pytest.mark.slow
-@quiet(2000)
+@quiet(800)
 @given(
     st.lists(GOOD_LINE, max_size=3),
     st.lists(BAD_LINE, max_size=1),
@@ -194,7 +194,7 @@ def test_data_yaml(folder: Path) -> None:
         text = "".join(f"{key}: {value}\n" for key, value in content.items())
         return fuzz.data_yaml(text.encode(errors="replace"), folder)
 
-    assert accepted(1000, read, DATA_YAML) > 0.02
+    assert accepted(600, read, DATA_YAML) > 0.02
 
 
 def test_files_of_settings(folder: Path) -> None:
@@ -204,7 +204,7 @@ def test_files_of_settings(folder: Path) -> None:
     def read(content: dict[str, Any]) -> object:
         return fuzz.config(json.dumps(content).encode(), folder)  # JSON is YAML, nearly
 
-    assert accepted(800, read, contents) > 0.05
+    assert accepted(500, read, contents) > 0.05
 
 
 CLASSES: list[type[BaseModel]] = [SegmentationTrainConfig, *VARIANTS.values()]
@@ -224,7 +224,7 @@ NAMED = {
 
 
 @pytest.mark.slow
-@quiet(3000)
+@quiet(1500)
 @given(st.sampled_from(CLASSES).flatmap(lambda cls: st.tuples(st.just(cls), NAMED[cls])))
 def test_configurations(drawn: tuple[type[BaseModel], dict[str, Any]]) -> None:
     cls, values = drawn
@@ -271,7 +271,7 @@ def test_image_headers(folder: Path) -> None:
     def read(picture: bytes, edits: list[tuple[int, bytes]], within: int) -> object:
         return fuzz.image(edited(picture, edits, within), folder)
 
-    assert accepted(1500, read, pictures, EDITS, st.sampled_from([12, 40, 4000])) > 0.1
+    assert accepted(700, read, pictures, EDITS, st.sampled_from([12, 40, 4000])) > 0.1
 
 
 @pytest.mark.parametrize("name", ["coco", "labels", "data_yaml", "config", "checkpoint"])

@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
     return score
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_other_counts_of_queries_are_about_as_good(trained: Callable[..., float]) -> None:
     """Of 100 in the file: measured were 0.404 with them, 0.399 with 150, 0.381 with 60. New queries
     drawn at random reach 0.03, rows taken across the groups 0.37.

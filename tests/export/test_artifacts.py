@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -28,7 +27,7 @@ from rfdetr.data.images import normalize
 from rfdetr.export import artifacts, rfdetr_decode
 from rfdetr.export.calibration import calibration_images
 from rfdetr.export.metadata import KEY, Metadata, digest_of_tensors
-from rfdetr.export.openvino import HINT, openvino_model, save
+from rfdetr.export.openvino import HINT, core, openvino_model, save
 from rfdetr.export.program import Exportable
 from rfdetr.synthetic import generate
 
@@ -106,10 +105,9 @@ def run_onnx(path: Path, images: Tensor) -> list[np.ndarray]:
 
 
 def run_openvino(path: Path, images: Tensor) -> list[np.ndarray]:
-    core = openvino.Core()
-    model = core.read_model(path)
+    model = core().read_model(path)
     hint = model.get_rt_info(HINT).astype(str)
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
     assert [output.get_any_name() for output in compiled.outputs] == NAMES[: len(compiled.outputs)]
     return list(compiled(images.numpy()).values())
 
@@ -158,7 +156,7 @@ def test_the_metadata_is_inside_and_beside(case: Case) -> None:
     told, config = case.metadata(), case.model.model_config
     (inside,) = onnx.load(case.path.with_suffix(".onnx")).metadata_props
     assert (inside.key, Metadata.from_json(inside.value, "onnx")) == (KEY, told)
-    model = openvino.Core().read_model(case.path.with_suffix(".xml"))
+    model = core().read_model(case.path.with_suffix(".xml"))
     assert Metadata.from_json(model.get_rt_info(KEY).astype(str), "xml") == told
     assert told.classes == case.model.model.labels
     assert sorted([*told.classes, *told.background]) == list(range(told.num_logits))
@@ -185,7 +183,7 @@ def test_bfloat16_is_told_to_whoever_compiles(boxes: Case, scenes: Path, tmp_pat
     source = onnx.load(boxes.path.with_suffix(".onnx"))
     path = tmp_path / "a.xml"
     save(openvino_model(source, boxes.metadata(), dtype="bfloat16"), path)
-    model = openvino.Core().read_model(path)
+    model = core().read_model(path)
     assert model.get_rt_info(HINT).astype(str) == "bf16"
     told = Metadata.from_json(model.get_rt_info(KEY).astype(str), "xml")
     assert told == boxes.metadata().model_copy(update={"dtype": "bfloat16"})
@@ -319,7 +317,7 @@ def test_a_certificate_can_be_put_in(boxes: Case, tmp_path: Path) -> None:
         artifacts.annotate((tmp_path / boxes.path.name).with_suffix(ending), proven)
     path = tmp_path / boxes.path.name
     (inside,) = onnx.load(path.with_suffix(".onnx")).metadata_props
-    model = openvino.Core().read_model(path.with_suffix(".xml"))
+    model = core().read_model(path.with_suffix(".xml"))
     extra = {KEY: ""}
     torch.export.load(path.with_suffix(".pt2"), extra_files=extra)
     texts = [inside.value, model.get_rt_info(KEY).astype(str), extra[KEY]]

@@ -136,22 +136,45 @@ def test_an_export_that_loses_fails_and_stays_marked(
     assert json.loads((tmp_path / "out" / "certificate.json").read_bytes())["passed"] is False
     artifact = tmp_path / "out" / "inference_model.pt2"
     assert open_artifact(artifact)[1].certificate["passed"] is False  # type: ignore[index]
+
+
+@pytest.mark.scheduled
+def test_a_file_of_another_program_is_left_and_a_loss_may_be_allowed(
+    trained: RFDETRMini,
+    damaged: RFDETRMini,
+    drawn: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = a_run(tmp_path, trained, drawn)
+    monkeypatch.setattr("rfdetr.published.write", faulty(damaged))
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "certificate.json").write_text('{"of": "another program"}')
-    assert main([*command, "--overwrite", "--max-loss", "100"]) == 0
+    command = ["export", str(path), "--format", "pt2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--verify", str(drawn), "--max-loss", "100"]) == 0
     assert "another" in (tmp_path / "out" / "certificate.json").read_text()
     beside = tmp_path / "out" / "inference_model.pt2.certificate.json"
     assert json.loads(beside.read_bytes())["passed"] is True
 
 
 @pytest.mark.slow
-def test_random_weights_are_refused_where_a_proof_is_asked_for_and_told_where_not(
-    trained: RFDETRMini, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_random_weights_are_refused_where_a_proof_is_asked_for(
+    trained: RFDETRMini, drawn: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     names = trained.class_names
     random = RFDETRMini(pretrain_weights=None, num_classes=len(names), class_names=names)
     with pytest.raises(InputError, match="Random or untrained weights"):
         random.export(tmp_path / "a", format="pt2", verify=drawn)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.scheduled
+def test_random_weights_where_no_proof_is_asked_for_are_told(
+    trained: RFDETRMini, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = trained.class_names
+    random = RFDETRMini(pretrain_weights=None, num_classes=len(names), class_names=names)
     path = a_run(tmp_path, random, drawn)
     with caplog.at_level(logging.WARNING):
         RFDETR.from_checkpoint(path).export(tmp_path / "b", format="pt2")

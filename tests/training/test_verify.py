@@ -22,7 +22,12 @@ SETTINGS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("workers", "kills"), [(0, 17), pytest.param(2, 4, marks=pytest.mark.scheduled)]
+    ("workers", "kills"),
+    [
+        (0, 4),
+        pytest.param(0, 17, marks=pytest.mark.scheduled),
+        pytest.param(2, 4, marks=pytest.mark.scheduled),
+    ],
 )
 def test_killed_runs_end_as_the_undisturbed_one(
     workers: int, kills: int, tiny_model: Callable[..., Any], train_config: Callable[..., Any]
@@ -61,7 +66,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(make_run: Callable[..., A
     } <= differing
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_command_says_that_the_files_are_equal(
     make_tiny_coco: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,7 +74,7 @@ def test_loading_is_told_in_a_line_for_each_fate_of_tensors(
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_a_full_size_model_goes_through_a_file_in_a_fresh_process(tmp_path: Path) -> None:
     """Written here, restored there with no argument but the path, and equal to the last bit."""
     config = RFDETRNanoConfig(num_classes=3, resolution=416)

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ from rfdetr.export.program import quiet
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from openvino import Model
+    from openvino import Core, Model
     from torch.export import ExportedProgram
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
@@ -28,6 +29,21 @@ PRECISIONS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32
 by the processor; int8 layers are int8 whatever it says.
 """
 HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
+
+
+@cache
+def core() -> Core:
+    """OpenVINO's entrance, one for the whole process, which it outlives.
+
+    Each one's CPU plugin gives its thread a stack for signal handlers and frees it when it goes.
+    Where two of them overlap, or the last goes in another thread, the freed stack stays in use, and
+    the next signal with a handler (a loader's worker that ends, say) ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 """Where an artifact's rt_info says so. Whoever compiles it sets the property by it."""
 QUANTIZED = ("network.encoder", "network.projector")
 """Modules computed in int8. Proposals, decoder and heads choose among queries that are nearly
@@ -57,12 +73,11 @@ def openvino_model(
     (1, 3, H, W) uint8 like those it will see, some hundreds.
     """
     require(dtype)
-    import openvino
     from torch.export import ExportedProgram
 
     metadata = metadata.model_copy(update={"dtype": dtype})
     onnx = onnx_model(source, metadata) if isinstance(source, ExportedProgram) else source
-    model = openvino.Core().read_model(io.BytesIO(onnx.SerializeToString()))
+    model = core().read_model(io.BytesIO(onnx.SerializeToString()))
     if dtype == "int8":
         model = quantized(model, metadata, calibration)
     model.set_rt_info(PRECISIONS[dtype], HINT)
@@ -79,9 +94,7 @@ def save(model: Model, path: Path) -> None:
 
 def stamp(source: Path, metadata: Metadata, path: Path) -> None:
     """Copies an .xml file and its .bin, with other metadata."""
-    import openvino
-
-    model = openvino.Core().read_model(source)
+    model = core().read_model(source)
     model.set_rt_info(metadata.to_json(), KEY)
     save(model, path)
 

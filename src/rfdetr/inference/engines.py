@@ -25,7 +25,7 @@ from rfdetr.errors import InputError, MissingPackageError, needs_extra
 from rfdetr.export import Options, Subject
 from rfdetr.export.artifacts import Work
 from rfdetr.export.metadata import KEY, Metadata
-from rfdetr.export.openvino import PRECISIONS, openvino_model
+from rfdetr.export.openvino import PRECISIONS, core, openvino_model
 from rfdetr.export.program import quiet
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class OpenVinoEngine(ArtifactEngine):
     @classmethod
     def open(cls, path: Path) -> OpenVinoEngine:
         with needs_extra("export", "OpenVINO"):
-            import openvino
+            import openvino  # noqa: F401
         weights = path.with_suffix(".bin")
         if not weights.is_file():
             raise InputError(f"{path}: its weights, {weights.name}, are not beside it")
@@ -169,7 +169,7 @@ class OpenVinoEngine(ArtifactEngine):
             if not re.search(rb"<net\s[^>]*version=", path.read_bytes()[:4096]):
                 # Else readers of other formats look at it, and print lines.
                 raise InputError(f"{path}: expected a model of OpenVINO, found no <net version=")
-            model = openvino.Core().read_model(path)
+            model = core().read_model(path)
         return cls(model, str(path))
 
     def run(self, pixels: Tensor) -> Outputs:
@@ -213,7 +213,7 @@ def compiled(model: openvino.Model, metadata: Metadata, one_image: bool) -> Comp
     import openvino
     from openvino.preprocess import PrePostProcessor
 
-    core, told = openvino.Core(), metadata.input
+    told = metadata.input
     prepared = PrePostProcessor(model.clone())
     images = prepared.input()
     images.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
@@ -227,21 +227,19 @@ def compiled(model: openvino.Model, metadata: Metadata, one_image: bool) -> Comp
     if one_image and told.batch == "dynamic":
         built.reshape([1, told.height, told.width, 3])
     hint = PRECISIONS[metadata.dtype]
-    if hint.upper() not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if hint.upper() not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         hint = "f32"  # "FP32" is told of every processor
     settings = {
         "INFERENCE_PRECISION_HINT": hint,  # else it depends on the processor
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    return Compiled(core.compile_model(built, "CPU", settings), [])
+    return Compiled(core().compile_model(built, "CPU", settings), [])
 
 
 def restored(content: bytes, weights: bytes) -> OpenVinoEngine:
     """The engine of a pickle."""
-    import openvino
-
-    return OpenVinoEngine(openvino.Core().read_model(content, weights))
+    return OpenVinoEngine(core().read_model(content, weights))
 
 
 class ProgramEngine(ArtifactEngine):
