@@ -39,8 +39,6 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"^(?:<!-- ([\w ]+): ([^\n]+?) -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
-    r"^(?:<!-- ([\w ]+): ([^\n]+?) -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
-)
 NOT_RUN = {"README.md": 1, "custom-training.md": 1, "export.md": 2}
 AFTER_A_RUN = {"compatibility.md", "export.md"}
 EXPORTS = re.compile(r"export|inference_model|cd out")
