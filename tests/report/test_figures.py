@@ -88,6 +88,21 @@ def test_recall_by_size_counts_every_object_once(split: Judged) -> None:
     assert found == sum(row[50] for row in figures.sweep(split.metrics)["right"])
 
 
+def test_images_are_parted_by_their_tone(index: DatasetIndex) -> None:
+    answers = found_in(index)
+    for found in answers[:16]:  # the darkest and sharpest: nothing is found, something is false
+        found["scores"] = found["scores"].flip(0)
+    split = judged(index, answers)
+    rows = figures.recall_by(split, 0.5, 64)
+    for group in (rows["brightness"], rows["sharpness"][::-1]):
+        assert [row["images"] for row in group] == [8] * 10
+        assert group[0]["name"] in ("100 to 107", "-7 to 0")
+        assert all(row["found"] == row["objects"] and not row["false"] for row in group[2:])
+        assert all(row["found"] < row["objects"] and row["false"] for row in group[:2])
+    few = judged(index, found_in(index)[:9])
+    assert figures.recall_by(few, 0.5, 64)["brightness"] == []
+
+
 def test_drift_is_the_share_that_would_have_to_move(index: DatasetIndex) -> None:
     rows = np.flatnonzero(index.labels == 1)
     one_class = with_rows(index, rows)
