@@ -47,10 +47,12 @@ RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 def main() -> int:
     """Builds and checks; the exit code."""
     gather(BUILD / "docs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # of a version that is not taken
-    if code := subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
-        return code
+    built = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    if built.returncode:
+        print(built.stdout, built.stderr, file=sys.stderr)
+        return built.returncode
     faults = list(faults_of(BUILD / "site"))
     print(*faults, sep="\n", file=sys.stderr, end="\n" * bool(faults))
     print(f"{BUILD / 'site' / 'index.html'}: {len(faults)} faults")
@@ -192,7 +194,9 @@ def faults_of(site: Path) -> Iterator[str]:
             elif not outside and target in pages and anchor not in pages[target].anchors:
                 yield f"{path}: no anchor {link}"
     for path in site.rglob("*.css"):
-        for loaded in re.findall(r"url\(['\"]?(https?:[^)]+)", path.read_text(encoding="utf-8")):
+        for loaded in re.findall(
+            r"url\([\'\"]?(https?:[^)\'\"]+)", path.read_text(encoding="utf-8")
+        ):
             yield f"{path}: loads {loaded}"
 
 
