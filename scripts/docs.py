@@ -40,6 +40,7 @@ REPOSITORY = Path(__file__).parents[1]
 BUILD = REPOSITORY / "build"
 BESIDE_DOCS = {"README": "index", "CONTRIBUTING": "contributing", "CHANGELOG": "changelog"}
 INSERT = re.compile(r"^<!-- insert: ([\w-]+) -->$", re.MULTILINE)
+LOADED_BY_CSS = re.compile(r"url\(['\"]?(https?:[^)'\"]+)")
 KINDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "null": "None"}
 RANGES = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -194,10 +195,8 @@ def faults_of(site: Path) -> Iterator[str]:
             elif not outside and target in pages and anchor not in pages[target].anchors:
                 yield f"{path}: no anchor {link}"
     for path in site.rglob("*.css"):
-        for loaded in re.findall(
-            r"url\([\'\"]?(https?:[^)\'\"]+)", path.read_text(encoding="utf-8")
-        ):
-            yield f"{path}: loads {loaded}"
+        text = path.read_text(encoding="utf-8")
+        yield from (f"{path}: loads {url}" for url in LOADED_BY_CSS.findall(text))
 
 
 if __name__ == "__main__":

@@ -130,14 +130,16 @@ def _gather(judged: Judged) -> dict[str, _Evidence]:
     order = np.argsort(table.image, kind="stable")
     ends = np.searchsorted(table.image[order], np.arange(len(index) + 1))
     parts: defaultdict[str, list[_Evidence]] = defaultdict(list)
+    spoiled_labels = [index.labels[:0]]
     for image in range(len(index)):
         rows = np.arange(*index.offsets[image : image + 2])
         rows = rows[~index.crowd[rows]]
         if len(rows):
             view = _View(judged, rows, order[ends[image] : ends[image + 1]])
+            spoiled = view.spoiled(rng, frequency) if rng.random() < share else {}
+            spoiled_labels += [view.labels] * bool(spoiled)
             for kind, found in view.real().items():
-                spoiled = view.spoiled(rng, frequency)[kind] if rng.random() < share else rows[:0]
-                parts[kind].append(found._replace(spoiled=spoiled))
+                parts[kind].append(found._replace(spoiled=spoiled.get(kind, rows[:0])))
     evidence = {
         kind: _Evidence(*map(np.concatenate, zip(*found, strict=True)))
         for kind, found in parts.items()
@@ -147,7 +149,28 @@ def _gather(judged: Judged) -> dict[str, _Evidence]:
         evidence[OVERLOOKED] = _Evidence(
             table.scores[lone], np.full(len(lone), -1), lone, evidence[OVERLOOKED].spoiled
         )
+        evidence[SPURIOUS] = _within_class(
+            evidence[SPURIOUS], index.labels, np.concatenate(spoiled_labels)
+        )
     return evidence
+
+
+def _within_class(found: _Evidence, labels: Array, spoiled_labels: Array) -> _Evidence:
+    """The same evidence less the share of the class's labels that have as much of it: that nothing
+    was found says little where the detector misses half of a class.
+    """
+    own, strength = labels[found.truth], np.zeros(len(found.truth))
+    spoiled = np.full(len(found.spoiled), np.nan)
+    for label in np.unique(own):
+        known = np.sort(found.strength[own == label])
+        for values, of_class, sums in (
+            (found.strength, own == label, strength),
+            (found.spoiled, spoiled_labels == label, spoiled),
+        ):
+            as_much = len(known) - np.searchsorted(known, values[of_class])
+            sums[of_class] = values[of_class] - (as_much + 1) / (len(known) + 1)
+    spoiled = spoiled[~np.isnan(found.spoiled)]
+    return found._replace(strength=strength, spoiled=spoiled)
 
 
 class _View:
@@ -193,7 +216,7 @@ class _View:
             OVERLOOKED: np.where(left_over > 0, left_over, np.nan),
             SWAPPED: self._swapped(_other_labels(rng, self.labels, frequency)),
             MISPLACED: self._misplaced(self._with_found(_moved(rng, self.boxes, self.size))),
-            SPURIOUS: self._spurious(elsewhere)[is_free],
+            SPURIOUS: np.where(is_free, self._spurious(elsewhere), np.nan),
             DUPLICATE: self._copied(rng),
         }
 
