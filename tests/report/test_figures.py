@@ -9,7 +9,7 @@ import pytest
 from tests.report.conftest import found_in, judged, with_rows
 
 from rfdetr.data.index import DatasetIndex
-from rfdetr.report import cases, figures
+from rfdetr.report import advice, cases, figures, svg
 from rfdetr.report.judged import Judged, threshold_of
 
 
@@ -115,3 +115,18 @@ def test_drift_is_the_share_that_would_have_to_move(index: DatasetIndex) -> None
 def test_the_recommended_threshold_has_two_decimals(split: Judged) -> None:
     best = split.metrics.overall["best_threshold"]
     assert threshold_of(split.metrics) == round(best, 2)
+
+
+def test_masks_far_behind_their_boxes_are_advice() -> None:
+    rows = [
+        {"name": name, "AP": 0.5, "mask_AP": mask, "train": 99}
+        for name, mask in (("key", 0.1), ("heart", 0.45), ("leaf", None))
+    ]
+    data = {"errors": {"errors": {}}, "best": None, "hints": [], "drift": {}, "classes": rows}
+    (item,) = advice.next_steps(data)
+    assert item["title"] == "Masks of key are coarse" and "0.10" in item["text"]
+
+
+def test_a_chart_of_one_point_has_it_in_the_middle() -> None:
+    drawn = svg.chart("mAP", [svg.Line("live", [(4, 0.3)], "a")], "epoch")
+    assert [text for text in ("3", "4", "5") if f">{text}</text>" in drawn] == ["3", "4", "5"]
