@@ -47,6 +47,7 @@ NOT_RUN = {
     "report.md": 1,
 }
 AFTER_A_RUN = {"compatibility.md", "export.md", "report.md"}
+LONG = {"training.md"}  # five runs
 EXPORTS = re.compile(r"export|inference_model|cd out")
 
 
@@ -205,7 +206,8 @@ def cases() -> Iterator[Any]:
     for part in PARTS:
         codes = [snippet.code for snippet in part.snippets if snippet.why_not is None]
         if not all(map(EXPORTS.search, codes)):
-            yield pytest.param(part, EXPORTS, id=part.name)
+            marks = [pytest.mark.scheduled] * (part.page in LONG)
+            yield pytest.param(part, EXPORTS, id=part.name, marks=marks)
         if any(map(EXPORTS.search, codes)):
             name = f"{part.name}, with exports"
             yield pytest.param(part, re.compile(r"\A\Z"), id=name, marks=pytest.mark.scheduled)
