@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 JOBS ?= 2
 TASK ?= detect
 
-.PHONY: demo test test-all test-scheduled interop lint format bench fuzz clean
+.PHONY: demo test test-all test-scheduled interop lint docs format bench fuzz clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -48,6 +48,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/house.py
 
+# build/site/index.html; a broken link, anchor or name, and whatever it would load from a network, is an error.
+docs: $(STAMP)
+	$(BIN)/python scripts/docs.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -60,4 +64,4 @@ fuzz: $(STAMP)
 	nice $(BIN)/python scripts/fuzz.py --seconds 600
 
 clean:
-	rm -rf .venv .interop .interop.new .pytest_cache .mypy_cache .ruff_cache demo
+	rm -rf build .venv .interop .interop.new .pytest_cache .mypy_cache .ruff_cache demo

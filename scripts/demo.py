@@ -2,6 +2,8 @@
 
     python scripts/demo.py                    # boxes
     python scripts/demo.py --task segment     # RFDETRSegMini: boxes and masks
+    python scripts/demo.py --docs docs/pictures    # with the pictures of the documentation, of each
+                                                   # task its own; needs playwright and Chromium
 
 The bundled weights have never seen the classes of the set. All that happens is what
 `RFDETRMini().train(...)` does with any folder of labelled images; the set itself can be had by
@@ -11,13 +13,16 @@ The bundled weights have never seen the classes of the set. All that happens is 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
@@ -80,6 +85,8 @@ def main() -> None:
         f"\n[bold]{'mask ' * masks}mAP 50:95 on the validation images after epoch[/] {curve}"
     )
     console.print(metrics_table(metrics, "Test images, never used in training"))
+    if options.docs is not None:
+        write_docs(run, options.docs, masks)
     console.print(
         f"truth beside predictions: [bold]{pictures}[/]   in all {time.monotonic() - started:.0f} s"
     )
@@ -128,6 +135,57 @@ def full_masks(index: DatasetIndex, image: int) -> np.ndarray:
     return masks
 
 
+def write_docs(run: Path, folder: Path, masks: bool) -> None:
+    """Writes what the pages of docs/ show of a run into `folder`, as WebP."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = [Image.open(path) for path in sorted((run / "pictures").glob("*.png"))]
+    if masks:
+        write_small(grid(pairs[:4]), folder / "masks.webp")
+        return
+    write_small(grid(pairs[:4]), folder / "predictions.webp")
+    write_small(Image.open(run / "labels.jpg"), folder / "labels.webp")
+    write_small(Image.open(run / "train_views.jpg"), folder / "train-views.webp")
+    for name, picture in screenshots(run / "report.html").items():
+        write_small(picture, folder / f"report-{name}.webp")
+
+
+def grid(pictures: list[Image.Image]) -> Image.Image:
+    """The pictures two by two, each in a cell as large as the largest."""
+    width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
+    whole = Image.new("RGB", (2 * width, -(-len(pictures) // 2) * height), "white")
+    for number, picture in enumerate(pictures):
+        whole.paste(picture, (number % 2 * width, number // 2 * height))
+    return whole
+
+
+def write_small(picture: Image.Image, path: Path, most: int = 60_000) -> None:
+    """A WebP at most 1100 pixels wide, of the best quality that fits `most` bytes."""
+    picture = picture.convert("RGB")
+    picture.thumbnail((1100, 1100))
+    for quality in range(80, 10, -5):
+        picture.save(path, quality=quality, method=6)
+        if path.stat().st_size <= most:
+            break
+
+
+def screenshots(page: Path) -> dict[str, Image.Image]:
+    """The top of a report, and its worst images."""
+    from playwright.sync_api import sync_playwright
+
+    browser = os.environ.get("RFDETR_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        shown = started.new_page(viewport={"width": 1100, "height": 800}, color_scheme="light")
+        shown.goto(page.resolve().as_uri())
+        found = {"verdict": shown.screenshot()}
+        shown.locator("#worst").scroll_into_view_if_needed()
+        shown.evaluate("document.querySelector('#worst').scrollIntoView()")
+        shown.wait_for_timeout(1000)  # pictures are decoded when they come into view
+        found["worst"] = shown.screenshot()
+        started.close()
+    return {name: Image.open(io.BytesIO(raw)) for name, raw in found.items()}
+
+
 def first_free(path: Path) -> Path:
     """The path, or the first of path-2, path-3, ... that does not exist."""
     numbered = itertools.chain(
@@ -152,6 +210,7 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--eval-every", type=int, default=4, help="epochs")
     parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--docs", type=Path, help="folder for the pictures of the documentation")
     parser.add_argument(
         "--hard", action="store_true", help="strong textures, clutter, noise, smaller objects"
     )

@@ -57,6 +57,7 @@ def test_a_sample_is_what_the_contract_says(tiny_coco: Path) -> None:
         "iscrowd": torch.bool,
         "area": torch.float32,
         "boxes_xyxy": torch.float32,
+        "tone": torch.float32,
     }
     assert target["image_id"].item() == 4 and target["orig_size"].tolist() == [48, 64]
     rows = dataset.index.rows(3)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
-import shutil
 import subprocess
 import sys
 import venv
@@ -32,8 +30,6 @@ from rfdetr.export.program import Exportable
 from rfdetr.synthetic import generate
 
 pytestmark = pytest.mark.slow
-PAGE = Path(__file__).parents[2] / "docs" / "export.md"
-BLOCKS = re.findall(r"<!-- test: (.+) -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 NAMES = ["dets", "labels", "masks"]
 
 
@@ -289,23 +285,6 @@ def test_an_artifact_runs_without_torch(boxes: Case, scenes: Path, tmp_path: Pat
     assert [row[0] for row in rows] == expected.data["class_name"].tolist()
     numbers = np.array([row[2:] for row in rows], float)
     np.testing.assert_allclose(numbers, expected.xyxy, atol=0.1)
-
-
-@pytest.mark.parametrize(("name", "code"), BLOCKS, ids=[name for name, _ in BLOCKS])
-def test_the_blocks_of_the_page_run(
-    name: str, code: str, boxes: Case, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in boxes.folder.iterdir():
-        shutil.copy(path, tmp_path)
-    Image.open(next((scenes / "train").glob("*.jpg"))).save(tmp_path / "image.jpg")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    names: dict[str, Any] = {}
-    exec(compile(code, f"{PAGE.name}: {name}", "exec"), names)
-    if "dets" in names:
-        assert (names["dets"].shape, names["labels"].shape[:2]) == ((1, 100, 4), (1, 100))
-    else:
-        assert names["metadata"]["task"] == "detect"
 
 
 def test_a_certificate_can_be_put_in(boxes: Case, tmp_path: Path) -> None:

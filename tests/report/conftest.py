@@ -58,6 +58,7 @@ def judged(index: DatasetIndex, answers: list[dict[str, Any]], split: str = "val
             "orig_size": torch.from_numpy(index.sizes[image]),
             "labels": torch.from_numpy(index.labels[rows]),
             "boxes_xyxy": torch.from_numpy(index.boxes[rows]),
+            "tone": torch.tensor([image + 100.0, -image]),
         }
         evaluator.update([found], [target])
     return Judged.join(split, index, evaluator.compute())

@@ -9,7 +9,7 @@ import pytest
 from tests.report.conftest import found_in, judged, with_rows
 
 from rfdetr.data.index import DatasetIndex
-from rfdetr.report import cases, figures
+from rfdetr.report import advice, cases, figures, svg
 from rfdetr.report.judged import Judged, threshold_of
 
 
@@ -88,6 +88,21 @@ def test_recall_by_size_counts_every_object_once(split: Judged) -> None:
     assert found == sum(row[50] for row in figures.sweep(split.metrics)["right"])
 
 
+def test_images_are_parted_by_their_tone(index: DatasetIndex) -> None:
+    answers = found_in(index)
+    for found in answers[:16]:  # the darkest and sharpest: nothing is found, something is false
+        found["scores"] = found["scores"].flip(0)
+    split = judged(index, answers)
+    rows = figures.recall_by(split, 0.5, 64)
+    for group in (rows["brightness"], rows["sharpness"][::-1]):
+        assert [row["images"] for row in group] == [8] * 10
+        assert group[0]["name"] in ("100 to 107", "-7 to 0")
+        assert all(row["found"] == row["objects"] and not row["false"] for row in group[2:])
+        assert all(row["found"] < row["objects"] and row["false"] for row in group[:2])
+    few = judged(index, found_in(index)[:9])
+    assert figures.recall_by(few, 0.5, 64)["brightness"] == []
+
+
 def test_drift_is_the_share_that_would_have_to_move(index: DatasetIndex) -> None:
     rows = np.flatnonzero(index.labels == 1)
     one_class = with_rows(index, rows)
@@ -100,3 +115,18 @@ def test_drift_is_the_share_that_would_have_to_move(index: DatasetIndex) -> None
 def test_the_recommended_threshold_has_two_decimals(split: Judged) -> None:
     best = split.metrics.overall["best_threshold"]
     assert threshold_of(split.metrics) == round(best, 2)
+
+
+def test_masks_far_behind_their_boxes_are_advice() -> None:
+    rows = [
+        {"name": name, "AP": 0.5, "mask_AP": mask, "train": 99}
+        for name, mask in (("key", 0.1), ("heart", 0.45), ("leaf", None))
+    ]
+    data = {"errors": {"errors": {}}, "best": None, "hints": [], "drift": {}, "classes": rows}
+    (item,) = advice.next_steps(data)
+    assert item["title"] == "Masks of key are coarse" and "0.10" in item["text"]
+
+
+def test_a_chart_of_one_point_has_it_in_the_middle() -> None:
+    drawn = svg.chart("mAP", [svg.Line("live", [(4, 0.3)], "a")], "epoch")
+    assert [text for text in ("3", "4", "5") if f">{text}</text>" in drawn] == ["3", "4", "5"]

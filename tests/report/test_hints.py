@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from tests.report.conftest import found_in, judged, with_rows
 
 from rfdetr.data.index import DatasetIndex
@@ -20,6 +21,11 @@ def planted(index: DatasetIndex, kind: str) -> DatasetIndex:
         return with_rows(index, np.delete(rows, FAULTY))
     if kind == "swapped":
         labels[FAULTY] = (labels[FAULTY] + 1) % 3
+    elif kind.startswith("duplicate"):
+        rows = np.insert(rows, FAULTY, FAULTY)
+        labels, boxes = labels[rows], boxes[rows]
+        boxes[FAULTY, 2:] += 1
+        labels[FAULTY] = (labels[FAULTY] + ("other" in kind)) % 3
     elif kind == "badly placed":
         boxes[FAULTY, 0] += 0.45 * (boxes[FAULTY, 2] - boxes[FAULTY, 0])
     else:
@@ -43,6 +49,32 @@ def test_a_label_where_nothing_is_found_is_spurious(index: DatasetIndex) -> None
     record = as_record(told[0], judged(faulty, found_in(index)))
     assert record["label"]["box"] == [0, 20, 7, 10] and record["found"] is None
     assert record["apply"] is False
+
+
+@pytest.mark.parametrize("kind", ["duplicate", "duplicate of another class"])
+def test_the_worse_of_two_labels_of_an_object_is_a_duplicate(
+    index: DatasetIndex, kind: str
+) -> None:
+    faulty = planted(index, kind)
+    split = judged(faulty, found_in(index))
+    hints = [hint for hint in find_hints(split) if hint.kind == "duplicate"]
+    assert [(hint.truth, hint.detection) for hint in hints] == [(FAULTY, -1)]
+    assert hints[0].probability > 0.3
+    told = find_hints(split)
+    assert not [hint for hint in told if hint.truth == FAULTY and hint.kind != "duplicate"]
+
+
+def test_two_objects_that_overlap_are_no_duplicates(index: DatasetIndex) -> None:
+    answers, faulty = found_in(index), planted(index, "duplicate")
+    image = int(np.searchsorted(index.offsets, FAULTY, side="right") - 1)
+    at = FAULTY - int(index.offsets[image])
+    for values in answers[image].values():  # what is found there, twice
+        assert len(values) > at
+    answers[image] = {
+        name: torch.cat([values, values[at : at + 1]]) for name, values in answers[image].items()
+    }
+    told = find_hints(judged(faulty, answers))
+    assert "duplicate" not in {hint.kind for hint in told if hint.image == image}
 
 
 def test_sound_labels_give_few_hints(index: DatasetIndex) -> None:

@@ -69,6 +69,9 @@ class Page(HTMLParser):
 
 def test_a_run_leaves_its_report_with_the_figures_of_results_json(run: Path) -> None:
     assert all((run / name).is_file() for name in FILES)
+    pace = read(run, "report.json")["pace"]
+    assert all(forecast > 0 and taken > 0 for forecast, taken in pace.values())
+    assert "Forecast and what was taken" in (run / "report.html").read_text()
     assert read(run, "report.json")["splits"] == read(run, "results.json")["splits"]
     text = (run / "report.html").read_text()
     assert len(text) < 6_000_000

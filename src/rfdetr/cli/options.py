@@ -46,7 +46,9 @@ def options_of(config: type[BaseModel], group: Group) -> Any:
         shows = config is not ModelConfig and field.default is not None  # variants have their own
         note = f"{field.description} [default: {field.default}]" if shows else field.description
         kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
-        kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
+        spellings = (rule for rule in field.metadata if isinstance(rule, BeforeValidator))
+        rules = *spellings, BeforeValidator(_plain), Parameter(group=group)
+        kind = annotated[(kind | None, *rules)]
         fields[name] = (kind, Field(None, description=" ".join(str(note).split())))
     return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]
 

@@ -46,7 +46,8 @@ class NestedTensor(NamedTuple):
 class Target(dict[str, Tensor]):
     """Labels (n,), boxes (n, 4) cxcywh from 0 to 1, image_id and orig_size (height, width).
 
-    Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original image.
+    Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original image,
+    and `tone` (2,) float32.
     With outlines there are masks (n, size, size) bool of the network input, and has_mask (n,),
     False where an object has no outline or one too small to show. Evaluation then adds rle_bytes
     and rle_offsets of the whole outlines (see `pack_rles`); an object without one has no bytes.
@@ -62,6 +63,15 @@ class Target(dict[str, Tensor]):
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Target:
         """The target whose tensors share the memory of `arrays`."""
         return cls((name, torch.from_numpy(array)) for name, array in arrays.items())
+
+
+def tone(image: Tensor) -> Tensor:
+    """Brightness and sharpness (2,) float32 of a uint8 image (3, H, W), in gray levels: the mean,
+    and the deviation of the Laplacian, which blur takes away and noise adds to.
+    """
+    gray = image.float().mean(0)
+    around = gray[1:-1, :-2] + gray[1:-1, 2:] + gray[:-2, 1:-1] + gray[2:, 1:-1]
+    return torch.stack([gray.mean(), (4 * gray[1:-1, 1:-1] - around).std(correction=0)])
 
 
 def keyed_generator(seed: int, *key: int) -> np.random.Generator:
@@ -120,6 +130,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             columns = {"iscrowd": index.crowd, "area": index.areas, "boxes_xyxy": index.boxes}
             for name, column in columns.items():
                 target[name] = torch.from_numpy(column[rows][shown.kept])
+            target["tone"] = tone(shown.image)
         if index.outlines is not None:
             self._add_masks(target, shown, [outlines[at] for at in np.flatnonzero(shown.kept)])
         if not readable:

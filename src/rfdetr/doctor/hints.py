@@ -24,7 +24,9 @@ RULES = {
     "swapped": "hint-swapped",
     "badly placed": "hint-badly-placed",
     "spurious": "hint-spurious",
+    "duplicate": "hint-duplicate",
 }
+_REMOVED = ("spurious", "duplicate")
 _SAME = 0.9  # IoU from which a label is the one that a hint is about
 
 
@@ -41,7 +43,7 @@ class LabelHint(BaseModel):
 
     split: str
     image: str
-    kind: Literal["overlooked", "swapped", "badly placed", "spurious"]
+    kind: Literal["overlooked", "swapped", "badly placed", "spurious", "duplicate"]
     apply: bool
     label: Place | None
     found: Place | None
@@ -51,7 +53,7 @@ class LabelHint(BaseModel):
         now = self.found and f"{self.found.name} at {_numbers(self.found.box)}"
         if self.kind == "overlooked":
             return f"added {now}"
-        return "left out" if self.kind == "spurious" else f"is now {now}"
+        return "left out" if self.kind in _REMOVED else f"is now {now}"
 
 
 class _File(BaseModel):
@@ -70,7 +72,7 @@ def read_hints(path: Path) -> list[LabelHint]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from error
     for hint in found:
-        if hint.apply and (hint.found is None) != (hint.kind == "spurious"):
+        if hint.apply and (hint.found is None) != (hint.kind in _REMOVED):
             needs = "names no place that was found" if hint.found is None else "names one"
             raise InputError(f"{path}: a hint of kind {hint.kind!r} of {hint.image} {needs}")
         if hint.apply and (hint.label is None) != (hint.kind == "overlooked"):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rfdetr.errors import InputError
 from rfdetr.evaluation.f1 import sweep_f1
-from rfdetr.evaluation.found import Found, keep
+from rfdetr.evaluation.found import UNKNOWN_TONE, Found, keep
 from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
 from rfdetr.geometry.rle import encode_bitmaps, rle_dict, rle_of_box
@@ -94,8 +94,8 @@ class CocoEvaluator:
 
         Targets hold `image_id`, `orig_size` (height, width), `labels` (T,) and either `boxes_xyxy`
         (T, 4) in original pixels or `boxes` (T, 4) cxcywh in [0, 1], whose float32 costs up to 1e-4
-        pixel. `area` (T,) in pixels and `iscrowd` (T,) are optional. Masks are `rle_bytes` and
-        `rle_offsets`, an `InputError` where masks are compared and these are missing.
+        pixel. `area` (T,) in pixels, `iscrowd` (T,) and `tone` (2,) are optional. Masks are
+        `rle_bytes` and `rle_offsets`; to compare masks without them is an `InputError`.
         """
         for found, target in zip(detections, targets, strict=True):
             image_id, size = int(target["image_id"]), target["orig_size"].tolist()
@@ -115,7 +115,8 @@ class CocoEvaluator:
                 masks = [rle_dict(counts, *size) for counts in encoded]
                 detected = detected._replace(masks=masks)
                 self._add(MASKS, image_id, size, detected, _with_masks(truth, target))
-            self._found[image_id] = keep(*detected[:3], size, logits)
+            tone = _array(target["tone"]) if "tone" in target else UNKNOWN_TONE
+            self._found[image_id] = keep(*detected[:3], size, logits, tone)
 
     def _add(
         self, kind: str, image_id: int, size: list[int], found: Detections, truth: GroundTruth

@@ -20,6 +20,7 @@ LEAST_MASK_SCORE = 0.3
 """Of a detection whose mask is kept."""
 MASK_SIDE = 28
 """A mask is kept as a bitmap of so many rows and columns over its box: 98 bytes."""
+UNKNOWN_TONE: Array = np.full(2, np.nan, np.float32)
 _STEPS = 65535  # a coordinate is a whole number of them: 0.1 pixel of an image 6,500 wide
 
 
@@ -30,6 +31,7 @@ class Found(NamedTuple):
     labels: Array  # (D,) int16
     boxes: Array  # (D, 4) uint16 xyxy, in shares of the image's sides
     masks: Array  # (M, 98) uint8, packed bitmaps of the first M; (0, 98) of a model without masks
+    tone: Array  # (2,) float32 brightness and sharpness of the image, gray levels; nan: not known
 
     def boxes_xyxy(self, height: int, width: int) -> Array:
         """Boxes (D, 4) float32 in pixels."""
@@ -50,9 +52,10 @@ def keep(
     boxes_xywh: Array,
     size: Sequence[int],
     mask_logits: Tensor | None = None,
+    tone: Array = UNKNOWN_TONE,
 ) -> Found:
     """The likely ones of an image's detections, of all of which there are `mask_logits` (n, h, w)
-    or none; `size` is the image's height and width.
+    or none; `size` is the image's height and width, `tone` as `rfdetr.data.dataset.tone` tells it.
     """
     likely = np.flatnonzero(scores >= LEAST_SCORE)
     likely = likely[np.argsort(-scores[likely], kind="stable")]
@@ -69,6 +72,7 @@ def keep(
         labels=labels[likely].astype(np.int16),
         boxes=(shares * _STEPS).round().astype(np.uint16),
         masks=masks,
+        tone=tone,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 LEAST_GAIN = 0.005  # of mAP 50, below which an error is not worth a line
 FEW_BOXES = 50  # training boxes of a class, below which more of them are advised
+COARSE = 0.6  # share of a class's box AP, below which its masks are told to be coarse
 SMALL = ("under 16 px", "16 to 31 px")
 # By TIDE's name: title, what it is, the section that shows it.
 _ERRORS = {
@@ -137,6 +138,23 @@ _EXPLAINED: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 }
 
 
+def _coarse_masks(data: dict[str, Any]) -> list[Item]:
+    """The two classes whose masks are furthest behind their boxes."""
+    rated = [row for row in data["classes"] if row.get("mask_AP") is not None]
+    behind = [row for row in rated if row["mask_AP"] < COARSE * row["AP"] and row["AP"] >= 0.2]
+    behind.sort(key=lambda row: row["mask_AP"] - row["AP"])
+    return [
+        {
+            "title": f"Masks of {row['name']} are coarse",
+            "text": f"They reach an AP of {row['mask_AP']:.2f} where its boxes reach "
+            f"{row['AP']:.2f}. Thin parts and holes are lost first: a higher resolution draws "
+            "them finer. See that the outlines in the labels have them.",
+            "link": "classes",
+        }
+        for row in behind[:2]
+    ]
+
+
 def _without_figures(data: dict[str, Any]) -> list[Item]:
     items: list[Item] = []
     best = data["best"]
@@ -147,6 +165,7 @@ def _without_figures(data: dict[str, Any]) -> list[Item]:
     ):
         text = f"The best epoch is {best['epoch']} of {best['epochs']}: more epochs likely help."
         items.append({"title": "Train longer", "text": text, "link": "curves"})
+    items += _coarse_masks(data)
     likely = [hint for hint in data["hints"] if hint["probability"] >= 0.2]
     if likely:
         text = f"{len(likely)} labels are likely wrong. Mend them first: they hold back training, "

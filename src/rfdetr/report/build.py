@@ -39,6 +39,7 @@ class Facts:
     best: Mapping[str, Any] | None = None  # {"kind": "ema" or "regular", "epoch": from 0}
     history: Sequence[Mapping[str, Any]] = ()  # a row of logged figures for each epoch
     config: Mapping[str, Any] = field(default_factory=dict)
+    forecast: Mapping[str, Any] = field(default_factory=dict)  # what the run was to take
     records: Mapping[str, Any] | None = None  # results.json's splits, where figures are known
 
 
@@ -88,6 +89,7 @@ def build(
         "unlabelled": _unlabelled(judged),
         "hints": _hints(splits, album),
         "curves": [{k: row[k] for k in _CURVES if k in row} for row in facts.history],
+        "pace": _pace(facts),
         "reproduce": _reproduce(indexes, facts),
     }
     data["next"] = advice.next_steps(data)
@@ -102,6 +104,19 @@ def _best(facts: Facts) -> dict[str, Any] | None:
         return None
     epoch = int(facts.best["epoch"]) + 1
     return {"kind": facts.best["kind"], "epoch": epoch, "epochs": max(len(facts.history), epoch)}
+
+
+def _pace(facts: Facts) -> dict[str, Any] | None:
+    """What was forecast after some updates beside what was taken: seconds of an epoch, bytes."""
+    seconds = [row["seconds"] for row in facts.history if row.get("seconds")]
+    if not facts.forecast or not seconds:
+        return None
+    training, judging = facts.forecast["seconds"]
+    every = facts.config.get("train", {}).get("eval_interval", 1)
+    return {
+        "seconds": [training + judging / every, sum(seconds) / len(seconds)],
+        "memory": [facts.forecast.get(name) for name in ("memory", "memory_taken")],
+    }
 
 
 def _classes(record: dict[str, Any], indexes: Mapping[str, DatasetIndex]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rfdetr.data.index import DatasetIndex
-from rfdetr.evaluation.found import LEAST_SCORE
+from rfdetr.evaluation.found import LEAST_SCORE, UNKNOWN_TONE
 from rfdetr.evaluation.matching import IGNORED, Array, MatchTable
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.report.hints import calibrated
@@ -22,6 +22,7 @@ RESAMPLES = 200
 THRESHOLDS: Array = np.linspace(0, 1, 101)
 SIDES = (16, 32, 64, 128)  # square roots of areas in the network's pixels, that part objects
 COUNTS = (2, 6, 11, 21, 51)  # objects of an image, that part images
+LEAST_IMAGES = 5  # of a part of the images by their tone; a tenth, where there are enough
 _IOUS = np.linspace(0.5, 0.95, 10)
 _MOST_IMAGES = 400  # that the bootstrap draws from; of more, so many stand for all
 _MOST_CELLS = 4_000_000  # of one array of the bootstrap
@@ -166,7 +167,9 @@ def sweep(metrics: Metrics) -> dict[str, Any]:
 
 
 def recall_by(judged: Judged, threshold: float, resolution: int) -> dict[str, Any]:
-    """The share of objects found from `threshold` on, by their size, shape, place and company."""
+    """The share of objects found from `threshold` on, by their size, shape, place and company, and
+    by the brightness and sharpness of their images.
+    """
     index, table = judged.index, judged.table
     matched = judged.matched[table.scores >= threshold]
     found = np.zeros(len(index.labels), bool)
@@ -184,7 +187,39 @@ def recall_by(judged: Judged, threshold: float, resolution: int) -> dict[str, An
         "shape": _shares(np.digitize(aspect, (1.5, 3)), ["square", "longish", "long"], found, real),
         "place": _shares(at_edge.astype(int), ["inside", "at the edge"], found, real),
         "objects": _shares(np.digitize(company, COUNTS), _ranges(COUNTS, ""), found, real),
+        **_by_tone(judged, threshold, found & real),
     }
+
+
+def _by_tone(judged: Judged, threshold: float, found: Array) -> dict[str, list[dict[str, Any]]]:
+    """Parts of the images, as many images in each, from dark to bright and from blurred to sharp:
+    their range in gray levels, their objects, those `found` (M,) bool, and false detections.
+    """
+    index, table, kept = judged.index, judged.table, judged.metrics.found
+    tones = np.stack(
+        [kept[i].tone if i in kept else UNKNOWN_TONE for i in index.image_ids.tolist()]
+    )
+    counted = (table.scores >= threshold) & (judged.matched < 0) & (judged.matched != IGNORED)
+    false = np.bincount(table.image[counted], minlength=len(index))
+    owner = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    objects = np.bincount(owner[~index.crowd], minlength=len(index))
+    right = np.bincount(owner[found], minlength=len(index))
+    told: dict[str, list[dict[str, Any]]] = {}
+    for name, values in zip(("brightness", "sharpness"), tones.T, strict=True):
+        order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # nan comes last
+        parts = np.array_split(order, min(10, max(len(order) // LEAST_IMAGES, 1)))
+        told[name] = [
+            {
+                "name": f"{values[part[0]]:.3g} to {values[part[-1]]:.3g}",
+                "images": len(part),
+                "objects": int(objects[part].sum()),
+                "found": int(right[part].sum()),
+                "false": int(false[part].sum()),
+            }
+            for part in parts
+            if len(parts) > 1 and objects[part].any()
+        ]
+    return told
 
 
 def network_sides(index: DatasetIndex, resolution: int) -> Array:

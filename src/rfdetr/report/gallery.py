@@ -10,8 +10,8 @@ from html import escape
 from typing import Any
 
 from rfdetr.report.cases import CONFUSED, FALSE, MISPLACED, MISSED
+from rfdetr.report.hints import DUPLICATE, OVERLOOKED, SPURIOUS, SWAPPED
 from rfdetr.report.hints import MISPLACED as OFF
-from rfdetr.report.hints import OVERLOOKED, SPURIOUS, SWAPPED
 from rfdetr.report.svg import overlay
 
 Data = Mapping[str, Any]
@@ -20,12 +20,14 @@ _MEANING = {
     SWAPPED: "a label of the wrong class",
     OFF: "a label that does not fit its object",
     SPURIOUS: "a label where there is nothing",
+    DUPLICATE: "a second label of one object",
 }
 _DO = {
     OVERLOOKED: "add {found}",
     SWAPPED: "{label} becomes {found}",
     OFF: "move {label} to the red box",
     SPURIOUS: "remove {label}",
+    DUPLICATE: "remove this {label}",
 }
 _LEGEND = (
     '<p class="legend soft"><label><input type=checkbox data-boxes=label checked> '

@@ -1,10 +1,11 @@
 """Label hints: where a split's labels are likely wrong, each with the probability that they are.
 
-Four kinds, after ObjectLab (arXiv 2309.00832): an object that was overlooked, one of swapped class,
-one badly placed, and a spurious label where nothing is. Scores of this family are no probabilities,
-and how much they tell differs by data set. So the split's own labels are spoiled in memory, each
-once in each of the four ways, and an isotonic regression tells how likely a place with such
-evidence is a spoiled one, if `PRIOR` of all labels have a fault of each kind.
+Five kinds, four of them after ObjectLab (arXiv 2309.00832): an object that was overlooked, one of
+swapped class, one badly placed, a spurious label where nothing is; and a duplicate, the second
+label of an object. Scores of this family are no probabilities, and how much they tell differs by
+data set. So the split's own labels are spoiled in memory, each once in each of these ways, and an
+isotonic regression tells how likely a place with such evidence is a spoiled one, if `PRIOR` of all
+labels have a fault of each kind.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from rfdetr.evaluation.matching import IGNORED, IOU_THRESHOLD, Array
 from rfdetr.report.judged import NEAR, Judged, to_xywh
 
 OVERLOOKED, SWAPPED, MISPLACED, SPURIOUS = "overlooked", "swapped", "badly placed", "spurious"
+DUPLICATE = "duplicate"
+TO_REMOVE = (SPURIOUS, DUPLICATE)  # kinds that need no detection
 PRIOR = 0.01  # of the labels are taken to have a fault of each kind
 LEAST_PROBABILITY = 0.05
 MOST_HINTS = 300  # of a split
@@ -55,7 +58,7 @@ def find_hints(judged: Judged) -> list[Hint]:
         for place, likely in enumerate(_likelihood(found, num_labels)):
             truth, detection = int(found.truth[place]), int(found.detection[place])
             image = table.image[detection] if truth < 0 else table.truth_image[truth]
-            if likely >= LEAST_PROBABILITY and (kind == SPURIOUS or detection >= 0):
+            if likely >= LEAST_PROBABILITY and (kind in TO_REMOVE or detection >= 0):
                 strength = float(found.strength[place])
                 hints.append(Hint(kind, float(likely), strength, int(image), truth, detection))
     hints.sort(key=lambda hint: (-hint.probability, -hint.strength))
@@ -127,14 +130,16 @@ def _gather(judged: Judged) -> dict[str, _Evidence]:
     order = np.argsort(table.image, kind="stable")
     ends = np.searchsorted(table.image[order], np.arange(len(index) + 1))
     parts: defaultdict[str, list[_Evidence]] = defaultdict(list)
+    spoiled_labels = [index.labels[:0]]
     for image in range(len(index)):
         rows = np.arange(*index.offsets[image : image + 2])
         rows = rows[~index.crowd[rows]]
         if len(rows):
             view = _View(judged, rows, order[ends[image] : ends[image + 1]])
+            spoiled = view.spoiled(rng, frequency) if rng.random() < share else {}
+            spoiled_labels += [view.labels] * bool(spoiled)
             for kind, found in view.real().items():
-                spoiled = view.spoiled(rng, frequency)[kind] if rng.random() < share else rows[:0]
-                parts[kind].append(found._replace(spoiled=spoiled))
+                parts[kind].append(found._replace(spoiled=spoiled.get(kind, rows[:0])))
     evidence = {
         kind: _Evidence(*map(np.concatenate, zip(*found, strict=True)))
         for kind, found in parts.items()
@@ -144,7 +149,28 @@ def _gather(judged: Judged) -> dict[str, _Evidence]:
         evidence[OVERLOOKED] = _Evidence(
             table.scores[lone], np.full(len(lone), -1), lone, evidence[OVERLOOKED].spoiled
         )
+        evidence[SPURIOUS] = _within_class(
+            evidence[SPURIOUS], index.labels, np.concatenate(spoiled_labels)
+        )
     return evidence
+
+
+def _within_class(found: _Evidence, labels: Array, spoiled_labels: Array) -> _Evidence:
+    """The same evidence less the share of the class's labels that have as much of it: that nothing
+    was found says little where the detector misses half of a class.
+    """
+    own, strength = labels[found.truth], np.zeros(len(found.truth))
+    spoiled = np.full(len(found.spoiled), np.nan)
+    for label in np.unique(own):
+        known = np.sort(found.strength[own == label])
+        for values, of_class, sums in (
+            (found.strength, own == label, strength),
+            (found.spoiled, spoiled_labels == label, spoiled),
+        ):
+            as_much = len(known) - np.searchsorted(known, values[of_class])
+            sums[of_class] = values[of_class] - (as_much + 1) / (len(known) + 1)
+    spoiled = spoiled[~np.isnan(found.spoiled)]
+    return found._replace(strength=strength, spoiled=spoiled)
 
 
 class _View:
@@ -166,13 +192,13 @@ class _View:
         worth = {
             SWAPPED: self._of_another_class(self.labels),
             MISPLACED: self._beside(self.iou),
-            SPURIOUS: np.zeros_like(self.iou),
-            OVERLOOKED: np.zeros_like(self.iou),
+            **dict.fromkeys((SPURIOUS, DUPLICATE, OVERLOOKED), np.zeros_like(self.iou)),
         }
         strength = {
             SWAPPED: self._swapped(self.labels),
             MISPLACED: self._misplaced(self.iou),
             SPURIOUS: self._spurious(self.iou),
+            DUPLICATE: self._duplicate(),
             OVERLOOKED: np.zeros(len(self.rows)),
         }
         none = self.rows[:0]
@@ -190,13 +216,17 @@ class _View:
             OVERLOOKED: np.where(left_over > 0, left_over, np.nan),
             SWAPPED: self._swapped(_other_labels(rng, self.labels, frequency)),
             MISPLACED: self._misplaced(self._with_found(_moved(rng, self.boxes, self.size))),
-            SPURIOUS: self._spurious(elsewhere)[is_free],
+            SPURIOUS: np.where(is_free, self._spurious(elsewhere), np.nan),
+            DUPLICATE: self._copied(rng),
         }
 
     def _of_another_class(self, labels: Array) -> Array:
         """(n, D) what each detection at a label's place is worth, if it is of another class."""
         other = self.found_labels != labels[:, None]
-        worth: Array = self.scores * self.iou * (self.iou >= IOU_THRESHOLD) * other
+        near = self.iou >= IOU_THRESHOLD
+        same = self.found_labels == self.labels[:, None]
+        explained = ((near & same).sum(0) - (near & same)) > 0  # by another label, of its own class
+        worth: Array = self.scores * self.iou * near * other * ~explained
         return worth
 
     def _beside(self, iou: Array) -> Array:
@@ -225,6 +255,38 @@ class _View:
         """How little speaks for an object of whatever class."""
         most: Array = (self.scores * iou * (iou >= NEAR)).max(1, initial=0)
         return -most
+
+    def _duplicate(self) -> Array:
+        """How much speaks for one object where a label and another are; 0 for the one of the two
+        that fits it better, and for labels without another near.
+        """
+        strength = np.zeros(len(self.rows))
+        overlap = np.triu(_iou(to_xywh(self.boxes), to_xywh(self.boxes)), 1)
+        same = self.found_labels == self.labels[:, None]
+        fit = (self.scores * self.iou * np.where(same, 1, 0.5)).max(1, initial=0)
+        for first, second in np.argwhere(overlap >= IOU_THRESHOLD).tolist():
+            worse = first if fit[first] < fit[second] else second
+            alone = self._one_object(self.iou[[first]], self.iou[[second]])[0]
+            strength[worse] = max(strength[worse], overlap[first, second] * alone)
+        return strength
+
+    def _copied(self, rng: np.random.Generator) -> Array:
+        """`_duplicate` of a second label for each object, a little beside the first."""
+        extent = np.tile(self.boxes[:, 2:] - self.boxes[:, :2], 2)
+        copies = self.boxes + rng.uniform(-0.1, 0.1, self.boxes.shape) * extent
+        overlap = np.diag(_iou(to_xywh(copies), to_xywh(self.boxes)))
+        strength: Array = overlap * self._one_object(self._with_found(copies), self.iou)
+        return np.where(overlap >= IOU_THRESHOLD, strength, np.nan)
+
+    def _one_object(self, iou: Array, other_iou: Array) -> Array:
+        """(n,) from 0 to 1, how alone the best detection is of those on either of two labels, of
+        (n, D) IoU each: a second one that is nearly as likely speaks for a second object.
+        """
+        scores = np.sort(self.scores * (np.maximum(iou, other_iou) >= IOU_THRESHOLD), axis=1)
+        none = np.zeros((len(scores), 2))  # where nothing, or one thing, was found
+        second, best = np.concatenate([none, scores], 1)[:, -2:].T
+        alone: Array = np.where(best > 0, np.sqrt(best) * (best - second) / (best + 1e-3), 0.0)
+        return alone
 
     def _elsewhere(self, rng: np.random.Generator) -> tuple[Array, Array]:
         """(n, D) IoU of the same boxes put anywhere, and (n,) whether they are off all labels."""

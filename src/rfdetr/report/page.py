@@ -6,7 +6,7 @@ Everything is on the page without a script; page.js sorts, filters and tries thr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -124,7 +124,29 @@ def _curves(data: Data) -> str:
         for title, lines in charts.items()
         if any(line.points for line in lines)
     )
-    return f'<p class="note">{mark}{took}</p><div class="charts">{drawn}</div>'
+    return f'<p class="note">{mark}{took}</p><div class="charts">{drawn}</div>{_pace(data)}'
+
+
+def _pace(data: Data) -> str:
+    """A row for each thing that was forecast, beside what was taken."""
+    if not data["pace"]:
+        return ""
+    written: dict[str, tuple[str, Callable[[float], str]]] = {
+        "seconds": ("seconds of an epoch, with its validation", "{:.1f}".format),
+        "memory": ("memory at most, GB", lambda used: f"{used / 1e9:.2f}"),
+    }
+    rows = "".join(
+        f"<tr><th scope=row>{name}</th>"
+        + "".join(f"<td class=num>{text(value)}</td>" for value in data["pace"][key])
+        + "</tr>"
+        for key, (name, text) in written.items()
+        if None not in data["pace"][key]
+    )
+    head = "<tr><td></td><th scope=col>after some updates</th><th scope=col>in the end</th></tr>"
+    return (
+        f"<table><caption>Forecast and what was taken</caption><thead>{head}</thead>"
+        f"<tbody>{rows}</tbody></table>"
+    )
 
 
 def _classes(data: Data) -> str:
@@ -221,14 +243,18 @@ def _recall(data: Data) -> str:
         "objects": "By the number of objects in the image",
         "shape": "By shape",
         "place": "By place",
+        "brightness": "By brightness of the image (mean, of 255), with false detections an image",
+        "sharpness": "By sharpness (deviation of the Laplacian), from blurred to sharp",
     }
     tables = []
     for key, title in titles.items():
-        rows = [
-            (row["name"], row["found"] / row["objects"], f"{row['found']} of {row['objects']}")
-            for row in data["recall"][key]
-        ]
-        tables.append(bars(title, rows))
+        rows = []
+        for row in data["recall"][key]:
+            told = f"{row['found']} of {row['objects']}"
+            if "false" in row:
+                told += f", {row['false'] / row['images']:.1f} false"
+            rows.append((row["name"], row["found"] / row["objects"], told))
+        tables += [bars(title, rows)] * bool(rows)
     note = f"The share of objects that is found at the threshold {data['threshold']:.2f}."
     return f'<p>{note}</p><div class="charts">{"".join(tables)}</div>'
 

@@ -25,7 +25,8 @@ def chart(
     """Lines over x with a legend below; y from 0 to at least `top`; `mark` is a vertical line."""
     lines = [line for line in lines if line.points]
     xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
-    low, high = min(xs), max(max(xs), min(xs) + 1e-9)
+    low, high = min(xs), max(xs)
+    low, high = (low, high) if low < high else (low - 1, high + 1)
     most = max([top, *(y for line in lines for _, y in line.points)]) or 1.0
     ticks = nice_ticks(most)
     most = max(most, ticks[-1])

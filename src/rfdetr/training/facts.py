@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from rfdetr.report.build import Facts
+from rfdetr.training.progress import RunProgress
 from rfdetr.training.records import RunRecord
 from rfdetr.training.run_folder import RunFolder
 
@@ -17,7 +18,8 @@ def facts_of(folder: RunFolder, best: Mapping[str, Any] | None = None) -> Facts:
     it left ({"kind": "ema" or "regular", "epoch": from 0}), else the highest mAP does.
     """
     config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    history = RunRecord(folder.path).read()[1]
+    history, progress = RunRecord(folder.path).read()[1], RunProgress(folder.path)
+    progress.update()
     if best is None:
         scores = {
             (kind, row["epoch"]): row[key]
@@ -37,4 +39,5 @@ def facts_of(folder: RunFolder, best: Mapping[str, Any] | None = None) -> Facts:
         best=best,
         history=history,
         config=config,
+        forecast=progress.forecast,
     )

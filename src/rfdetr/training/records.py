@@ -6,7 +6,8 @@ A line of metrics.jsonl has what was logged at one step, or under "end_of_epoch"
     {"train/loss_step": 7.25, "epoch": 0, "step": 3}
     {"end_of_epoch": {"epoch": 0, "step": 4, "seconds": 1.5, "train/loss": 7.31}}
 
-One line is the forecast: an epoch's updates, and its seconds of training and of validation.
+One line is the forecast: an epoch's updates, its seconds of training and of validation, and the
+bytes of memory at most; at the end it is there once more, with the bytes taken.
 
 As lines are only added, a checkpoint notes the file's length: a run that goes on from there cuts
 what came after.

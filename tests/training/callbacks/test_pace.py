@@ -38,7 +38,9 @@ def test_the_forecast_is_one_line_and_the_run_is_as_without(
     ), found[0]
     lines = (run.output / "metrics.jsonl").read_text().splitlines()
     noted = [json.loads(line)["forecast"] for line in lines if "forecast" in line]
-    assert len(noted) == 1 and noted[0]["updates"] == 6 and len(noted[0]["seconds"]) == 2
+    assert noted[0]["updates"] == 6 and len(noted[0]["seconds"]) == 2
+    assert noted[1:] == [{**noted[0], "memory_taken": noted[-1]["memory_taken"]}]  # at the end
+    assert 0.5 < noted[-1]["memory_taken"] / noted[0]["memory"] < 2
     assert "forecast" not in (run.output / "metrics.csv").read_text()
     plain.trainer.callbacks[:] = [
         one for one in plain.trainer.callbacks if not isinstance(one, PaceCallback)

@@ -60,6 +60,7 @@ class PaceCallback(Callback):
         self._side = 0  # of the largest image so far
         self._last, self._pause = 0.0, 0.0  # end of the last update, also if validation followed
         self._memory = 0  # in use between updates
+        self._forecast: dict[str, Any] = {}  # as told
 
     def setup(self, _: Trainer, __: Any, stage: str) -> None:
         if stage == "fit":
@@ -150,12 +151,24 @@ class PaceCallback(Callback):
         rare = f" (every {every} epochs)" * (every > 1 and judging > 0)
         told = [f"an epoch takes about {' and '.join(parts)}{rare}"]
         told += self._end_in_words(trainer, training, judging)
+        record = {"updates": math.ceil(updates), "seconds": [round(training, 3), round(judging, 3)]}
         if found := memory_so_far(trainer.strategy.root_device):
-            told.append(self._memory_in_words(module, found[1]))
+            record["memory"] = used = self._memory_needed(module, found[1].used)
+            told.append(
+                f"memory up to {forecast.in_bytes(used)} of {forecast.in_bytes(found[1].limit)}"
+            )
         if find_callback(trainer, ResumeCallback) and saves(trainer):
             told.append(f"disk {forecast.disk_need(trainer, module, self.output_dir)}")
         logger.info("forecast: %s", "; ".join(told))
-        record = {"updates": math.ceil(updates), "seconds": [round(training, 3), round(judging, 3)]}
+        self._note(trainer, record)
+
+    def on_train_end(self, trainer: Trainer, _: RFDETRModule) -> None:
+        """Notes the memory that was taken beside what was forecast."""
+        if self._forecast and (found := memory_so_far(trainer.strategy.root_device)):
+            self._note(trainer, {**self._forecast, "memory_taken": found[1].used})
+
+    def _note(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self._forecast = record
         for one in trainer.loggers:
             if isinstance(one, RunLogger) and saves(trainer):
                 one.record.append({FORECAST: record})
@@ -171,14 +184,13 @@ class PaceCallback(Callback):
         left += self.closing_seconds(trainer)
         return [f"the end at {forecast.clock_after(left)}, in {forecast.in_time(left)}"]
 
-    def _memory_in_words(self, module: RFDETRModule, peak: Any) -> str:
-        """The peak of the largest size: what a step takes grows with the pixels."""
+    def _memory_needed(self, module: RFDETRModule, peak: int) -> int:
+        """The peak in bytes at the largest size, of that so far: a step's grows with the pixels."""
         largest = self._side
         if module.train_config.multi_scale is True:
             largest = max(training_sizes(module.model_config, module.train_config))
-        step = (peak.used - self._memory) * (largest / self._side) ** 2
-        used = self._memory + max(step, peak.used - self._memory)
-        return f"memory up to {forecast.in_bytes(used)} of {forecast.in_bytes(peak.limit)}"
+        step = (peak - self._memory) * (largest / self._side) ** 2
+        return round(self._memory + max(step, peak - self._memory))
 
     def _evaluation_seconds(self, trainer: Trainer, module: RFDETRModule, batch: Any) -> float:
         """What a validation pass will take, from one batch that is evaluated twice; 0: not known.
