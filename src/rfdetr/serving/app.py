@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from importlib.resources import files
 from typing import Any
 
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from rfdetr._version import __version__
 from rfdetr.serving.service import RETRY_AFTER, Service
 from rfdetr.serving.uploads import FILE_FIELD
-from rfdetr.serving.wire import Answer, Fault, Health, Info, JsonRequest, Options
+from rfdetr.serving.wire import EXAMPLE_IMAGE, Answer, Fault, Health, Info, JsonRequest, Options
 
 PAGES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
@@ -37,8 +38,6 @@ EXAMPLE = {
     ],
     "time_ms": {"decode": 3.1, "wait": 0.1, "network": 41.7, "total": 45.9},
 }  # fmt: skip
-# A whole file, so that the example can be sent: a GIF of one black pixel.
-PIXEL = "R0lGODdhAQABAIAAAAAAAAAAACwAAAAAAQABAAACAkQBADs="
 
 
 def build_app(service: Service) -> FastAPI:
@@ -113,7 +112,7 @@ def _request_forms() -> dict[str, Any]:
     in_text = {**options, "thresholds": as_text}
     file = {"type": "string", "format": "binary", "description": "The image file."}
     form = {"type": "object", "required": [FILE_FIELD], "properties": {FILE_FIELD: file, **in_text}}
-    example = {"image": PIXEL, "threshold": 0.4}
+    example = {"image": base64.b64encode(EXAMPLE_IMAGE).decode(), "threshold": 0.4}
     return {
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema}

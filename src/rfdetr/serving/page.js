@@ -4,7 +4,7 @@ const LOWEST = 0.05; // what is asked for: the slider then needs no further answ
 const state = { info: null, file: null, bitmap: null, answer: null, hidden: new Set(), chosen: null, request: null };
 
 /* A colour for each class, far from its neighbours'. */
-const colour = (label, alpha = 1) => `hsl(${(label * 137.508 + 205) % 360} 85% 58% / ${alpha})`;
+const colour = (label, alpha = 1) => `hsl(${(label * 137.508 + 205) % 360} 85% 64% / ${alpha})`;
 const swatch = (label) => {
   const box = document.createElement("span");
   box.className = "swatch";

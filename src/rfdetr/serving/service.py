@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
+from PIL import Image
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from rfdetr.inference.records import objects_of
 from rfdetr.predicting import ExportedDetector
 from rfdetr.serving.batching import Batcher, Ran
 from rfdetr.serving.uploads import Upload, read_body, read_upload
-from rfdetr.serving.wire import Answer, Health, Info, Options, Times
+from rfdetr.serving.wire import EXAMPLE_IMAGE, Answer, Health, Info, Options, Times
 
 T = TypeVar("T")
 State = Literal["ready", "overloaded", "stopping"]
@@ -62,12 +63,14 @@ class Service:
         )
 
     def warm_up(self) -> None:
-        """Runs the network for one image and for a full batch: engines compile at first use."""
-        blank = np.zeros((*self.model.size, 3), np.uint8)
+        """Answers for an example, alone and in a full batch, so that no request waits for engines
+        to compile, nor for modules to be read from the disk.
+        """
+        now = time.perf_counter()
+        example = self._prepare(Upload(EXAMPLE_IMAGE, Options()))
         for count in {1, self.limits.batch_size}:
-            pixels = self.model.preprocess([blank] * count)
-            found = self.model.detect(pixels, torch.tensor([blank.shape[:2]] * count))
-            self.model.to_detections(found[0], 1.0, blank.shape[:2])
+            found = self._detect([example] * count)[0]
+            self._describe(example, Ran(found, count, 0.0, 0.0), now)
 
     @property
     def health(self) -> Health:
@@ -145,7 +148,8 @@ class Service:
         try:
             header = read_header(upload.image, "the image")
         except ImageError as error:
-            raise HTTPException(415, str(error)) from error
+            of_size = isinstance(error.__cause__, ImageError | Image.DecompressionBombError)
+            raise HTTPException(413 if of_size else 415, str(error)) from error
         if header.height * header.width > (most := self.limits.max_pixels):
             found = f"the image has {header.width} x {header.height} pixels"
             raise HTTPException(413, f"{found}: expected at most {most:,} in all")

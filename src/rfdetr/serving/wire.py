@@ -10,6 +10,9 @@ from pydantic_core import from_json
 from rfdetr.config import ServeConfig
 from rfdetr.config.fields import UnitInterval
 
+EXAMPLE_IMAGE = b"GIF87a\1\0\1\0\x80\0\0\0\0\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+"""A whole file, so that the example can be sent: one black pixel."""
+
 Milliseconds = Annotated[float, Field(ge=0)]
 
 
