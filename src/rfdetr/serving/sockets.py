@@ -10,6 +10,8 @@ from rfdetr.errors import InputError
 
 def open_socket(host: str, port: int) -> socket.socket:
     """A socket bound to the address, port 0 for any free one; `InputError` where that cannot be."""
+    if not 0 <= port < 2**16:  # the system would take the rest of a division
+        raise InputError(f"--port {port}: expected 0 to {2**16 - 1}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
