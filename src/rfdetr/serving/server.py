@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import warnings
 from typing import Any
 
 import uvicorn
@@ -53,5 +54,6 @@ def run(service: Service, bound: socket.socket) -> None:
     """Serves until a signal asks for the end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when all is done
         signal.signal(number, lambda *_: None)
+    warnings.simplefilter("ignore")  # of odd files; to show one, Python reads its own source
     Server(service).run([bound])
     service.close()
