@@ -70,5 +70,5 @@ def serve(  # noqa: PLR0913 - each is an option of the command
         engine = f"{told.engine} {told.dtype} on {told.device}"
         print(f"{address_of(bound)} serves {checkpoint} ({name}) by {engine}", flush=True)
         if is_open_to_others(bound):
-            print("whoever reaches this address may use the model: it asks for no name", flush=True)
+            print("anyone who reaches this address may use the model", flush=True)
         run(service, bound)

@@ -36,6 +36,7 @@ async function use(file) {
     if (request.signal.aborted) return;
     state.bitmap = bitmap;
     draw();
+    await told;
     const masks = state.info?.task === "segment";
     const answer = await fetch(`predict?threshold=${LOWEST}&masks=${masks}`, {
       method: "POST", body: file, signal: request.signal,
@@ -286,7 +287,7 @@ one("download").addEventListener("click", () => {
 });
 new ResizeObserver(draw).observe(one("picture"));
 
-fetch("info").then((answer) => answer.json()).then((info) => {
+const told = fetch("info").then((answer) => answer.json()).then((info) => {
   state.info = info;
   const names = Object.values(info.classes), many = names.length === 1 ? "1 class" : `${names.length} classes`;
   one("about").textContent = `${info.variant ?? "A detector"} with ${many} (${names.slice(0, 8).join(", ")}`

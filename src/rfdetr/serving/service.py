@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ from rfdetr.serving.batching import Batcher, Ran
 from rfdetr.serving.uploads import Upload, read_body, read_upload
 from rfdetr.serving.wire import EXAMPLE_IMAGE, Answer, Health, Info, Options, Times
 
-T = TypeVar("T")
 State = Literal["ready", "overloaded", "stopping"]
 RETRY_AFTER = {"Retry-After": "1"}
 
@@ -57,7 +55,10 @@ class Service:
         self.info = _info(detector, limits, dtype)
         self.stopping = False
         self._in_hand: set[asyncio.Task[bytes]] = set()
-        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "images")
+        threads = min(4, os.cpu_count() or 1)
+        # Two pools: what is nearly done does not wait behind images that have just come.
+        self._before = ThreadPoolExecutor(threads, "images")
+        self._after = ThreadPoolExecutor(threads, "answers")
         self._batcher: Batcher[Prepared, dict[str, Tensor]] = Batcher(
             self._detect, limits.batch_size
         )
@@ -104,7 +105,8 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._before, self._after):
+            pool.shutdown(wait=False, cancel_futures=True)
         self._batcher.close(self.limits.stop_timeout)
 
     async def _answer(self, request: Request) -> bytes:
@@ -127,14 +129,13 @@ class Service:
             gone.cancel()
 
     async def _predict(self, request: Request, body: bytes) -> bytes:
-        begun = time.perf_counter()
+        begun, in_pool = time.perf_counter(), asyncio.get_running_loop().run_in_executor
         headers, query = request.headers, request.query_params.multi_items()
-        ready = await self._in_pool(lambda: self._prepare(read_upload(body, headers, query)))
+        ready = await in_pool(
+            self._before, lambda: self._prepare(read_upload(body, headers, query))
+        )
         ran = await asyncio.wrap_future(self._batcher.submit(ready))
-        return await self._in_pool(lambda: self._describe(ready, ran, begun))
-
-    async def _in_pool(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await in_pool(self._after, lambda: self._describe(ready, ran, begun))
 
     def _prepare(self, upload: Upload) -> Prepared:
         """The image as the network takes it; 413, 415 or 422 for what it does not take."""
