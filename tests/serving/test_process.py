@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from tests.inference.test_engines import METADATA, write_onnx
-from tests.serving.conftest import NAMES, make_detector, picture, wait_until
+from tests.serving.conftest import NAMES, make_detector, wait_until
 
 from rfdetr.cli import main
 from rfdetr.serving.sockets import address_of, is_open_to_others, open_socket
@@ -47,21 +49,23 @@ def process(*arguments: object) -> Iterator[tuple[Any, str]]:
 )
 def test_a_signal_ends_it_after_what_is_in_hand(checkpoint: Path, number: int) -> None:
     """Images that take some tenths of a second to decode, so that the signal comes before."""
-    content = picture(size=(2500, 2500), compress_level=1)
+    stream = io.BytesIO()
+    Image.new("RGB", (5000, 5000)).save(stream, "PNG", compress_level=1)
+    content = stream.getvalue()
     with process(checkpoint, "--port=0", "--dtype=bfloat16") as (running, line):
         told = r"(http://127.0.0.1:\d+) serves .*tiny\.pth \(seg-mini, 3 classes\) by torch bfl"
         found = re.match(told, line)
         assert found, line
         with (
             httpx.Client(base_url=found[1], trust_env=False, timeout=60) as client,
-            ThreadPoolExecutor(4) as pool,
+            ThreadPoolExecutor(2) as pool,
         ):
             asked = [
-                pool.submit(client.post, "/predict", files={"file": content}) for _ in range(4)
+                pool.submit(client.post, "/predict", files={"file": content}) for _ in range(2)
             ]
-            wait_until(lambda: client.get("/healthz").json()["in_hand"] == 4)
+            wait_until(lambda: client.get("/healthz").json()["in_hand"] == 2)
             running.send_signal(number)
-            assert [answer.result().status_code for answer in asked] == [200] * 4
+            assert [answer.result().status_code for answer in asked] == [200] * 2
             assert running.wait(20) == 0
             with pytest.raises(httpx.ConnectError):
                 client.get("/healthz")
