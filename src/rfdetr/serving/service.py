@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from rfdetr.export.metadata import digest_of_tensors
 from rfdetr.inference.records import objects_of
 from rfdetr.predicting import ExportedDetector
 from rfdetr.serving.batching import Batcher, Ran
-from rfdetr.serving.uploads import Upload, read_body, read_upload
+from rfdetr.serving.uploads import read_body, read_upload
 from rfdetr.serving.wire import EXAMPLE_IMAGE, Answer, Health, Info, Options, Times
 
 State = Literal["ready", "overloaded", "stopping"]
@@ -68,7 +69,7 @@ class Service:
         to compile, nor for modules to be read from the disk.
         """
         now = time.perf_counter()
-        example = self._prepare(Upload(EXAMPLE_IMAGE, Options()))
+        example = self._prepare(EXAMPLE_IMAGE, {"content-type": "image/gif"}, [])
         for count in {1, self.limits.batch_size}:
             found = self._detect([example] * count)[0]
             self._describe(example, Ran(found, count, 0.0, 0.0), now)
@@ -115,7 +116,11 @@ class Service:
             body = await asyncio.wait_for(read_body(request, self.limits.max_bytes), limit)
         except asyncio.TimeoutError:
             raise HTTPException(408, f"the body took longer than {limit:g} seconds") from None
-        work = asyncio.create_task(self._predict(request, body))
+        begun, in_pool = time.perf_counter(), asyncio.get_running_loop().run_in_executor
+        query = request.query_params.multi_items()
+        ready = in_pool(self._before, self._prepare, body, request.headers, query)
+        del body  # what waits for the network is the small image alone
+        work = asyncio.create_task(self._finish(ready, begun))
         gone = asyncio.ensure_future(request.receive())  # after the body: the client is gone
         try:
             await asyncio.wait({work, gone}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -128,18 +133,18 @@ class Service:
             work.cancel()
             gone.cancel()
 
-    async def _predict(self, request: Request, body: bytes) -> bytes:
-        begun, in_pool = time.perf_counter(), asyncio.get_running_loop().run_in_executor
-        headers, query = request.headers, request.query_params.multi_items()
-        ready = await in_pool(
-            self._before, lambda: self._prepare(read_upload(body, headers, query))
-        )
+    async def _finish(self, preparing: asyncio.Future[Prepared], begun: float) -> bytes:
+        ready = await preparing
         ran = await asyncio.wrap_future(self._batcher.submit(ready))
-        return await in_pool(self._after, lambda: self._describe(ready, ran, begun))
+        in_pool = asyncio.get_running_loop().run_in_executor
+        return await in_pool(self._after, self._describe, ready, ran, begun)
 
-    def _prepare(self, upload: Upload) -> Prepared:
+    def _prepare(
+        self, body: bytes, headers: Mapping[str, str], query: list[tuple[str, str]]
+    ) -> Prepared:
         """The image as the network takes it; 413, 415 or 422 for what it does not take."""
-        begun, options = time.perf_counter(), upload.options
+        begun = time.perf_counter()
+        content, options = read_upload(body, headers, query)
         if options.masks and self.info.task != "segment":
             raise HTTPException(422, "masks: this model finds boxes alone, /info says its task")
         try:
@@ -147,7 +152,7 @@ class Service:
         except InputError as error:
             raise HTTPException(422, str(error)) from error
         try:
-            header = read_header(upload.image, "the image")
+            header = read_header(content, "the image")
         except ImageError as error:
             of_size = isinstance(error.__cause__, ImageError | Image.DecompressionBombError)
             raise HTTPException(413 if of_size else 415, str(error)) from error
@@ -155,7 +160,7 @@ class Service:
             found = f"the image has {header.width} x {header.height} pixels"
             raise HTTPException(413, f"{found}: expected at most {most:,} in all")
         try:
-            image = decode_image(upload.image, "the image")
+            image = decode_image(content, "the image")
         except ImageError as error:
             raise HTTPException(422, str(error)) from error
         pixels, (height, width) = self.model.preprocess([image]), image.shape[:2]
