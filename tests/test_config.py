@@ -23,6 +23,7 @@ from rfdetr.config import (
     RFDETRBaseConfig,
     RFDETRNanoConfig,
     SegmentationTrainConfig,
+    ServeConfig,
     TrainConfig,
     adds_masks_to,
     variant_name,
@@ -48,6 +49,7 @@ TRAIN_FIELDS = """
     save_safetensors save_dataset_grids class_names notes overwrite tensorboard wandb mlflow project
     run progress_bar
 """
+SERVE_FIELDS = "batch_size queue max_bytes max_pixels timeout stop_timeout"
 SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
 # 70 were planned. The ten above: masks (the 3 fields of their losses), loggers (tensorboard, wandb,
 # mlflow, project, run), and the encoder's training (freeze_encoder, backbone_lora). 13 more are
@@ -71,10 +73,11 @@ def test_the_options_are_these_and_within_the_budget() -> None:
     assert list(ModelConfig.model_fields) == model
     assert list(TrainConfig.model_fields) == train
     assert list(SegmentationTrainConfig.model_fields) == train + masks
+    assert list(ServeConfig.model_fields) == SERVE_FIELDS.split()
     assert len({*model, *train, *masks}) <= MOST_FIELDS
 
 
-@pytest.mark.parametrize("config", [ModelConfig, SegmentationTrainConfig])
+@pytest.mark.parametrize("config", [ModelConfig, SegmentationTrainConfig, ServeConfig])
 def test_every_field_has_a_description(config: type[pydantic.BaseModel]) -> None:
     assert [name for name, field in config.model_fields.items() if not field.description] == []
 

@@ -49,6 +49,7 @@ ROOMS = [  # from the ground up
     "detector",
     "variants",
     "detr",
+    "serving",
     "cli",
     "__main__",
 ]

@@ -123,6 +123,7 @@ def test_exif_orientation_is_applied_as_pillow_does(
         expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
     decoded = decode_image(path)
     assert decoded.shape == expected.shape == (*read_header(path).upright_size, 3)
+    assert read_header(path.read_bytes()) == read_header(path)
     assert np.abs(decoded.astype(int) - expected).max() <= 1
     with Image.open(path) as stored:
         np.testing.assert_array_equal(upright_rgb(stored), decoded)

@@ -22,6 +22,7 @@ from rfdetr.cli.info import info
 from rfdetr.cli.options import dashed, one_line
 from rfdetr.cli.predict import predict
 from rfdetr.cli.report import report
+from rfdetr.cli.serve import serve
 from rfdetr.cli.train import train
 from rfdetr.cli.verify import verify_resume
 from rfdetr.cli.watch import watch
@@ -35,7 +36,7 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
-VERBS = (train, watch, evaluate, report, predict, export, benchmark)
+VERBS = (train, watch, evaluate, report, predict, serve, export, benchmark)
 for verb in (*VERBS, check, verify_resume, info):
     app.command(verb)
 

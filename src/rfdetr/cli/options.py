@@ -19,7 +19,8 @@ from rfdetr.config.fields import fault_lines
 from rfdetr.errors import InputError
 
 if TYPE_CHECKING:
-    from rfdetr.predicting import PredictingModel
+    from rfdetr.detector import RFDETR
+    from rfdetr.predicting import ExportedDetector
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 _FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
@@ -106,7 +107,7 @@ def known_model(name: Any) -> str:
     raise InputError(f"no model {short(name)}; {hint}")
 
 
-def open_model(name: str, device: str | None) -> PredictingModel:
+def open_model(name: str, device: str | None) -> RFDETR | ExportedDetector:
     """The model of a checkpoint, of a published name, or of an exported file or its folder."""
     from rfdetr.inference.engines import is_artifact
     from rfdetr.variants import RFDETR

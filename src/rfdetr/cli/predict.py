@@ -115,22 +115,11 @@ def _records(
 
 def _record(prediction: Prediction) -> dict[str, Any]:
     """What predictions.json says of one image: an error, or its size and objects."""
-    from rfdetr.geometry.rle import compress, runs_of_bitmap
+    from rfdetr.inference.records import objects_of
 
     if prediction.error is not None:
         return {"source": prediction.source, "error": prediction.error}
-    objects, (height, width) = [], prediction.image.shape[:2]
-    found: Any = prediction.detections  # supervision types ids and confidences as perhaps missing
-    for box, mask, confidence, class_id, _, data in found:
-        entry = {
-            "class_id": int(class_id),
-            "class_name": str(data["class_name"]),
-            "confidence": round(float(confidence), 4),
-            "box_xyxy": [round(float(value), 2) for value in box],
-        }
-        if mask is not None:
-            counts = compress(runs_of_bitmap(mask)).decode()
-            entry["mask_rle"] = {"size": [height, width], "counts": counts}
-        objects.append(entry)
+    height, width = prediction.image.shape[:2]
+    objects = objects_of(prediction.detections, (height, width))
     size = {"width": width, "height": height}
     return {"source": prediction.source, **size, "detections": objects}

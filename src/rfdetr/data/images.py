@@ -69,14 +69,16 @@ class ImageHeader(NamedTuple):
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
-def read_header(path: Path) -> ImageHeader:
-    """Size and orientation of an image file without decoding it (tens of microseconds).
+def read_header(source: Path | bytes, name: str = "image bytes") -> ImageHeader:
+    """Size and orientation of an image file, or of bytes that messages call `name`, without
+    decoding it (tens of microseconds).
 
     `ImageError` where it is none, or of more than `MAX_PIXELS`.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
-        raise ImageError(f"{path}: not a file")
-    with path.open("rb") as stream:
+    what = name if isinstance(source, bytes) else source
+    if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+        raise ImageError(f"{source}: not a file")  # a pipe or a device would never end
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
         try:
             header = _jpeg_header(stream)
             if header is None:
@@ -86,7 +88,7 @@ def read_header(path: Path) -> ImageHeader:
             check_size(header.height, header.width)
             return header
         except _PILLOW_ERRORS as error:
-            raise ImageError(f"{path}: not a readable image: {_reason(error)}") from error
+            raise ImageError(f"{what}: not a readable image: {_reason(error)}") from error
 
 
 def decode_image(source: Path | bytes, name: str = "image bytes") -> NDArray[np.uint8]:

@@ -82,8 +82,16 @@ def run_lengths(counts: bytes) -> NDArray[np.int64]:
 
 
 def runs_of_bitmap(bitmap: NDArray[np.bool_]) -> list[int]:
-    """Uncompressed run lengths of a bitmap (height, width)."""
-    columns = bitmap.T.ravel()
-    changes = np.flatnonzero(np.diff(columns, prepend=False))
-    lengths: list[int] = np.diff(changes, prepend=0, append=len(columns)).tolist()
+    """Uncompressed run lengths of a bitmap (height, width), in the time that its object takes."""
+    rows, columns = (np.flatnonzero(bitmap.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return [bitmap.size]
+    crop = bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    column, row = np.nonzero(np.diff(crop.T, prepend=False, append=False))
+    changes = (column + columns[0]) * len(bitmap) + row + rows[0]
+    goes_on = changes[1:] == changes[:-1]  # from the foot of a column to the head of the next
+    changes = changes[~(np.append(goes_on, False) | np.append(False, goes_on))]
+    lengths: list[int] = np.diff(changes, prepend=0, append=bitmap.size).tolist()
+    if changes[-1] == bitmap.size:  # inside to the last pixel
+        lengths.pop()
     return lengths
