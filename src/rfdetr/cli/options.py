@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rfdetr.predicting import PredictingModel
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
+_TEXTS = (Path, ModelConfig.model_fields["resolution"].annotation)
+"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width."""
 _FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
 _FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
 _WEIGHTS = "File of weights, or the name of a published one"
@@ -45,7 +47,7 @@ def options_of(config: type[BaseModel], group: Group) -> Any:
             continue
         shows = config is not ModelConfig and field.default is not None  # variants have their own
         note = f"{field.description} [default: {field.default}]" if shows else field.description
-        kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
+        kind: Any = str if field.annotation in _TEXTS else field.annotation
         kind = annotated[kind | None, BeforeValidator(_plain), Parameter(group=group)]
         fields[name] = (kind, Field(None, description=" ".join(str(note).split())))
     return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]

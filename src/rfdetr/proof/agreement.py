@@ -92,12 +92,10 @@ def judge(models: Mapping[T, Predictor], labelled: Labelled) -> dict[T, Judged]:
     classes by name.
     """
     index = labelled.index
-    sides = {side for model in models.values() for side in model.size}
-    if len(sides) > 1:
-        raise InputError(
-            f"images of one square size can be compared, not of {sorted(sides)} pixels"
-        )
-    dataset = DetectionDataset(index, EvalTransform(*sides), evaluation=True)
+    sizes = {model.size for model in models.values()}
+    if len(sizes) > 1:
+        raise InputError(f"images of one size can be compared, not of {sorted(sizes)} pixels")
+    dataset = DetectionDataset(index, EvalTransform(sizes.pop()), evaluation=True)
     with needs_extra("train", "a comparison"):
         from rfdetr.evaluation.evaluator import CocoEvaluator
     names, has_masks = index.class_names, index.outlines is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 from rfdetr._version import __version__
 from rfdetr.config import ModelConfig, variant_name
 from rfdetr.files import atomic_write
+from rfdetr.weights.identify import SIDES
 from rfdetr.weights.names import to_published
 
 ClassNames: TypeAlias = "Sequence[str] | None"
@@ -101,8 +102,12 @@ def checkpoint_args(
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
-    """The configuration; readers of published files expect the position grid to be a number."""
-    return config.model_dump(mode="json") | {"positional_encoding_size": config.position_grid}
+    """The configuration; readers of published files expect the position grid to be a number, and
+    the resolution too.
+    """
+    grid = {"positional_encoding_size": config.position_grid, "resolution": config.square}
+    sides = {} if isinstance(config.resolution, int) else {SIDES: list(config.resolution)}
+    return config.model_dump(mode="json") | grid | sides
 
 
 def published_tensors(

@@ -57,7 +57,7 @@ class PaceCallback(Callback):
         self._updates, self._told = 0, False
         self._seconds, self._pixels, self._images = 0.0, 0, 0  # of the updates after the first ones
         self._batch = (0, 0)  # pixels and images of the update that is going on
-        self._side = 0  # of the largest image so far
+        self._area = 0  # of the largest image so far, pixels
         self._last, self._pause = 0.0, 0.0  # end of the last update, also if validation followed
         self._memory = 0  # in use between updates
 
@@ -85,7 +85,7 @@ class PaceCallback(Callback):
             self._last, self._batch = now, (0, 0)
         count, _, height, width = batch[0].tensors.shape
         self._batch = self._batch[0] + count * height * width, self._batch[1] + count
-        self._side = max(self._side, width)
+        self._area = max(self._area, height * width)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: RFDETRModule, _: Any, batch: Any, batch_idx: int
@@ -118,7 +118,7 @@ class PaceCallback(Callback):
             return 0.0
         area = self._pixels / self._images
         if module.train_config.multi_scale is True:
-            areas = np.square(training_sizes(module.model_config, module.train_config))
+            areas = np.prod(training_sizes(module.model_config, module.train_config), axis=1)
             area = float(areas.max() if largest else areas.mean())
         updates = self._updates - WARM_UP
         seconds: float = self._seconds / self._pixels * area * self._images / updates
@@ -173,10 +173,11 @@ class PaceCallback(Callback):
 
     def _memory_in_words(self, module: RFDETRModule, peak: Any) -> str:
         """The peak of the largest size: what a step takes grows with the pixels."""
-        largest = self._side
+        largest = self._area
         if module.train_config.multi_scale is True:
-            largest = max(training_sizes(module.model_config, module.train_config))
-        step = (peak.used - self._memory) * (largest / self._side) ** 2
+            sizes = training_sizes(module.model_config, module.train_config)
+            largest = max(map(math.prod, sizes))
+        step = (peak.used - self._memory) * (largest / self._area)
         used = self._memory + max(step, peak.used - self._memory)
         return f"memory up to {forecast.in_bytes(used)} of {forecast.in_bytes(peak.limit)}"
 
@@ -205,7 +206,7 @@ class PaceCallback(Callback):
         pixels = batch[0].tensors[:, 0].numel()
         images = math.ceil(len(data.index("valid")) / trainer.world_size)
         alone = averaged_model(trainer) is None or module.train_config.validates_average_alone
-        area = module.model_config.resolution**2 * (1 if alone else 2)
+        area = math.prod(module.model_config.input_size) * (1 if alone else 2)
         seconds: float = (time.monotonic() - start) / pixels * area * images
         return seconds
 
