@@ -48,10 +48,10 @@ def choose_resolution(
     area = square**2 * min(max(needed, 1.0), MOST_COST)
     size = _nearest_windows(math.sqrt(area * shape), math.sqrt(area / shape), step)
     cost = math.prod(size) / square**2
-    image = Fraction(math.exp(middle)).limit_denominator(20)
-    told = "upright and wide" if mixed else f"{image.numerator}:{image.denominator}"
-    side = share * math.sqrt(math.prod(size))
-    reason = f"images are {told} (height:width)" if not mixed else f"images are {told}"
+    ratio = Fraction(math.exp(abs(middle))).limit_denominator(20)  # the longer by the shorter side
+    parts = (ratio.denominator, ratio.numerator)[:: 1 if middle < 0 else -1]
+    shown = "upright and wide" if mixed else "{}:{} (height:width)".format(*parts)
+    reason, side = f"images are {shown}", share * math.sqrt(math.prod(size))
     if len(objects):
         small = f", {share * square:.0f} at {square}x{square}, less than a patch of {patch}"
         reason += f"; median object {side:.0f} px of the input{small * (needed > 1)}"

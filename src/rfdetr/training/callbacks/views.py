@@ -85,6 +85,8 @@ def draw_views(data: RFDETRDataModule, names: Sequence[str]) -> Image.Image:
     present = sorted({label for _, target in samples for label in target["labels"].tolist()})
     coloured = len(present) <= len(COLOURS)
     shown = [names[label] for label in present]
+    sizes = [_view_size(pixels) for pixels, _ in samples]
+    cell = max(width for width, _ in sizes), max(height for _, height in sizes)
     views = []
     for pixels, target in samples:
         label = torch.searchsorted(torch.tensor(present, dtype=torch.int64), target["labels"])
@@ -93,21 +95,32 @@ def draw_views(data: RFDETRDataModule, names: Sequence[str]) -> Image.Image:
         name = index.path(int(image)).name
         name = name if len(name) <= 40 else f"{name[:24]}...{name[-12:]}"
         text = f"{name}, {size_text(pixels.shape[-2:])} pixels"
-        views.append(_captioned(pixels, drawn, shown, text, named=not coloured))
+        views.append(_captioned(pixels, drawn, shown, text, cell, named=not coloured))
     picture = tiled(views, COLUMNS)
     return with_legend(picture, _TITLE, shown if coloured else [])
 
 
+def _view_size(pixels: Tensor) -> tuple[int, int]:
+    """Width and height at which a view (3, H, W) is shown: `SIDE` is the longer one."""
+    height, width = pixels.shape[-2:]
+    scale = SIDE / max(height, width)
+    return round(width * scale), round(height * scale)
+
+
 def _captioned(
-    pixels: Tensor, objects: dict[str, Tensor], names: Sequence[str], text: str, *, named: bool
+    pixels: Tensor,
+    objects: dict[str, Tensor],
+    names: Sequence[str],
+    text: str,
+    cell: tuple[int, int],
+    *,
+    named: bool,
 ) -> Image.Image:
-    """A view (3, H, W) as large as all, with its objects, above a line of text."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    scale = SIDE / max(image.size)
-    size = round(image.width * scale), round(image.height * scale)
+    """A view (3, H, W) in a cell of (width, height), with its objects, above a line of text."""
+    image, size = Image.fromarray(pixels.permute(1, 2, 0).numpy()), _view_size(pixels)
     sized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
     objects = {**objects, "boxes": cxcywh_to_xyxy(objects["boxes"]) * torch.tensor(size * 2)}
-    view = Image.new("RGB", (SIDE, SIDE + CAPTION), "white")
+    view = Image.new("RGB", (cell[0], cell[1] + CAPTION), "white")
     view.paste(draw_objects(sized, objects, names, named=named, outlined="masks" in objects))
-    ImageDraw.Draw(view).text((2, SIDE + 3), text, "#444444", ImageFont.load_default(12))
+    ImageDraw.Draw(view).text((2, cell[1] + 3), text, "#444444", ImageFont.load_default(12))
     return view
