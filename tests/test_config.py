@@ -346,9 +346,7 @@ def test_a_resolution_is_a_side_or_a_height_and_a_width() -> None:
         assert wide.resolution == wide.input_size == (320, 480)
         assert (wide.square, wide.position_grid) == (384, 24)  # of about as many pixels
     assert RFDETRNanoConfig(**json.loads(wide.model_dump_json())) == wide
-    with pytest.raises(
-        ValueError, match=r"chosen from training images: train"
-    ):
+    with pytest.raises(ValueError, match=r"chosen from training images: train"):
         RFDETRNanoConfig(resolution="auto")
 
 
