@@ -130,6 +130,7 @@ def test_files_give_the_size_back_and_others_a_square(size: Any, tmp_path: Path)
     side = {64: 64, (64, 64): 64, (64, 128): 96, (96, 32): 64}[size]
     assert (args["resolution"], args["positional_encoding_size"]) == (side, side // 16)
     assert ("input_shape" in args) is not square
+    assert args["resize"] == f"bilinear-antialias-{'square' if square else 'rectangle'}"
     if square:  # a square file does not change by how its size is written
         plain = RFDETRMiniConfig(**{**SMALL, "num_classes": 3})
         assert (config, args) == (plain, checkpoint_args(plain, None))

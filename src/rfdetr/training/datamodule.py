@@ -62,6 +62,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         self.train_config = train_config
         self.auto_resolution = auto_resolution
         self.chosen = ""
+        self._given = model_config
         self._indexes: dict[str, DatasetIndex] = {}  # in the order of SPLITS
 
     @property
@@ -149,8 +150,7 @@ class RFDETRDataModule(pl.LightningDataModule):
             check_for_model(index, findings, **config.model_dump(include=needs))
 
     def _choose_resolution(self, index: DatasetIndex) -> None:
-        config = self.model_config
-        real = ~index.crowd
+        config, real = self._given, ~index.crowd  # a split that is read again chooses alike
         sizes = np.repeat(index.sizes, np.diff(index.offsets), axis=0)[real]
         boxes = index.boxes[real]
         shares = (boxes[:, 2:] - boxes[:, :2])[:, ::-1] / np.maximum(sizes, 1)

@@ -18,8 +18,8 @@ from rfdetr.weights.names import to_published
 
 ClassNames: TypeAlias = "Sequence[str] | None"
 Entries: TypeAlias = "Mapping[str, Any] | None"
-RESIZE_POLICY = "bilinear-antialias-square"
-"""How images are brought to the network's size; recorded in every file."""
+RESIZE_POLICY = "bilinear-antialias-{}"
+"""How images are brought to the network's size, "square" or "rectangle"; recorded in every file."""
 _LIGHTNING = "2.6.4"  # whose layout of a checkpoint it is
 
 
@@ -91,11 +91,12 @@ def checkpoint_args(
     config: ModelConfig, class_names: ClassNames, data: Entries = None
 ) -> dict[str, Any]:
     """The `args` entry of a file: all that is needed to build the model again, as plain values."""
+    shape = "square" if isinstance(config.resolution, int) else "rectangle"
     return {
         **_fields(config),
         "variant": variant_name(config),
         "class_names": None if class_names is None else list(class_names),
-        "resize": RESIZE_POLICY,
+        "resize": RESIZE_POLICY.format(shape),
         "rfdetr_version": __version__,
         **(data or {}),
     }
