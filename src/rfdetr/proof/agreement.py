@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rfdetr.checks import check_count, check_path
 from rfdetr.console import with_progress
+from rfdetr.config.fields import size_text
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
@@ -94,7 +95,8 @@ def judge(models: Mapping[T, Predictor], labelled: Labelled) -> dict[T, Judged]:
     index = labelled.index
     sizes = {model.size for model in models.values()}
     if len(sizes) > 1:
-        raise InputError(f"images of one size can be compared, not of {sorted(sizes)} pixels")
+        told = " and ".join(map(size_text, sorted(sizes)))
+        raise InputError(f"images of one size can be compared, not of {told} pixels")
     dataset = DetectionDataset(index, EvalTransform(sizes.pop()), evaluation=True)
     with needs_extra("train", "a comparison"):
         from rfdetr.evaluation.evaluator import CocoEvaluator
