@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rfdetr.checks import check_count, check_path
-from rfdetr.console import with_progress
 from rfdetr.config.fields import size_text
+from rfdetr.console import with_progress
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import find_splits, load_index
