@@ -147,6 +147,9 @@ def test_variants_keep_the_ranges_of_their_fields(variant: str, field: str) -> N
     [
         ({"resolution": 400}, ["resolution 400", "num_windows 2 = 32", "384 and 416"]),
         ({"resolution": 16}, ["resolution 16", "32 and 64"]),
+        ({"resolution": (64, 100)}, ["resolution 100 of (64, 100)", "96 and 128"]),
+        ({"resolution": (64, 0)}, ["resolution.1", "greater than or equal to 1"]),
+        ({"resolution": (64,)}, ["resolution.1: Field required"]),
         ({"out_feature_indexes": [3, 13]}, ["out_feature_indexes [3, 13]", "12 blocks"]),
         ({"out_feature_indexes": [6, 3]}, ["[6, 3]", "ascending"]),
         ({"out_feature_indexes": [0, 3]}, ["[0, 3]", "at least 1"]),
@@ -333,6 +336,21 @@ def test_paths_are_taken_as_text_or_as_paths() -> None:
     assert RFDETRNanoConfig(pretrain_weights=Path("a.pth")).pretrain_weights == "a.pth"
     assert _train(resume=Path("last.ckpt")).resume == "last.ckpt"
     assert TrainConfig(dataset_dir="~/data", output_dir="~/out").output_dir == Path.home() / "out"
+
+
+def test_a_resolution_is_a_side_or_a_height_and_a_width() -> None:
+    square = RFDETRNanoConfig(resolution=384)
+    for same in ((384, 384), [384, 384], "384", "384x384", 384.0):
+        found = RFDETRNanoConfig(resolution=same)
+        assert found == square and type(found.resolution) is int
+        assert found.model_dump_json() == square.model_dump_json()
+    for given in ((320, 480), [320, 480], "320x480"):
+        wide = RFDETRNanoConfig(resolution=given)
+        assert wide.resolution == wide.input_size == (320, 480)
+        assert (wide.square, wide.position_grid) == (384, 24)  # of about as many pixels
+    assert RFDETRNanoConfig(**json.loads(wide.model_dump_json())) == wide
+    with pytest.raises(ValueError, match=r"chosen from training images: train"):
+        RFDETRNanoConfig(resolution="auto")
 
 
 def test_the_position_grid_follows_the_resolution_unless_it_is_set() -> None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 import pytest
@@ -154,6 +154,7 @@ def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:
     text = str | os.PathLike[str]
     wanted = {name: fields[name] for name in SegmentationTrainConfig.model_fields}
     wanted |= {"dataset_dir": text, "output_dir": text, "resume": text | None}
+    wanted |= {"resolution": int | tuple[int, int] | Literal["auto"]}  # of the model
     keywords = get_type_hints(TrainSettings)
     assert list(keywords) == list(wanted) and keywords == wanted
     assert TrainSettings.__required_keys__ == frozenset()

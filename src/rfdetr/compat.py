@@ -165,7 +165,7 @@ TRAIN: dict[str, Fate] = {
     "optimizer_kwargs": Constant(({},), f"weight_decay= is a field; for more, {_OPTIMIZER}"),
     "lr_scheduler_kwargs": Unpacked({"lr_drop": "lr_drop", "min_factor": "lr_min_factor"}),
     "lr_scheduler_interval": Constant(("step",), "schedules here move with each step"),
-    "square_resize_div_64": Constant((True,), "images are resized to a square"),
+    "square_resize_div_64": Constant((True,), "images are stretched to the resolution"),
     "scale_jitter": Constant((True,), "crops of several scales are part of the recipe"),
     "aug_config": Constant((None, {"HorizontalFlip": {"p": 0.5}}), _AUGMENT),
     "augmentation_backend": Harmless("cpu", "the loader's processes augment"),

@@ -132,7 +132,10 @@ class RFDETR(PublishedCalls, PredictingModel):
         config = self.model_config
         self._known_names = class_names
         labels = class_labels(class_names, config.num_classes)
-        sizes = {"resolution": config.resolution, "num_select": config.num_select}
+        sizes: dict[str, Any] = {
+            "resolution": config.resolution,
+            "num_select": config.num_select,
+        }
         device = best_device(config.device)
         self.model = ModelContext(network, labels=labels, device=device, **sizes)
 
@@ -156,6 +159,9 @@ class RFDETR(PublishedCalls, PredictingModel):
         has set up `logging`, they go there.) Without `output_dir`, a run goes to output, or to the
         first of output-2, output-3, ... without a run in it, and `resume="last"` goes on in the one
         with the newest last.ckpt. Under torchrun all its processes train together.
+        `resolution=(320, 480)` (height, width), or 384, trains at another size than the model's;
+        "auto" takes the shape of the images, and more pixels for small objects: the plan says what
+        and why.
         """
         with needs_extra("train", "training"):
             from pytorch_lightning.callbacks import LambdaCallback
@@ -170,6 +176,8 @@ class RFDETR(PublishedCalls, PredictingModel):
         of_training, of_model, of_trainer = compat.split_moved(settings)
         self.train_config_class.refuse_unknown(of_training, type(self).__name__)
         config = self.train_config_class(**of_training)
+        if auto := of_model.get("resolution") == "auto":
+            of_model.pop("resolution")
         model_config = self.get_model_config(**of_model)
         if "device" in of_model:
             best_device(model_config.device)  # one that is not here is told at once
@@ -178,12 +186,13 @@ class RFDETR(PublishedCalls, PredictingModel):
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
         if not config.overwrite:
             RunFolder(config.output_dir).refuse_to_overwrite(resumed)
-        datamodule = RFDETRDataModule(model_config, config)
+        datamodule = RFDETRDataModule(model_config, config, auto_resolution=auto)
         datamodule.setup("fit")
         if resumed:
             keep_settings(config, resumed, datamodule.class_names)
         names = renamed(datamodule.class_names or [], config.class_names)
-        model_config = self.get_model_config(**of_model, num_classes=len(names))
+        of_model |= {"resolution": datamodule.model_config.resolution, "num_classes": len(names)}
+        model_config = self.get_model_config(**of_model)
         weights = self._start.weights(to_published(self.weights()))
         module = RFDETRModule(model_config, config, weights, names)
         trainer = build_trainer(config, model_config, **{**launched_settings(), **of_trainer})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
@@ -93,8 +93,9 @@ class PredictingModel(abc.ABC):
         kind, device = self.kind, self.model.device.type
         fields = (SegmentationTrainConfig if kind.has_masks else TrainConfig).model_fields
         counts |= compat.of_evaluation(settings, device, fields)
-        counts.setdefault("resolution", self.model.size[0])
-        self.model.check_shape((counts["resolution"],) * 2)
+        resolution = counts.pop("resolution", self.model.size)
+        sides = resolution if isinstance(resolution, Sequence) else (resolution,) * 2
+        size = self.model.check_shape(sides)
         for name, count in counts.items():
             check_count(name, count, least=0 if name == "num_workers" else 1)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
@@ -112,7 +113,7 @@ class PredictingModel(abc.ABC):
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
         prefix = "val/" if split == "valid" else f"{split}/"
-        return replace(evaluate_split(detect, index, **counts), prefix=prefix)
+        return replace(evaluate_split(detect, index, size=size, **counts), prefix=prefix)
 
     def predict(  # noqa: PLR0913 - the first five are the published ones
         self,

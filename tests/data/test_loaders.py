@@ -150,6 +150,18 @@ def test_collate_joins_without_padding(tiny_coco: Path) -> None:
     assert [target["image_id"].item() for target in targets] == [1, 2]
 
 
+def test_rectangles_are_padded_to_the_largest_height_and_the_largest_width(tiny_coco: Path) -> None:
+    dataset = training_set(tiny_coco)
+    keys: list[Any] = [(0, 1, (32, 96)), (0, 2, (64, 32)), (0, 3, (64, 96))]
+    images, _ = collate([dataset[key] for key in keys])
+    assert images.tensors.shape == (3, 3, 64, 96) and images.mask is not None
+    for key, pixels, padding in zip(keys, images.tensors, images.mask, strict=True):
+        height, width = key[2]
+        assert not padding[:height, :width].any() and padding.sum() == 64 * 96 - height * width
+        assert torch.equal(pixels[:, :height, :width], dataset[key][0])
+        assert not pixels[:, padding].any()
+
+
 def test_orders_differ_by_epoch_and_hold_every_image_once() -> None:
     sampler = EpochSampler(50, shuffle=True, seed=1)
     first = list(sampler)

@@ -107,6 +107,9 @@ def test_the_evaluation_transform_is_the_one_resize_and_all_boxes() -> None:
     assert torch.equal(shown.image, resize(image, (32, 32)))
     np.testing.assert_allclose(shown.boxes_cxcywh[0], [0.2, 0.3, 0.2, 0.4], atol=1e-6)
     assert shown.kept.all()
+    wide = EvalTransform(32)(image, boxes_of([7, 5, 21, 25], [0, 0, 0.2, 0.2]), rng, size=(16, 48))
+    assert torch.equal(wide.image, resize(image, (16, 48)))
+    assert np.array_equal(wide.boxes_cxcywh, shown.boxes_cxcywh)  # shares of the image
 
 
 def test_jitter_is_brightness_contrast_and_saturation() -> None:

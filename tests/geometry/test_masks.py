@@ -139,15 +139,15 @@ def test_polygons_over_the_whole_image_are_those_of_pycocotools(seed: int) -> No
 @given(st.integers(0, 2**32))
 def test_a_polygons_bitmap_has_the_pixels_whose_centres_it_covers(seed: int) -> None:
     """Save for those within a pixel of its border, where COCO's rule may round either way."""
-    polygon, crop, size = star(seed), random_crop(seed), 24
+    polygon, crop, size = star(seed), random_crop(seed), (24, 36)
     bitmap = of_polygons(polygon).bitmap(crop, size)
     # Image pixels to one of ours.
-    scale = np.array((crop.right - crop.left, crop.bottom - crop.top)) / size
+    scale = np.array((crop.right - crop.left, crop.bottom - crop.top)) / size[::-1]
     ours = (polygon - crop[:2]) / scale
     if crop.flipped:
-        ours = ours * (-1, 1) + (size, 0)
-    for row in range(0, size, 3):
-        for column in range(0, size, 3):
+        ours = ours * (-1, 1) + (size[1], 0)
+    for row in range(0, size[0], 3):
+        for column in range(0, size[1], 3):
             x, y = column + 0.5, row + 0.5
             if distance_to_edges(ours, x, y) > 1:
                 assert bitmap[row, column] == covers(ours, x, y)
@@ -157,20 +157,21 @@ def test_several_polygons_cover_what_any_of_them_covers() -> None:
     left, right = (
         np.array([[x, 10], [x + 30, 10], [x + 30, 30], [x, 30]], np.float32) for x in (5, 20)
     )
-    bitmap = of_polygons(left, right).bitmap(Crop(0, 0, 60, 60), 60)
+    bitmap = of_polygons(left, right).bitmap(Crop(0, 0, 60, 60), (60, 60))
     assert bitmap[10:30, 5:50].all() and bitmap.sum() == 20 * 45
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_a_run_length_bitmap_has_the_pixels_under_the_centres(seed: int) -> None:
-    bitmap, crop, size = blobs(seed), random_crop(seed), 17
+    bitmap, crop, size = blobs(seed), random_crop(seed), (17, 11)
     found = of_bitmap(bitmap).bitmap(crop, size)
-    for row in range(size):
-        for column in range(size):
-            across = size - 1 - column if crop.flipped else column
-            x = crop.left + int((across + 0.5) * (crop.right - crop.left) / size)
-            y = crop.top + int((row + 0.5) * (crop.bottom - crop.top) / size)
+    height, width = size
+    for row in range(height):
+        for column in range(width):
+            across = width - 1 - column if crop.flipped else column
+            x = crop.left + int((across + 0.5) * (crop.right - crop.left) / width)
+            y = crop.top + int((row + 0.5) * (crop.bottom - crop.top) / height)
             assert found[row, column] == bitmap[y, x]
 
 
@@ -237,5 +238,5 @@ def test_nothing_visible_has_no_bounds_and_an_empty_bitmap() -> None:
     bitmap[:9, :9] = True
     for outline in (of_polygons(corner), of_bitmap(bitmap)):
         assert outline.bounds(Crop(20, 20, 40, 40)) is None
-        assert not outline.bitmap(Crop(20, 20, 40, 40), 8).any()
+        assert not outline.bitmap(Crop(20, 20, 40, 40), (8, 8)).any()
         assert outline.bounds(WHOLE) is not None

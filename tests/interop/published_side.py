@@ -16,12 +16,12 @@ THRESHOLD = 0.001
 SIZE = {"resolution": 96, "num_queries": 30, "num_select": 30, "group_detr": 2}
 
 
-def predict(weights: str, image: str, out: str) -> None:
+def predict(weights: str, image: str, out: str, **how: Any) -> None:
     import numpy as np
 
     from rfdetr import from_checkpoint
 
-    found = from_checkpoint(weights, device="cpu").predict(image, threshold=THRESHOLD)
+    found = from_checkpoint(weights, device="cpu").predict(image, threshold=THRESHOLD, **how)
     names = found.data["class_name"].astype(str)
     np.savez(out, xyxy=found.xyxy, confidence=found.confidence, class_name=names)
 

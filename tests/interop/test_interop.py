@@ -18,6 +18,7 @@ from tests.interop.published_side import SIZE, THRESHOLD
 
 from rfdetr import RFDETR, RFDETRNano, RFDETRSegNano
 from rfdetr.synthetic import generate
+from rfdetr.weights.writing import save_checkpoint
 
 PYTHON = os.environ.get("RFDETR_PUBLISHED_PYTHON")
 SIDE = Path(__file__).with_name("published_side.py")
@@ -114,6 +115,21 @@ def test_both_packages_find_the_same_with_one_file(
     done(published("predict", weights=weights, image=images[0], out=out))
     model = RFDETR.from_checkpoint(weights, device="cpu")
     assert_same(model.predict(images[0], threshold=THRESHOLD), out)
+
+
+def test_a_rectangle_is_loaded_as_a_square_and_finds_the_same_at_its_shape(
+    images: list[Path], tmp_path: Path
+) -> None:
+    shape = 96, 160
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {**SIZE, "resolution": shape, "num_classes": 3}
+    model = RFDETRNano(pretrain_weights=None, device="cpu", **settings)
+    weights, picture, out = (tmp_path / name for name in ("a.pth", "a.png", "found.npz"))
+    save_checkpoint(weights, model.weights(), model.model_config, ["a", "b", "c"])
+    Image.open(images[1]).convert("RGB").resize(shape[::-1]).save(picture)
+    done(published("predict", weights=weights, image=picture, out=out, shape=shape))
+    model = RFDETRNano.from_checkpoint(weights, device="cpu")
+    assert_same(model.predict(picture, threshold=THRESHOLD), out)
 
 
 @pytest.mark.parametrize("image", [0, 1], ids=["own-size", "resized"])

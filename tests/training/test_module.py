@@ -176,16 +176,19 @@ def test_without_a_seed_each_module_draws_its_own(
 
 def test_multi_scale_gives_every_batch_of_an_update_one_size(make_run: Callable[..., Any]) -> None:
     run = make_run(multi_scale=True, expanded_scales=True, epochs=1, batch_size=1)
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, Any]] = []
     run.module.model.register_forward_pre_hook(
         lambda model, inputs: (
-            seen.append((run.trainer.global_step, inputs[0].shape[-1])) if model.training else None
+            seen.append((run.trainer.global_step, tuple(inputs[0].shape[-2:])))
+            if model.training
+            else None
         )
     )
     run.fit()
     config = run.module.model_config
-    allowed = multi_scale_sizes(config.resolution, config.patch_size, config.num_windows, True)
-    by_step: dict[int, set[int]] = {}
+    window = config.patch_size * config.num_windows
+    allowed = multi_scale_sizes(config.input_size, config.square, window, True)
+    by_step: dict[int, set[Any]] = {}
     for step, size in seen:
         by_step.setdefault(step, set()).add(size)
     assert [len(sizes) for sizes in by_step.values()] == [1, 1, 1]
@@ -196,10 +199,10 @@ def test_multi_scale_gives_every_batch_of_an_update_one_size(make_run: Callable[
 def test_our_loader_gives_the_size_of_the_step_and_the_hook_resizes_what_others_give(
     ours: bool, make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[tuple[int, int]] = []
+    sizes: list[tuple[int, int]] = []  # widths
 
-    def watched(images: Any, size: int) -> Any:
-        sizes.append((images.tensors.shape[-1], size))
+    def watched(images: Any, size: tuple[int, int]) -> Any:
+        sizes.append((images.tensors.shape[-1], size[1]))
         return resize_batch(images, size)
 
     monkeypatch.setattr("rfdetr.training.steps.resize_batch", watched)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rfdetr.config import VARIANTS
 from rfdetr.models.build import build_detector
@@ -158,11 +160,28 @@ def test_ema_decay_without_warm_up() -> None:
     "case", SCHEDULES["multi_scale"], ids=lambda case: f"{case['resolution']}-{case['expanded']}"
 )
 def test_multi_scale_sizes(case: dict) -> None:
-    sizes = multi_scale_sizes(
-        case["resolution"], case["patch_size"], case["num_windows"], case["expanded"]
-    )
-    assert sizes == case["scales"]
+    side, window = case["resolution"], case["patch_size"] * case["num_windows"]
+    sizes = multi_scale_sizes((side, side), side, window, case["expanded"])
+    assert sizes == [(scale, scale) for scale in case["scales"]]
 
 
 def test_multi_scale_sizes_have_at_least_two_windows_a_side() -> None:
-    assert multi_scale_sizes(96, 16, 2, expanded=True) == [64, 96, 128, 160, 192, 224, 256]
+    sizes = multi_scale_sizes((96, 96), 96, 32, expanded=True)
+    assert sizes == [(side, side) for side in (64, 96, 128, 160, 192, 224, 256)]
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.sampled_from([14, 24, 32]), st.booleans())
+def test_multi_scale_keeps_the_shape_in_whole_windows(
+    rows: int, columns: int, window: int, expanded: bool
+) -> None:
+    square = round((rows * columns) ** 0.5)
+    size = rows * window, columns * window
+    sizes = multi_scale_sizes(size, square * window, window, expanded)
+    assert size in sizes
+    factors = [(square + offset) / square for offset in range(-5, 6)]
+    for drawn in sizes:
+        assert drawn[0] % window == drawn[1] % window == 0
+        off = [
+            [abs(a - b * factor) for a, b in zip(drawn, size, strict=True)] for factor in factors
+        ]
+        assert min(map(max, off)) <= window / 2 + 1e-6  # both by one factor, but for rounding

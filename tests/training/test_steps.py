@@ -72,7 +72,7 @@ def test_the_first_window_of_a_run_resumed_inside_it_has_fewer_batches() -> None
 
 
 def test_sizes_depend_on_seed_and_step_alone_and_cover_the_choice() -> None:
-    sizes = [64, 96, 128]
+    sizes = [(64, 64), (96, 64), (128, 192)]
     drawn = [draw_size(sizes, 3, step) for step in range(60)]
     assert drawn == [draw_size(sizes, 3, step) for step in range(60)]
     assert set(drawn) == set(sizes)
@@ -86,8 +86,8 @@ def test_mixed_seeds_differ_by_every_part_of_the_key() -> None:
 
 def test_a_resized_uint8_batch_is_one_antialiased_interpolation() -> None:
     pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
-    resized = resize_batch(NestedTensor(pixels), 24)
-    expected = F.interpolate(pixels.float(), (24, 24), mode="bilinear", antialias=True)
+    resized = resize_batch(NestedTensor(pixels), (24, 32))
+    expected = F.interpolate(pixels.float(), (24, 32), mode="bilinear", antialias=True)
     assert resized.tensors.dtype == torch.uint8
     assert (resized.tensors.float() - expected).abs().max() < 1.01  # rounding
 
@@ -95,7 +95,7 @@ def test_a_resized_uint8_batch_is_one_antialiased_interpolation() -> None:
 def test_a_padding_mask_is_resized_with_its_batch() -> None:
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
     mask[:, :, 4:] = True
-    resized = resize_batch(NestedTensor(torch.rand(1, 3, 8, 8), mask), 16)
+    resized = resize_batch(NestedTensor(torch.rand(1, 3, 8, 8), mask), (16, 16))
     assert resized.mask is not None
     assert resized.mask.dtype == torch.bool
     assert resized.mask.float().mean() == 0.5
@@ -103,4 +103,4 @@ def test_a_padding_mask_is_resized_with_its_batch() -> None:
 
 def test_a_batch_of_the_right_size_is_left_alone() -> None:
     batch = NestedTensor(torch.rand(1, 3, 8, 8))
-    assert resize_batch(batch, 8) is batch
+    assert resize_batch(batch, (8, 8)) is batch

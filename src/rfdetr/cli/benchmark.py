@@ -34,7 +34,7 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
     batch: str = "1",
     queries: str | None = None,
     layers: str | None = None,
-    resolution: int | None = None,
+    resolution: str | None = None,
     dataset_file: DatasetFile = "roboflow",
     images: int | None = 100,
     turns: int = 5,
@@ -50,7 +50,8 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
         batch: Images at a time: 1,8.
         queries: Fewer queries than the file's, in rows of their own: 300,200,100.
         layers: Fewer decoder layers than the file's: 3,2.
-        resolution: Side of the network's input in pixels, in place of the file's.
+        resolution: Side of the network's input in pixels, or height and width (320x480), in place
+            of the file's.
         images: Of the dataset's valid split, for mAP.
         turns: Of each row, five calls a turn.
         out: JSON file for the same figures, and the machine's.

@@ -18,6 +18,7 @@ from rfdetr.cli.options import (
     Predicting,
     open_model,
 )
+from rfdetr.config.fields import squared
 from rfdetr.errors import InputError
 
 
@@ -66,7 +67,8 @@ def evaluate(  # noqa: PLR0913 (each is an option)
         }
         known = tuple(row["name"] for row in metrics.per_class)
         model = kind.variant or "custom model"
-        facts = Facts(model, Path(checkpoint).name, detector.model.size[0], str(dataset))
+        size = squared(detector.model.size)
+        facts = Facts(model, Path(checkpoint).name, size, str(dataset))
         write_results(out / "results.json", {split: metrics}, facts.weights)
         indexes = {name: replace(index, class_names=known) for name, index in shown.items()}
         write_report(out, {split: metrics}, indexes, facts)

@@ -22,7 +22,7 @@ def export(
     /,
     *,
     format: str = "onnx",
-    resolution: int | None = None,
+    resolution: str | None = None,
     out: Annotated[Path | None, Parameter(name=["--out", "--output-dir"])] = None,
     no_verify: Annotated[bool, Parameter(negative="")] = False,
     options: ExportOptions = None,
@@ -32,7 +32,8 @@ def export(
     Args:
         format: "onnx", "openvino", "pt2" (torch.export), "hf" (a folder that `transformers` reads
             as `rf_detr`), or several: onnx,openvino.
-        resolution: Side of the network's input in pixels, in place of the file's.
+        resolution: Side of the network's input in pixels, or height and width (320x480), in place
+            of the file's.
         out: The folder: CHECKPOINT without its ending, and "-onnx" (the format), by default.
         no_verify: Do not compare the artifacts with the checkpoint.
     """

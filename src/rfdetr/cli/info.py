@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rfdetr.checks import check_path
+from rfdetr.config.fields import size_text
 from rfdetr.console import show_rows
 
 PACKAGES = (
@@ -73,7 +74,7 @@ def _checkpoint(name: str) -> dict[str, str]:
     return {
         "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB)",
         "variant": variant_name(config) or "custom",
-        "resolution": f"{config.resolution} pixels",
+        "resolution": f"{size_text(config.resolution)} pixels",
         "parameters": f"{parameters / 1e6:.2f} M",
         "classes": str(config.num_classes),
         "class names": ", ".join(class_names) if class_names else "not in the file",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rfdetr.predicting import ExportedDetector
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
+_TEXTS = (Path, ModelConfig.model_fields["resolution"].annotation)
+"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width."""
 _FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
 _FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
 _WEIGHTS = "File of weights, or the name of a published one"
@@ -46,9 +48,10 @@ def options_of(config: type[BaseModel], group: Group) -> Any:
             continue
         shows = config is not ModelConfig and field.default is not None  # variants have their own
         note = f"{field.description} [default: {field.default}]" if shows else field.description
-        kind: Any = str if field.annotation is Path else field.annotation  # "" is no Path(".")
+        apart = field.annotation in _TEXTS
+        kind: Any = str if apart else field.annotation
         spellings = (rule for rule in field.metadata if isinstance(rule, BeforeValidator))
-        rules = *spellings, BeforeValidator(_plain), Parameter(group=group)
+        rules = *(() if apart else spellings), BeforeValidator(_plain), Parameter(group=group)
         kind = annotated[(kind | None, *rules)]
         fields[name] = (kind, Field(None, description=" ".join(str(note).split())))
     return annotated[create_model(f"{config.__name__}Options", **fields), Parameter(name="*")]

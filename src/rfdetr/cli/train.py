@@ -46,6 +46,8 @@ def train(
     if "dataset_dir" not in settings:
         raise InputError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
     of_model, of_training = split_settings(settings)
+    if of_model.get("resolution") == "auto":  # of the training images
+        of_training["resolution"] = of_model.pop("resolution")
     SegmentationTrainConfig(
         **split_moved(of_training)[0]
     )  # a wrong setting is told before weights are loaded

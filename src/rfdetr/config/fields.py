@@ -5,10 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 from pydantic_core import PydanticCustomError
 
 from rfdetr.checks import MOST, nearest, plain_path, short, shown
@@ -26,12 +36,45 @@ def plain_json(value: Any) -> Any:
         raise PydanticCustomError("json", "no JSON value: {why}", {"why": str(error)}) from None
 
 
+def _sides(value: Any) -> Any:
+    """ "320x480" as (320, 480); anything else as it is."""
+    if value == "auto":
+        raise InputError('"auto" is chosen from training images: train(resolution="auto")')
+    pair = re.fullmatch(r"(\d+) ?x ?(\d+)", value) if isinstance(value, str) else None
+    return value if pair is None else (int(pair[1]), int(pair[2]))
+
+
+def input_size(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a `resolution`: 384 is (384, 384)."""
+    height, width = (resolution,) * 2 if isinstance(resolution, int) else resolution
+    return height, width
+
+
+def squared(resolution: int | Sequence[int]) -> int | tuple[int, int]:
+    """A square by its one side: (384, 384) is 384; anything else by height and width."""
+    height, width = input_size(resolution)
+    return height if height == width else (height, width)
+
+
+def size_text(resolution: int | Sequence[int]) -> str:
+    """A `resolution` in words: "384", "320x480" (height x width)."""
+    known = squared(resolution)
+    return str(known) if isinstance(known, int) else "{}x{}".format(*known)
+
+
 # Types and not `Field(...)` defaults: a variant that states another default then keeps the range.
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 WorkerCount = Annotated[int, Field(ge=0, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 Side = Annotated[int, Field(ge=1, le=8192)]  # pixels or patches; the tokens of more fit nowhere
+# Of two types that are told apart before they are checked, so that a number's fault is told alone.
+Resolution = Annotated[
+    Annotated[Side, Tag("side")] | Annotated[tuple[Side, Side], Tag("sides")],
+    Discriminator(lambda value: "sides" if isinstance(value, list | tuple) else "side"),
+    BeforeValidator(_sides),
+    AfterValidator(squared),
+]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]

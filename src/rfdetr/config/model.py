@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, model_validator
 
 from rfdetr import compat
-from rfdetr.config.fields import PathText, PositiveInt, Side, StrictConfig
+from rfdetr.config.fields import PathText, PositiveInt, Resolution, Side, StrictConfig, input_size
 from rfdetr.errors import InputError
 
 __all__ = ["ENCODERS", "PROJECTOR_SCALES", "VARIANTS", "Architecture", "EncoderDims", "ModelConfig"]
@@ -62,10 +63,12 @@ class Architecture(StrictConfig):
     """Side of an image patch, pixels."""
     num_windows: PositiveInt = 2
     """Attention windows per image side; 1 = every block attends globally."""
-    resolution: Side = 384
-    """Side of the square network input, pixels; a multiple of patch_size * num_windows."""
+    resolution: Resolution = 384
+    """Side of the square network input, pixels, or (height, width); multiples of patch_size *
+    num_windows."""
     positional_encoding_size: Side | None = None
-    """Side of the stored position grid, patches; None: resolution // patch_size."""
+    """Side of the stored position grid, patches; None: resolution // patch_size, for a height and
+    width that of a square of as many pixels."""
     projector_scale: list[Level] = ["P4"]
     """Feature levels for the decoder: P3 twice, P4 once, P5 half the patch grid's resolution."""
     hidden_dim: PositiveInt = 256
@@ -100,17 +103,30 @@ class Architecture(StrictConfig):
     @property
     def position_grid(self) -> int:
         """Side of the stored position grid, patches."""
-        return self.positional_encoding_size or self.resolution // self.patch_size
+        return self.positional_encoding_size or self.square // self.patch_size
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input, pixels."""
+        return input_size(self.resolution)
+
+    @property
+    def square(self) -> int:
+        """Side of the square input of about as many pixels: the resolution, where it is square."""
+        height, width = self.input_size
+        step = self.patch_size * self.num_windows
+        return max(round(math.sqrt(height * width) / step), 1) * step
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Architecture:
         patch, windows, hidden = self.patch_size, self.num_windows, self.hidden_dim
         blocks, levels = self.out_feature_indexes, self.projector_scale
         step, most = patch * windows, self.num_queries * (self.num_classes + 1)
-        if self.resolution % step:
-            low = max(self.resolution // step, 1) * step
+        if odd := [side for side in self.input_size if side % step]:
+            low = max(odd[0] // step, 1) * step
+            part = "" if isinstance(self.resolution, int) else f" of {self.resolution}"
             fault = (
-                f"resolution {self.resolution} is not a multiple of patch_size {patch} x "
+                f"resolution {odd[0]}{part} is not a multiple of patch_size {patch} x "
                 f"num_windows {windows} = {step}; the nearest that fit are {low} and {low + step}"
             )
         elif not blocks or blocks != sorted(set(blocks)) or blocks[0] < 1:

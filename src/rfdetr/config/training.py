@@ -222,8 +222,8 @@ class SegmentationTrainConfig(TrainConfig):
 
 
 class TrainSettings(TypedDict, total=False):
-    """The fields of `SegmentationTrainConfig` as keywords of `RFDETR.train`, for editors; a test
-    holds the two together.
+    """The fields of `SegmentationTrainConfig` as keywords of `RFDETR.train`, for editors, and the
+    resolution, which is the model's; a test holds the two together.
     """
 
     dataset_dir: PathLike
@@ -295,3 +295,4 @@ class TrainSettings(TypedDict, total=False):
     mask_ce_loss_coef: float
     mask_dice_loss_coef: float
     mask_point_sample_ratio: int
+    resolution: int | tuple[int, int] | Literal["auto"]

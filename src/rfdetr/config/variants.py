@@ -9,7 +9,7 @@ from rfdetr.config import fields, model
 class RFDETRMiniConfig(model.ModelConfig, variant="mini"):  # ours, bundled; under 3 M parameters
     encoder: model.EncoderName = "dinov2_windowed_mini"
     out_feature_indexes: list[int] = [1, 3, 5]
-    resolution: fields.Side = 256
+    resolution: fields.Resolution = 256
     hidden_dim: fields.PositiveInt = 128
     ca_nheads: fields.PositiveInt = 8
     dim_feedforward: fields.PositiveInt = 512
@@ -24,19 +24,19 @@ class RFDETRNanoConfig(model.ModelConfig, variant="nano"):  # 30.5 M parameters
 
 
 class RFDETRSmallConfig(model.ModelConfig, variant="small"):  # 32.1 M parameters
-    resolution: fields.Side = 512
+    resolution: fields.Resolution = 512
     dec_layers: fields.PositiveInt = 3
     pretrain_weights: fields.PathText | None = "rf-detr-small.pth"
 
 
 class RFDETRMediumConfig(model.ModelConfig, variant="medium"):  # 33.7 M parameters
-    resolution: fields.Side = 576
+    resolution: fields.Resolution = 576
     dec_layers: fields.PositiveInt = 4
     pretrain_weights: fields.PathText | None = "rf-detr-medium.pth"
 
 
 class RFDETRLargeConfig(model.ModelConfig, variant="large"):  # 33.9 M parameters
-    resolution: fields.Side = 704
+    resolution: fields.Resolution = 704
     dec_layers: fields.PositiveInt = 4
     pretrain_weights: fields.PathText | None = "rf-detr-large-2026.pth"
 
@@ -45,7 +45,7 @@ class RFDETRBaseConfig(model.ModelConfig, variant="base"):  # on the DINOv2 posi
     out_feature_indexes: list[int] = [2, 5, 8, 11]
     patch_size: fields.PositiveInt = 14
     num_windows: fields.PositiveInt = 4
-    resolution: fields.Side = 560
+    resolution: fields.Resolution = 560
     positional_encoding_size: fields.Side | None = 37
     dec_layers: fields.PositiveInt = 3
     pretrain_weights: fields.PathText | None = "rf-detr-base.pth"
@@ -69,7 +69,7 @@ class RFDETRSegMiniConfig(RFDETRMiniConfig, variant="seg-mini"):  # ours, bundle
 class RFDETRSegNanoConfig(model.ModelConfig, variant="seg-nano"):  # 33.6 M parameters
     patch_size: fields.PositiveInt = 12
     num_windows: fields.PositiveInt = 1
-    resolution: fields.Side = 312
+    resolution: fields.Resolution = 312
     dec_layers: fields.PositiveInt = 4
     num_queries: fields.PositiveInt = 100
     num_select: fields.PositiveInt = 100
@@ -79,12 +79,12 @@ class RFDETRSegNanoConfig(model.ModelConfig, variant="seg-nano"):  # 33.6 M para
 
 class RFDETRSegSmallConfig(RFDETRSegNanoConfig, variant="seg-small"):  # 33.7 M parameters
     num_windows: fields.PositiveInt = 2
-    resolution: fields.Side = 384
+    resolution: fields.Resolution = 384
     pretrain_weights: fields.PathText | None = "rf-detr-seg-small.pt"
 
 
 class RFDETRSegMediumConfig(RFDETRSegSmallConfig, variant="seg-medium"):  # 35.7 M parameters
-    resolution: fields.Side = 432
+    resolution: fields.Resolution = 432
     dec_layers: fields.PositiveInt = 5
     num_queries: fields.PositiveInt = 200
     num_select: fields.PositiveInt = 200
@@ -92,12 +92,12 @@ class RFDETRSegMediumConfig(RFDETRSegSmallConfig, variant="seg-medium"):  # 35.7
 
 
 class RFDETRSegLargeConfig(RFDETRSegMediumConfig, variant="seg-large"):  # 35.9 M parameters
-    resolution: fields.Side = 504
+    resolution: fields.Resolution = 504
     pretrain_weights: fields.PathText | None = "rf-detr-seg-large.pt"
 
 
 class RFDETRSegXLargeConfig(RFDETRSegLargeConfig, variant="seg-xlarge"):  # 38.1 M parameters
-    resolution: fields.Side = 624
+    resolution: fields.Resolution = 624
     dec_layers: fields.PositiveInt = 6
     num_queries: fields.PositiveInt = 300
     num_select: fields.PositiveInt = 300
@@ -105,12 +105,12 @@ class RFDETRSegXLargeConfig(RFDETRSegLargeConfig, variant="seg-xlarge"):  # 38.1
 
 
 class RFDETRSeg2XLargeConfig(RFDETRSegXLargeConfig, variant="seg-2xlarge"):  # 38.6 M parameters
-    resolution: fields.Side = 768
+    resolution: fields.Resolution = 768
     pretrain_weights: fields.PathText | None = "rf-detr-seg-xxlarge.pt"
 
 
 class RFDETRSegPreviewConfig(RFDETRSegSmallConfig, variant="seg-preview"):
-    resolution: fields.Side = 432
+    resolution: fields.Resolution = 432
     num_queries: fields.PositiveInt = 200
     num_select: fields.PositiveInt = 200
     pretrain_weights: fields.PathText | None = "rf-detr-seg-preview.pt"

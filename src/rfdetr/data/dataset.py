@@ -24,8 +24,8 @@ from rfdetr.data.index import DatasetIndex
 from rfdetr.data.transforms import Outlines, TrainTransform, Transformed
 from rfdetr.geometry.rle import pack_rles
 
-SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, int]"
-"""An image; an epoch and an image; or an epoch, an image and the size of its input in pixels."""
+SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, tuple[int, int]]"
+"""An image; an epoch and an image; or an epoch, an image and the height and width of its input."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Target(dict[str, Tensor]):
 
     Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original image,
     and `tone` (2,) float32.
-    With outlines there are masks (n, size, size) bool of the network input, and has_mask (n,),
+    With outlines there are masks (n, height, width) bool of the network input, and has_mask (n,),
     False where an object has no outline or one too small to show. Evaluation then adds rle_bytes
     and rle_offsets of the whole outlines (see `pack_rles`); an object without one has no bytes.
     An image that cannot be decoded has undecodable (2,): its number, and that of all images.
@@ -81,12 +81,12 @@ def keyed_generator(seed: int, *key: int) -> np.random.Generator:
 
 @dataclass(eq=False, repr=False)
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Images (3, size, size) uint8 and their targets, by `SampleKey`; an image alone is of epoch 0.
+    """Images (3, height, width) uint8 and targets, by `SampleKey`; an image alone is of epoch 0.
 
     The epoch and the size travel in the key, so workers that live through many epochs need no
     message when one ends. In a key with an epoch, numbers go on past the last image: n + i of n
-    images is image i, transformed in another way. Where there are `sizes`, an image draws its own
-    of these instead. Crowd boxes are in `evaluation` targets only.
+    images is image i, transformed in another way. Where there are `sizes` (height, width), an image
+    draws its own of these instead. Crowd boxes are in `evaluation` targets only.
 
     With `forgiving`, an image that cannot be decoded is no error. Training gets the next one that
     can, in the order of the index, with its own objects; evaluation gets a gray image, so that its
@@ -97,7 +97,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     transform: TrainTransform
     _: KW_ONLY
     seed: int = 0
-    sizes: Sequence[int] = ()
+    sizes: Sequence[tuple[int, int]] = ()
     evaluation: bool = False
     forgiving: bool = False
     _told: set[int] = field(default_factory=set, init=False)  # images this process has warned of
@@ -108,7 +108,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         if isinstance(key, int) and not 0 <= key < len(self):
             raise IndexError(f"image {key} of a split of {len(self)}")
-        epoch, number, *sizes = (0, key) if isinstance(key, int) else key
+        epoch, number, size = (0, key, None) if isinstance(key, int) else (*key, None)[:3]
         wanted, index = number % len(self), self.index
         i, pixels, readable = self._decode(wanted)
         rows = np.arange(*index.offsets[i : i + 2])
@@ -116,9 +116,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             rows = rows[~index.crowd[rows]]
         outlines = index.outlines_of(i, rows)
         generator = keyed_generator(self.seed, epoch, number)
-        size = sizes[0] if sizes else None
         if self.sizes:  # a generator of its own: crop and colours are as without
-            size = int(keyed_generator(self.seed, epoch, number, 1).choice(self.sizes))
+            draw = keyed_generator(self.seed, epoch, number, 1)
+            size = self.sizes[int(draw.integers(len(self.sizes)))]
         shown = self.transform(pixels, index.boxes[rows], generator, outlines, size)
         target = Target(
             labels=torch.from_numpy(index.labels[rows][shown.kept]),
@@ -163,11 +163,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return None
 
     def _add_masks(self, target: Target, shown: Transformed, outlines: Outlines) -> None:
-        size = shown.image.shape[-1]
-        masks = np.zeros((len(outlines), size, size), np.bool_)
+        height, width = shown.image.shape[-2:]
+        masks = np.zeros((len(outlines), height, width), np.bool_)
         for mask, outline in zip(masks, outlines, strict=True):
             if outline is not None:
-                mask[:] = outline.bitmap(shown.crop, size)
+                mask[:] = outline.bitmap(shown.crop, (height, width))
         target["masks"] = torch.from_numpy(masks)
         target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
         if self.evaluation:
@@ -175,22 +175,23 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Target]]:
-    """Stack images (3, size, size) to a batch (B, 3, size, size) uint8; targets stay a list.
+    """Stack images (3, height, width) to a batch (B, 3, H, W) uint8; targets stay a list.
 
-    Smaller images are padded at the right and at the bottom to the largest, and their masks too.
+    Smaller images are padded at the right and at the bottom to the largest height and the largest
+    width, and their masks too.
     """
     images, targets = zip(*samples, strict=True)
-    sides = [image.shape[-1] for image in images]
-    if min(sides) == max(sides):
+    sizes = {image.shape[-2:] for image in images}
+    if len(sizes) == 1:
         return NestedTensor(torch.stack(images)), list(targets)
-    padding = torch.stack([_padded(torch.zeros(n, n).bool(), max(sides), True) for n in sides])
+    height, width = map(max, zip(*sizes, strict=True))
+
+    def padded(values: Tensor, value: int = 0) -> Tensor:
+        more = width - values.shape[-1], height - values.shape[-2]
+        return F.pad(values, (0, more[0], 0, more[1]), value=value)
+
+    padding = torch.stack([padded(torch.zeros(i.shape[-2:]).bool(), True) for i in images])
     for target in targets:
         if "masks" in target:
-            target["masks"] = _padded(target["masks"], max(sides))
-    return NestedTensor(torch.stack([_padded(i, max(sides)) for i in images]), padding), [*targets]
-
-
-def _padded(values: Tensor, side: int, value: int = 0) -> Tensor:
-    """Squares (..., n, n) with `value` to the right and below, up to (..., side, side)."""
-    more = side - values.shape[-1]
-    return F.pad(values, (0, more, 0, more), value=value)
+            target["masks"] = padded(target["masks"])
+    return NestedTensor(torch.stack([padded(image) for image in images]), padding), [*targets]

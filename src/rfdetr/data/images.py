@@ -163,8 +163,10 @@ def is_deep(mode: str) -> bool:
     return mode == "F" or mode.startswith("I")
 
 
-def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """Stretch (H, W, 3) to a (3, *size) uint8 tensor: bilinear, antialiased."""
+def resize(image: NDArray[np.uint8], size: int | tuple[int, int]) -> Tensor:
+    """Stretch (H, W, 3) to a (3, height, width) uint8 tensor: bilinear, antialiased. `size` is
+    (height, width), or the side of a square.
+    """
     pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
     channels_last = pixels.permute(2, 0, 1)[None]  # which torch has a fast uint8 path for
     return F.interpolate(channels_last, size, mode="bilinear", antialias=True)[0]

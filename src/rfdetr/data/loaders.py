@@ -32,8 +32,8 @@ class EpochSampler(Sampler[SampleKey]):
     ranks must take equally many steps. Others hold every image once, unless `even` asks for equal
     ones or there are too few images for every rank to have one.
 
-    `sizes` is called when an iteration starts, and yields the size of each image from there on:
-    keys are then (epoch, image, size).
+    `sizes` is called when an iteration starts, and yields each image's size (height, width) from
+    there on: keys are then (epoch, image, size).
     """
 
     length: int
@@ -45,7 +45,7 @@ class EpochSampler(Sampler[SampleKey]):
     world_size: int = 1
     even: bool = False
     at_least: int = 0
-    sizes: Callable[[], Iterator[int]] | None = None
+    sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
     skip: int = 0  # images at the start of the order, of all ranks, that the next iteration omits
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Transforms: upright RGB pixels and boxes in, a square uint8 tensor and relative boxes out.
+"""Transforms: upright RGB pixels and boxes in, a uint8 tensor of one size and relative boxes out.
 
 A transform first draws one crop of the original image. Then pixels are cut out and resampled once,
 and boxes and outlines move by arithmetic. The published recipe resizes, crops and resizes again:
@@ -35,7 +35,7 @@ Outlines: TypeAlias = Sequence[Segmentation | None]
 class Transformed(NamedTuple):
     """A network input and its boxes; `kept` says which of the given boxes these are."""
 
-    image: Tensor  # (3, size, size) uint8
+    image: Tensor  # (3, height, width) uint8
     boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the crop
     kept: NDArray[np.bool_]  # of each given box
     crop: Crop
@@ -46,10 +46,11 @@ class TrainTransform:
     """The published recipe; with `color_jitter`, other brightness, contrast and saturation as well.
 
     A call takes an image (H, W, 3) uint8 and its boxes (m, 4) xyxy in pixels, and draws from `rng`.
-    Its `size` in pixels is for this image alone: that of its step in multi-scale training.
+    Its `size` in pixels, (height, width) or the side of a square, is for this image alone: that of
+    its step in multi-scale training.
     """
 
-    size: int  # pixels
+    size: int | tuple[int, int]  # (height, width), or the side of a square, pixels
     color_jitter: float = 0.0  # from 0 to 1, see `jitter_color`
     _draws_crop: ClassVar[bool] = True
 
@@ -59,13 +60,13 @@ class TrainTransform:
         boxes_xyxy: NDArray[np.float32],
         rng: np.random.Generator,
         outlines: Outlines = (),
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
     ) -> Transformed:
         height, width = image.shape[:2]
         crop = draw_crop(height, width, rng) if self._draws_crop else Crop(0, 0, width, height)
         boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
         shown = image[crop.top : crop.bottom, crop.left : crop.right]
-        pixels = resize(shown, (size or self.size,) * 2)
+        pixels = resize(shown, size or self.size)
         pixels = pixels.flip(-1) if crop.flipped else pixels
         if self.color_jitter:
             pixels = jitter_color(pixels, self.color_jitter, rng)
@@ -73,7 +74,7 @@ class TrainTransform:
 
 
 class EvalTransform(TrainTransform):
-    """The whole image, stretched to the square: what validation, test and predict share."""
+    """The whole image, stretched to the size: what validation, test and predict share."""
 
     _draws_crop = False
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr.config.fields import input_size, size_text
 from rfdetr.data.findings import Description, Findings
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.segmentations import OutlineRecorder
@@ -112,7 +113,12 @@ def check_classes(indexes: Mapping[str, DatasetIndex], findings: Findings) -> No
 
 
 def check_for_model(
-    index: DatasetIndex, findings: Findings, *, resolution: int, patch_size: int, num_queries: int
+    index: DatasetIndex,
+    findings: Findings,
+    *,
+    resolution: int | Sequence[int],
+    patch_size: int,
+    num_queries: int,
 ) -> None:
     """Find images with more objects than queries, and objects smaller than a patch of the model."""
     objects = np.diff(index.offsets)
@@ -121,11 +127,13 @@ def check_for_model(
         findings.add("objects-over-queries", index.source, index.path(image).name, found)
     image_of_box = np.repeat(np.arange(len(index)), objects)
     sizes = np.maximum(index.sizes[image_of_box][:, ::-1], 1)  # (M, 2) width, height
-    sides = (index.boxes[:, 2:] - index.boxes[:, :2]) / sizes * resolution
+    sides = (index.boxes[:, 2:] - index.boxes[:, :2]) / sizes * input_size(resolution)[::-1]
 
     def describe(row: int) -> Description:
         width, height = sides[row]
-        found = f"{width:.1f}x{height:.1f} pixels at {resolution}, a patch has {patch_size}"
+        found = (
+            f"{width:.1f}x{height:.1f} pixels at {size_text(resolution)}, a patch has {patch_size}"
+        )
         name = index.class_names[index.labels[row]]
         return str(index.source), f"{index.path(int(image_of_box[row])).name}, {name}", found, None
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from rfdetr.config.fields import input_size, size_text
 from rfdetr.data.index import DatasetIndex
 from rfdetr.evaluation.matching import Array
 from rfdetr.evaluation.plots import BLUE, ORANGE, RED, STYLE, short
@@ -25,12 +26,12 @@ def labels_picture(
     splits: Mapping[str, DatasetIndex],
     names: Sequence[str],
     *,
-    resolution: int,
+    resolution: int | Sequence[int],
     patch_size: int,
     num_queries: int,
 ) -> Image.Image:
     """Four panels on the labels of `splits`, train first: objects by class of each split; of train
-    their sizes as a network of `resolution` pixels sees them, their places, and objects an image.
+    their sizes as a network of that `resolution` sees them, their places, and objects an image.
 
     Lines mark what the network cannot see well, less than a patch, and cannot find, more than its
     queries. Crowds, which are not learned, do not count.
@@ -39,13 +40,14 @@ def labels_picture(
     single = np.flatnonzero(~train.crowd)
     chosen = single[:: max(1, -(-len(single) // MOST_BOXES))]
     image = np.searchsorted(train.offsets, chosen, side="right") - 1
+    size = input_size(resolution)
     shape = np.maximum(train.sizes[image][:, ::-1], 1)  # width, height
     low, high = (train.boxes[chosen, at : at + 2] / shape for at in (0, 2))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 8.6), dpi=120, layout="constrained")
         (classes, sizes), (places, crowding) = figure.subplots(2, 2)
         _draw_classes(classes, splits, names)
-        _draw_sizes(sizes, (high - low) * resolution, resolution, patch_size)
+        _draw_sizes(sizes, (high - low) * size[::-1], size, patch_size)
         cells = int(np.clip(len(chosen) ** 0.5 / 2, 8, 40))
         _heat(places, (low + high) / 2, np.linspace(0, 1, cells + 1))
         places.set(title="Centres of the boxes in train, as shares of the image", aspect="equal")
@@ -85,16 +87,19 @@ def _draw_classes(axes: Axes, splits: Mapping[str, DatasetIndex], names: Sequenc
     axes.legend(loc="lower right", frameon=True, edgecolor="none")
 
 
-def _draw_sizes(axes: Axes, sizes: Array, resolution: int, patch_size: int) -> None:
-    """Widths and heights (m, 2) in pixels of the network's input, on scales of equal ratios."""
-    title = f"Box sizes in train, in pixels of the network's input ({resolution})"
-    least = min(max(float(sizes.min(initial=resolution)), 1.0), patch_size / 2)
+def _draw_sizes(axes: Axes, sizes: Array, size: tuple[int, int], patch_size: int) -> None:
+    """Widths and heights (m, 2) in pixels of the network's input, which has (height, width) `size`,
+    on scales of equal ratios.
+    """
+    title = f"Box sizes in train, in pixels of the network's input ({size_text(size)})"
+    most = max(size)
+    least = min(max(float(sizes.min(initial=most)), 1.0), patch_size / 2)
     cells = int(np.clip(len(sizes) ** 0.5, 16, 48))
-    edges = np.geomspace(least, resolution, cells + 1)
-    _heat(axes, sizes.clip(least, resolution), edges)
+    edges = np.geomspace(least, most, cells + 1)
+    _heat(axes, sizes.clip(least, most), edges)
     axes.set(xscale="log", yscale="log", xlabel="width", ylabel="height", title=title)
     ticks = [side for side in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if side >= least]
-    ticks = [side for side in ticks if side <= resolution]
+    ticks = [side for side in ticks if side <= most]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(ticks, [str(side) for side in ticks])
         axis.set_ticks([], minor=True)

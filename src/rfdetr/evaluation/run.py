@@ -34,18 +34,18 @@ def evaluate_split(
     detect: Callable[[Tensor, Tensor], Found],
     index: DatasetIndex,
     *,
-    resolution: int,
+    size: tuple[int, int],
     batch_size: int,
     num_workers: int,
     max_dets: int,
 ) -> Metrics:
     """Metrics of boxes on a labelled split, and of masks if its index has outlines.
 
-    `detect` takes uint8 images (B, 3, resolution, resolution) and their original sizes (B, 2) as
-    height, width, and gives for each image `scores`, `labels` of the index's classes, `boxes` xyxy
-    in original pixels, `mask_logits`.
+    `detect` takes uint8 images (B, 3, *size) and their original sizes (B, 2) as height, width, and
+    gives for each image `scores`, `labels` of the index's classes, `boxes` xyxy in original pixels,
+    `mask_logits`.
     """
-    dataset = DetectionDataset(index, EvalTransform(resolution), evaluation=True)
+    dataset = DetectionDataset(index, EvalTransform(size), evaluation=True)
     sampler = EpochSampler(len(dataset), shuffle=False)
     workers = min(num_workers, len(dataset))
     loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=workers)

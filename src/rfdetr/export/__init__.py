@@ -45,9 +45,9 @@ def options_of(config: ExportConfig, formats: Sequence[str], subject: Subject) -
     """How `subject` is written. Raises `InputError` for a `dtype` or `shape` that `formats` cannot
     have; what else has no effect on them, a warning tells.
     """
-    size = config.shape or (subject.config.resolution,) * 2
+    size = config.shape or subject.config.input_size
     kinds = [ARTIFACTS[one] for one in formats if one in ARTIFACTS]
-    if "hf" in formats and config.shape not in (None, (subject.config.resolution,) * 2):
+    if "hf" in formats and config.shape not in (None, subject.config.input_size):
         raise InputError(f'shape={size} is not of "hf": load the model with another resolution=')
     if kinds and not any(config.dtype in kind.dtypes for kind in kinds):
         told = f'dtype="{config.dtype}" is of OpenVINO, and {", ".join(formats)} is of float32'

@@ -39,7 +39,7 @@ def model_card(subject: Subject, use: str) -> str:
     """A README.md of Hugging Face: classes, resolution, figures, notes, and how to `use` it."""
     config, names = subject.config, list(subject.labels.values())
     has_masks = config.segmentation_head
-    side = f"{config.resolution} x {config.resolution} pixels"
+    side = "{} x {} pixels".format(*config.input_size)
     parts = [
         f"---\nlibrary_name: transformers\n"
         f"pipeline_tag: {'image-segmentation' if has_masks else 'object-detection'}\n"

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from rfdetr.config import ModelConfig
+from rfdetr.config.fields import size_text
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError
 from rfdetr.export.card import Subject, model_card
@@ -136,7 +137,7 @@ def hf_tensors(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Te
     for published, tensor in published_tensors(state).items():
         ours = our_name(published)
         if ours == "encoder.position_embeddings":
-            tensor = resize_positions(tensor, config.resolution // config.patch_size)
+            tensor = resize_positions(tensor, config.square // config.patch_size)
         name = renamed(ours, table)
         if _QKV in name:
             start, _, leaf = name.partition("in_proj_")
@@ -206,8 +207,13 @@ def hf_preprocessing(config: ModelConfig) -> dict[str, Any]:
 
 def _refuse_unlike(config: ModelConfig) -> None:
     """`InputError` for a network that RfDetrConfig cannot describe, or that it cannot run."""
-    cells = (config.resolution // config.patch_size) ** 2
-    if config.projector_scale != ["P4"]:
+    cells = (config.square // config.patch_size) ** 2
+    if not isinstance(config.resolution, int):
+        fault = (
+            f"square images, and this model's are of {size_text(config.resolution)} pixels: load "
+            f"it with resolution={config.square}, or export another format"
+        )
+    elif config.projector_scale != ["P4"]:
         fault = f'one feature level, "P4", and this model has {config.projector_scale}'
     elif config.encoder_dims.registers:
         fault = f"an encoder without registers, and this model's is {config.encoder!r}"

@@ -46,18 +46,22 @@ class Segmentation(NamedTuple):
             box = [*points.min(0), *points.max(0)] if len(points) else None
         return None if box is None else np.array(box, np.float32)
 
-    def bitmap(self, crop: Crop, size: int) -> NDArray[np.bool_]:
-        """What `crop` shows of the object, stretched to (size, size), mirrored if it says so."""
-        low, extent = np.array(crop[:2]), np.array(crop[2:4]) - crop[:2]
+    def bitmap(self, crop: Crop, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """What `crop` shows of the object, stretched to `size` (height, width), mirrored if it says
+        so.
+        """
+        (height, width), low, extent = size, np.array(crop[:2]), np.array(crop[2:4]) - crop[:2]
         if self.rle:  # the pixel under the centre of each one of the bitmap
-            grid = low + ((np.arange(size) + 0.5)[:, None] * extent / size).astype(np.int64)
-            x, y = grid.T
+            y, x = (
+                low[axis] + ((np.arange(side) + 0.5) * extent[axis] / side).astype(np.int64)
+                for axis, side in ((1, height), (0, width))
+            )
             found = self._pixels()[np.ix_(y, x[::-1] if crop.flipped else x)]
             return found.astype(np.bool_, order="C")
-        moved = [(polygon - low) * (size / extent) for polygon in self.polygons]
+        moved = [(polygon - low) * ((width, height) / extent) for polygon in self.polygons]
         if crop.flipped:
-            moved = [polygon * (-1, 1) + (size, 0) for polygon in moved]
-        return np.asarray(coco_masks().decode(_drawn(moved, size, size)), np.bool_, order="C")
+            moved = [polygon * (-1, 1) + (width, 0) for polygon in moved]
+        return np.asarray(coco_masks().decode(_drawn(moved, height, width)), np.bool_, order="C")
 
     def to_rle(self) -> bytes:
         """Compressed run lengths over the whole image, as COCO's tools make them of polygons."""

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rfdetr.checks import check_count, check_kind, check_share, shown
+from rfdetr.config.fields import input_size
 from rfdetr.data.images import normalize, resize
 from rfdetr.data.sources import ImageSources, Loaded, Request, load_images, look_up
 from rfdetr.errors import InputError, InputTypeError
@@ -190,7 +191,7 @@ class Predictor:
     ) -> list[dict[str, Tensor]]:
         """What `postprocess` gives for each image, best first: scores, labels, pixel boxes, masks.
 
-        Takes uint8 `pixels` (B, 3, S, S) and `sizes` (B, 2) of the original images (height, width).
+        Takes uint8 `pixels` (B, 3, H, W) and `sizes` (B, 2) of the original images (height, width).
         `autocast` is for a network that is not optimised otherwise.
         """
         engine = self.engine(autocast)
@@ -256,7 +257,7 @@ class NetworkPredictor(Predictor):
         self,
         model: Detector,
         *,
-        resolution: int,
+        resolution: int | tuple[int, int],
         num_select: int,
         labels: Mapping[int, str],
         device: torch.device,
@@ -269,7 +270,7 @@ class NetworkPredictor(Predictor):
         """What `optimize` made it with; None for an engine of `use`."""
         self.converted = False
         """Whether `optimize` has changed the network itself."""
-        size = resolution, resolution
+        size = input_size(resolution)
         super().__init__(self.engine(), size=size, num_select=num_select, labels=labels)
 
     def engine(self, autocast: torch.dtype | None = None) -> Engine:

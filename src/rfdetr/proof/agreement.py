@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rfdetr.checks import check_count, check_path
+from rfdetr.config.fields import size_text
 from rfdetr.console import with_progress
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.index import DatasetIndex
@@ -92,12 +93,11 @@ def judge(models: Mapping[T, Predictor], labelled: Labelled) -> dict[T, Judged]:
     classes by name.
     """
     index = labelled.index
-    sides = {side for model in models.values() for side in model.size}
-    if len(sides) > 1:
-        raise InputError(
-            f"images of one square size can be compared, not of {sorted(sides)} pixels"
-        )
-    dataset = DetectionDataset(index, EvalTransform(*sides), evaluation=True)
+    sizes = {model.size for model in models.values()}
+    if len(sizes) > 1:
+        told = " and ".join(map(size_text, sorted(sizes)))
+        raise InputError(f"images of one size can be compared, not of {told} pixels")
+    dataset = DetectionDataset(index, EvalTransform(sizes.pop()), evaluation=True)
     with needs_extra("train", "a comparison"):
         from rfdetr.evaluation.evaluator import CocoEvaluator
     names, has_masks = index.class_names, index.outlines is not None

@@ -92,13 +92,13 @@ def proven(subject: Subject, artifact: Path, labelled: Labelled, max_loss: float
     exported = Predictor(engine, size=size, **how)
     network = copy.deepcopy(subject.detector).float()
     original = NetworkPredictor(
-        network, resolution=size[0], device=torch.device("cpu"), **how | {"labels": subject.labels}
+        network, resolution=size, device=torch.device("cpu"), **how | {"labels": subject.labels}
     )
     facts: dict[str, Any] = {"engine": engine.name, "dtype": metadata.dtype, "file": artifact.name}
     facts["weights_sha256"] = metadata.weights_sha256
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "original.pth")
-        config = subject.config.model_copy(update={"resolution": size[0]})
+        config = type(subject.config)(**subject.config.model_dump() | {"resolution": size})
         save_checkpoint(path, subject.state, config, None)
         certificate = certify(
             Side(original, {"engine": "torch", "dtype": "float32"}, Loading(path, False)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rfdetr.config.fields import size_text
+
 LEAST_GAIN = 0.005  # of mAP 50, below which an error is not worth a line
 FEW_BOXES = 50  # training boxes of a class, below which more of them are advised
 COARSE = 0.6  # share of a class's box AP, below which its masks are told to be coarse
@@ -78,7 +80,8 @@ def _missed(data: dict[str, Any]) -> list[str]:
     if lost and small / lost >= 0.3:
         texts.append(
             f"{small / lost:.0%} of them are under 32 pixels wide at the network's "
-            f"{data['resolution']}: raise resolution, or train and predict on parts of the images."
+            f"{size_text(data['resolution'])}: raise resolution, or train and predict on parts of "
+            "the images."
         )
     rated = [row for row in data["classes"] if row["recall"] is not None]
     if rated:

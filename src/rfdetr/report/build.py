@@ -34,7 +34,7 @@ class Facts:
 
     model: str  # the variant
     weights: str  # their file
-    resolution: int
+    resolution: int | Sequence[int]  # the side of a square, or height and width
     dataset: str
     best: Mapping[str, Any] | None = None  # {"kind": "ema" or "regular", "epoch": from 0}
     history: Sequence[Mapping[str, Any]] = ()  # a row of logged figures for each epoch

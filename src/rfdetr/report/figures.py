@@ -4,13 +4,14 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from rfdetr.config.fields import input_size
 from rfdetr.data.index import DatasetIndex
 from rfdetr.evaluation.found import LEAST_SCORE, UNKNOWN_TONE
 from rfdetr.evaluation.matching import IGNORED, Array, MatchTable
@@ -166,7 +167,7 @@ def sweep(metrics: Metrics) -> dict[str, Any]:
     return {"right": counts(matched >= 0), "wrong": counts(wrong), "objects": objects}
 
 
-def recall_by(judged: Judged, threshold: float, resolution: int) -> dict[str, Any]:
+def recall_by(judged: Judged, threshold: float, resolution: int | Sequence[int]) -> dict[str, Any]:
     """The share of objects found from `threshold` on, by their size, shape, place and company, and
     by the brightness and sharpness of their images.
     """
@@ -222,10 +223,10 @@ def _by_tone(judged: Judged, threshold: float, found: Array) -> dict[str, list[d
     return told
 
 
-def network_sides(index: DatasetIndex, resolution: int) -> Array:
-    """(M,) square roots of the objects' areas, in pixels of the network's square input."""
+def network_sides(index: DatasetIndex, resolution: int | Sequence[int]) -> Array:
+    """(M,) square roots of the objects' areas, in pixels of the network's input."""
     images = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    scale = resolution / index.sizes[images].astype(float)
+    scale = input_size(resolution) / index.sizes[images].astype(float)
     extent = (index.boxes[:, 2:] - index.boxes[:, :2]) * scale[:, ::-1]
     sides: Array = np.sqrt(extent.prod(axis=1))
     return sides
@@ -248,7 +249,7 @@ def _shares(group: Array, names: list[str], found: Array, real: Array) -> list[d
     ]
 
 
-def drift(indexes: Mapping[str, DatasetIndex], resolution: int) -> dict[str, Any]:
+def drift(indexes: Mapping[str, DatasetIndex], resolution: int | Sequence[int]) -> dict[str, Any]:
     """What the splits are made of: classes, sizes, objects an image; `distance` is the share of a
     split's objects that would have to change to be spread over classes (sizes) as in train.
     """

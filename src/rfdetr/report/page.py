@@ -12,6 +12,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from rfdetr.config.fields import size_text
 from rfdetr.report import gallery
 from rfdetr.report.svg import Line, bar, bars, chart
 
@@ -45,7 +46,8 @@ def render(data: Data, pictures: Mapping[int, bytes]) -> str:
     return Template(assets.joinpath("page.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{data['model']} on {dataset}"),
         subtitle=escape(
-            f"{data['weights']}, judged on the {data['split']} split at {data['resolution']} pixels"
+            f"{data['weights']}, judged on the {data['split']} split at "
+            f"{size_text(data['resolution'])} pixels"
         ),
         nav="".join(f'<li><a href="#{key}">{title}</a></li>' for key, (title, _) in told.items()),
         sections="\n".join(
@@ -239,7 +241,8 @@ def _calibration(data: Data) -> str:
 
 def _recall(data: Data) -> str:
     titles = {
-        "size": f"By size (of a square as large, in pixels of the network's {data['resolution']})",
+        "size": "By size (of a square as large, in pixels of the network's "
+        f"{size_text(data['resolution'])})",
         "objects": "By the number of objects in the image",
         "shape": "By shape",
         "place": "By place",

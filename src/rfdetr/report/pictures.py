@@ -142,7 +142,8 @@ class Album:
                 image = int(judged.table.truth_image[row])
                 outline = index.outlines_of(image, np.array([row]))[0]
                 if outline is not None:
-                    square = Image.fromarray(outline.bitmap(Crop(*window), max(picture.size)))
+                    sides = (max(picture.size),) * 2
+                    square = Image.fromarray(outline.bitmap(Crop(*window), sides))
                     mask = np.asarray(square.resize(picture.size, Image.Resampling.NEAREST))
             else:
                 mask = _found_mask(judged, row, box, window, picture.size)

@@ -40,12 +40,14 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
     sides: tuple[int, int] = (160, 320),
     distractors: Sequence[str] = DEMO_DISTRACTORS,
     plain: bool = False,
+    shape: float | None = None,
 ) -> Path:
     """Write train, valid and test folders (70, 15 and 15 %) in COCO form; returns the folder.
 
     `num_images` is for all three, and each side of a picture (JPEG) has `sides[0]` to `sides[1]`
     pixels. `classes` and `distractors`, which have no labels, are names of shapes. `plain` pictures
-    are easier, see `render_scene`. A folder that the same arguments made is left as it is; one that
+    are easier, see `render_scene`. With a `shape`, width by height, `sides` are those of the height
+    alone: 2.0 draws wide pictures. A folder that the same arguments made is left as it is; one that
     holds anything else is a `FileExistsError`, for nothing is ever overwritten.
     """
     unknown = [name for name in (*classes, *distractors) if name not in _KINDS]
@@ -57,6 +59,7 @@ def generate(  # noqa: PLR0913 - what a set is made of, each with a default
         "seed": seed, "sides": list(sides),
         "distractors": [name for name in distractors if name not in classes], "plain": plain,
     }  # fmt: skip
+    record |= {} if shape is None else {"shape": shape}
     folder = Path(out_dir)
     if folder.is_dir() and any(folder.iterdir()):
         path = folder / _RECORD
@@ -92,6 +95,7 @@ def _write_split(folder: Path, indexes: range, record: dict[str, Any]) -> None:
     for index in indexes:
         rng = np.random.default_rng((record["seed"], index))
         height, width = rng.integers(low, high + 1, 2).tolist()
+        width = round(height * record["shape"]) if "shape" in record else width
         scene = render_scene(rng, kinds, (height, width), distractors, record["plain"])
         name = f"{index:06d}.jpg"
         Image.fromarray(scene.image).save(folder / name, quality=92)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
+from rfdetr.config.fields import size_text
 from rfdetr.data.dataset import DetectionDataset, collate
 from rfdetr.data.images import normalize
 from rfdetr.data.transforms import EvalTransform
@@ -53,8 +55,8 @@ class AutoBatchSizeCallback(Callback):
             owner.train_config = owner.train_config.model_copy(update=chosen)
         rank_zero_info(
             f"batch_size='auto': {size} x {share // size} batches; a step of {size} images with up "
-            f"to {trial.most_objects} objects at {trial.side} pixels took {peak.used / 2**30:.2f} "
-            f"of {peak.limit / 2**30:.2f} GiB"
+            f"to {trial.most_objects} objects at {size_text(trial.size)} pixels took "
+            f"{peak.used / 2**30:.2f} of {peak.limit / 2**30:.2f} GiB"
         )
 
 
@@ -95,11 +97,11 @@ class Trial:
     def __init__(self, module: RFDETRModule, data: RFDETRDataModule, trainer: Trainer) -> None:
         model, train = module.model_config, module.train_config
         self.module, self.trainer = module, trainer
-        self.side = max(training_sizes(model, train))
+        self.size = max(training_sizes(model, train), key=math.prod)
         index = data.index("train")
         objects = np.diff(index.offsets)
         self.most_objects = int(objects.max())
-        self.dataset = DetectionDataset(index, EvalTransform(model.resolution))
+        self.dataset = DetectionDataset(index, EvalTransform(model.input_size))
         self.densest: list[int] = np.argsort(-objects, kind="stable").tolist()
         # What comes later: the optimizer's moments, the average, DDP's messages.
         copies = 2 + train.use_ema + (trainer.world_size > 1)
@@ -113,7 +115,7 @@ class Trial:
         self.trainer.precision_plugin.convert_module(module)  # `setup` of the module comes later
         chosen = itertools.islice(itertools.cycle(self.densest), size)
         images, targets = collate([self.dataset[image] for image in chosen])
-        batch = [resize_batch(images, self.side), targets]
+        batch = [resize_batch(images, self.size), targets]
         batch = module.transfer_batch_to_device(batch, device, 0)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config.fields import size_text
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex
@@ -25,6 +27,7 @@ from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
 from rfdetr.training.lightning_state import predicts_with
 from rfdetr.training.processes import is_sharded
+from rfdetr.training.resolution import choose_resolution
 from rfdetr.training.steps import draw_size, training_sizes
 
 logger = logging.getLogger(__name__)
@@ -40,17 +43,26 @@ class RFDETRDataModule(pl.LightningDataModule):
     In multi-scale training each image is resized once, straight to the size of its step, or to one
     of its own ("per-sample": smaller images of a batch are padded). There is no
     `predict_dataloader`: give `trainer.predict` the loader to use.
+
+    With `auto_resolution`, train's images choose the resolution of `model_config` when they are
+    indexed (see `choose_resolution`), and `chosen` then says why: call `setup("fit")`, and build
+    the module with this `model_config`.
     """
 
     least_updates = 5
     """Updates of an epoch at least: a smaller set is repeated, or ten images would make one."""
 
-    def __init__(self, model_config: ModelConfig, train_config: TrainConfig) -> None:
+    def __init__(
+        self, model_config: ModelConfig, train_config: TrainConfig, auto_resolution: bool = False
+    ) -> None:
         super().__init__()
         check_kind("model_config", model_config, ModelConfig)
         check_kind("train_config", train_config, TrainConfig)
         self.model_config = model_config
         self.train_config = train_config
+        self.auto_resolution = auto_resolution
+        self.chosen = ""
+        self._given = model_config
         self._indexes: dict[str, DatasetIndex] = {}  # in the order of SPLITS
 
     @property
@@ -130,15 +142,30 @@ class RFDETRDataModule(pl.LightningDataModule):
             index.with_classes(other.class_names, "the other splits")
         known = {**self._indexes, split: index}
         self._indexes = {name: known[name] for name in SPLITS if name in known}
+        if split == "train" and self.auto_resolution:
+            self._choose_resolution(index)
+            config = self.model_config
         if findings is not None:
             needs = {"resolution", "patch_size", "num_queries"}
             check_for_model(index, findings, **config.model_dump(include=needs))
 
+    def _choose_resolution(self, index: DatasetIndex) -> None:
+        config, real = self._given, ~index.crowd  # a split that is read again chooses alike
+        sizes = np.repeat(index.sizes, np.diff(index.offsets), axis=0)[real]
+        boxes = index.boxes[real]
+        shares = (boxes[:, 2:] - boxes[:, :2])[:, ::-1] / np.maximum(sizes, 1)
+        step = config.patch_size * config.num_windows
+        how = {"square": config.square, "patch": config.patch_size, "step": step}
+        resolution, reason = choose_resolution(index.sizes, shares, **how)
+        self.model_config = config.model_copy(update={"resolution": resolution})
+        self.chosen = f"{size_text(resolution)}, chosen: {reason}"
+
     def train_dataloader(self) -> DataLoader[Any]:
-        view = TrainTransform(self.model_config.resolution, self.train_config.color_jitter)
+        view = TrainTransform(self.model_config.input_size, self.train_config.color_jitter)
         index = self.index("train")
         scales = self.train_config.multi_scale
-        own = training_sizes(self.model_config, self.train_config) * (scales == "per-sample")
+        each = scales == "per-sample"
+        own = training_sizes(self.model_config, self.train_config) if each else []
         dataset = DetectionDataset(index, view, seed=self._seed, sizes=own, forgiving=True)
         sizes = self._step_sizes if scales is True else None
         return self._loader(dataset, shuffle=True, at_least=self.images_an_epoch, sizes=sizes)
@@ -150,7 +177,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         return self._evaluation_loader(self._test_split)
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        view = EvalTransform(self.model_config.resolution)
+        view = EvalTransform(self.model_config.input_size)
         dataset = DetectionDataset(self.index(split), view, evaluation=True, forgiving=True)
         return self._loader(dataset, self.train_config.eval_batch_size, shuffle=False)
 
@@ -169,7 +196,7 @@ class RFDETRDataModule(pl.LightningDataModule):
             options["pin_memory"] = torch.cuda.is_available()
         return build_loader(dataset, sampler, batch_size=batch_size or self._batch_size, **options)
 
-    def _step_sizes(self) -> Iterator[int]:
+    def _step_sizes(self) -> Iterator[tuple[int, int]]:
         """The size of each training image to come: the one that the module draws for its step.
 
         Checkpoints are saved between steps, so an iteration starts with a step of its own. Where a

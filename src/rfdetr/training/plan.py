@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from rfdetr.config import variant_name
+from rfdetr.config.fields import size_text
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.report import PAGE
 from rfdetr.training.adapters import adapted, trained_parameters
@@ -61,7 +62,8 @@ def training_plan(
     if weights in PUBLISHED and (file := module.weights_file) and file.name == weights:
         weights += f", found in {file.parent}"
     rows = {
-        "model": f"{name}, {millions:.1f} M parameters, {model.resolution} pixels",
+        "model": f"{name}, {millions:.1f} M parameters, {size_text(model.resolution)} pixels",
+        "resolution": datamodule.chosen,
         "goes on from": str(resumed) if resumed else "",
         "weights": "" if resumed else weights,
         "adapted": "" if resumed else ", ".join(changes),

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from rfdetr.config import TrainConfig
 from rfdetr.training.datamodule import RFDETRDataModule
-from rfdetr.weights.identify import IN_TENSORS, NOT_IN_TENSORS, class_names, read_architecture
+from rfdetr.weights.identify import (
+    IN_TENSORS,
+    NOT_IN_TENSORS,
+    class_names,
+    read_architecture,
+    resolution_in,
+)
 from rfdetr.weights.names import to_published
 from rfdetr.weights.reading import (
     Checkpoint,
@@ -73,7 +79,8 @@ def check_shared(
         raise CheckpointError(f"{source} does not fit this run: {told}. {what_to_do}")
     trains = module.trainer.state.fn == "fit"
     config = module.model_config
-    here = {**config.model_dump(), "positional_encoding_size": config.position_grid}
+    here = {**config.model_dump(mode="json"), "positional_encoding_size": config.position_grid}
+    known = {**known, "resolution": resolution_in(known)}
     fields = [*IN_TENSORS, *NOT_IN_TENSORS, *["freeze_encoder"] * ours] if trains else IN_TENSORS
     differ = [
         f"{field} is {known[field]} in the checkpoint, {here[field]} in the model"

@@ -129,40 +129,49 @@ def mix_seed(*key: int) -> int:
 
 
 def multi_scale_sizes(
-    resolution: int, patch_size: int, num_windows: int, expanded: bool
-) -> list[int]:
-    """Training sizes in pixels around the resolution that cut into whole patches and windows."""
-    window = patch_size * num_windows
+    size: tuple[int, int], square: int, window: int, expanded: bool
+) -> list[tuple[int, int]]:
+    """Training sizes (height, width) in pixels around `size` that cut into whole windows of
+    `window` pixels. Of `square`, the side of as many pixels, they have the published steps; both
+    sides follow it, so that each size has the shape of `size` as nearly as windows allow.
+    """
+    windows = square // window
     offsets = LARGE_OFFSETS if expanded else SMALL_OFFSETS
-    sizes = [(resolution // window + offset) * window for offset in offsets]
-    return [size for size in sizes if size >= 2 * window]
+    sizes = [
+        tuple(round(side / window * (windows + offset) / windows) * window for side in size)
+        for offset in offsets
+    ]
+    return [(height, width) for height, width in sizes if min(height, width) >= 2 * window]
 
 
-def training_sizes(model: ModelConfig, train: TrainConfig) -> list[int]:
-    """The sizes of training images in pixels: one, or those of multi-scale training."""
-    grid = (model.resolution, model.patch_size, model.num_windows)
-    scaled = train.multi_scale
-    return multi_scale_sizes(*grid, train.expanded_scales) if scaled else [model.resolution]
+def training_sizes(model: ModelConfig, train: TrainConfig) -> list[tuple[int, int]]:
+    """The sizes (height, width) of training images in pixels: one, or those of multi-scale
+    training.
+    """
+    if not train.multi_scale:
+        return [model.input_size]
+    window = model.patch_size * model.num_windows
+    return multi_scale_sizes(model.input_size, model.square, window, train.expanded_scales)
 
 
-def draw_size(sizes: Sequence[int], seed: int, step: int) -> int:
+def draw_size(sizes: Sequence[tuple[int, int]], seed: int, step: int) -> tuple[int, int]:
     """The multi-scale size of an optimizer step: the same on every rank and in every repetition."""
-    return int(np.random.default_rng((seed, step)).choice(sizes))
+    return sizes[int(np.random.default_rng((seed, step)).integers(len(sizes)))]
 
 
-def resize_batch(images: NestedTensor, size: int) -> NestedTensor:
-    """The batch at size x size by one antialiased bilinear interpolation, uint8 staying uint8; the
-    mask takes the nearest pixel.
+def resize_batch(images: NestedTensor, size: tuple[int, int]) -> NestedTensor:
+    """The batch at `size` (height, width) by one antialiased bilinear interpolation, uint8 staying
+    uint8; the mask takes the nearest pixel.
     """
     pixels, mask = images
-    if pixels.shape[-2:] == (size, size):
+    if pixels.shape[-2:] == size:
         return images
     if mask is not None:
-        mask = F.interpolate(mask[None].float(), (size, size), mode="nearest")[0].bool()
+        mask = F.interpolate(mask[None].float(), size, mode="nearest")[0].bool()
     # CPUs alone interpolate uint8; elsewhere float pixels are rounded.
     rounds = pixels.dtype == torch.uint8 and pixels.device.type != "cpu"
     exact = pixels if pixels.dtype == torch.uint8 and not rounds else pixels.float()
-    resized = F.interpolate(exact, (size, size), mode="bilinear", antialias=True)
+    resized = F.interpolate(exact, size, mode="bilinear", antialias=True)
     if rounds:
         resized = resized.round_().clamp_(0, 255).to(torch.uint8)
     return NestedTensor(resized, mask)

@@ -13,6 +13,10 @@ from rfdetr.weights.labels import known_labels, names_by_logit
 from rfdetr.weights.names import CLASS_HEAD, our_name
 from rfdetr.weights.reading import Checkpoint, CheckpointError
 
+SIDES = "input_shape"
+"""Of `args`, for an input that is no square: [height, width]. "resolution" is then the side of a
+square of as many pixels, which other programs ask for.
+"""
 _STRUCTURE = (
     *("encoder", "patch_size", "projector_scale", "hidden_dim", "dec_layers", "dim_feedforward"),
     "segmentation_head",
@@ -37,8 +41,10 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
         sizes = ", ".join(f"{name} ({x.width} x {x.depth})" for name, x in ENCODERS.items())
         raise CheckpointError(f"{path} has an encoder {known['encoder']}; known are {sizes}")
     for field in NOT_IN_TENSORS:
-        kind = list if field == "out_feature_indexes" else int
-        if (value := args.get(field)) is None:
+        value = resolution_in(args) if field == "resolution" else args.get(field)
+        sides = field == "resolution" and value is args.get(SIDES)
+        kind = list if field == "out_feature_indexes" or sides else int
+        if value is None:
             continue
         if not isinstance(value, kind):
             found = f"{field}={value!r}; expected type {kind.__name__}"
@@ -59,13 +65,19 @@ def config_from_checkpoint(checkpoint: Checkpoint) -> tuple[ModelConfig, list[st
         divides = grid % (known.get("num_windows") or usual.num_windows) == 0
         other = grid != usual.position_grid and divides
         known["resolution"] = grid * patch if other else usual.resolution
-    if usual.positional_encoding_size is None and known["resolution"] == grid * patch:
-        known["positional_encoding_size"] = None  # so that it follows a change of resolution
     try:
-        return cls(**known, pretrain_weights=str(path)), class_names(checkpoint)
+        config = cls(**known, pretrain_weights=str(path))
+        if usual.positional_encoding_size is None and config.square == grid * patch:
+            config.positional_encoding_size = None  # so that it follows a change of resolution
+        return config, class_names(checkpoint)
     except ConfigError as error:
         told = f"{path}: its tensors and 'args' give no possible model: {error}"
         raise CheckpointError(told.replace("\n", "; ")) from error
+
+
+def resolution_in(args: Mapping[str, Any]) -> Any:
+    """The resolution that `args` tell: height and width, else the side of the square; or None."""
+    return args.get("resolution") if args.get(SIDES) is None else args[SIDES]
 
 
 def class_names(checkpoint: Checkpoint) -> list[str] | None:

@@ -13,12 +13,13 @@ from torch import Tensor
 from rfdetr._version import __version__
 from rfdetr.config import ModelConfig, variant_name
 from rfdetr.files import atomic_write
+from rfdetr.weights.identify import SIDES
 from rfdetr.weights.names import to_published
 
 ClassNames: TypeAlias = "Sequence[str] | None"
 Entries: TypeAlias = "Mapping[str, Any] | None"
-RESIZE_POLICY = "bilinear-antialias-square"
-"""How images are brought to the network's size; recorded in every file."""
+RESIZE_POLICY = "bilinear-antialias-{}"
+"""How images are brought to the network's size, "square" or "rectangle"; recorded in every file."""
 _LIGHTNING = "2.6.4"  # whose layout of a checkpoint it is
 
 
@@ -90,19 +91,24 @@ def checkpoint_args(
     config: ModelConfig, class_names: ClassNames, data: Entries = None
 ) -> dict[str, Any]:
     """The `args` entry of a file: all that is needed to build the model again, as plain values."""
+    shape = "square" if isinstance(config.resolution, int) else "rectangle"
     return {
         **_fields(config),
         "variant": variant_name(config),
         "class_names": None if class_names is None else list(class_names),
-        "resize": RESIZE_POLICY,
+        "resize": RESIZE_POLICY.format(shape),
         "rfdetr_version": __version__,
         **(data or {}),
     }
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
-    """The configuration; readers of published files expect the position grid to be a number."""
-    return config.model_dump(mode="json") | {"positional_encoding_size": config.position_grid}
+    """The configuration; readers of published files expect the position grid to be a number, and
+    the resolution too.
+    """
+    grid = {"positional_encoding_size": config.position_grid, "resolution": config.square}
+    sides = {} if isinstance(config.resolution, int) else {SIDES: list(config.resolution)}
+    return config.model_dump(mode="json") | grid | sides
 
 
 def published_tensors(

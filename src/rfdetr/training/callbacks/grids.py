@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from PIL import Image
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
@@ -73,7 +74,10 @@ def batch_picture(
     shown = []
     for number, (pixels, target) in enumerate(zip(images.tensors, targets, strict=True)):
         # Boxes are relative to the image, of which padding is no part.
-        side = pixels.shape[-1] if images.mask is None else int((~images.mask[number, 0]).sum())
-        objects = {**target, "boxes": cxcywh_to_xyxy(target["boxes"]) * side}
+        height, width = pixels.shape[-2:]
+        if images.mask is not None:
+            height, width = (int((~images.mask[number]).any(axis).sum()) for axis in (1, 0))
+        sides = torch.tensor((width, height) * 2)
+        objects = {**target, "boxes": cxcywh_to_xyxy(target["boxes"]) * sides}
         shown.append(draw_objects(pixels.permute(1, 2, 0).numpy(), objects, names))
     return tiled(shown, math.ceil(math.sqrt(len(shown))))

@@ -57,7 +57,7 @@ class PaceCallback(Callback):
         self._updates, self._told = 0, False
         self._seconds, self._pixels, self._images = 0.0, 0, 0  # of the updates after the first ones
         self._batch = (0, 0)  # pixels and images of the update that is going on
-        self._side = 0  # of the largest image so far
+        self._area = 0  # of the largest image so far, pixels
         self._last, self._pause = 0.0, 0.0  # end of the last update, also if validation followed
         self._memory = 0  # in use between updates
         self._forecast: dict[str, Any] = {}  # as told
@@ -86,7 +86,7 @@ class PaceCallback(Callback):
             self._last, self._batch = now, (0, 0)
         count, _, height, width = batch[0].tensors.shape
         self._batch = self._batch[0] + count * height * width, self._batch[1] + count
-        self._side = max(self._side, width)
+        self._area = max(self._area, height * width)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: RFDETRModule, _: Any, batch: Any, batch_idx: int
@@ -119,7 +119,7 @@ class PaceCallback(Callback):
             return 0.0
         area = self._pixels / self._images
         if module.train_config.multi_scale is True:
-            areas = np.square(training_sizes(module.model_config, module.train_config))
+            areas = np.prod(training_sizes(module.model_config, module.train_config), axis=1)
             area = float(areas.max() if largest else areas.mean())
         updates = self._updates - WARM_UP
         seconds: float = self._seconds / self._pixels * area * self._images / updates
@@ -185,11 +185,12 @@ class PaceCallback(Callback):
         return [f"the end at {forecast.clock_after(left)}, in {forecast.in_time(left)}"]
 
     def _memory_needed(self, module: RFDETRModule, peak: int) -> int:
-        """The peak in bytes at the largest size, of that so far: a step's grows with the pixels."""
-        largest = self._side
+        """The peak in bytes of the largest size: what a step takes grows with the pixels."""
+        largest = self._area
         if module.train_config.multi_scale is True:
-            largest = max(training_sizes(module.model_config, module.train_config))
-        step = (peak - self._memory) * (largest / self._side) ** 2
+            sizes = training_sizes(module.model_config, module.train_config)
+            largest = max(map(math.prod, sizes))
+        step = (peak - self._memory) * (largest / self._area)
         return round(self._memory + max(step, peak - self._memory))
 
     def _evaluation_seconds(self, trainer: Trainer, module: RFDETRModule, batch: Any) -> float:
@@ -217,7 +218,7 @@ class PaceCallback(Callback):
         pixels = batch[0].tensors[:, 0].numel()
         images = math.ceil(len(data.index("valid")) / trainer.world_size)
         alone = averaged_model(trainer) is None or module.train_config.validates_average_alone
-        area = module.model_config.resolution**2 * (1 if alone else 2)
+        area = math.prod(module.model_config.input_size) * (1 if alone else 2)
         seconds: float = (time.monotonic() - start) / pixels * area * images
         return seconds
 

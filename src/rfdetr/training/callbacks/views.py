@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from rfdetr.config.fields import size_text
 from rfdetr.evaluation.drawing import COLOURS, draw_objects, tiled, with_legend
 from rfdetr.files import atomic_write
 from rfdetr.geometry.boxes import cxcywh_to_xyxy
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 COUNT, COLUMNS = 16, 4
 SIDE, CAPTION = 384, 20
-"""Of each view and of the line under it, in pixels."""
+"""The longer side of each view, and the height of the line under it, in pixels."""
 _TITLE = (
     "Training views as the network gets them: cropped, mirrored, recoloured, at the step's size"
 )
@@ -84,26 +85,42 @@ def draw_views(data: RFDETRDataModule, names: Sequence[str]) -> Image.Image:
     present = sorted({label for _, target in samples for label in target["labels"].tolist()})
     coloured = len(present) <= len(COLOURS)
     shown = [names[label] for label in present]
+    sizes = [_view_size(pixels) for pixels, _ in samples]
+    cell = max(width for width, _ in sizes), max(height for _, height in sizes)
     views = []
     for pixels, target in samples:
         label = torch.searchsorted(torch.tensor(present, dtype=torch.int64), target["labels"])
-        drawn = {**target, "labels": label, "boxes": cxcywh_to_xyxy(target["boxes"]) * SIDE}
+        drawn = {**target, "labels": label}
         image = np.flatnonzero(index.image_ids == int(target["image_id"]))[0]
         name = index.path(int(image)).name
         name = name if len(name) <= 40 else f"{name[:24]}...{name[-12:]}"
-        text = f"{name}, {pixels.shape[-1]} pixels"
-        views.append(_captioned(pixels, drawn, shown, text, named=not coloured))
+        text = f"{name}, {size_text(pixels.shape[-2:])} pixels"
+        views.append(_captioned(pixels, drawn, shown, text, cell, named=not coloured))
     picture = tiled(views, COLUMNS)
     return with_legend(picture, _TITLE, shown if coloured else [])
 
 
+def _view_size(pixels: Tensor) -> tuple[int, int]:
+    """Width and height at which a view (3, H, W) is shown: `SIDE` is the longer one."""
+    height, width = pixels.shape[-2:]
+    scale = SIDE / max(height, width)
+    return round(width * scale), round(height * scale)
+
+
 def _captioned(
-    pixels: Tensor, objects: dict[str, Tensor], names: Sequence[str], text: str, *, named: bool
+    pixels: Tensor,
+    objects: dict[str, Tensor],
+    names: Sequence[str],
+    text: str,
+    cell: tuple[int, int],
+    *,
+    named: bool,
 ) -> Image.Image:
-    """A view (3, H, H) at the size of all, with its objects, above a line of text."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    sized = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    view = Image.new("RGB", (SIDE, SIDE + CAPTION), "white")
+    """A view (3, H, W) in a cell of (width, height), with its objects, above a line of text."""
+    image, size = Image.fromarray(pixels.permute(1, 2, 0).numpy()), _view_size(pixels)
+    sized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    objects = {**objects, "boxes": cxcywh_to_xyxy(objects["boxes"]) * torch.tensor(size * 2)}
+    view = Image.new("RGB", (cell[0], cell[1] + CAPTION), "white")
     view.paste(draw_objects(sized, objects, names, named=named, outlined="masks" in objects))
-    ImageDraw.Draw(view).text((2, SIDE + 3), text, "#444444", ImageFont.load_default(12))
+    ImageDraw.Draw(view).text((2, cell[1] + 3), text, "#444444", ImageFont.load_default(12))
     return view
