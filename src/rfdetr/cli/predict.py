@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rfdetr.cli.options import BatchSize, Device, Predicting, open_model
+from rfdetr.cli.options import (
+    BatchSize,
+    Device,
+    Predicting,
+    Slice,
+    SliceOverlap,
+    SliceWhole,
+    open_model,
+    read_tile,
+)
 from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -28,6 +37,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     thresholds: str | None = None,
     batch_size: BatchSize = 4,
     device: Device = None,
+    slice: Slice = None,
+    slice_overlap: SliceOverlap = 0.2,
+    slice_whole: SliceWhole = True,
     pictures: bool = True,
 ) -> None:
     """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE)
@@ -54,7 +66,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     by_class = read_thresholds(thresholds) if thresholds else None
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
-    how: dict[str, Any] = {"on_error": "skip", "thresholds": by_class}
+    how: dict[str, Any] = {"on_error": "skip", "thresholds": by_class, "slice": read_tile(slice)}
+    how |= {"slice_overlap": slice_overlap, "slice_whole": slice_whole}
     stream = detector.predict_stream(images, threshold, batch_size, **how)
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
@@ -62,6 +75,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
     content |= {"thresholds": by_class} if by_class else {}
+    tiles = {"slice": how["slice"], "overlap": slice_overlap, "whole": slice_whole}
+    content |= {"tiles": tiles} if slice is not None else {}
     atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
     count = sum(len(record.get("detections", ())) for record in records)
     print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")

@@ -152,13 +152,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return None
 
     def _add_masks(self, target: Target, shown: Transformed, outlines: Outlines) -> None:
-        size = shown.image.shape[-1]
-        masks = np.zeros((len(outlines), size, size), np.bool_)
-        for mask, outline in zip(masks, outlines, strict=True):
-            if outline is not None:
-                mask[:] = outline.bitmap(shown.crop, size)
-        target["masks"] = torch.from_numpy(masks)
-        target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
+        if self.transform.draws_masks:
+            size = shown.image.shape[-1]
+            masks = np.zeros((len(outlines), size, size), np.bool_)
+            for mask, outline in zip(masks, outlines, strict=True):
+                if outline is not None:
+                    mask[:] = outline.bitmap(shown.crop, size)
+            target["masks"] = torch.from_numpy(masks)
+            target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
         if self.evaluation:
             target.update(pack_rles([outline.to_rle() if outline else b"" for outline in outlines]))
 
