@@ -3,33 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
 
-from rfdetr.checks import check_count, check_share, shown
-from rfdetr.errors import InputError, InputTypeError
 from rfdetr.geometry.polygons import Crop
-
-LEAST_SIDE = 32
-"""Pixels of a tile's sides at least; a smaller one is a slip, and thousands of network calls."""
-MOST_OVERLAP = 0.9
-"""Of two neighbours: with more, every pixel would be in a hundred tiles."""
-
-
-def check_tile(name: str, value: Any) -> tuple[int, int]:
-    """A side in pixels, or (height, width), as (height, width)."""
-    pair = value if isinstance(value, Sequence) else (value, value)
-    if isinstance(value, str) or len(pair) != 2:
-        raise InputTypeError(f"{name} is {shown(value)}: expected pixels, or (height, width)")
-    height, width = (check_count(name, side, LEAST_SIDE) for side in pair)
-    return height, width
-
-
-def check_overlap(name: str, value: Any) -> float:
-    """A share of a tile's side, from 0 to `MOST_OVERLAP`."""
-    if (share := check_share(name, value)) > MOST_OVERLAP:
-        raise InputError(f"{name} is {value}: expected a number from 0 to {MOST_OVERLAP}")
-    return share
 
 
 def tile_grid(size: tuple[int, int], tile: tuple[int, int], overlap: float) -> list[Crop]:

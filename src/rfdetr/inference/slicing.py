@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rfdetr.checks import check_overlap, check_tile
 from rfdetr.geometry.boxes import elementwise_iou
 from rfdetr.geometry.polygons import Crop
-from rfdetr.geometry.tiles import check_overlap, check_tile, tile_grid
+from rfdetr.geometry.tiles import tile_grid
 from rfdetr.inference.masks import compact_masks, union_mask
 
 if TYPE_CHECKING:
