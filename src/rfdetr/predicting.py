@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 import torch
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path
+from rfdetr.checks import check_count, check_kind, check_path, check_share
 from rfdetr.config import SegmentationTrainConfig, TrainConfig
 from rfdetr.data.sources import ImageSources, look_up
+from rfdetr.data.video import Frame, read_frames
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.engines import open_artifact
 from rfdetr.inference.predictor import OnError, Prediction, Predictor
 from rfdetr.inference.slicing import Slicing, check_slicing
+from rfdetr.inference.tracking import LEAST_FOLLOWED, Tracker
 from rfdetr.weights.labels import are_numbers, renamed
 
 if TYPE_CHECKING:
@@ -201,6 +203,29 @@ class PredictingModel(abc.ABC):
         how: dict[str, Any] = {"shape": shape, "thresholds": thresholds}
         how["slicing"] = self._slicing(slice, slice_overlap, slice_whole, shape)
         return self.model.stream(images, threshold, batch_size, on_error, **how)
+
+    def predict_film(
+        self,
+        film: str | int | os.PathLike[str],
+        threshold: float = 0.5,
+        *,
+        every: int = 1,
+        track: bool = True,
+        **how: Any,
+    ) -> Iterator[tuple[Frame, Detections]]:
+        """Each `every`-th frame of a film, a stream ("rtsp://...") or a camera (0), and what is
+        found in it, in constant memory (extra `[video]`).
+
+        With `track`, objects have a number from 1 as `tracker_id` for as long as they are followed,
+        and what belongs to no object yet is left out: ByteTrack, which goes on with an object at a
+        lower confidence than `threshold`, but starts none. `how` are keywords of `predict`.
+        """
+        tracker = Tracker(sure=check_share("threshold", threshold)) if track else None
+        least = threshold if tracker is None else min(threshold, LEAST_FOLLOWED)
+        for frame in read_frames(film, every):
+            how |= {"include_source_image": False, "batch_size": 1}
+            found: Any = self.predict(frame.image, least, **how)
+            yield frame, found if tracker is None else tracker.update(found)
 
     def _slicing(self, slice: Slice, overlap: float, whole: bool, shape: Any) -> Slicing | None:
         """The checked arguments as one value; True is the size of the network's input."""
