@@ -55,7 +55,7 @@ def test_the_command_writes_a_film_and_a_line_for_each_frame(
     film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = ["predict", "rfdetr-mini.safetensors", str(film), "--out", str(out), "--every", "2"]
+    command = ["predict", "rf-detr-mini.safetensors", str(film), "--out", str(out), "--every", "2"]
     assert main(command) == 0
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == [0, 2, 4]
