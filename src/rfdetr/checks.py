@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,10 @@ from typing import Any
 from rfdetr.errors import InputError, InputTypeError
 
 MOST = 1_000_000  # of anything that is counted; more is a slip of the keyboard and fills the memory
+LEAST_TILE = 32
+"""Pixels of a tile's sides at least; a smaller one is a slip, and thousands of network calls."""
+MOST_OVERLAP = 0.9
+"""Of two neighbours: with more, every pixel would be in a hundred tiles."""
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother = 3, 80, 80
 
@@ -36,6 +40,22 @@ def check_share(name: str, value: Any) -> float:
     share = float(value)
     if not 0 <= share <= 1:  # true for NaN
         raise InputError(f"{name} is {value}: expected a number from 0 to 1")
+    return share
+
+
+def check_tile(name: str, value: Any) -> tuple[int, int]:
+    """A side in pixels, or (height, width), as (height, width)."""
+    pair = value if isinstance(value, Sequence) else (value, value)
+    if isinstance(value, str) or len(pair) != 2:
+        raise InputTypeError(f"{name} is {shown(value)}: expected pixels, or (height, width)")
+    height, width = (check_count(name, side, LEAST_TILE) for side in pair)
+    return height, width
+
+
+def check_overlap(name: str, value: Any) -> float:
+    """A share of a tile's side, from 0 to `MOST_OVERLAP`."""
+    if (share := check_share(name, value)) > MOST_OVERLAP:
+        raise InputError(f"{name} is {value}: expected a number from 0 to {MOST_OVERLAP}")
     return share
 
 

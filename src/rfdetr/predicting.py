@@ -6,17 +6,20 @@ import abc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path
+from rfdetr.checks import check_count, check_kind, check_path, check_share
 from rfdetr.config import SegmentationTrainConfig, TrainConfig
 from rfdetr.data.sources import ImageSources, look_up
+from rfdetr.data.video import Frame, read_frames
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.engines import open_artifact
 from rfdetr.inference.predictor import OnError, Prediction, Predictor
+from rfdetr.inference.slicing import Slicing, check_slicing
+from rfdetr.inference.tracking import LEAST_FOLLOWED, Tracker
 from rfdetr.weights.labels import are_numbers, renamed
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 
     from rfdetr.evaluation.metrics import Metrics
 
+Slice: TypeAlias = bool | int | tuple[int, int] | None
+"""Of `predict`: tiles of the network's input, of so many pixels, of (height, width); None: none."""
+LEAST_MERGED = 0.01
+"""Score from which `evaluate` merges what tiles show: thousands of them have a long tail."""
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -63,7 +70,7 @@ class PredictingModel(abc.ABC):
         """
         return list(self.model.labels.values())
 
-    def evaluate(
+    def evaluate(  # noqa: PLR0913 - what is evaluated, and how `predict` would
         self,
         dataset_dir: str | os.PathLike[str],
         split: str = "test",
@@ -72,6 +79,9 @@ class PredictingModel(abc.ABC):
         dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow",
         num_workers: int = 2,
         max_dets: int = 500,
+        slice: Slice = None,
+        slice_overlap: float = 0.2,
+        slice_whole: bool = True,
         **settings: Any,
     ) -> Metrics:
         """Metrics on the "train", "valid" or "test" split of a labelled folder, in the precision of
@@ -79,8 +89,10 @@ class PredictingModel(abc.ABC):
 
         A dict of figures by published name ("test/mAP_50_95", "val/F1"), and more as attributes.
         Classes are matched by name, and the model must know all of the data's. After
-        `optimize_for_inference`, the optimised network is measured. Other `settings` are those of
-        `train`, of which `resolution` and `class_names` (of the data's classes) have effect.
+        `optimize_for_inference`, the optimised network is measured. With `slice`, images are looked
+        at in tiles as by `predict` and judged as wholes; what scores below 0.01 is left out. Other
+        `settings` are those of `train`, of which `resolution` and `class_names` (of the data's
+        classes) have effect.
         """
         with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split, labels_of
@@ -107,13 +119,20 @@ class PredictingModel(abc.ABC):
             known = dict(enumerate(names))  # nothing said otherwise
         labels_in_data = labels_of(known, names)
         autocast = _AUTOCAST.get(resolve_precision(kind.amp, device))
+        slicing = self._slicing(slice, slice_overlap, slice_whole, size)
+        find = self.model.finder(size, LEAST_MERGED, slicing, counts["batch_size"], autocast)
 
-        def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-            found = self.model.detect(pixels, sizes, autocast=autocast)
+        def detect(pixels: torch.Tensor, sizes: torch.Tensor) -> list[dict[str, Any]]:
+            if slicing is None:
+                found = self.model.detect(pixels, sizes, autocast)
+            else:
+                found = find([image.permute(1, 2, 0).numpy() for image in pixels])
             return [{**one, "labels": labels_in_data[one["labels"].cpu()]} for one in found]
 
         prefix = "val/" if split == "valid" else f"{split}/"
-        return replace(evaluate_split(detect, index, size=size, **counts), prefix=prefix)
+        own = slicing is not None
+        metrics = evaluate_split(detect, index, size=size, **counts, own_size=own)
+        return replace(metrics, prefix=prefix)
 
     def predict(  # noqa: PLR0913 - the first five are the published ones
         self,
@@ -126,6 +145,9 @@ class PredictingModel(abc.ABC):
         batch_size: int = 4,
         on_error: OnError = "raise",
         thresholds: Mapping[str, float] | None = None,
+        slice: Slice = None,
+        slice_overlap: float = 0.2,
+        slice_whole: bool = True,
     ) -> Detections | list[Detections]:
         """Objects found with at least `threshold` confidence, boxes in pixels; a list for several
         images.
@@ -147,17 +169,25 @@ class PredictingModel(abc.ABC):
         `shape` is another (height, width) for the network to see, in place of its resolution:
         multiples of `patch_size`, which can only be the model's own, times its windows.
         `thresholds` {"cat": 0.4} go before `threshold` for the classes that they name.
+
+        `slice` is for small objects in large images: each image is looked at in tiles of so many
+        pixels, or of (height, width), or with True of the network's own input, and what several
+        tiles show of an object is merged. Neighbours share at least `slice_overlap` of their sides:
+        an object smaller than that is seen whole by one of them. `slice_whole` has the whole image
+        looked at too, for objects larger than a tile. Images no larger than a tile are predicted as
+        without.
         """
         self.model.check_patch_size(patch_size)
         request = look_up(images)
         how: dict[str, Any] = {"shape": shape, "include_source_image": include_source_image}
         how["thresholds"] = thresholds
+        how["slicing"] = self._slicing(slice, slice_overlap, slice_whole, shape)
         found = self.model.predict(request, threshold, batch_size, on_error, **how)
         if not found:
             raise InputError("no images to predict: the list is empty")
         return found[0] if request.single else found
 
-    def predict_stream(
+    def predict_stream(  # noqa: PLR0913 - those of `predict`
         self,
         images: ImageSources,
         threshold: float = 0.5,
@@ -166,10 +196,44 @@ class PredictingModel(abc.ABC):
         *,
         shape: tuple[int, int] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        slice: Slice = None,
+        slice_overlap: float = 0.2,
+        slice_whole: bool = True,
     ) -> Iterator[Prediction]:
         """`predict` one by one in constant memory: (source, image, detections, error) of each."""
         how: dict[str, Any] = {"shape": shape, "thresholds": thresholds}
+        how["slicing"] = self._slicing(slice, slice_overlap, slice_whole, shape)
         return self.model.stream(images, threshold, batch_size, on_error, **how)
+
+    def predict_film(
+        self,
+        film: str | int | os.PathLike[str],
+        threshold: float = 0.5,
+        *,
+        every: int = 1,
+        track: bool = True,
+        **how: Any,
+    ) -> Iterator[tuple[Frame, Detections]]:
+        """Each `every`-th frame of a film, a stream ("rtsp://...") or a camera (0), and what is
+        found in it, in constant memory (extra `[video]`).
+
+        With `track`, objects have a number from 1 as `tracker_id` for as long as they are followed,
+        and what belongs to no object yet is left out: ByteTrack, which goes on with an object at a
+        lower confidence than `threshold`, but starts none. `how` are keywords of `predict`.
+        """
+        tracker = Tracker(sure=check_share("threshold", threshold)) if track else None
+        least = threshold if tracker is None else min(threshold, LEAST_FOLLOWED)
+        for frame in read_frames(film, every):
+            how |= {"include_source_image": False, "batch_size": 1}
+            found: Any = self.predict(frame.image, least, **how)
+            yield frame, found if tracker is None else tracker.update(found)
+
+    def _slicing(self, slice: Slice, overlap: float, whole: bool, shape: Any) -> Slicing | None:
+        """The checked arguments as one value; True is the size of the network's input."""
+        if slice is None or slice is False:
+            return None
+        own = self.model.size if shape is None else self.model.check_shape(shape)
+        return check_slicing(slice, overlap, whole, own)
 
 
 class ExportedDetector(PredictingModel):

@@ -294,6 +294,25 @@ def test_predict_writes_pictures_and_json_and_overwrites_nothing(
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_predict_and_evaluate_look_at_tiles(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tiny_coco: Path, tmp_path: Path
+) -> None:
+    command = ["predict", checkpoint, tiny_coco / "test", "--threshold", "0", "--no-pictures"]
+    counts = []
+    for number, tiles in enumerate(([], ["--slice", "32", "--slice-overlap", "0"], ["--slice"])):
+        out = tmp_path / str(number)
+        assert run(capsys, *command, *tiles, "--out", out)[0] == 0
+        record = json.loads((out / "predictions.json").read_text())
+        counts.append(sum(len(image["detections"]) for image in record["images"]))
+        expected = {"slice": 32 if number == 1 else True, "overlap": [0.2, 0][number == 1]}
+        assert record.get("tiles") == ({**expected, "whole": True} if number else None)
+    assert counts[1] > counts[0] == counts[2]  # those are no larger than the network's input
+    code, out, _ = run(capsys, "evaluate", checkpoint, tiny_coco, "--slice", "32,48", "--json")
+    assert code == 0 and "mAP_50_95" in out
+    code, _, err = run(capsys, *command, "--slice", "small", "--out", tmp_path / "none")
+    assert code == 2 and "--slice small: expected pixels, or height,width" in err
+
+
 def test_predict_takes_thresholds_by_class_as_json_or_file(
     checkpoint: Path, tiny_coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,8 +14,9 @@ from pycocotools import mask as mask_api
 from rfdetr.cli.predict import _record
 from rfdetr.config import RFDETRSegMiniConfig
 from rfdetr.evaluation.drawing import draw
-from rfdetr.inference import predictor as predictor_module
-from rfdetr.inference.predictor import DENSE_PIXELS, NetworkPredictor, Prediction, build_masks
+from rfdetr.inference import masks as masks_module
+from rfdetr.inference.masks import DENSE_PIXELS, build_masks
+from rfdetr.inference.predictor import NetworkPredictor, Prediction
 from rfdetr.models.build import build_detector
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
@@ -64,7 +65,7 @@ def test_a_large_image_has_the_same_masks_in_compact_form(monkeypatch: pytest.Mo
     logits = F.interpolate(torch.randn(5, 1, 4, 4), (16, 16), mode="bilinear")[:, 0]
     logits[2] = -1.0  # a mask of nothing
     dense = build_masks(logits, (60, 90))
-    monkeypatch.setattr(predictor_module, "DENSE_PIXELS", 60 * 90 - 1)
+    monkeypatch.setattr(masks_module, "DENSE_PIXELS", 60 * 90 - 1)
     compact = build_masks(logits, (60, 90))
     assert isinstance(dense, np.ndarray) and isinstance(compact, sv.CompactMask)
     np.testing.assert_array_equal(np.asarray(compact), dense)

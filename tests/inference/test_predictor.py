@@ -18,9 +18,9 @@ from PIL import Image
 from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.layout import find_splits, load_index
-from rfdetr.data.sources import load_image
+from rfdetr.data.sources import in_batches, load_image, one_ahead
 from rfdetr.data.transforms import EvalTransform
-from rfdetr.inference.predictor import NetworkPredictor, in_batches, one_ahead
+from rfdetr.inference.predictor import NetworkPredictor
 from rfdetr.models.build import build_detector
 
 SIDE = 96

@@ -392,3 +392,22 @@ def test_configurations_come_from_the_file(make_run: Callable[..., Any], tmp_pat
     build_trainer(module.train_config, module.model_config).fit(
         module, run.datamodule, ckpt_path=last
     )
+
+
+@pytest.mark.slow
+def test_a_run_on_tiles_goes_on_with_the_next_one(
+    make_run: Callable[..., Any], tmp_path: Path
+) -> None:
+    on = {"tiles": (32, 48), "tile_overlap": 0.1, "batch_size": 5}
+    whole = run_epoch(make_run, output="whole", **on)
+    assert len(set(whole.images)) == len(whole.images) > 12  # each once; of 6 images
+    first = run_epoch(make_run, 2, output="parts", **on)
+    resume = checkpoint_to_resume("last", tmp_path / "parts")
+    rest = run_epoch(make_run, resume=resume, output="parts", **on)
+    assert first.images + rest.images == whole.images
+    paths = (tmp_path / name / "last.ckpt" for name in ("whole", "parts"))
+    one, other = (torch.load(path, weights_only=True)["model"] for path in paths)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert resume is not None
+    with pytest.raises(CheckpointError, match="was trained on other data"):
+        make_run(output="parts", **{**on, "tiles": 32, "epochs": 2}).fit(ckpt_path=resume)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -16,7 +16,11 @@ from rfdetr.cli.options import (
     DatasetFile,
     Device,
     Predicting,
+    Slice,
+    SliceOverlap,
+    SliceWhole,
     open_model,
+    read_tile,
 )
 from rfdetr.config.fields import squared
 from rfdetr.errors import InputError
@@ -32,6 +36,9 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     batch_size: BatchSize = 4,
     device: Device = None,
     class_names: str | None = None,
+    slice: Slice = None,
+    slice_overlap: SliceOverlap = 0.2,
+    slice_whole: SliceWhole = True,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,9 +59,9 @@ def evaluate(  # noqa: PLR0913 (each is an option)
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     detector = open_model(checkpoint, device)
     names = class_names.split(",") if class_names else None
-    metrics = detector.evaluate(
-        dataset, split, batch_size, dataset_file=dataset_file, class_names=names
-    )
+    how: dict[str, Any] = {"slice_overlap": slice_overlap, "slice_whole": slice_whole}
+    how |= {"slice": read_tile(slice), "class_names": names}
+    metrics = detector.evaluate(dataset, split, batch_size, dataset_file=dataset_file, **how)
     if out is not None:
         from rfdetr.data.layout import find_splits, load_index
         from rfdetr.report.build import Facts

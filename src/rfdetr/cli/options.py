@@ -36,6 +36,12 @@ Checkpoint = Annotated[str, Parameter(help=f"{_WEIGHTS}.")]
 Predicting = Annotated[str, Parameter(help=f"{_WEIGHTS}; or an exported .onnx, .xml or .pt2.")]
 BatchSize = Annotated[int, Parameter(help="Images at a time.")]
 Device = Annotated[str | None, Parameter(help=_DEVICES)]
+Slice = Annotated[
+    str | None,
+    Parameter(help="Tiles for small objects: pixels, height,width, or alone the network's input."),
+]
+SliceOverlap = Annotated[float, Parameter(help="Least share of a tile's sides in the next one.")]
+SliceWhole = Annotated[bool, Parameter(help="Look at the whole image beside its tiles.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="")]
 
 
@@ -122,6 +128,17 @@ def open_model(name: str, device: str | None) -> RFDETR | ExportedDetector:
     return RFDETR.from_export(name)
 
 
+def read_tile(given: str | None) -> Any:
+    """`--slice`: None, True where it stands alone, pixels, or (height, width)."""
+    if not given:
+        return given is not None or None
+    parts = given.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--slice {given}: expected pixels, or height,width")
+    sides = tuple(map(int, parts))
+    return sides[0] if len(sides) == 1 else sides
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message in one line."""
     for fault in (error, error.__cause__):  # cyclopts hands on what pydantic has found as a cause
@@ -131,8 +148,8 @@ def one_line(error: BaseException) -> str:
 
 
 def dashed(tokens: list[str]) -> list[str]:
-    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report`
-    without a file as `--report=`.
+    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report` or
+    `--slice` without a value as `--report=`, `--slice=`.
     """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
     named = [setting.match(token) and not Path(token).exists() for token in tokens]
@@ -141,7 +158,8 @@ def dashed(tokens: list[str]) -> list[str]:
     ]
     following = [*dashed[1:], "--"]
     alone = [
-        one == "--report" and after[:1] == "-" for one, after in zip(dashed, following, strict=True)
+        one in ("--report", "--slice") and after[:1] == "-"
+        for one, after in zip(dashed, following, strict=True)
     ]
     return [
         f"{token}=" if is_alone else token for token, is_alone in zip(dashed, alone, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rfdetr.cli.options import BatchSize, Device, Predicting, open_model
+from rfdetr.cli.options import (
+    BatchSize,
+    Device,
+    Predicting,
+    Slice,
+    SliceOverlap,
+    SliceWhole,
+    open_model,
+    read_tile,
+)
 from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -28,22 +38,31 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     thresholds: str | None = None,
     batch_size: BatchSize = 4,
     device: Device = None,
+    slice: Slice = None,
+    slice_overlap: SliceOverlap = 0.2,
+    slice_whole: SliceWhole = True,
     pictures: bool = True,
+    every: int = 1,
+    track: bool = True,
 ) -> None:
     """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE)
     where it has them.
 
     Args:
-        sources: Image files, folders, patterns ("shots/*.jpg") or http(s) addresses.
+        sources: Image files, folders, patterns ("shots/*.jpg") or http(s) addresses; or one film, a
+            stream (rtsp://...) or a camera (0): an annotated film and predictions.jsonl.
         out: New or empty folder; default: the first free of predictions, predictions-2, ...
         threshold: Lowest confidence that is reported.
         thresholds: The same by class, as JSON ('{"cat": 0.4}') or a file of it; others have
             `threshold`.
-        pictures: Draw the boxes on copies of the images.
+        pictures: Draw the boxes on copies of the images, or of the film.
+        every: Of a film, each so manieth frame.
+        track: Of a film, number objects for as long as they are followed.
     """
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
     from rfdetr.data.sources import expand
+    from rfdetr.data.video import is_video
     from rfdetr.files import atomic_write
 
     if not sources:
@@ -52,9 +71,19 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     by_class = read_thresholds(thresholds) if thresholds else None
+    how: dict[str, Any] = {"on_error": "skip", "thresholds": by_class, "slice": read_tile(slice)}
+    how |= {"slice_overlap": slice_overlap, "slice_whole": slice_whole}
+    if any(map(is_video, sources)):
+        if len(sources) > 1:
+            raise InputError(f"{len(sources)} sources with a film among them: name one film alone")
+        del how["on_error"]
+        frames = open_model(checkpoint, device).predict_film(
+            sources[0], threshold, every=every, track=track, **how
+        )
+        _write_film(frames, out, Path(sources[0]).stem, pictures)
+        return
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
-    how: dict[str, Any] = {"on_error": "skip", "thresholds": by_class}
     stream = detector.predict_stream(images, threshold, batch_size, **how)
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
@@ -62,6 +91,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
     content |= {"thresholds": by_class} if by_class else {}
+    tiles = {"slice": how["slice"], "overlap": slice_overlap, "whole": slice_whole}
+    content |= {"tiles": tiles} if slice is not None else {}
     atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
     count = sum(len(record.get("detections", ())) for record in records)
     print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")
@@ -69,6 +100,43 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         share = f"{len(unread)} of {len(records)} images could not be read"
         names = ", ".join(str(record["source"]) for record in unread)
         raise RunError(f"{share}, the others are done: {names}")
+
+
+def _write_film(frames: Iterable[Any], out: Path, stem: str, pictures: bool) -> None:
+    """A line of predictions.jsonl for each frame and, with `pictures`, the film drawn on.
+
+    What was written before a stream breaks, or Ctrl-C ends it, is whole and stays.
+    """
+    import numpy as np
+
+    from rfdetr.data.video import FilmWriter
+    from rfdetr.evaluation.drawing import draw
+    from rfdetr.inference.predictor import Prediction
+
+    count = objects = 0
+    with contextlib.ExitStack() as stack:
+        lines = writer = None
+        for frame, found in frames:
+            if lines is None:  # only now: a film that cannot be read leaves no folder
+                out.mkdir(parents=True, exist_ok=True)
+                lines = stack.enter_context((out / "predictions.jsonl").open("w", encoding="utf-8"))
+                if pictures:
+                    writer = FilmWriter(out / f"{stem}.mp4")
+                    stack.callback(writer.close)
+            record = _record(Prediction(None, frame.image, found))["detections"]
+            if found.tracker_id is not None:
+                for entry, number in zip(record, found.tracker_id.tolist(), strict=True):
+                    entry["track_id"] = number
+            line = {"index": frame.number, "seconds": round(frame.seconds, 6), "detections": record}
+            lines.write(json.dumps(line) + "\n")
+            count, objects = count + 1, objects + len(record)
+            if writer is not None:
+                texts = [
+                    f"{entry['class_name']} {entry.get('track_id', entry['confidence'])}"
+                    for entry in record
+                ]
+                writer.write(np.asarray(draw(frame.image, found, texts)), frame.seconds)
+    print(f"{count} frames, {objects} objects: {out / 'predictions.jsonl'}")
 
 
 def read_thresholds(given: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from rfdetr.checks import MOST, nearest, plain_path, short, shown
+from rfdetr.checks import LEAST_TILE, MOST, MOST_OVERLAP, nearest, plain_path, short, shown
 from rfdetr.compat import Fate, absorb
 from rfdetr.errors import InputError
 
@@ -75,6 +75,8 @@ Resolution = Annotated[
     BeforeValidator(_sides),
     AfterValidator(squared),
 ]
+TileSide = Annotated[int, Field(ge=LEAST_TILE, le=MOST)]
+Overlap = Annotated[float, Field(ge=0, le=MOST_OVERLAP)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
@@ -86,6 +88,16 @@ PathText = Annotated[
     BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
     AfterValidator(lambda path: plain_path("the path", path)),
 ]
+
+
+def as_tile(value: Any) -> Any:
+    """Pixels, or (height, width), as (height, width)."""
+    value = value.split(",") if isinstance(value, str) and "," in value else value
+    pair = [value] * 2 if isinstance(value, str | int) and not isinstance(value, bool) else value
+    return tuple(pair) if isinstance(pair, list | tuple) and len(pair) == 2 else value
+
+
+Tile = Annotated[tuple[TileSide, TileSide], BeforeValidator(as_tile)]
 
 
 class ConfigError(InputError, ValidationError):

@@ -78,6 +78,11 @@ class TrainConfig(fields.StrictConfig):
     "off" False), or with "per-sample" each image at its own, padded to the largest of the batch."""
     expanded_scales: bool = True
     """Multi-scale over 11 sizes instead of 8."""
+    tiles: bool | fields.Tile | None = None
+    """Train and validate on tiles of larger images: pixels, (height, width), or True for the
+    network's input; None or False: on whole images."""
+    tile_overlap: fields.Overlap = 0.2
+    """Share of a tile's sides at least that the next one shows too; best: the usual object's."""
     color_jitter: fields.UnitIntervalBelow1 = 0.2
     """Largest relative change of brightness, contrast, saturation in training; 0: none."""
     cls_loss_coef: NonNegativeFloat = 1.0
@@ -251,6 +256,8 @@ class TrainSettings(TypedDict, total=False):
     ema_update_interval: int
     multi_scale: bool | Literal["per-batch", "per-sample", "off"]
     expanded_scales: bool
+    tiles: bool | int | tuple[int, int] | None
+    tile_overlap: float
     color_jitter: float
     cls_loss_coef: float
     bbox_loss_coef: float

@@ -29,6 +29,8 @@ SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, tuple[int, int]]
 
 logger = logging.getLogger(__name__)
 
+MOST_KEPT = 2**28
+"""Bytes of decoded files that a loader process keeps while their tiles are asked for."""
 _TRIES = 100  # images in a row that may be undecodable
 
 
@@ -100,6 +102,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     sizes: Sequence[tuple[int, int]] = ()
     evaluation: bool = False
     forgiving: bool = False
+    _files: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)  # latest last
     _told: set[int] = field(default_factory=set, init=False)  # images this process has warned of
 
     def __len__(self) -> int:
@@ -113,6 +116,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         i, pixels, readable = self._decode(wanted)
         rows = np.arange(*index.offsets[i : i + 2])
         if not self.evaluation:
+            pixels = self._without_slivers(pixels, rows)
             rows = rows[~index.crowd[rows]]
         outlines = index.outlines_of(i, rows)
         generator = keyed_generator(self.seed, epoch, number)
@@ -140,7 +144,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def _decode(self, wanted: int) -> tuple[int, NDArray[np.uint8], bool]:
         """Number and pixels of an image, True; or of what stands for it, False."""
         try:
-            return wanted, decode_image(self.index.path(wanted)), True
+            return wanted, self._pixels_of(wanted), True
         except (ImageError, OSError) as error:
             if not self.forgiving or (found := self._stand_in(wanted)) is None:
                 raise
@@ -158,18 +162,46 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         for step in range(1, min(len(self), _TRIES)):
             i = (wanted + step) % len(self)
             with contextlib.suppress(ImageError, OSError):
-                path = self.index.path(i)
-                return i, decode_image(path), f"replaced by {path}"
+                return i, self._pixels_of(i), f"replaced by {self.index.path(i)}"
         return None
 
+    def _pixels_of(self, image: int) -> NDArray[np.uint8]:
+        """An image, or its part of a file. Files of tiles are kept, since the sampler asks for the
+        tiles of a few of them at a time.
+        """
+        tiles = self.index.tiles
+        if tiles is None:
+            return decode_image(self.index.path(image))
+        file = int(tiles.files[image])
+        whole = self._files.pop(file, None)
+        self._files[file] = decode_image(self.index.path(image)) if whole is None else whole
+        while len(self._files) > 1 and sum(v.nbytes for v in self._files.values()) > MOST_KEPT:
+            del self._files[next(iter(self._files))]
+        return self.index.shown_of(image, self._files[file])
+
+    def _without_slivers(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> Any:
+        """A copy in which what is hardly to be seen of cut objects is gray, but for what shows
+        others; the image itself where there is nothing of that.
+        """
+        tiles = self.index.tiles
+        if tiles is None or not tiles.slivers[rows].any():
+            return pixels
+        hidden = np.zeros(pixels.shape[:2], np.bool_)
+        order = rows[np.argsort(~tiles.slivers[rows], kind="stable")]  # slivers first
+        for row in order.tolist():
+            (left, top), (right, bottom) = self.index.boxes[row].reshape(2, 2).round().astype(int)
+            hidden[top:bottom, left:right] = tiles.slivers[row]
+        return np.where(hidden[..., None], np.uint8(128), pixels)
+
     def _add_masks(self, target: Target, shown: Transformed, outlines: Outlines) -> None:
-        height, width = shown.image.shape[-2:]
-        masks = np.zeros((len(outlines), height, width), np.bool_)
-        for mask, outline in zip(masks, outlines, strict=True):
-            if outline is not None:
-                mask[:] = outline.bitmap(shown.crop, (height, width))
-        target["masks"] = torch.from_numpy(masks)
-        target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
+        if self.transform.draws_masks:
+            height, width = shown.image.shape[-2:]
+            masks = np.zeros((len(outlines), height, width), np.bool_)
+            for mask, outline in zip(masks, outlines, strict=True):
+                if outline is not None:
+                    mask[:] = outline.bitmap(shown.crop, (height, width))
+            target["masks"] = torch.from_numpy(masks)
+            target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
         if self.evaluation:
             target.update(pack_rles([outline.to_rle() if outline else b"" for outline in outlines]))
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from rfdetr.data.findings import DatasetError, Description
 from rfdetr.data.images import ImageError, read_header, turned_points
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.segmentations import Segmentations
-from rfdetr.geometry.polygons import Segmentation
+from rfdetr.geometry.polygons import Crop, Segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,15 @@ logger = logging.getLogger(__name__)
 _MOST, _PATTERN = 0.5, 3
 _CHUNK = 512  # files a thread reads the headers of in one go
 _MISSING, _UNREADABLE = 0, -1  # in place of a height
+
+
+class Tiles(NamedTuple):
+    """Where an index of tiles has its N images from, and which of the M boxes are slivers."""
+
+    files: NDArray[np.int64]  # (N,) number of the image of which it is a part
+    windows: NDArray[np.int32]  # (N, 4) xyxy in that image
+    sizes: NDArray[np.int32]  # height, width of those images
+    slivers: NDArray[np.bool_]  # (M,) so much cut off that the object is not asked for
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,27 @@ class DatasetIndex:
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float32]
     outlines: Segmentations | None = None  # of the boxes, where a segmentation model asked for them
+    tiles: Tiles | None = None  # if its images are parts of files; outlines are then of the files
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def path(self, image: int) -> Path:
+        image = image if self.tiles is None else int(self.tiles.files[image])
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
         return self.root / os.fsdecode(name.tobytes())
+
+    def name(self, image: int) -> str:
+        """Its path from the root, as the annotations have it, and which part of the file it is."""
+        path = str(self.path(image).relative_to(self.root))
+        return path if self.tiles is None else f"{path} {self.tiles.windows[image].tolist()}"
+
+    def shown_of(self, image: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image itself in what its file holds."""
+        if self.tiles is None:
+            return pixels
+        left, top, right, bottom = self.tiles.windows[image].tolist()
+        return pixels[top:bottom, left:right]
 
     def rows(self, image: int) -> slice:
         return slice(int(self.offsets[image]), int(self.offsets[image + 1]))
@@ -73,14 +96,20 @@ class DatasetIndex:
         """Segmentations of some of an image's boxes; an empty list where none were asked for."""
         if self.outlines is None:
             return []
-        height, width = self.sizes[image].tolist()
-        return [self.outlines.get(entry, height, width) for entry in self.outlines.entries[rows]]
+        entries, tiles = self.outlines.entries[rows].tolist(), self.tiles
+        if tiles is None:
+            height, width = self.sizes[image].tolist()
+            return [self.outlines.get(entry, height, width) for entry in entries]
+        height, width = tiles.sizes[tiles.files[image]].tolist()
+        window = Crop(*tiles.windows[image].tolist())
+        whole = [self.outlines.get(entry, height, width) for entry in entries]
+        return [outline and outline.cut(window) for outline in whole]
 
     def fingerprint(self) -> str:
         """SHA-256 of the labels: classes, file names, sizes, boxes, outlines; of pixels nothing."""
         names = "\0".join(self.class_names).encode(errors="surrogatepass")
         arrays = [self.name_bytes, self.name_offsets, self.sizes, self.offsets]
-        arrays += [self.boxes, self.labels, self.crowd]
+        arrays += [self.boxes, self.labels, self.crowd, *(self.tiles or ())]
         outlines = [] if self.outlines is None else vars(self.outlines).values()
         return _sha256(names, *map(np.ascontiguousarray, [*arrays, *outlines]))
 

@@ -17,9 +17,13 @@ from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from rfdetr.data.dataset import DetectionDataset, SampleKey, collate, keyed_generator
+
+FILES_AT_ONCE = 8
+"""Large images whose tiles are mixed: more are a better mixture, and more memory."""
 
 
 @dataclass(eq=False, repr=False)
@@ -34,6 +38,9 @@ class EpochSampler(Sampler[SampleKey]):
 
     `sizes` is called when an iteration starts, and yields each image's size (height, width) from
     there on: keys are then (epoch, image, size).
+
+    `files` (length,) are the files of which images are parts. A shuffled epoch goes through them
+    `FILES_AT_ONCE` at a time, their parts mixed, so that each is decoded once and not once a part.
     """
 
     length: int
@@ -46,6 +53,7 @@ class EpochSampler(Sampler[SampleKey]):
     even: bool = False
     at_least: int = 0
     sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
+    files: NDArray[np.int64] | None = None
     skip: int = 0  # images at the start of the order, of all ranks, that the next iteration omits
 
     def __post_init__(self) -> None:
@@ -69,7 +77,13 @@ class EpochSampler(Sampler[SampleKey]):
         order = np.arange(self.total)
         if self.shuffle:
             draw = keyed_generator(self.seed, epoch)
-            rounds = [first + draw.permutation(self.length) for first in order[:: self.length]]
+            rounds = []
+            for first in order[:: self.length]:
+                mixed = draw.permutation(self.length)
+                if self.files is not None:
+                    place = draw.permutation(self.files.max() + 1)[self.files[mixed]]
+                    mixed = mixed[np.argsort(place // FILES_AT_ONCE, kind="stable")]
+                rounds.append(first + mixed)
             order = np.concatenate(rounds)
         sizes = self.sizes() if self.sizes else None
         for taken in range(self.share_after(skip)):

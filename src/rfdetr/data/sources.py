@@ -12,9 +12,10 @@ import logging
 import os
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from rfdetr.data.images import ImageError, check_size, decode_image, upright_rgb
 from rfdetr.errors import InputError, InputTypeError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor"
 ImageSources: TypeAlias = "ImageSource | Iterable[ImageSource]"
@@ -109,6 +112,35 @@ def load_images(request: Request, skip: bool) -> Iterator[Loaded]:
             logger.warning("%s; skipped", error)
             loaded = Loaded(name, np.zeros((0, 0, 3), np.uint8), str(error))
         yield loaded
+
+
+def in_batches(
+    items: Iterable[T], size: int, alone: Callable[[T], bool] | None = None
+) -> Iterator[list[T]]:
+    """Consecutive lists of `size` items; the last may be shorter, and so may one before an item
+    that is to be `alone`.
+    """
+    batch: list[T] = []
+    for item in items:
+        single = alone is not None and alone(item)
+        if batch and single:
+            yield batch
+            batch = []
+        batch.append(item)
+        if single or len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upcoming = pool.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = pool.submit(next, items, None)
+            yield item
 
 
 def is_single(images: ImageSources) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class TrainTransform:
     size: int | tuple[int, int]  # (height, width), or the side of a square, pixels
     color_jitter: float = 0.0  # from 0 to 1, see `jitter_color`
     _draws_crop: ClassVar[bool] = True
+    draws_masks: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -77,6 +78,26 @@ class EvalTransform(TrainTransform):
     """The whole image, stretched to the size: what validation, test and predict share."""
 
     _draws_crop = False
+
+
+class OwnSizeTransform(TrainTransform):
+    """The whole image in its own size, for what slices it; bitmaps of its masks are not drawn."""
+
+    draws_masks = False
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        boxes_xyxy: NDArray[np.float32],
+        *_: Any,
+    ) -> Transformed:
+        height, width = image.shape[:2]
+        crop = Crop(0, 0, width, height)
+        boxes, kept = move_boxes(boxes_xyxy, crop)
+        return Transformed(torch.from_numpy(image).permute(2, 0, 1), boxes, kept, crop)
 
 
 def draw_crop(height: int, width: int, rng: np.random.Generator) -> Crop:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from rfdetr.evaluation.f1 import sweep_f1
 from rfdetr.evaluation.found import UNKNOWN_TONE, Found, keep
 from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
-from rfdetr.geometry.rle import encode_bitmaps, rle_dict, rle_of_box
+from rfdetr.geometry.rle import compress, encode_bitmaps, rle_dict, rle_of_box, runs_of_part
 from rfdetr.models.detector import full_size_masks
 
 COCO_MAX_DETS = 100
@@ -89,8 +89,8 @@ class CocoEvaluator:
         """Take a batch: per image the `detections` that `postprocess` gives, and its target.
 
         Detections are `scores` (D,), `labels` (D,), `boxes` (D, 4) xyxy in pixels of the original
-        image and, to compare masks, `mask_logits` (D, h, w). One whose label names no class (the
-        head's spare logit) is dropped.
+        image and, to compare masks, `mask_logits` (D, h, w), or `masks`, a CompactMask. One whose
+        label names no class (the head's spare logit) is dropped.
 
         Targets hold `image_id`, `orig_size` (height, width), `labels` (T,) and either `boxes_xyxy`
         (T, 4) in original pixels or `boxes` (T, 4) cxcywh in [0, 1], whose float32 costs up to 1e-4
@@ -106,17 +106,14 @@ class CocoEvaluator:
             detected = Detections(_array(scores), _array(labels), _xyxy_to_xywh(boxes))
             truth = _ground_truth(target)
             self._add(BOXES, image_id, size, detected, truth)
-            logits = None
+            shown = None
             if MASKS in self._streams:
-                # Run lengths go down the columns, so that transposed masks need no copy.
-                logits = found["mask_logits"][known]
-                columns = full_size_masks(logits.mT, (size[1], size[0]))
-                encoded = (counts for part in columns for counts in encode_bitmaps(part.mT))
-                masks = [rle_dict(counts, *size) for counts in encoded]
+                shown = found["masks" if "masks" in found else "mask_logits"][known]
+                masks = [rle_dict(counts, *size) for counts in _encoded(shown, size)]
                 detected = detected._replace(masks=masks)
                 self._add(MASKS, image_id, size, detected, _with_masks(truth, target))
             tone = _array(target["tone"]) if "tone" in target else UNKNOWN_TONE
-            self._found[image_id] = keep(*detected[:3], size, logits, tone)
+            self._found[image_id] = keep(*detected[:3], size, shown, tone)
 
     def _add(
         self, kind: str, image_id: int, size: list[int], found: Detections, truth: GroundTruth
@@ -229,6 +226,19 @@ class CocoEvaluator:
             sweep=sweep,
             matches=table,
         )
+
+
+def _encoded(shown: Any, size: Sequence[int]) -> Iterator[bytes]:
+    """Compressed run lengths of masks, logits (n, h, w) or a CompactMask, in an image of `size`."""
+    if isinstance(shown, Tensor):
+        # Run lengths go down the columns, so that transposed masks need no copy.
+        for part in full_size_masks(shown.mT, (size[1], size[0])):
+            yield from encode_bitmaps(part.mT)
+        return
+    height, width = size
+    for number, (left, top) in enumerate(shown.offsets.tolist()):
+        lengths = runs_of_part(shown.crop(number), left, top, height)
+        yield compress([*lengths, height * width - sum(lengths)])
 
 
 def _ground_truth(target: Mapping[str, Tensor]) -> GroundTruth:

@@ -5,7 +5,7 @@ for what is likely, nothing for the rest, whatever the image's size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rfdetr.evaluation.matching import Array
+
+if TYPE_CHECKING:
+    from supervision import CompactMask
 
 LEAST_SCORE = 0.05
 """Of a detection that is kept: below lies most of what a network gives, and hardly an object."""
@@ -51,11 +54,12 @@ def keep(
     labels: Array,
     boxes_xywh: Array,
     size: Sequence[int],
-    mask_logits: Tensor | None = None,
+    masks_of_all: Tensor | CompactMask | None = None,
     tone: Array = UNKNOWN_TONE,
 ) -> Found:
-    """The likely ones of an image's detections, of all of which there are `mask_logits` (n, h, w)
-    or none; `size` is the image's height and width, `tone` as `rfdetr.data.dataset.tone` tells it.
+    """The likely ones of an image's detections, of all of which there are masks, as logits (n, h,
+    w) or as a CompactMask, or none; `size` is the image's height and width, `tone` as
+    `rfdetr.data.dataset.tone` tells it.
     """
     likely = np.flatnonzero(scores >= LEAST_SCORE)
     likely = likely[np.argsort(-scores[likely], kind="stable")]
@@ -64,9 +68,12 @@ def keep(
     shares = np.clip(corners / (size[1], size[0], size[1], size[0]), 0, 1)
     sure = np.count_nonzero(scores >= LEAST_MASK_SCORE)
     masks = np.zeros((0, MASK_SIDE**2 // 8), np.uint8)
-    if mask_logits is not None and sure:
-        chosen = mask_logits[torch.from_numpy(likely[:sure]).to(mask_logits.device)]
+    masks_of_all = masks_of_all if sure else None
+    if isinstance(masks_of_all, Tensor):
+        chosen = masks_of_all[torch.from_numpy(likely[:sure]).to(masks_of_all.device)]
         masks = _small_masks(chosen, torch.from_numpy(shares[:sure]).to(chosen.device))
+    elif masks_of_all is not None:
+        masks = _small_parts(masks_of_all[likely[:sure]], corners[:sure])
     return Found(
         scores=scores[likely].astype(np.float32),
         labels=labels[likely].astype(np.int16),
@@ -86,3 +93,18 @@ def _small_masks(logits: Tensor, boxes_xyxy: Tensor) -> Array:
     shown = F.grid_sample(logits[:, None].float(), grid, align_corners=False)[:, 0] > 0
     packed: Array = np.packbits(shown.flatten(1).cpu().numpy(), axis=1)
     return packed
+
+
+def _small_parts(masks: CompactMask, boxes_xyxy: Array) -> Array:
+    """Packed bitmaps (n, 98) of masks over boxes (n, 4) in pixels: what lies under each point."""
+    places = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE
+    small = np.zeros((len(masks), MASK_SIDE, MASK_SIDE), bool)
+    for number, (low_x, low_y, high_x, high_y) in enumerate(boxes_xyxy):
+        part, (left, top) = masks.crop(number), masks.offsets[number]
+        x = (low_x + (high_x - low_x) * places - left).astype(int)
+        y = (low_y + (high_y - low_y) * places - top).astype(int)
+        rows, columns = (
+            (at >= 0) & (at < side) for at, side in zip((y, x), part.shape, strict=True)
+        )
+        small[number][np.ix_(rows, columns)] = part[np.ix_(y[rows], x[columns])]
+    return np.packbits(small.reshape(len(small), -1), axis=1)

@@ -12,7 +12,7 @@ from rfdetr.console import with_progress
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.loaders import EpochSampler, build_loader
-from rfdetr.data.transforms import EvalTransform
+from rfdetr.data.transforms import EvalTransform, OwnSizeTransform
 from rfdetr.errors import InputError
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.metrics import Metrics
@@ -30,7 +30,7 @@ def update_evaluators(batches: Iterable[Any], judged: Judged) -> None:
             evaluator.update(detect(batch), batch[1])
 
 
-def evaluate_split(
+def evaluate_split(  # noqa: PLR0913 - each is a setting of `evaluate`
     detect: Callable[[Tensor, Tensor], Found],
     index: DatasetIndex,
     *,
@@ -38,14 +38,18 @@ def evaluate_split(
     batch_size: int,
     num_workers: int,
     max_dets: int,
+    own_size: bool = False,
 ) -> Metrics:
     """Metrics of boxes on a labelled split, and of masks if its index has outlines.
 
     `detect` takes uint8 images (B, 3, *size) and their original sizes (B, 2) as height, width, and
     gives for each image `scores`, `labels` of the index's classes, `boxes` xyxy in original pixels,
-    `mask_logits`.
+    `mask_logits`. With `own_size`, it takes one image (1, 3, H, W) at a time, which is not resized,
+    and may give `masks` as a CompactMask.
     """
-    dataset = DetectionDataset(index, EvalTransform(size), evaluation=True)
+    view = OwnSizeTransform() if own_size else EvalTransform(size)
+    batch_size = 1 if own_size else batch_size
+    dataset = DetectionDataset(index, view, evaluation=True)
     sampler = EpochSampler(len(dataset), shuffle=False)
     workers = min(num_workers, len(dataset))
     loader = build_loader(dataset, sampler, batch_size=batch_size, num_workers=workers)

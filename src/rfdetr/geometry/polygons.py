@@ -63,12 +63,44 @@ class Segmentation(NamedTuple):
             moved = [polygon * (-1, 1) + (width, 0) for polygon in moved]
         return np.asarray(coco_masks().decode(_drawn(moved, height, width)), np.bool_, order="C")
 
+    def cut(self, window: Crop) -> Segmentation | None:
+        """What `window` shows of the object, as the outline in an image that is this window; None
+        for nothing.
+        """
+        height, width = window.bottom - window.top, window.right - window.left
+        if self.rle:
+            shown = self._pixels()[window.top : window.bottom, window.left : window.right]
+            encoded = bytes(coco_masks().encode(np.asfortranarray(shown))["counts"])
+            return Segmentation((), encoded, height, width) if shown.any() else None
+        clipped = (
+            _clipped_polygon(polygon - window[:2], width, height) for polygon in self.polygons
+        )
+        kept = tuple(polygon for polygon in clipped if len(polygon) > 2)
+        return Segmentation(kept, b"", height, width) if kept else None
+
     def to_rle(self) -> bytes:
         """Compressed run lengths over the whole image, as COCO's tools make them of polygons."""
         return self.rle or bytes(_drawn(self.polygons, self.height, self.width)["counts"])
 
     def _pixels(self) -> NDArray[np.uint8]:
         return np.asarray(coco_masks().decode(rle_dict(self.rle, self.height, self.width)))
+
+
+def _clipped_polygon(polygon: NDArray[Any], width: int, height: int) -> NDArray[np.float32]:
+    """A polygon (k, 2) cut to an image, side by side (Sutherland and Hodgman, 1974); parts of it
+    that lie apart stay joined by a line along the border, which covers nothing.
+    """
+    for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        if not len(polygon):
+            break
+        following = np.roll(polygon, -1, axis=0)
+        ahead, then = sign * (polygon[:, axis] - limit), sign * (following[:, axis] - limit)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            met = polygon + (following - polygon) * (ahead / (ahead - then))[:, None]
+        met[:, axis] = limit
+        points, chosen = np.stack((polygon, met), 1), np.stack((ahead >= 0, ahead * then < 0), 1)
+        polygon = points[chosen]
+    return polygon.astype(np.float32)
 
 
 def _drawn(polygons: Iterable[NDArray[Any]], height: int, width: int) -> Any:

@@ -40,6 +40,19 @@ def encode_bitmaps(bitmaps: Tensor) -> list[bytes]:
     return [rle["counts"] for rle in coco_masks().encode(columns)] if len(bitmaps) else []
 
 
+def runs_of_part(part: NDArray[np.bool_], left: int, top: int, height: int) -> list[int]:
+    """Run lengths of an image `height` high that shows `part` (h, w) at `left`, `top`, without its
+    last run; the image is never drawn.
+    """
+    edges = np.diff(np.pad(part.T, ((0, 0), (1, 1))).astype(np.int8))  # (w, h + 1)
+    column, row = np.nonzero(edges)
+    places = (left + column) * height + top + row
+    # A run that goes on in the next column ends where that one starts: neither is a change.
+    places, times = np.unique(places, return_counts=True)
+    lengths: list[int] = np.diff(places[times == 1], prepend=0).tolist()
+    return lengths
+
+
 def pack_rles(rles: Sequence[bytes]) -> dict[str, Tensor]:
     """Compressed run lengths of n objects, object i from `rle_offsets[i]` to `rle_offsets[i + 1]`.
 

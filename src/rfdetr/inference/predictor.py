@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -29,27 +27,32 @@ from torch import Tensor, nn
 from rfdetr.checks import check_count, check_kind, check_share, shown
 from rfdetr.config.fields import input_size
 from rfdetr.data.images import normalize, resize
-from rfdetr.data.sources import ImageSources, Loaded, Request, load_images, look_up
+from rfdetr.data.sources import (
+    ImageSources,
+    Loaded,
+    Request,
+    in_batches,
+    load_images,
+    look_up,
+    one_ahead,
+)
 from rfdetr.errors import InputError, InputTypeError
 from rfdetr.geometry.detections import import_supervision
 from rfdetr.inference.engines import Engine, Outputs
+from rfdetr.inference.masks import as_image_has, build_masks
 from rfdetr.inference.packing import can_pack, pack_linears
+from rfdetr.inference.slicing import HAS_A_SAY, Find, Slicing, find_in_tiles
 from rfdetr.models.detector import (
     Detector,
     DetectorOutput,
     detector_in,
-    full_size_masks,
     postprocess,
 )
 
 if TYPE_CHECKING:
-    from supervision import CompactMask, Detections
+    from supervision import Detections
 
-T = TypeVar("T")
 OnError: TypeAlias = Literal["raise", "skip"]
-
-DENSE_PIXELS = 2**21
-"""Larger images than this (Full HD is just below) get their masks as run lengths."""
 
 
 class Prediction(NamedTuple):
@@ -108,7 +111,7 @@ class Predictor:
             found.append(detections)
         return found
 
-    def stream(
+    def stream(  # noqa: PLR0913 - the first four are the published ones
         self,
         images: ImageSources | Request,
         threshold: float = 0.5,
@@ -117,20 +120,24 @@ class Predictor:
         *,
         shape: Sequence[int] | None = None,
         thresholds: Mapping[str, float] | None = None,
+        slicing: Slicing | None = None,
     ) -> Iterator[Prediction]:
         """Predictions one by one; the next batch is read while the network runs.
 
-        No more than two batches are in memory. Images that cannot be read are errors, or with
-        `on_error="skip"` predictions without detections. `shape` is the network's input (height,
-        width), its resolution if None. `thresholds` by class name go before `threshold`.
+        No more than two batches are in memory; an image that is sliced is a batch of its own, and
+        its tiles go to the network `batch_size` at a time. Images that cannot be read are errors,
+        or with `on_error="skip"` predictions without detections. `shape` is the network's input
+        (height, width), its resolution if None. `thresholds` by class name go before `threshold`.
         """
         least = self.thresholds_by_label(check_share("threshold", threshold), thresholds or {})
         check_count("batch_size", batch_size)
         if on_error not in ("raise", "skip"):
             raise InputError(f'on_error {on_error!r}: expected "raise" or "skip"')
-        size = None if shape is None else self.check_shape(shape)
+        size = self.size if shape is None else self.check_shape(shape)
         loaded = load_images(look_up(images), skip=on_error == "skip")
-        return self._run(one_ahead(in_batches(loaded, batch_size)), least, size)
+        alone = None if slicing is None else lambda one: not slicing.fits(one.image)
+        find = self.finder(size, least * HAS_A_SAY, slicing, batch_size)
+        return self._run(one_ahead(in_batches(loaded, batch_size, alone)), least, find)
 
     def thresholds_by_label(
         self, threshold: float, thresholds: Mapping[str, float]
@@ -163,12 +170,14 @@ class Predictor:
             raise InputError(f"patch_size is {shown(patch_size)}: this model's is {own}")
 
     def _run(
-        self, batches: Iterable[list[Loaded]], least: NDArray[Any], size: tuple[int, int] | None
+        self,
+        batches: Iterable[list[Loaded]],
+        least: NDArray[Any],
+        find: Find,
     ) -> Iterator[Prediction]:
         for batch in batches:
             images = [image for _, image, error in batch if error is None]
-            sizes = torch.tensor([image.shape[:2] for image in images])
-            found = iter(self.detect(self.preprocess(images, size), sizes) if images else [])
+            found = iter(find(images) if images else [])
             for name, image, error in batch:
                 if error is None:
                     detections = self.to_detections(next(found), least, image.shape[:2])
@@ -198,20 +207,58 @@ class Predictor:
         boxes, logits, masks = engine(pixels)
         return postprocess(logits, boxes, sizes.to(engine.device), self.num_select, masks)
 
+    def finder(
+        self,
+        size: tuple[int, int],
+        least: float | NDArray[Any] = 0.0,
+        slicing: Slicing | None = None,
+        batch_size: int = 4,
+        autocast: torch.dtype | None = None,
+    ) -> Find:
+        """What finds objects in images (H, W, 3), as `detect` has them; in tiles, `batch_size` at a
+        time, where `slicing` says so. One that is sliced is to come alone, and of it only what
+        scores `least` (of all, or by label) is merged.
+        """
+
+        def find(images: list[np.ndarray]) -> list[dict[str, Any]]:
+            sizes = torch.tensor([image.shape[:2] for image in images])
+            return self.detect(self.preprocess(images, size), sizes, autocast)
+
+        def find_sliced(images: list[np.ndarray]) -> list[dict[str, Any]]:
+            if slicing is None or slicing.fits(images[0]):
+                return find(images)
+            return [find_in_tiles(images[0], slicing, find, reported, batch_size)]
+
+        def reported(scores: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+            return self._reported(scores, labels, least)
+
+        return find_sliced
+
+    def _reported(
+        self, scores: NDArray[Any], labels: NDArray[Any], least: float | NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Which detections have a class with a name and at least the score `least`, by label."""
+        named = np.isin(labels, list(self.labels))
+        limits = least if isinstance(least, float) else least[np.where(named, labels, 0)]
+        reported: NDArray[np.bool_] = (scores >= limits) & named
+        return reported
+
     def to_detections(
-        self, found: dict[str, Tensor], threshold: float | NDArray[Any], size: tuple[int, int]
+        self, found: dict[str, Any], threshold: float | NDArray[Any], size: tuple[int, int]
     ) -> Detections:
         """Detections of at least `threshold` (of all, or by label), of named classes, in an image
         of (height, width).
         """
         scores, labels, boxes = (found[k].cpu().numpy() for k in ("scores", "labels", "boxes"))
-        named = np.isin(labels, list(self.labels))
-        least = threshold if isinstance(threshold, float) else threshold[np.where(named, labels, 0)]
-        keep = (scores >= least) & named
-        masks = found.get("mask_logits")
+        keep = self._reported(scores, labels, threshold)
+        masks, logits = found.get("masks"), found.get("mask_logits")
+        if masks is not None:
+            masks = as_image_has(masks[keep])
+        elif logits is not None:
+            masks = build_masks(logits[torch.from_numpy(keep)], size)
         return import_supervision().Detections(  # type: ignore[no-any-return]
             xyxy=boxes[keep],
-            mask=None if masks is None else build_masks(masks[torch.from_numpy(keep)], size),
+            mask=masks,
             confidence=scores[keep],
             class_id=labels[keep],
             data=self.data_of(labels[keep].tolist(), size),
@@ -314,20 +361,6 @@ class NetworkPredictor(Predictor):
             self.optimize(*self._settings)
 
 
-def build_masks(mask_logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_] | CompactMask:
-    """Masks (n, height, width) of an image: an array, for a large image a `CompactMask`.
-
-    A CompactMask indexes, filters and draws like the array, which `numpy.asarray` makes of it.
-    """
-    parts = (part.cpu().numpy() for part in full_size_masks(mask_logits, size))
-    if size[0] * size[1] <= DENSE_PIXELS or not len(mask_logits):
-        return np.concatenate([np.zeros((0, *size), np.bool_), *parts])
-    sv = import_supervision()
-    compact = [sv.CompactMask.from_dense(part, sv.mask_to_xyxy(part), size) for part in parts]
-    merged: CompactMask = sv.CompactMask.merge(compact)
-    return merged
-
-
 def keep_freed_memory() -> None:
     """Has glibc keep the memory that one prediction frees for the next one.
 
@@ -335,22 +368,6 @@ def keep_freed_memory() -> None:
     MiB, come and go. The page faults of getting them again are a tenth of a prediction on CPUs.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Consecutive lists of `size` items; the last may be shorter."""
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
-
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made by a thread while the one before is in use."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        upcoming = pool.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = pool.submit(next, items, None)
-            yield item
 
 
 def best_device(name: str | None) -> torch.device:

@@ -188,7 +188,8 @@ def _unlabelled(judged: Judged) -> list[dict[str, Any]]:
 
 def _hints(splits: dict[str, Judged], album: Album) -> list[dict[str, Any]]:
     """The likeliest hints of all splits, the first with a picture."""
-    found = [(hint, judged) for judged in splits.values() for hint in hints.find_hints(judged)]
+    wholes = [judged for judged in splits.values() if judged.index.tiles is None]
+    found = [(hint, judged) for judged in wholes for hint in hints.find_hints(judged)]
     found.sort(key=lambda pair: (-pair[0].probability, -pair[0].strength))
     rows: list[dict[str, Any]] = []
     for hint, judged in found[:MOST_HINTS]:

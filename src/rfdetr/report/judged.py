@@ -103,9 +103,7 @@ class Judged:
     @functools.cached_property
     def image_names(self) -> list[str]:
         """Paths of the images from the split's folder, as the annotations name them."""
-        return [
-            str(self.index.path(i).relative_to(self.index.root)) for i in range(len(self.index))
-        ]
+        return [self.index.name(i) for i in range(len(self.index))]
 
 
 def threshold_of(metrics: Metrics) -> float:

@@ -22,6 +22,7 @@ from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import SPLITS, DatasetLayout, find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
+from rfdetr.data.tiling import TileCounts, cut_tiles
 from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
@@ -63,6 +64,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         self.auto_resolution = auto_resolution
         self.chosen = ""
         self._given = model_config
+        self.cut: dict[str, TileCounts] = {}  # by split, where images are cut into tiles
         self._indexes: dict[str, DatasetIndex] = {}  # in the order of SPLITS
 
     @property
@@ -91,6 +93,12 @@ class RFDETRDataModule(pl.LightningDataModule):
     def layout(self) -> DatasetLayout:
         """Where the dataset's splits are."""
         return find_splits(self.train_config.dataset_dir, self.train_config.dataset_file)
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Height and width of the tiles that images are cut into; None for whole images."""
+        tiles = self.train_config.tiles
+        return self._given.input_size if tiles is True else tiles or None
 
     @property
     def has_test(self) -> bool:
@@ -140,6 +148,9 @@ class RFDETRDataModule(pl.LightningDataModule):
         index = load_index(self.layout, split, None, findings, masks=config.segmentation_head)
         for other in self._indexes.values():
             index.with_classes(other.class_names, "the other splits")
+        if self.tile is not None:
+            overlap, training = self.train_config.tile_overlap, split == "train"
+            index, self.cut[split] = cut_tiles(index, self.tile, overlap, training=training)
         known = {**self._indexes, split: index}
         self._indexes = {name: known[name] for name in SPLITS if name in known}
         if split == "train" and self.auto_resolution:
@@ -190,7 +201,9 @@ class RFDETRDataModule(pl.LightningDataModule):
             # Sharded ranks wait for each other in every forward: they take equal shares.
             even = is_sharded(trainer.strategy)
             order |= {"world_size": trainer.world_size, "even": even}
-        sampler = EpochSampler(len(dataset), seed=self._seed, **order)
+        tiles = dataset.index.tiles
+        files = None if tiles is None else tiles.files
+        sampler = EpochSampler(len(dataset), seed=self._seed, files=files, **order)
         options = self.train_config.model_dump(include=LOADING)
         if options["pin_memory"] is None:
             options["pin_memory"] = torch.cuda.is_available()

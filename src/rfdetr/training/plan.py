@@ -69,6 +69,7 @@ def training_plan(
         "adapted": "" if resumed else ", ".join(changes),
         "trained": f"{trained_parameters(module.model):,} parameters: {learns}",
         "data": f"{layout.dataset_dir} ({layout.format.upper()}): {images} images",
+        **{f"tiles of {split}": _tiles(datamodule, split) for split in splits},
         "classes": f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}",
         "effective batch": effective_batch(train.batch_size, trainer),
         "steps": f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs",
@@ -82,6 +83,19 @@ def training_plan(
         "disk": str(disk_need(trainer, module, train.output_dir)) * saves(trainer),
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def _tiles(datamodule: RFDETRDataModule, split: str) -> str:
+    """What the tiles of a split are, and what became of its objects; empty where there are none."""
+    if datamodule.tile is None:
+        return ""
+    height, width = datamodule.tile
+    images, tiles, empty, *objects = datamodule.cut[split]
+    left_out = f" ({empty:,} more without an object are left out)" if empty else ""
+    counts = "{:,} whole, {:,} cut, {:,} hardly shown and not judged".format(*objects)
+    told = f"{images:,} images in {tiles:,} of {width} x {height} pixels{left_out}: {counts}"
+    figures = "; figures are those of tiles, `rfdetr evaluate --slice` has those of images"
+    return told + figures * (split == "valid")
 
 
 def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
