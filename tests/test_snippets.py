@@ -44,9 +44,11 @@ NOT_RUN = {
     "custom-training.md": 1,
     "export.md": 2,
     "first-hour.md": 1,
+    "predicting.md": 2,
     "report.md": 1,
+    "serve.md": 3,
 }
-AFTER_A_RUN = {"compatibility.md", "export.md", "report.md"}
+AFTER_A_RUN = {"compatibility.md", "export.md", "predicting.md", "report.md"}
 LONG = {"training.md"}  # five runs
 EXPORTS = re.compile(r"export|inference_model|cd out")
 

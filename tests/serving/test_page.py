@@ -52,7 +52,7 @@ def page(browser: Any, server: Live, request: pytest.FixtureRequest) -> Iterator
     page.on("request", lambda request: asked.append(request.url))
     page.asked, page.faults = asked, faults
     page.goto(str(server.client.base_url))
-    page.wait_for_function("document.getElementById('about').textContent.includes('3 classes')")
+    page.locator("#about", has_text="3 classes").wait_for()
     yield page
     assert faults == []
     own = (str(server.client.base_url), "blob:", "data:")
@@ -158,7 +158,7 @@ def test_what_goes_wrong_is_told(page: Any) -> None:
     page.faults.clear()
     big = {"name": "big.png", "mimeType": "image/png", "buffer": b"x" * (5 * 2**20)}
     page.set_input_files("#choose", big)
-    page.wait_for_function("document.getElementById('fault').textContent.includes('5.0 MiB')")
+    page.locator("#fault", has_text="5.0 MiB").wait_for()
     show(page, picture())
     assert not page.is_visible("#fault")
     assert page.is_visible("#photograph") == page.evaluate("innerWidth < 500")
