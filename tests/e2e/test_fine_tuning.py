@@ -109,7 +109,7 @@ def test_four_functions_of_ours_lead_from_train_to_the_criterion(
     assert seen and {*map(tuple, seen)} == {("train", "fit", "training_step", "compute_losses")}
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_plan_names_the_batch_size_that_was_found(
     tiny_coco: Path,
     tmp_path: Path,

@@ -57,7 +57,7 @@ def test_other_counts_of_queries_are_about_as_good(trained: Callable[..., float]
     assert trained(num_queries=60) > 0.88 * equal
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_classes_that_the_weights_know_by_name_need_not_be_learnt(
     trained: Callable[..., float],
 ) -> None:

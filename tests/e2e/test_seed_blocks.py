@@ -314,7 +314,7 @@ def test_a_full_run_is_resumed_validated_and_used(
     assert set(names["predictions"][0][0]) == {"scores", "labels", "boxes"}
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_page_is_one_notebook(
     run: Callable[..., dict[str, Any]], workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

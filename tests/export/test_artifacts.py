@@ -287,6 +287,7 @@ def test_an_artifact_runs_without_torch(boxes: Case, scenes: Path, tmp_path: Pat
     np.testing.assert_allclose(numbers, expected.xyxy, atol=0.1)
 
 
+@pytest.mark.scheduled
 def test_a_certificate_can_be_put_in(boxes: Case, tmp_path: Path) -> None:
     proven = boxes.metadata().model_copy(update={"certificate": {"loss": 0.25}})
     for ending in (".onnx", ".xml", ".bin", ".pt2"):

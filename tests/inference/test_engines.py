@@ -193,7 +193,9 @@ class Trained(NamedTuple):
         return RFDETR.from_export(self.folder / f"inference_model.{ending}")
 
 
-@pytest.fixture(scope="module", params=[RFDETRMini, RFDETRSegMini])
+@pytest.fixture(
+    scope="module", params=[pytest.param(RFDETRMini, marks=pytest.mark.scheduled), RFDETRSegMini]
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     model = request.param(device="cpu")
@@ -270,7 +272,7 @@ signal.raise_signal(signal.SIGUSR1)
     assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_exported_model_can_be_copied_and_sent(trained: Trained, ending: str) -> None:
     exported, image = trained.exported(ending), trained.images()[0]

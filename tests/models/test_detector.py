@@ -191,7 +191,7 @@ def test_one_graph_captures_the_forward_pass(make_detector: Callable[..., Detect
     assert detector.encoder.patch_embed.weight.grad is not None
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_export_with_any_batch_size(make_detector: Callable[..., Detector]) -> None:
     detector = make_detector(segmentation_head=True, projector_scale=["P3", "P5"]).eval()
     batch = {"images": {0: torch.export.Dim("batch", min=1, max=64)}}

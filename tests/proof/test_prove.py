@@ -89,7 +89,7 @@ def test_a_broken_config_is_no_runs(trained: RFDETRMini, drawn: Path, tmp_path: 
             images_for(subject(trained, weights), True)
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_an_export_has_its_certificate_beside_and_inside(
     trained: RFDETRMini, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +183,7 @@ def test_random_weights_where_no_proof_is_asked_for_are_told(
     assert not [*tmp_path.glob("?/certificate.json")]
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_no_verify_compares_nothing(
     trained: RFDETRMini, drawn: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,7 +135,7 @@ def test_what_fails_in_a_report_loses_no_run(
     assert (out / "results.json").is_file() and (out / "checkpoint_best_total.pth").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_masks_are_judged_and_drawn(tmp_path: Path) -> None:
     data, out = generate(tmp_path / "data", 20), tmp_path / "run"
     RFDETRSegMini().train(

@@ -155,7 +155,7 @@ def test_tensorboard_gets_figures_and_pictures(make_run: Callable[..., Any]) -> 
     assert events.Tags()["images"] == ["val/predictions/0", "val/predictions/1"]
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_mlflow_writes_to_its_own_database(
     make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

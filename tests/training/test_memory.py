@@ -55,6 +55,7 @@ print(inside - resident())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+@pytest.mark.scheduled
 def test_predictions_find_the_memory_of_the_one_before() -> None:
     """Blocks of 1 MiB, as a prediction's: once told, glibc keeps up to 62 MiB of them."""
     steps = "print(faults())\nkeep_freed_memory()\nfaults(1)\nprint(faults())"

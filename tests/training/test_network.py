@@ -35,7 +35,7 @@ def compiled(network: nn.Module) -> Any:
 WRAPPERS = [
     pytest.param(Wrapper, id="own"),
     pytest.param(nn.DataParallel, id="parallel"),
-    pytest.param(compiled, id="compiled", marks=pytest.mark.slow),
+    pytest.param(compiled, id="compiled", marks=pytest.mark.scheduled),
     pytest.param(lambda network: Wrapper(Wrapper(network)), id="twice"),
 ]
 

@@ -177,7 +177,7 @@ def test_train_uses_all_processes_of_torchrun(
     assert len(log.read_text().splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_all_processes_end_with_the_time_of_the_first(
     tmp_path: Path, make_tiny_coco: Callable[..., Path], tiny_model: Callable[..., Any]
 ) -> None:
@@ -219,7 +219,7 @@ def assert_same_figures(found: dict[str, float], expected: dict[str, float]) -> 
     )
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
     run_script: Callable[..., Finished],
 ) -> None:

@@ -42,7 +42,7 @@ def script(tiny_coco: Path, tmp_path: Path) -> list[str]:
     return [sys.executable, str(tmp_path / "script.py")]
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_a_plain_script_off_a_terminal_is_told_all(script: list[str]) -> None:
     run = subprocess.run(script, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr

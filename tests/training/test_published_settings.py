@@ -45,7 +45,7 @@ def test_the_loaders_are_as_told(make_run: Callable[..., Any]) -> None:
     assert alone.train_dataloader().persistent_workers is False  # there is nothing to keep
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_processes_that_end_with_each_epoch_load_the_same(make_run: Callable[..., Any]) -> None:
     kept, ended = (
         make_run(output=str(keep), num_workers=1, persistent_workers=keep, run_test=False).fit()

@@ -72,7 +72,15 @@ def sixteen(make_tiny_coco: Callable[..., Path]) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after", "accumulate"), [(4, 2, 1), (2, 4, 1), (4, 4, 1), (2, 3, 2), (3, 5, 3)]
+    ("before", "after", "accumulate"),
+    [
+        (4, 2, 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.scheduled)
+            for case in ((2, 4, 1), (4, 4, 1), (2, 3, 2))
+        ),
+        (3, 5, 3),
+    ],
 )
 def test_another_batch_size_neither_repeats_nor_skips_an_image(
     make_run: Callable[..., Any], sixteen: Path, before: int, after: int, accumulate: int

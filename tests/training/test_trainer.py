@@ -204,6 +204,7 @@ def test_only_known_noise_is_held_back(caplog: pytest.LogCaptureFixture) -> None
     assert len(caplog.records) == 2
 
 
+@pytest.mark.scheduled
 def test_evaluation_takes_the_precision_without_lightning() -> None:
     """Its import takes seconds, which an evaluation would wait for."""
     program = "import sys, rfdetr.training.steps; sys.exit('pytorch_lightning' in sys.modules)"

@@ -46,7 +46,7 @@ def test_killed_runs_end_as_the_undisturbed_one(
     assert report.differences == []
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_equal_seeds_give_equal_runs_and_others_do_not(make_run: Callable[..., Any]) -> None:
     found = [
         content_hashes(
@@ -74,7 +74,7 @@ def test_the_command_says_that_the_files_are_equal(
     assert "the same, bit for bit, after 1 kills" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_safetensors_file_of_a_run_loads_wherever_the_pth_does(
     make_run: Callable[..., Any], tiny_model: Callable[..., Any]
 ) -> None:

@@ -88,7 +88,10 @@ def rows(detector: Any) -> torch.Tensor:
     return detector.class_head.bias.detach()
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 3])
+@pytest.mark.parametrize(
+    "num_classes",
+    [1, pytest.param(2, marks=pytest.mark.scheduled), 3],
+)
 @pytest.mark.parametrize("first", [0, 1])
 def test_trained_heads_show_where_their_classes_begin(
     num_classes: int,
