@@ -155,6 +155,7 @@ def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:
     wanted = {name: fields[name] for name in SegmentationTrainConfig.model_fields}
     wanted |= {"dataset_dir": text, "output_dir": text, "resume": text | None}
     wanted |= {"resolution": int | tuple[int, int] | Literal["auto"]}  # of the model
+    wanted |= {"tiles": bool | int | tuple[int, int] | None}  # a number becomes a pair
     keywords = get_type_hints(TrainSettings)
     assert list(keywords) == list(wanted) and keywords == wanted
     assert TrainSettings.__required_keys__ == frozenset()

@@ -166,7 +166,6 @@ def test_random_weights_are_refused_where_a_proof_is_asked_for(
     random = RFDETRMini(pretrain_weights=None, num_classes=len(names), class_names=names)
     with pytest.raises(InputError, match="Random or untrained weights"):
         random.export(tmp_path / "a", format="pt2", verify=drawn)
-    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.scheduled
