@@ -179,7 +179,7 @@ def test_fresh_heads_are_unsure_and_those_of_the_proposals_equal_them(
     assert torch.equal(detector.box_head.layers[-1].weight, torch.zeros(4, 16))
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_one_graph_captures_the_forward_pass(make_detector: Callable[..., Detector]) -> None:
     detector = make_detector()
     compiled = torch.compile(detector, fullgraph=True, backend="aot_eager")
