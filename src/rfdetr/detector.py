@@ -132,10 +132,7 @@ class RFDETR(PublishedCalls, PredictingModel):
         config = self.model_config
         self._known_names = class_names
         labels = class_labels(class_names, config.num_classes)
-        sizes: dict[str, Any] = {
-            "resolution": config.resolution,
-            "num_select": config.num_select,
-        }
+        sizes: dict[str, Any] = {"resolution": config.resolution, "num_select": config.num_select}
         device = best_device(config.device)
         self.model = ModelContext(network, labels=labels, device=device, **sizes)
 

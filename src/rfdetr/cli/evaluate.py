@@ -10,17 +10,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from rfdetr.cli.options import (
+    WHOLE_IMAGES,
     AsJson,
     BatchSize,
     Dataset,
     DatasetFile,
     Device,
     Predicting,
-    Slice,
-    SliceOverlap,
-    SliceWhole,
+    TileOptions,
     open_model,
-    read_tile,
 )
 from rfdetr.config.fields import squared
 from rfdetr.errors import InputError
@@ -36,9 +34,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     batch_size: BatchSize = 4,
     device: Device = None,
     class_names: str | None = None,
-    slice: Slice = None,
-    slice_overlap: SliceOverlap = 0.2,
-    slice_whole: SliceWhole = True,
+    tiles: TileOptions = WHOLE_IMAGES,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,8 +55,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     detector = open_model(checkpoint, device)
     names = class_names.split(",") if class_names else None
-    how: dict[str, Any] = {"slice_overlap": slice_overlap, "slice_whole": slice_whole}
-    how |= {"slice": read_tile(slice), "class_names": names}
+    how: dict[str, Any] = {"class_names": names, **tiles.keywords()}
     metrics = detector.evaluate(dataset, split, batch_size, dataset_file=dataset_file, **how)
     if out is not None:
         from rfdetr.data.layout import find_splits, load_index

@@ -6,6 +6,7 @@ Precedence: option > file of `--config` > default. `key=value` is read as `--key
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_
 from rfdetr.checks import nearest, short
 from rfdetr.compat import MODEL, TRAIN
 from rfdetr.config import VARIANTS, ModelConfig, SegmentationTrainConfig
-from rfdetr.config.fields import fault_lines
+from rfdetr.config.fields import as_sides, fault_lines
 from rfdetr.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,12 +37,7 @@ Checkpoint = Annotated[str, Parameter(help=f"{_WEIGHTS}.")]
 Predicting = Annotated[str, Parameter(help=f"{_WEIGHTS}; or an exported .onnx, .xml or .pt2.")]
 BatchSize = Annotated[int, Parameter(help="Images at a time.")]
 Device = Annotated[str | None, Parameter(help=_DEVICES)]
-Slice = Annotated[
-    str | None,
-    Parameter(help="Tiles for small objects: pixels, height,width, or alone the network's input."),
-]
-SliceOverlap = Annotated[float, Parameter(help="Least share of a tile's sides in the next one.")]
-SliceWhole = Annotated[bool, Parameter(help="Look at the whole image beside its tiles.")]
+_STAND_ALONE = ("--report", "--slice")  # or have a value
 AsJson = Annotated[bool, Parameter(name="--json", negative="")]
 
 
@@ -128,15 +124,32 @@ def open_model(name: str, device: str | None) -> RFDETR | ExportedDetector:
     return RFDETR.from_export(name)
 
 
-def read_tile(given: str | None) -> Any:
-    """`--slice`: None, True where it stands alone, pixels, or (height, width)."""
-    if not given:
-        return given is not None or None
-    parts = given.replace("x", ",").split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--slice {given}: expected pixels, or height,width")
-    sides = tuple(map(int, parts))
-    return sides[0] if len(sides) == 1 else sides
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TileOptions:
+    """Options of prediction in tiles."""
+
+    slice: Annotated[
+        str | None,
+        Parameter(
+            help="Tiles for small objects: pixels, height,width, or alone the network's input."
+        ),
+    ] = None
+    slice_overlap: Annotated[
+        float, Parameter(help="Least share of a tile's sides in the next one.")
+    ] = 0.2
+    slice_whole: Annotated[bool, Parameter(help="Look at the whole image beside its tiles.")] = True
+
+    def keywords(self) -> dict[str, Any]:
+        """Those of `predict`; `--slice` that stands alone is True."""
+        sides = as_sides(self.slice)
+        if isinstance(sides, str) and not (sides.isdecimal() or not sides):
+            raise InputError(f"--slice {sides}: expected pixels, or height,width")
+        tile = (int(sides) if sides else True) if isinstance(sides, str) else sides
+        return {**asdict(self), "slice": tile}
+
+
+WHOLE_IMAGES = TileOptions()
 
 
 def one_line(error: BaseException) -> str:
@@ -158,7 +171,7 @@ def dashed(tokens: list[str]) -> list[str]:
     ]
     following = [*dashed[1:], "--"]
     alone = [
-        one in ("--report", "--slice") and after[:1] == "-"
+        one in _STAND_ALONE and after[:1] == "-"
         for one, after in zip(dashed, following, strict=True)
     ]
     return [

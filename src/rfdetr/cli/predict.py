@@ -6,20 +6,19 @@ import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from rfdetr.cli.options import (
+    WHOLE_IMAGES,
     BatchSize,
     Device,
     Predicting,
-    Slice,
-    SliceOverlap,
-    SliceWhole,
+    TileOptions,
     open_model,
-    read_tile,
 )
 from rfdetr.errors import InputError, RunError
 
@@ -38,9 +37,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     thresholds: str | None = None,
     batch_size: BatchSize = 4,
     device: Device = None,
-    slice: Slice = None,
-    slice_overlap: SliceOverlap = 0.2,
-    slice_whole: SliceWhole = True,
+    tiles: TileOptions = WHOLE_IMAGES,
     pictures: bool = True,
     every: int = 1,
     track: bool = True,
@@ -56,7 +53,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         thresholds: The same by class, as JSON ('{"cat": 0.4}') or a file of it; others have
             `threshold`.
         pictures: Draw the boxes on copies of the images, or of the film.
-        every: Of a film, each so manieth frame.
+        every: Of a film, frames from one that is looked at to the next.
         track: Of a film, number objects for as long as they are followed.
     """
     from rfdetr.console import with_progress
@@ -71,12 +68,10 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     by_class = read_thresholds(thresholds) if thresholds else None
-    how: dict[str, Any] = {"on_error": "skip", "thresholds": by_class, "slice": read_tile(slice)}
-    how |= {"slice_overlap": slice_overlap, "slice_whole": slice_whole}
+    how: dict[str, Any] = {"thresholds": by_class, **tiles.keywords()}
     if any(map(is_video, sources)):
         if len(sources) > 1:
             raise InputError(f"{len(sources)} sources with a film among them: name one film alone")
-        del how["on_error"]
         frames = open_model(checkpoint, device).predict_film(
             sources[0], threshold, every=every, track=track, **how
         )
@@ -84,15 +79,15 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         return
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
-    stream = detector.predict_stream(images, threshold, batch_size, **how)
+    stream = detector.predict_stream(images, threshold, batch_size, "skip", **how)
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
     if len(unread) == len(records):
         raise ImageError(unread[0]["error"])
     content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
     content |= {"thresholds": by_class} if by_class else {}
-    tiles = {"slice": how["slice"], "overlap": slice_overlap, "whole": slice_whole}
-    content |= {"tiles": tiles} if slice is not None else {}
+    in_tiles = {name.removeprefix("slice_"): how[name] for name in asdict(tiles)}
+    content |= {"tiles": in_tiles} if tiles.slice is not None else {}
     atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
     count = sum(len(record.get("detections", ())) for record in records)
     print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")

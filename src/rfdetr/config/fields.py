@@ -36,12 +36,16 @@ def plain_json(value: Any) -> Any:
         raise PydanticCustomError("json", "no JSON value: {why}", {"why": str(error)}) from None
 
 
-def _sides(value: Any) -> Any:
-    """ "320x480" as (320, 480); anything else as it is."""
+def as_sides(value: Any) -> Any:
+    """ "320x480" or "320,480" as (320, 480); anything else as it is."""
+    pair = re.fullmatch(r"(\d+) ?[x,] ?(\d+)", value) if isinstance(value, str) else None
+    return value if pair is None else (int(pair[1]), int(pair[2]))
+
+
+def _as_resolution(value: Any) -> Any:
     if value == "auto":
         raise InputError('"auto" is chosen from training images: train(resolution="auto")')
-    pair = re.fullmatch(r"(\d+) ?x ?(\d+)", value) if isinstance(value, str) else None
-    return value if pair is None else (int(pair[1]), int(pair[2]))
+    return as_sides(value)
 
 
 def input_size(resolution: int | Sequence[int]) -> tuple[int, int]:
@@ -72,7 +76,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]  # pixels or patches; the tokens of 
 Resolution = Annotated[
     Annotated[Side, Tag("side")] | Annotated[tuple[Side, Side], Tag("sides")],
     Discriminator(lambda value: "sides" if isinstance(value, list | tuple) else "side"),
-    BeforeValidator(_sides),
+    BeforeValidator(_as_resolution),
     AfterValidator(squared),
 ]
 TileSide = Annotated[int, Field(ge=LEAST_TILE, le=MOST)]
@@ -92,9 +96,8 @@ PathText = Annotated[
 
 def as_tile(value: Any) -> Any:
     """Pixels, or (height, width), as (height, width)."""
-    value = value.split(",") if isinstance(value, str) and "," in value else value
-    pair = [value] * 2 if isinstance(value, str | int) and not isinstance(value, bool) else value
-    return tuple(pair) if isinstance(pair, list | tuple) and len(pair) == 2 else value
+    sides = as_sides(value)
+    return (sides, sides) if isinstance(sides, str | int) and not isinstance(sides, bool) else sides
 
 
 Tile = Annotated[tuple[TileSide, TileSide], BeforeValidator(as_tile)]
