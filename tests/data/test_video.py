@@ -36,7 +36,9 @@ def test_frames_have_their_own_times(film: Path) -> None:
     assert [frame.number for frame in read_frames(film, every=4)] == [0, 4]
 
 
-def test_what_is_no_film_is_one_error(film: Path, tmp_path: Path) -> None:
+def test_what_is_no_film_is_one_error(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.mp4").write_text("no film")
     (tmp_path / "half.mp4").write_bytes(film.read_bytes()[:200])
     for name, told in (
@@ -48,6 +50,9 @@ def test_what_is_no_film_is_one_error(film: Path, tmp_path: Path) -> None:
             list(read_frames(tmp_path / name))
     assert is_video("0") and is_video("rtsp://camera/1") and is_video("a.MOV")
     assert not is_video("a.jpg") and not is_video("http://host/a.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0").mkdir()
+    assert not is_video("0")
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class Target(dict[str, Tensor]):
     """Labels (n,), boxes (n, 4) cxcywh from 0 to 1, image_id and orig_size (height, width).
 
     Evaluation adds iscrowd (n,), area (n,) and boxes_xyxy (n, 4) in pixels of the original image,
-    and `tone` (2,) float32.
+    and, at the network's size, `tone` (2,) float32.
     With outlines there are masks (n, height, width) bool of the network input, and has_mask (n,),
     False where an object has no outline or one too small to show. Evaluation then adds rle_bytes
     and rle_offsets of the whole outlines (see `pack_rles`); an object without one has no bytes.
@@ -134,7 +134,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             columns = {"iscrowd": index.crowd, "area": index.areas, "boxes_xyxy": index.boxes}
             for name, column in columns.items():
                 target[name] = torch.from_numpy(column[rows][shown.kept])
-            target["tone"] = tone(shown.image)
+            if not self.transform.own_size:
+                target["tone"] = tone(shown.image)
         if index.outlines is not None:
             self._add_masks(target, shown, [outlines[at] for at in np.flatnonzero(shown.kept)])
         if not readable:
@@ -194,7 +195,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return np.where(hidden[..., None], np.uint8(128), pixels)
 
     def _add_masks(self, target: Target, shown: Transformed, outlines: Outlines) -> None:
-        if self.transform.draws_masks:
+        if not self.transform.own_size:
             height, width = shown.image.shape[-2:]
             masks = np.zeros((len(outlines), height, width), np.bool_)
             for mask, outline in zip(masks, outlines, strict=True):

@@ -53,7 +53,7 @@ class TrainTransform:
     size: int | tuple[int, int]  # (height, width), or the side of a square, pixels
     color_jitter: float = 0.0  # from 0 to 1, see `jitter_color`
     _draws_crop: ClassVar[bool] = True
-    draws_masks: ClassVar[bool] = True
+    own_size: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -81,9 +81,11 @@ class EvalTransform(TrainTransform):
 
 
 class OwnSizeTransform(TrainTransform):
-    """The whole image in its own size, for what slices it; bitmaps of its masks are not drawn."""
+    """The whole image in its own size, for what slices it: no bitmaps, no measurement of its pixels,
+    of which there may be a hundred millions.
+    """
 
-    draws_masks = False
+    own_size = True
 
     def __init__(self) -> None:
         super().__init__(0)

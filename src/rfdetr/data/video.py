@@ -28,10 +28,13 @@ class Frame(NamedTuple):
 
 
 def is_video(source: Any) -> bool:
-    """Whether `source` names a film (by its suffix), a stream, or a camera by its number."""
+    """Whether `source` names a film (by its suffix), a stream, or a camera by its number; a folder
+    of that name is none.
+    """
     text = str(source)
-    streams = text.isdecimal() or text.startswith(_STREAMS)
-    return streams or Path(text.split("?")[0]).suffix.lower() in VIDEO_SUFFIXES
+    if text.isdecimal():
+        return not Path(text).exists()
+    return text.startswith(_STREAMS) or Path(text.split("?")[0]).suffix.lower() in VIDEO_SUFFIXES
 
 
 def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
