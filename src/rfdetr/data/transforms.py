@@ -81,8 +81,8 @@ class EvalTransform(TrainTransform):
 
 
 class OwnSizeTransform(TrainTransform):
-    """The whole image in its own size, for what slices it: no bitmaps, no measurement of its pixels,
-    of which there may be a hundred millions.
+    """The whole image in its own size, for what slices it. Its pixels, perhaps a hundred millions,
+    are neither measured nor given bitmaps of masks.
     """
 
     own_size = True
