@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 JOBS ?= 2
 TASK ?= detect
 
-.PHONY: demo test test-all test-scheduled interop lint docs format bench fuzz clean
+.PHONY: demo test test-all test-scheduled browser interop lint docs format bench fuzz clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,11 +22,22 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not scheduled" --durations 10
 
-test-all: $(STAMP)
+test-all: $(STAMP) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not scheduled" --durations 10
 
-test-scheduled: $(STAMP)
+test-scheduled: $(STAMP) browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m scheduled --durations 10
+
+# Chromium, in which the pages are tested: Debian's, where there is none and root runs this, as in a container. Where it
+# cannot be had, those tests are skipped and say why.
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=15
+
+browser:
+	@if [ -z "$$RFDETR_CHROMIUM" ] && [ "$$(id -u)" = 0 ] && ! command -v chromium && command -v apt-get; then \
+	    echo "installing Debian's chromium, once" >&2; \
+	    { $(APT) update && $(APT) install --no-install-recommends chromium; } \
+	        || echo "no chromium: tests of pages are skipped" >&2; \
+	fi >/dev/null
 
 # Files go both ways between this package and the published one, and to transformers. These have an environment
 # of their own, which RFDETR_PUBLISHED_PYTHON names; without it, it is made once.

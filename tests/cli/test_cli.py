@@ -177,12 +177,9 @@ def test_key_value_is_an_option_unless_it_is_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=1.jpg").touch()
-    assert dashed(["epochs=5", "a=1.jpg", "--lr=1", "x"]) == [
-        "--epochs=5",
-        "a=1.jpg",
-        "--lr=1",
-        "x",
-    ]
+    tokens = ["epochs=5", "a=1.jpg", "--slice", "x=1", "--lr=1", "--slice", "x", "--report"]
+    told = ["--epochs=5", "a=1.jpg", "--slice=", "--x=1", "--lr=1", "--slice", "x", "--report="]
+    assert dashed(tokens) == told
 
 
 def test_settings_are_split_and_typos_answered() -> None:

@@ -165,15 +165,8 @@ def dashed(tokens: list[str]) -> list[str]:
     `--slice` without a value as `--report=`, `--slice=`.
     """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
-    named = [setting.match(token) and not Path(token).exists() for token in tokens]
-    dashed = [
-        f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)
-    ]
-    following = [*dashed[1:], "--"]
-    alone = [
-        one in _STAND_ALONE and after[:1] == "-"
-        for one, after in zip(dashed, following, strict=True)
-    ]
+    named = [f"--{t}" if setting.match(t) and not Path(t).exists() else t for t in tokens]
     return [
-        f"{token}=" if is_alone else token for token, is_alone in zip(dashed, alone, strict=True)
+        f"{token}=" if token in _STAND_ALONE and after.startswith("-") else token
+        for token, after in zip(named, [*named[1:], "--"], strict=True)
     ]
