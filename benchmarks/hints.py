@@ -3,10 +3,10 @@
     python benchmarks/hints.py --data ../shared/data/bccd-coco --epochs 30
     python benchmarks/hints.py                      # a drawn set
 
-Valid and test together get 50 faults, ten of each kind, and train as many for its boxes: a label
-taken away, one of another class, one moved off its object, one where nothing is, and a second one
-of an object, half of these of another class. Printed are, of the first 50 and the first 75 hints,
-how many lie on a planted fault and name its kind.
+Valid and test together get 40 faults, ten of each kind, and train as many for its boxes: a label
+taken away, one of another class, one moved off its object, one where nothing is. `--kinds` may add
+`duplicate`, a second label of an object, half of these of another class. Printed are, of the first
+40 and the first 60 hints, how many lie on a planted fault and name its kind.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def add(entries: list[Any], like: dict[str, Any], box: list[float], **changed: A
     entries.append({**like, **new, "segmentation": [], **changed})
 
 
-def plant(content: dict[str, Any], count: int, rng: np.random.Generator) -> list[Fault]:
+def plant(
+    content: dict[str, Any], count: int, kinds: list[str], rng: np.random.Generator
+) -> list[Fault]:
     """Changes a COCO file's content: `count` faults, of each kind as many. Tells where they are."""
     images = {image["id"]: image for image in content["images"]}
     entries, classes = content["annotations"], [one["id"] for one in content["categories"]]
@@ -72,7 +74,7 @@ def plant(content: dict[str, Any], count: int, rng: np.random.Generator) -> list
     faults: list[Fault] = []
     gone = []
     for number in range(count):
-        kind = KINDS[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         while True:
             entry = entries[chosen.pop()]
             image, box = images[entry["image_id"]], list(entry["bbox"])
@@ -107,7 +109,7 @@ def plant(content: dict[str, Any], count: int, rng: np.random.Generator) -> list
     return faults
 
 
-def planted_copy(data: Path, out: Path, count: int, seed: int) -> list[Fault]:
+def planted_copy(data: Path, out: Path, count: int, kinds: list[str], seed: int) -> list[Fault]:
     """A copy of a COCO folder with `count` faults in valid and test, and as dense ones in train."""
     rng = np.random.default_rng(seed)
     shutil.copytree(data, out, symlinks=True)
@@ -115,13 +117,12 @@ def planted_copy(data: Path, out: Path, count: int, seed: int) -> list[Fault]:
         path.parent.name: json.loads(path.read_text()) for path in out.glob(f"*/{ANNOTATIONS}")
     }
     boxes = {split: len(content["annotations"]) for split, content in contents.items()}
-    judged = boxes["valid"] + boxes["test"]
-    in_valid = len(KINDS) * round(count * boxes["valid"] / judged / len(KINDS))
-    counts = {"valid": in_valid, "test": count - in_valid}
-    counts["train"] = len(KINDS) * round(count * boxes["train"] / judged / len(KINDS))
+    per_kind = count / (boxes["valid"] + boxes["test"]) / len(kinds)
+    counts = {name: len(kinds) * round(per_kind * boxes[name]) for name in ("valid", "train")}
+    counts["test"] = count - counts["valid"]
     faults = []
     for split, number in counts.items():
-        found = plant(contents[split], number, rng)
+        found = plant(contents[split], number, kinds, rng)
         (out / split / ANNOTATIONS).write_text(json.dumps(contents[split]))
         faults += [{"split": split, **fault} for fault in found if split != "train"]
     return faults
@@ -149,7 +150,7 @@ def judge(hints: list[dict[str, Any]], faults: list[Fault]) -> None:
         right = [h for h in first if any(matches(h, f) for f in faults)]
         told = [f for f in faults if any(matches(h, f) for h in first)]
         kinds = []
-        for kind in KINDS:
+        for kind in dict.fromkeys(fault["kind"] for fault in faults):
             of_kind = [f for f in told if f["kind"] == kind]
             named = sum(any(matches(h, f) and h["kind"] == kind for h in first) for f in of_kind)
             kinds.append(f"{kind} {len(of_kind)} (named {named})")
@@ -163,13 +164,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="a COCO folder with train, valid and test")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep data and run in this new folder")
     args = parser.parse_args()
     folder = args.out or Path(tempfile.mkdtemp())
     data = args.data or generate(folder / "drawn", 600)
-    faults = planted_copy(data, folder / "data", args.count, args.seed)
+    faults = planted_copy(data, folder / "data", args.count, args.kinds, args.seed)
     (folder / "planted.json").write_text(json.dumps(faults, indent=1))
     run = folder / "run"
     RFDETRMini().train(
