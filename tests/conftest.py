@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
 
@@ -187,6 +190,53 @@ def edit_coco() -> Callable[..., None]:
         path.write_text(json.dumps(content))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`made_once(name, make)`: a folder that `make(folder)` fills, once for all processes of the
+    tests, which only read it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / f"{name}.made").exists():
+                make(root / name)
+                (root / f"{name}.made").touch()
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini_exports(made_once: Callable[..., Path]) -> Path:
+    """The bundled Mini in all formats, by the call."""
+    from rfdetr import RFDETRMini
+
+    def export(folder: Path) -> None:
+        written = RFDETRMini(device="cpu").export(
+            folder, format=["onnx", "openvino", "pt2"], notes="of the harbour"
+        )
+        endings = "onnx", "xml", "pt2"
+        assert written == [folder / f"inference_model.{ending}" for ending in endings]
+
+    return made_once("mini-exports", export)
+
+
+@pytest.fixture(scope="session")
+def seg_mini_exports(made_once: Callable[..., Path]) -> Path:
+    """The bundled SegMini in all formats, by the command, which told told.txt; it takes uint8."""
+
+    def export(folder: Path) -> None:
+        line = ["export", "rf-detr-seg-mini.safetensors", "--format", "onnx,openvino,pt2"]
+        line += ["--input-dtype", "uint8", "--out", str(folder)]
+        command = [sys.executable, "-m", "rfdetr", *line]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        (folder / "told.txt").write_text(done.stdout + done.stderr)
+
+    return made_once("seg-mini-exports", export)
 
 
 class QuietServer(ThreadingHTTPServer):

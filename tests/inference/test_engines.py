@@ -197,10 +197,9 @@ class Trained(NamedTuple):
     scope="module", params=[pytest.param(RFDETRMini, marks=pytest.mark.scheduled), RFDETRSegMini]
 )
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("trained")
-    model = request.param(device="cpu")
-    model.export(folder / "export", format="onnx,openvino,pt2")
-    return Trained(model, folder / "export", generate(folder / "data", 40, CLASSES))
+    name = "mini_exports" if request.param is RFDETRMini else "seg_mini_exports"
+    folder, data = request.getfixturevalue(name), tmp_path_factory.mktemp("trained") / "data"
+    return Trained(request.param(device="cpu"), folder, generate(data, 40, CLASSES))
 
 
 def assert_alike(got: Any, want: Any) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
+from tests.tiny import TINY
 
 from rfdetr import RFDETR, RFDETRMini
 from rfdetr.cli import main
@@ -113,6 +116,24 @@ def test_an_export_has_its_certificate_beside_and_inside(
     assert inside["fingerprint"] == content["data"]["fingerprint"]
 
 
+def spoiled_onnx(source: Path) -> Callable[..., list[Path]]:
+    """An exporter that gives an ONNX file with noise on its weights."""
+
+    def write(_: Subject, folder: Path, *rest: object) -> list[Path]:
+        model, rng = onnx.load(source), np.random.default_rng(0)
+        for weights in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(weights)
+            if values.ndim > 1 and values.dtype == np.float32:
+                noise = rng.standard_normal(values.shape, np.float32)
+                values = values + 0.3 * values.std() * noise
+                weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+        folder.mkdir()
+        onnx.save(model, folder / source.name)
+        return [folder / source.name]
+
+    return write
+
+
 def faulty(model: RFDETRMini) -> Callable[..., list[Path]]:
     """An exporter that spoils the weights on the way."""
     return lambda one, *rest: write(one._replace(detector=detector_in(model.model.model)), *rest)
@@ -121,20 +142,21 @@ def faulty(model: RFDETRMini) -> Callable[..., list[Path]]:
 @pytest.mark.slow
 def test_an_export_that_loses_fails_and_stays_marked(
     trained: RFDETRMini,
-    damaged: RFDETRMini,
+    mini_exports: Path,
     drawn: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = a_run(tmp_path, trained, drawn)
-    monkeypatch.setattr("rfdetr.published.write", faulty(damaged))
-    command = ["export", str(path), "--format", "pt2", "--out", str(tmp_path / "out")]
+    exporter = spoiled_onnx(mini_exports / "inference_model.onnx")
+    monkeypatch.setattr("rfdetr.published.write", exporter)
+    command = ["export", str(path), "--out", str(tmp_path / "out")]
     assert main([*command, "--verify", str(drawn)]) == 1
     err = capsys.readouterr().err
-    assert "points of mAP 50:95 lost: inference_model.pt2" in err and "Traceback" not in err
+    assert "points of mAP 50:95 lost: inference_model.onnx" in err and "Traceback" not in err
     assert json.loads((tmp_path / "out" / "certificate.json").read_bytes())["passed"] is False
-    artifact = tmp_path / "out" / "inference_model.pt2"
+    artifact = tmp_path / "out" / "inference_model.onnx"
     assert open_artifact(artifact)[1].certificate["passed"] is False  # type: ignore[index]
 
 
@@ -163,7 +185,7 @@ def test_random_weights_are_refused_where_a_proof_is_asked_for(
 ) -> None:
     torch.manual_seed(0)
     names = trained.class_names
-    random = RFDETRMini(pretrain_weights=None, num_classes=len(names), class_names=names)
+    random = RFDETRMini(**TINY, num_classes=len(names), class_names=names)
     with pytest.raises(InputError, match="Random or untrained weights"):
         random.export(tmp_path / "a", format="pt2", verify=drawn)
 
