@@ -102,7 +102,7 @@ def test_thresholds_are_tried_and_copied(page: Any, folder: Path) -> None:
 
     def expected(at: int) -> str:
         right = sum(row[at] for row in sweep["right"])
-        return f"{100 * right / (right + sum(row[at] for row in sweep['wrong'])):.1f} %"
+        return f"{right / (right + sum(row[at] for row in sweep['wrong'])):.1%}"
 
     def told() -> dict[str, float]:
         return json.loads(page.input_value("#threshold-json"))

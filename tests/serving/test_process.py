@@ -16,11 +16,14 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from tests.inference.test_engines import METADATA, write_onnx
+from tests.inference.test_engines import CLASSES, METADATA, write_onnx
 from tests.serving.conftest import NAMES, make_detector, wait_until
 
+from rfdetr import RFDETRSegMini
 from rfdetr.cli import main
+from rfdetr.inference.records import objects_of
 from rfdetr.serving.sockets import address_of, is_open_to_others, open_socket
+from rfdetr.synthetic.generate import generate
 from rfdetr.weights.writing import save_checkpoint
 
 
@@ -69,6 +72,33 @@ def test_a_signal_ends_it_after_what_is_in_hand(checkpoint: Path, number: int) -
             assert running.wait(20) == 0
             with pytest.raises(httpx.ConnectError):
                 client.get("/healthz")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "engine"),
+    [("xml", "openvino"), pytest.param("onnx", "onnx", marks=pytest.mark.scheduled)],
+)
+def test_an_artifact_is_served_and_finds_what_the_network_finds(
+    seg_mini_exports: Path, tmp_path: Path, ending: str, engine: str
+) -> None:
+    image, *_ = sorted(generate(tmp_path / "data", 6, CLASSES).glob("train/*.jpg"))
+    with process(seg_mini_exports / f"inference_model.{ending}", "--port=0") as (running, line):
+        found = re.match(rf"(http://\S+) serves .*model\.{ending} .* by {engine}", line)
+        assert found, line
+        answer = httpx.post(
+            f"{found[1]}/predict", content=image.read_bytes(), trust_env=False, timeout=60,
+            params={"threshold": 0.3, "masks": True}, headers={"content-type": "image/jpeg"},
+        ).json()  # fmt: skip
+        running.terminate()
+        assert running.wait(20) == 0
+    model = RFDETRSegMini(device="cpu")
+    want = objects_of(model.predict(image, threshold=0.3), (answer["height"], answer["width"]))
+    assert len(want) > 0
+    for one, other in zip(answer["detections"], want, strict=True):
+        assert one["class_name"] == other["class_name"] and "counts" in one["mask_rle"]
+        assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-3)
+        assert one["box_xyxy"] == pytest.approx(other["box_xyxy"], abs=0.1)
 
 
 def test_what_cannot_be_is_one_line_and_code_2(

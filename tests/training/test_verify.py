@@ -24,7 +24,7 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("workers", "kills"),
     [
-        (0, 4),
+        (0, 2),
         pytest.param(0, 17, marks=pytest.mark.scheduled),
         pytest.param(2, 4, marks=pytest.mark.scheduled),
     ],

@@ -113,7 +113,10 @@ def _confused(data: dict[str, Any]) -> list[str]:
         for j in range(len(names) - 1)
         if i != j and counts[i][j]
     ]
-    texts = [f"{n} of {real} were taken for {told}." for n, real, told in sorted(pairs)[:-3:-1]]
+    texts = [
+        f"{n} of {real} {'was' if n == 1 else 'were'} taken for {told}."
+        for n, real, told in sorted(pairs)[:-3:-1]
+    ]
     return [*texts, "Check their labels, add examples that differ in just that, or join them."]
 
 

@@ -211,7 +211,7 @@ def _by_tone(judged: Judged, threshold: float, found: Array) -> dict[str, list[d
         parts = np.array_split(order, min(10, max(len(order) // LEAST_IMAGES, 1)))
         told[name] = [
             {
-                "name": f"{values[part[0]]:.3g} to {values[part[-1]]:.3g}",
+                "name": f"{values[part[0]]:.4g} to {values[part[-1]]:.4g}",
                 "images": len(part),
                 "objects": int(objects[part].sum()),
                 "found": int(right[part].sum()),

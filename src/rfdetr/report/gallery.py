@@ -101,18 +101,10 @@ def worst(data: Data, pictures: Mapping[int, bytes]) -> str:
         if row["picture"] in pictures:
             counts = ", ".join(f"{count} {kind}" for kind, count in row["counts"].items())
             note = f"<b>{escape(row['image'])}</b><br>{counts}"
-            kinds = "|".join(row["counts"])
-            items.append(_item(_picture(data, pictures, row["picture"], note), kinds))
-    chips = _chips(
-        {
-            "": "all",
-            MISSED: "missed",
-            FALSE: "false",
-            CONFUSED: "wrong class",
-            MISPLACED: "badly placed",
-        },
-        len(items),
-    )
+            picture = _picture(data, pictures, row["picture"], note)
+            items.append(_item(picture, "|".join(row["counts"])))
+    kinds = (MISSED, FALSE, CONFUSED, MISPLACED)
+    chips = _chips({"": "all", **{kind: kind for kind in kinds}}, len(items))
     return (
         f"<p>The {len(items)} images of {data['split']} with most errors at the threshold "
         f"{data['threshold']:.2f}, worst first.</p>{chips}{_LEGEND}"

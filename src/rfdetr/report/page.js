@@ -2,7 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const one = (selector) => document.querySelector(selector);
-const percent = (share) => (Number.isFinite(share) ? (100 * share).toFixed(1) + " %" : "-");
+const percent = (share) => (Number.isFinite(share) ? (100 * share).toFixed(1) + "%" : "-");
 
 /* Tables: a click on a column's name sorts by it, a second one the other way. */
 for (const button of all("table.sortable thead button")) {

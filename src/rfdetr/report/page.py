@@ -31,7 +31,7 @@ def render(data: Data, pictures: Mapping[int, bytes]) -> str:
         "worst": ("Worst images", gallery.worst(data, pictures)),
         "hints": ("Label hints", gallery.hints(data, pictures)),
         "calibration": ("Calibration", _calibration(data)),
-        "recall": ("Sizes", _recall(data)),
+        "recall": ("Recall", _recall(data)),
         "drift": ("Splits", _drift(data)),
         "reproduce": ("Reproduce", _reproduce(data)),
     }

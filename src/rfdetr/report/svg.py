@@ -22,7 +22,9 @@ class Line(NamedTuple):
 def chart(
     title: str, lines: Sequence[Line], x_name: str, *, top: float = 0.0, mark: float | None = None
 ) -> str:
-    """Lines over x with a legend below; y from 0 to at least `top`; `mark` is a vertical line."""
+    """Lines over x with a legend below; y from 0 to at least `top`; `mark` is a vertical line. The
+    legend tells a line's last value where it is what came last, at the end of the epochs.
+    """
     lines = [line for line in lines if line.points]
     xs = [x for line in lines for x, _ in line.points] or [0.0, 1.0]
     low, high = min(xs), max(xs)
@@ -68,9 +70,10 @@ def chart(
                 f'<circle class="dot {line.style}" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.5"/>'
                 for a, b in line.points
             ]
+    last = [f" {line.points[-1][1]:.3g}" if x_name == "epoch" else "" for line in lines]
     legend = "".join(
-        f'<span class="key {line.style}">{escape(line.name)} {line.points[-1][1]:.3g}</span>'
-        for line in lines
+        f'<span class="key {line.style}">{escape(line.name)}{value}</span>'
+        for line, value in zip(lines, last, strict=True)
     )
     told = "; ".join(f"{line.name}: {line.points[-1][1]:.3g} at the end" for line in lines)
     return (
