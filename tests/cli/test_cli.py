@@ -177,9 +177,9 @@ def test_key_value_is_an_option_unless_it_is_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=1.jpg").touch()
-    tokens = ["epochs=5", "a=1.jpg", "--slice", "x=1", "--lr=1", "--slice", "x", "--report"]
-    told = ["--epochs=5", "a=1.jpg", "--slice=", "--x=1", "--lr=1", "--slice", "x", "--report="]
-    assert dashed(tokens) == told
+    tokens = "epochs=5 a=1.jpg --slice x=1 --lr=1 --slice x --report . --report"
+    told = "--epochs=5 a=1.jpg --slice= --x=1 --lr=1 --slice x --report= . --report="
+    assert dashed(tokens.split()) == told.split()
 
 
 def test_settings_are_split_and_typos_answered() -> None:

@@ -162,11 +162,13 @@ def one_line(error: BaseException) -> str:
 
 def dashed(tokens: list[str]) -> list[str]:
     """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report` or
-    `--slice` without a value as `--report=`, `--slice=`.
+    `--slice` without a value, before an option or a folder, as `--report=`, `--slice=`.
     """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
     named = [f"--{t}" if setting.match(t) and not Path(t).exists() else t for t in tokens]
     return [
-        f"{token}=" if token in _STAND_ALONE and after.startswith("-") else token
+        f"{token}="
+        if token in _STAND_ALONE and (after.startswith("-") or Path(after).is_dir())
+        else token
         for token, after in zip(named, [*named[1:], "--"], strict=True)
     ]
