@@ -27,7 +27,7 @@ _DO = {
     SWAPPED: "{label} becomes {found}",
     OFF: "move {label} to the red box",
     SPURIOUS: "remove {label}",
-    DUPLICATE: "remove this {label}",
+    DUPLICATE: "remove this {label}, keep the thin one at its place",
 }
 _LEGEND = (
     '<p class="legend soft"><label><input type=checkbox data-boxes=label checked> '
