@@ -151,6 +151,7 @@ class RFDETRModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
+        refuse_split_resume(trainer)
         if trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
             start = (self.seed, self.model.state_dict())
             self.seed, weights = trainer.strategy.broadcast(start)
