@@ -44,6 +44,7 @@ NOT_RUN = {
     "custom-training.md": 1,
     "export.md": 2,
     "first-hour.md": 1,
+    "many-machines.md": 4,
     "predicting.md": 2,
     "report.md": 1,
     "serve.md": 3,
