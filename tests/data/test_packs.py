@@ -202,14 +202,14 @@ class WithoutRanges(SimpleHTTPRequestHandler):
         pass
 
 
-def test_packs_are_read_over_http(
-    packed: Path, tiny_coco: Path, serve: Callable[..., Any]
-) -> None:
+def test_packs_are_read_over_http(packed: Path, tiny_coco: Path, serve: Callable[..., Any]) -> None:
     pytest.importorskip("aiohttp")
     handler = type("Handler", (WithRanges,), {"folder": packed})
     with serve(handler) as address:
         assert_same(tiny_coco, address)
-        handler.failing = 1  # a hiccup of the network is no reason to end a run, nor to lose an image
+        handler.failing = (
+            1  # a hiccup of the network is no reason to end a run, nor to lose an image
+        )
         index = load_index(find_splits(address), "train")
         dataset = DetectionDataset(index, EvalTransform((64, 64)))
         local = DetectionDataset(load_index(find_splits(packed), "train"), EvalTransform((64, 64)))
@@ -227,7 +227,9 @@ def test_packs_are_read_over_http(
 
 def test_a_missing_client_says_what_to_install() -> None:
     fsspec.register_implementation("far", "no_such_client.System", True, "Install far-client")
-    with pytest.raises(MissingPackageError, match=r"far://set.* needs a client: Install far-client"):
+    with pytest.raises(
+        MissingPackageError, match=r"far://set.* needs a client: Install far-client"
+    ):
         find_splits("far://set")
 
 

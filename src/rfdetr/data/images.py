@@ -94,9 +94,7 @@ def read_header(source: Path | bytes, name: str = "image bytes") -> ImageHeader:
             raise ImageError(f"{what}: not a readable image: {_reason(error)}") from error
 
 
-def decode_image(
-    source: Path | PackedFile | bytes, name: str = "image bytes"
-) -> NDArray[np.uint8]:
+def decode_image(source: Path | PackedFile | bytes, name: str = "image bytes") -> NDArray[np.uint8]:
     """Decode a file, or bytes that messages call `name`, to upright RGB (H, W, 3).
 
     `ImageError` where that cannot be done, `OSError` where the file cannot be read.
