@@ -50,7 +50,7 @@ ROWS = [
     Row("its peak memory, GB", "peak_memory_gb", f"{SEG} --objects 50"),
     Row("loader, 640x480, images/s", "images_per_s_640x480", "loader.py"),
     Row("loader, 1920x1080, images/s", "images_per_s_1920x1080", "loader.py"),
-    Row("evaluation of 5,000 images, s", "compute_s", "evaluation.py"),
+    Row("evaluation of 5,000 images, s", "evaluate_s", "evaluation.py"),
     Row("its memory, GB", "peak_gb", "evaluation.py"),
     Row("index of 100,000 images, s", "index_s", "index.py"),
     Row("the index, MB", "index_mb", "index.py"),

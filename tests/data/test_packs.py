@@ -236,5 +236,5 @@ def test_a_missing_client_says_what_to_install() -> None:
 def test_a_manifest_of_another_version_is_refused(packed: Path) -> None:
     path = packed / packs.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": "rfdetr-pack-9"}))
-    with pytest.raises(DatasetError, match="no packed data set that this version reads .*pack-9"):
+    with pytest.raises(DatasetError, match=r"no packed data set that this version reads .*pack-9"):
         find_splits(packed)

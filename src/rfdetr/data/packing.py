@@ -22,7 +22,7 @@ from rfdetr.data.files import leaves, walk
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.images import read_header
 from rfdetr.data.layout import DatasetLayout, find_splits, load_index
-from rfdetr.data.packs import FORMAT, LABELS, MANIFEST, ROW, TABLE, key_of, open_pack, table_bytes
+from rfdetr.data.packs import FORMAT, LABELS, MANIFEST, ROW, TABLE, key_of, table_bytes
 from rfdetr.errors import InputError
 from rfdetr.files import LockHeldError, RecordLock, atomic_write, digest_of, remove_leftovers
 
