@@ -182,6 +182,7 @@ def place(
     for path in prepared.iterdir():
         (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RFDETR_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 

@@ -109,7 +109,10 @@ class Pack:
     def files_of(self, root: Path, names: Sequence[str]) -> PackedFiles:
         """Those that a reader has listed, their `names` from `root`."""
         known = {name: row for row, name in enumerate(self.names)}
-        wanted = [key_of(self.folder, root / name) for name in names]
+        start = os.path.relpath(root, self.folder)
+        wanted = [
+            os.path.normpath(os.path.join(start, name)).replace(os.sep, "/") for name in names
+        ]
         if absent := [name for name in wanted if name not in known]:
             told = f"{absent[0]} is not in the pack; are its labels' paths absolute?"
             raise DatasetError(f"{self.folder}: {told}")
@@ -138,15 +141,16 @@ def open_pack(place: Path) -> Pack | None:
     base = address or str(place)
     with _told(f"{base}/{MANIFEST}"):
         content = _read(f"{base}/{MANIFEST}")
+    cause: Exception | None = None
     try:
         manifest = json.loads(content)
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']!r}")
         sizes, digests = dict(manifest["sizes"]), dict(manifest["sha256"])
-        dataset_file = str(manifest["dataset_file"])
+        form, dataset_file = manifest["format"], str(manifest["dataset_file"])
     except (ValueError, KeyError, TypeError) as error:
-        what = f"{base}/{MANIFEST}: no packed data set that this version reads"
-        raise DatasetError(f"{what} ({type(error).__name__}: {error}); pack it again") from error
+        form, cause = f"{type(error).__name__}: {error}", error
+    if form != FORMAT:
+        told = f"no packed data set that this version reads ({form}, expected {FORMAT})"
+        raise DatasetError(f"{base}/{MANIFEST}: {told}; pack it again") from cause
     shards = tuple(f"{base}/{name}" for name in sorted(sizes.keys() - digests.keys()))
     with _fetched(f"{base}/{TABLE}", digests[TABLE]) as path, np.load(path) as arrays:
         rows, text = arrays["rows"], arrays["names"].tobytes()
@@ -216,16 +220,17 @@ def _read(place: str, start: int = 0, size: int | None = None) -> bytes:
             stream.seek(start)
             return stream.read(-1 if size is None else size)
     system, path = _system(place)
-    for wait in (*_WAITS, None):
+    waits = iter(_WAITS)
+    while True:
         try:
             part = {} if size is None else {"start": start, "end": start + size}
             data: bytes = system.cat_file(path, **part)
             return data
         except Exception as error:
+            wait = next(waits, None)
             if wait is None or isinstance(error, FileNotFoundError | PermissionError):
                 raise
             time.sleep(wait)
-    raise AssertionError  # the last attempt returns or raises
 
 
 @contextmanager
