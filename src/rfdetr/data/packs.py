@@ -110,9 +110,8 @@ class Pack:
         """Those that a reader has listed, their `names` from `root`."""
         known = {name: row for row, name in enumerate(self.names)}
         start = os.path.relpath(root, self.folder)
-        wanted = [
-            os.path.normpath(os.path.join(start, name)).replace(os.sep, "/") for name in names
-        ]
+        paths = (os.path.normpath(os.path.join(start, name)) for name in names)
+        wanted = [path.replace(os.sep, "/") for path in paths]
         if absent := [name for name in wanted if name not in known]:
             told = f"{absent[0]} is not in the pack; are its labels' paths absolute?"
             raise DatasetError(f"{self.folder}: {told}")
