@@ -112,7 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     page = args.write.read_text(encoding="utf-8") if args.write else ""
     if args.write and not MARKED.search(page):
-        sys.exit(f"{args.write} has no lines <!-- figures --> and <!-- end of figures -->")
+        print(f"{args.write} has no marks: the table is printed only", file=sys.stderr)
     rows = [row for row in ROWS if args.only in row.command]
     results: dict[str, dict[str, Any]] = {}
     for command in dict.fromkeys(row.command for row in rows):
@@ -124,9 +124,8 @@ def main() -> None:
     text = "\n".join([told, "", *table])
     print(text)
     if args.write:
-        args.write.write_text(
-            MARKED.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page), encoding="utf-8"
-        )
+        written = MARKED.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+        args.write.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":
