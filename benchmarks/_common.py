@@ -5,7 +5,8 @@
 A script defines `work(args) -> dict[str, float]`, timed figures of one process, and calls
 `main(work)`. Every round is a fresh process, so nothing of one round warms the next; `--python
 OTHER` alternates with another one (with another revision, or another implementation of the same
-public interface) and prints the ratio of the medians.
+public interface) and prints the ratio of the medians. The figures are medians over the rounds;
+"spread" has the least and the largest of each.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def main(
             rounds[name].append(_run_child(python, script, sys.argv[1:]))
     result: dict[str, Any] = {"benchmark": script.stem, "rounds": args.rounds}
     for name, figures in rounds.items():
-        result[name] = _medians(figures)
+        result[name] = _over_rounds(figures, statistics.median)
+    least, most = (_over_rounds(rounds["ours"], pick) for pick in (min, max))
+    result["spread"] = {key: [least[key], most[key]] for key in least}
     if args.python:
         shared = result["ours"].keys() & result["other"].keys()
         result["ratio"] = {
@@ -135,7 +138,5 @@ def _run_child(python: str, script: Path, arguments: list[str]) -> dict[str, flo
     return figures
 
 
-def _medians(figures: list[dict[str, float]]) -> dict[str, float]:
-    return {
-        key: float(f"{statistics.median(row[key] for row in figures):.5g}") for key in figures[0]
-    }
+def _over_rounds(figures: list[dict[str, float]], pick: Callable[[Any], float]) -> dict[str, float]:
+    return {key: float(f"{pick([row[key] for row in figures]):.5g}") for key in figures[0]}

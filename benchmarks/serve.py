@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import re
 import signal
 import statistics
@@ -22,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,43 +111,44 @@ def memory_mib(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: Any) -> None:
     parser.add_argument("checkpoint", nargs="?", default="rf-detr-mini.safetensors")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int, default=8)
-    args = parser.parse_args()
-    result: dict[str, Any] = {"benchmark": "serve", **vars(args)}
-    result["cores"] = len(os.sched_getaffinity(0))
+
+
+def work(args: argparse.Namespace) -> dict[str, float]:
+    """Answers a second, milliseconds of an answer, and the shares of what the bare network gives;
+    `refused` are answers that are no 200.
+    """
     served = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in SERVED]
     with tempfile.TemporaryDirectory() as folder:
         _common.write_dataset(Path(folder), images=16, size=(640, 480))
         paths = sorted(Path(folder, "train").glob("*.jpg"))
-        result["bare"] = bare(args, paths)
+        alone = bare(args, paths)
         bodies = [path.read_bytes() for path in paths]
         with server(args.checkpoint, served) as (port, pid):
             asyncio.run(load(port, bodies, 2, args.clients))  # warm
             begun = time.perf_counter()
             log = asyncio.run(load(port, bodies, args.seconds, args.clients))
             took = time.perf_counter() - begun
-            result["memory_mib"] = memory_mib(pid)
-    seconds = [one.seconds for one in log]
-    cuts = statistics.quantiles(seconds, n=100)
-    result["statuses"] = {str(code): n for code, n in Counter(one.status for one in log).items()}
-    result["per_s"] = len(log) / took
-    result["ms"] = {
-        name: 1000 * cuts[at - 1] for name, at in (("p50", 50), ("p95", 95), ("p99", 99))
+            memory = memory_mib(pid)
+    cuts = statistics.quantiles([one.seconds for one in log], n=100)
+    rate = len(log) / took
+    return {
+        **alone,
+        "per_s": rate,
+        **{f"p{at}_ms": 1000 * cuts[at - 1] for at in (50, 95, 99)},
+        "batch": statistics.mean(one.batch for one in log),
+        "of_network": rate / alone["network_per_s"],
+        "of_predict": rate / alone["predict_per_s"],
+        "memory_mib": memory,
+        "refused": float(sum(one.status != 200 for one in log)),
     }
-    result["batch"] = statistics.mean(one.batch for one in log)
-    result["of_network"] = result["per_s"] / result["bare"]["network_per_s"]
-    result["of_predict"] = result["per_s"] / result["bare"]["predict_per_s"]
-    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    _common.main(work, add_arguments)

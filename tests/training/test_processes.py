@@ -207,6 +207,24 @@ def test_all_processes_end_with_the_time_of_the_first(
     assert first == second
 
 
+@pytest.mark.scheduled
+def test_processes_that_do_not_see_the_checkpoint_end_all(
+    tmp_path: Path, make_run: Callable[..., Any], ranks: Any
+) -> None:
+    """As on hosts without a common folder: the second one would begin anew, and all would hang."""
+    run = make_run(epochs=1).fit()
+    train = run.datamodule.train_config.model_dump(mode="json", exclude={"resume"})
+    (tmp_path / "first").mkdir()
+    (run.output / "last.ckpt").rename(tmp_path / "first" / "last.ckpt")
+    own = {"output_dir": str(tmp_path / "rank{RANK}"), "epochs": 2, "resume": "last"}
+    (tmp_path / "rank0").symlink_to(tmp_path / "first")
+    content = {"model": run.module.model_config.model_dump(mode="json"), "train": {**train, **own}}
+    done = ranks(2, Path(__file__).parent / "scripts" / "face.py", content, tmp_path)
+    assert done.returncode == 1
+    told = "processes [1] find no checkpoint, while the others go on from one: output_dir must be"
+    assert told in done.stderr
+
+
 def defined(figures: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
@@ -317,6 +335,20 @@ def test_torchrun_says_how_many_processes_and_machines_there_are(
     }.items():
         monkeypatch.setenv(name, value)
     assert process_settings(given) == expected
+
+
+@pytest.mark.scheduled
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_end_where_one_process_does(hosts: int, tmp_path: Path) -> None:
+    """Network namespaces; one of them is slow, killed and started again."""
+    command = [sys.executable, str(Path(__file__).parents[2] / "scripts" / "hosts.py")]
+    options = [f"--hosts={hosts}", f"--folder={tmp_path / 'runs'}"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    if done.returncode == 3:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 4
 
 
 def test_processes_that_would_train_alone_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

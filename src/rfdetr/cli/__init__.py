@@ -20,6 +20,7 @@ from rfdetr.cli.evaluate import evaluate
 from rfdetr.cli.export import export
 from rfdetr.cli.info import info
 from rfdetr.cli.options import dashed, one_line
+from rfdetr.cli.pack import pack
 from rfdetr.cli.predict import predict
 from rfdetr.cli.report import report
 from rfdetr.cli.serve import serve
@@ -37,7 +38,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
 VERBS = (train, watch, evaluate, report, predict, serve, export, benchmark)
-for verb in (*VERBS, check, verify_resume, info):
+for verb in (*VERBS, check, pack, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

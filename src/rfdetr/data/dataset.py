@@ -172,10 +172,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """
         tiles = self.index.tiles
         if tiles is None:
-            return decode_image(self.index.path(image))
+            return decode_image(self.index.file(image))
         file = int(tiles.files[image])
         whole = self._files.pop(file, None)
-        self._files[file] = decode_image(self.index.path(image)) if whole is None else whole
+        self._files[file] = decode_image(self.index.file(image)) if whole is None else whole
         while len(self._files) > 1 and sum(v.nbytes for v in self._files.values()) > MOST_KEPT:
             del self._files[next(iter(self._files))]
         return self.index.shown_of(image, self._files[file])

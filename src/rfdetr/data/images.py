@@ -18,7 +18,7 @@ import multiprocessing
 import stat
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -30,6 +30,9 @@ from torch import Tensor
 
 from rfdetr.data.files import IMAGE_FORMATS
 from rfdetr.errors import InputError
+
+if TYPE_CHECKING:
+    from rfdetr.data.packs import PackedFile
 
 logger = logging.getLogger(__name__)
 _warn_once = functools.cache(logger.warning)
@@ -91,7 +94,7 @@ def read_header(source: Path | bytes, name: str = "image bytes") -> ImageHeader:
             raise ImageError(f"{what}: not a readable image: {_reason(error)}") from error
 
 
-def decode_image(source: Path | bytes, name: str = "image bytes") -> NDArray[np.uint8]:
+def decode_image(source: Path | PackedFile | bytes, name: str = "image bytes") -> NDArray[np.uint8]:
     """Decode a file, or bytes that messages call `name`, to upright RGB (H, W, 3).
 
     `ImageError` where that cannot be done, `OSError` where the file cannot be read.

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rfdetr.data import box_checks
 from rfdetr.data.findings import DatasetError, Description
 from rfdetr.data.images import ImageError, read_header, turned_points
+from rfdetr.data.packs import PackedFile, PackedFiles
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.segmentations import Segmentations
 from rfdetr.geometry.polygons import Crop, Segmentation
@@ -68,6 +69,7 @@ class DatasetIndex:
     areas: NDArray[np.float32]
     outlines: Segmentations | None = None  # of the boxes, where a segmentation model asked for them
     tiles: Tiles | None = None  # if its images are parts of files; outlines are then of the files
+    packed: PackedFiles | None = None  # where the files are, if not by themselves
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -76,6 +78,11 @@ class DatasetIndex:
         image = image if self.tiles is None else int(self.tiles.files[image])
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
         return self.root / os.fsdecode(name.tobytes())
+
+    def file(self, image: int) -> Path | PackedFile:
+        """What is decoded; of a tile, the whole."""
+        path, number = self.path(image), image if self.tiles is None else self.tiles.files[image]
+        return path if self.packed is None else self.packed.get(int(number), path)
 
     def name(self, image: int) -> str:
         """Its path from the root, as the annotations have it, and which part of the file it is."""
@@ -185,6 +192,7 @@ def build_index(
         crowd=table["crowd"][order] == 1,
         areas=np.where(np.isnan(areas), own, areas).astype(np.float32),
         outlines=outlines,
+        packed=records.packed,
     )
 
 
@@ -196,11 +204,14 @@ def _read_sizes(records: SplitRecords) -> tuple[NDArray[np.int64], NDArray[np.in
     differs: then the orientation, 5 to 8, is in `turns`.
     """
     names, reasons = records.names, dict[str, str]()  # why files cannot be read
-    read = functools.partial(_headers, records.root, reasons)
-    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
-    with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
-        found = chain.from_iterable(pool.map(read, chunks))
-        headers = np.array([*found], np.int64).reshape(-1, 4)
+    if records.packed is not None:
+        headers = records.packed.rows["header"].astype(np.int64)
+    else:
+        read = functools.partial(_headers, records.root, reasons)
+        chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+        with ThreadPoolExecutor(8) as pool:  # hides the latency of network and spinning disks
+            found = chain.from_iterable(pool.map(read, chunks))
+            headers = np.array([*found], np.int64).reshape(-1, 4)
     sizes, orientation = headers[:, :2], headers[:, 2]
     stored = np.where(orientation[:, None] >= 5, sizes[:, ::-1], sizes)
     annotated = records.images["annotated"]

@@ -9,7 +9,7 @@ YOLO folders.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from rfdetr.checks import check_path
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex, build_index
+from rfdetr.data.packs import Pack, open_pack
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
@@ -44,11 +45,16 @@ class DatasetLayout:
     dataset_dir: Path
     format: Literal["coco", "yolo"]
     splits: dict[str, CocoSplit | YoloConfig]
+    pack: Pack | None = None  # where the images are, if not in files of their own
 
 
 def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> DatasetLayout:
-    """Find the splits of a dataset; `dataset_file` is "roboflow", "coco" or "yolo"."""
+    """Find the splits of a dataset; `dataset_file` is "roboflow", "coco" or "yolo". A packed one,
+    which may be at an address, knows its own.
+    """
     root = check_path("dataset_dir", dataset_dir)
+    if pack := open_pack(root):
+        return replace(find_splits(pack.folder, pack.dataset_file), dataset_dir=root, pack=pack)
     if not root.is_dir():
         expected = "dataset_dir must be the folder that holds the dataset's splits"
         raise DatasetError(f"{root}: no such folder; {expected}")
@@ -101,8 +107,12 @@ def read_split(
 ) -> SplitRecords:
     found = layout.splits[split]
     if isinstance(found, YoloConfig):
-        return read_yolo(found, split, findings, masks)
-    return read_coco(found.annotations, found.images, findings, masks)
+        records = read_yolo(found, split, findings, masks)
+    else:
+        records = read_coco(found.annotations, found.images, findings, masks)
+    if layout.pack is not None:
+        records.packed = layout.pack.files_of(records.root, records.names)
+    return records
 
 
 def _inside(folder: Path) -> dict[str, Path]:

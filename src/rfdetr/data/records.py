@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rfdetr.data.findings import Description, Findings
+from rfdetr.data.packs import PackedFile, PackedFiles
 from rfdetr.data.segmentations import OutlineRecorder
 
 NO_ID = -1  # where a record has none
@@ -48,6 +49,12 @@ class SplitRecords:
     outlines: OutlineRecorder
     masks: bool  # `outlines` are wanted, and has those of all boxes
     findings: Findings
+    packed: PackedFiles | None = None  # where the images are, if not in files of their own
+
+    def file(self, image: int) -> Path | PackedFile:
+        """What an image is decoded of."""
+        path = self.root / self.names[image]
+        return path if self.packed is None else self.packed.get(image, path)
 
     def describe_box(self, row: int, found: str) -> Description:
         """Where a box stands, for a finding: file, record, what was found, place in the file."""

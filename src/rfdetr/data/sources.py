@@ -24,6 +24,7 @@ from PIL import Image
 from rfdetr.checks import check_path
 from rfdetr.data.files import IMAGE_SUFFIXES, is_hidden, is_image
 from rfdetr.data.images import ImageError, check_size, decode_image, upright_rgb
+from rfdetr.data.packs import PackedFile
 from rfdetr.errors import InputError, InputTypeError
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,8 @@ def load_image(source: ImageSource) -> np.ndarray:
             return upright_rgb(source)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow decodes at the first use
             raise ImageError(f"PIL image {source.mode} {source.size}: {error}") from error
+    if isinstance(source, PackedFile):
+        return decode_image(source)
     content = _download(source) if _is_address(source) else _read(source)
     return decode_image(content, name=str(source))
 

@@ -204,7 +204,7 @@ def _check_images(report: Report, processes: int) -> None:
         for split, index in report.indexes.items()
         for image in np.flatnonzero((index.sizes > 0).all(1)).tolist()
     ]
-    paths = [report.indexes[split].path(image) for split, image in places]
+    paths = [report.indexes[split].file(image) for split, image in places]
     found = with_progress(read_all_facts(paths, processes), "Looking at images", len(paths))
     facts: dict[str, dict[int, ImageFacts]] = {split: {} for split in report.indexes}
     for (split, image), file in zip(places, found, strict=True):

@@ -153,6 +153,8 @@ def fix(
         raise FileExistsError(f"{folder}: no empty folder; nothing is overwritten, choose another")
     if report.layout is None or not report.records:
         raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
+    if report.layout.pack is not None:
+        raise InputError(f"{report.dataset} is packed: correct its folder, and pack it again")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     writer = _Writer(report, partial, HintEdits(report.records, hints))
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rfdetr.data.files import IMAGE_FORMATS
-from rfdetr.data.findings import Findings
+from rfdetr.data.findings import DatasetError, Findings
 from rfdetr.data.images import ImageError, decode_image, is_deep, lacks_end_marker
 from rfdetr.data.loaders import worker_context
+from rfdetr.data.packs import PackedFile
 from rfdetr.data.records import SplitRecords
 
 LARGE_PIXELS = 50_000_000
@@ -35,16 +38,16 @@ class ImageFacts(NamedTuple):
     fingerprint: bytes = b""  # the picture as 16 x 16 gray pixels
 
 
-def read_facts(path: Path) -> ImageFacts:
+def read_facts(path: Path | PackedFile) -> ImageFacts:
     """Decode a file, and look for what is odd of it."""
     try:
         data = path.read_bytes()
         pixels = decode_image(data, str(path))
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             form, mode, frames = image.format or "", image.mode, getattr(image, "n_frames", 1)
-    except (ImageError, OSError) as error:
+    except (ImageError, DatasetError, OSError) as error:
         return ImageFacts({"image-truncated": str(error)})
-    size, suffix = pixels.shape[0] * pixels.shape[1], path.suffix.lower()
+    size, suffix = pixels.shape[0] * pixels.shape[1], os.path.splitext(str(path))[1].lower()
     misnamed = suffix not in IMAGE_FORMATS.get(form, (suffix,))
     rules = (
         ("image-extension", misnamed, f"the file is {form}"),
@@ -59,7 +62,7 @@ def read_facts(path: Path) -> ImageFacts:
     return ImageFacts(faults, digest, small.tobytes())
 
 
-def read_all_facts(paths: Sequence[Path], processes: int) -> Iterator[ImageFacts]:
+def read_all_facts(paths: Sequence[Path | PackedFile], processes: int) -> Iterator[ImageFacts]:
     """Decode files, in several processes where there are many."""
     if processes <= 1 or len(paths) < _FEW:
         yield from map(read_facts, paths)

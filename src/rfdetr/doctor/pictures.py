@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from rfdetr.data.box_checks import as_written
 from rfdetr.data.findings import RULES, Finding
 from rfdetr.data.images import ImageError, decode_image
+from rfdetr.data.packs import PackedFile
 from rfdetr.doctor.check import Report
 from rfdetr.errors import InputError
 from rfdetr.files import atomic_write
@@ -55,9 +56,9 @@ _CARD = '<figure><img src="{image}" loading="lazy" alt=""><figcaption>{text}</fi
 class Shown(NamedTuple):
     """A picture to show: a file, what is marked in it, and another file beside it."""
 
-    path: Path
+    path: Path | PackedFile
     boxes: Sequence[Box] = ()
-    twin: Path | None = None
+    twin: Path | PackedFile | None = None
 
 
 def write_pictures(report: Report, path: Path) -> None:
@@ -138,24 +139,20 @@ class Finder:
         shown = self._shown(*place, None)
         if found := _TWIN.fullmatch(finding.found):
             twin = self._images.get((found[1], found[2]))
-            return shown._replace(twin=self._path(*twin) if twin else None)
+            return shown._replace(twin=self.report.records[twin[0]].file(twin[1]) if twin else None)
         return shown._replace(boxes=self._boxes_of_index(finding, *place))
-
-    def _path(self, split: str, image: int) -> Path:
-        records = self.report.records[split]
-        return records.root / records.names[image]
 
     def _shown(self, split: str, image: int, row: int | None) -> Shown:
         records = self.report.records[split]
         if row is None:
-            return Shown(self._path(split, image))
+            return Shown(records.file(image))
         image = int(records.boxes["image"][row])
         box = records.boxes["xyxy"][row]
         if records.label_files is not None:
             box = box * np.tile(records.images["size"][image][::-1], 2)
         elif records.swapped is not None and records.swapped[row]:
             box = as_written(box[None])[0]
-        return Shown(self._path(split, image), [box.tolist()])
+        return Shown(records.file(image), [box.tolist()])
 
     def _boxes_of_index(self, finding: Finding, split: str, image: int) -> list[Box]:
         """The boxes of an image that has too many, or the one that is told to be tiny."""
@@ -189,7 +186,7 @@ def picture(shown: Shown) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _view(path: Path, boxes: Sequence[Box]) -> Image.Image:
+def _view(path: Path | PackedFile, boxes: Sequence[Box]) -> Image.Image:
     """An image of which the longer side is `SIDE`: the surroundings of one box, gray outside of the
     image, or else all of it. Boxes are marked.
     """

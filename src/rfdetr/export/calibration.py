@@ -41,7 +41,7 @@ def _all_of(source: Any, dataset_file: str) -> Sequence[Any]:
             return [("", path) for path in list_files(folder)]
         except InputError:  # no images in it: a data set's
             index = load_index(find_splits(folder, dataset_file), "train")
-            return [("", index.path(image)) for image in range(len(index))]
+            return [("", index.file(image)) for image in range(len(index))]
     if isinstance(source, np.ndarray) and source.ndim == 4:
         source = list(source)
     return list(look_up(source).sources)

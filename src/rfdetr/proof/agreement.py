@@ -68,7 +68,9 @@ class Labelled:
         return cls(folder, split, index, tuple(numbers.tolist()))
 
     def paths(self) -> list[Path]:
-        """The images' files."""
+        """The images' files, which other processes read too."""
+        if self.index.packed is not None:
+            raise InputError(f"{self.folder} is packed; to measure, give the folder of its images")
         return [self.index.path(number) for number in self.numbers]
 
     def facts(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Album:
         for (split, image), numbers in by_image.items():
             judged = self.splits[split]
             try:
-                pixels = judged.index.shown_of(image, decode_image(judged.index.path(image)))
+                pixels = judged.index.shown_of(image, decode_image(judged.index.file(image)))
             except (ImageError, OSError) as error:
                 logger.warning("no picture in the report: %s", error)
                 continue

@@ -48,7 +48,7 @@ from rfdetr.training.adapters import adapted, add_adapters, match_adapters
 from rfdetr.training.lightning_state import is_watched, place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
-from rfdetr.training.processes import LossMean, is_sharded
+from rfdetr.training.processes import LossMean, is_sharded, refuse_split_resume
 from rfdetr.training.resume import check_shared
 from rfdetr.weights.identify import class_names, config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, given_names, names_for_head, renamed
@@ -151,6 +151,7 @@ class RFDETRModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
+        refuse_split_resume(trainer)
         if trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
             start = (self.seed, self.model.state_dict())
             self.seed, weights = trainer.strategy.broadcast(start)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from rfdetr.evaluation.evaluator import CocoEvaluator
+from rfdetr.weights.reading import CheckpointError
 
 ValueT = TypeVar("ValueT")
 
@@ -64,6 +65,17 @@ def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
     values: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def refuse_split_resume(trainer: Trainer) -> None:
+    """Raises `CheckpointError` on every rank where some go on from a checkpoint and others do not:
+    those on hosts that do not see the folder of the first one.
+    """
+    found = gather(trainer, trainer.ckpt_path is not None)
+    if any(found) and not all(found):
+        lacking = [rank for rank, has in enumerate(found) if not has]
+        told = f"processes {lacking} find no checkpoint, while the others go on from one"
+        raise CheckpointError(f"{told}: output_dir must be a folder that all hosts share")
 
 
 def merge_evaluators(trainer: Trainer, evaluator: CocoEvaluator) -> CocoEvaluator:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rfdetr.config import TrainConfig
+from rfdetr.data.packing import pack
 from rfdetr.training.callbacks.resume import RunStopped
 from rfdetr.training.verify import content_hashes
 
@@ -156,3 +158,30 @@ def test_a_full_disk_ends_nothing(
     assert sizes[-1] == 0  # the save after the first epoch has failed
     assert content_hashes(run.output) == whole
     assert not list(run.output.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_run_on_packed_images_is_that_on_their_folder_and_goes_on_exactly(
+    make_run: Callable[..., Any],
+    whole: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a pack in the folder's place; the second part reads it in a process of its own."""
+    monkeypatch.setenv("RFDETR_HOME", str(tmp_path / "cache"))
+    folder = make_run().datamodule.train_config.dataset_dir
+    packed = pack(folder, tmp_path / "packed")
+    folder.rename(tmp_path / "images")
+    packed.rename(folder)
+    stop = {"on_train_batch_end": lambda *_: signal.raise_signal(signal.SIGTERM)}
+    with pytest.raises(RunStopped):
+        make_run(model={"amp": False}, watch=stop, **SETTINGS).fit()
+    again = make_run(model={"amp": False}, num_workers=1, **SETTINGS).fit(ckpt_path="last")
+    assert again.datamodule.layout.pack is not None
+    found = content_hashes(again.output)
+    assert found.keys() == whole.keys()
+    for name in ("checkpoint_best_total.pth", "last.ckpt"):
+        one, two = (torch.load(tmp_path / run / name) for run in ("whole", "output"))
+        assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
+    for name in ("results.json", "metrics.csv"):
+        assert found[name] == whole[name]

@@ -15,7 +15,7 @@ from rfdetr import RFDETRMini
 from rfdetr.evaluation import plots
 
 plots.plot_metrics = plots.plot_history = lambda *_: None
-settings = json.loads(sys.argv[1])
+settings = json.loads(sys.argv[1].replace("{RANK}", os.environ["RANK"]))
 model = RFDETRMini(**settings["model"])
 model.train(**settings["train"])
 found = model.predict(np.full((64, 64, 3), 100, np.uint8), threshold=0.0)
