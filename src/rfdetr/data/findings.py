@@ -60,6 +60,8 @@ box-repeated | a box occurs twice in an image | remove one
 box-area | an annotated area is not positive or larger than its box | correct the area
 annotation-id-repeated | an annotation id occurs twice | make annotation ids unique
 crowd-flag | iscrowd is neither 0 nor 1; it is taken as 0 | correct it
+shape-kind | a shape that is no box, polygon, circle or mask is left out | draw it as one
+image-unfinished | a task without a finished annotation; its image is left out | finish it
 outline-missing | an object without an outline; only its box is learned | outline it
 outline-points | a polygon has fewer than three points | remove or redraw it
 outline-numbers | a polygon is not a list of x y pairs | correct or remove it
@@ -89,6 +91,7 @@ class-missing | a class has no objects in train, or none in valid | spread the i
 class-imbalance | a class is far rarer than another | add images of the rare one"""
 _INFOS = """\
 category-parent | a category that only others name as theirs is no class | nothing
+annotation-more | a task has several annotations; the ground truth, or the first, is taken | nothing
 label-missing | an image without a label file: no objects | nothing, if it shows none
 outline-touching | a polygon touches itself | nothing, if it is drawn as it is meant
 box-whole-image | a box is as large as its image | see whether it is meant

@@ -1,25 +1,33 @@
 """Where a dataset keeps its splits: Roboflow's COCO and YOLO exports, the original COCO layout,
-YOLO folders.
+YOLO folders, and what annotation tools write (`annotated`).
 
 "roboflow" takes `<split>/_annotations.coco.json` for COCO and `data.yaml` for YOLO; "coco" is
 `annotations/instances_<folder>.json` with `<folder>/` beside it, folders train2017 and val2017;
 "yolo" is `data.yaml`.
+
+One COCO file without a split is all train.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rfdetr.checks import check_path
+from rfdetr.data.annotated import AnnotatedSplit, find_annotated, read_annotated
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
+_HEAD = 65536  # bytes of a file that tell whether it is COCO's
+_COCO = re.compile(
+    rb'^(\xef\xbb\xbf)?\s*\{.*?"(images|annotations|categories|info)"\s*:', re.DOTALL
+)
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 _JSON = "_annotations.coco.json"
 _LOOKED_FOR = {
@@ -42,8 +50,8 @@ class DatasetLayout:
     """Format of a dataset and its splits ("train", "valid", "test") as far as it has them."""
 
     dataset_dir: Path
-    format: Literal["coco", "yolo"]
-    splits: dict[str, CocoSplit | YoloConfig]
+    format: str  # "coco", "yolo", or one of `annotated.FORMATS`
+    splits: dict[str, CocoSplit | YoloConfig | AnnotatedSplit]
 
 
 def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> DatasetLayout:
@@ -62,6 +70,10 @@ def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> Data
         if dataset_file != "coco" and path.is_file():
             config = read_data_yaml(path)
             return DatasetLayout(root, "yolo", dict.fromkeys(config.places, config))
+    if lone := {} if dataset_file == "yolo" else _lone_coco(root):
+        return DatasetLayout(root, "coco", dict(lone))
+    if dataset_file == "roboflow" and (annotated := find_annotated(root, SPLITS)):
+        return DatasetLayout(root, next(iter(annotated.values())).format, dict(annotated))
     names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     found = f"looked for {_LOOKED_FOR[dataset_file]}; found {', '.join(names[:20]) or 'nothing'}"
     if _original_coco(root):
@@ -102,6 +114,8 @@ def read_split(
     found = layout.splits[split]
     if isinstance(found, YoloConfig):
         return read_yolo(found, split, findings, masks)
+    if isinstance(found, AnnotatedSplit):
+        return read_annotated(found, findings, masks)
     return read_coco(found.annotations, found.images, findings, masks)
 
 
@@ -128,3 +142,24 @@ def _original_coco(root: Path) -> dict[str, CocoSplit]:
             if annotations := files.get(f"instances_{name}.json"):
                 found.setdefault(split, CocoSplit(annotations, folders.get(name, root / name)))
     return found
+
+
+def _lone_coco(root: Path) -> dict[str, CocoSplit]:
+    """The one COCO file of a folder, or of its `annotations`, as train; its images are where the
+    first that it names is found.
+    """
+    files = [
+        path for place in (root, root / "annotations") for path in sorted(place.glob("*.json"))
+    ]
+    if len(files) != 1:
+        return {}
+    with files[0].open("rb") as stream:
+        head = stream.read(_HEAD)
+    if not _COCO.search(head):
+        return {}
+    images, subset = root / "images", files[0].stem.removeprefix("instances_")
+    places = (images / subset, images, root / subset, root)
+    first = re.search(rb'"file_name"\s*:\s*"([^"\\\0]+)"', head)
+    name = os.fsdecode(first[1]) if first else "?"
+    there = (place for place in places if (place / name).is_file())
+    return {"train": CocoSplit(files[0], next(there, images if images.is_dir() else root))}

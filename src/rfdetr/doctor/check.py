@@ -25,8 +25,9 @@ from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
+from rfdetr.data.likeness import ImageFacts, read_all_facts
 from rfdetr.data.records import SplitRecords
-from rfdetr.doctor.images import ImageFacts, check_copies, read_all_facts
+from rfdetr.doctor.images import check_copies
 from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
 LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}  # bytes of a file that is told to be large

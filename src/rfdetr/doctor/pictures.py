@@ -151,7 +151,7 @@ class Finder:
             return Shown(self._path(split, image))
         image = int(records.boxes["image"][row])
         box = records.boxes["xyxy"][row]
-        if records.label_files is not None:
+        if records.relative:
             box = box * np.tile(records.images["size"][image][::-1], 2)
         elif records.swapped is not None and records.swapped[row]:
             box = as_written(box[None])[0]
