@@ -73,9 +73,13 @@ class DatasetIndex:
         return len(self.image_ids)
 
     def path(self, image: int) -> Path:
+        return self.root / self.file_name(image)
+
+    def file_name(self, image: int) -> str:
+        """Its file as the annotations name it, from the root."""
         image = image if self.tiles is None else int(self.tiles.files[image])
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
-        return self.root / os.fsdecode(name.tobytes())
+        return os.fsdecode(name.tobytes())
 
     def name(self, image: int) -> str:
         """Its path from the root, as the annotations have it, and which part of the file it is."""

@@ -31,7 +31,8 @@ _COCO = re.compile(
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 _JSON = "_annotations.coco.json"
 _LOOKED_FOR = {
-    "roboflow": f"train/{_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
+    "roboflow": f"train/{_JSON} (COCO) or data.yaml with train/images/ (YOLO), "
+    "or annotations of VOC, CVAT (XML), LabelMe, Label Studio (JSON)",
     "coco": "annotations/instances_train2017.json (or _train), train2017/, and so for val2017",
     "yolo": "data.yaml",
 }
@@ -70,7 +71,8 @@ def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> Data
         if dataset_file != "coco" and path.is_file():
             config = read_data_yaml(path)
             return DatasetLayout(root, "yolo", dict.fromkeys(config.places, config))
-    if lone := {} if dataset_file == "yolo" else _lone_coco(root):
+    elsewhere = dataset_file == "yolo" or _original_coco(root)
+    if lone := {} if elsewhere else _lone_coco(root):
         return DatasetLayout(root, "coco", dict(lone))
     if dataset_file == "roboflow" and (annotated := find_annotated(root, SPLITS)):
         return DatasetLayout(root, next(iter(annotated.values())).format, dict(annotated))
