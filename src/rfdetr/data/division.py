@@ -88,7 +88,7 @@ def choose(has: NDArray[np.int64]) -> NDArray[np.bool_]:
     part = np.full(groups, -1)
     order = np.random.default_rng(_SEED).permutation(groups)
     order = order[np.argsort(-has[order, -1], kind="stable")]  # the large ones first
-    for column in np.argsort(holders[:-1], kind="stable").tolist() + [-1]:
+    for column in [*np.argsort(holders[:-1], kind="stable").tolist(), -1]:
         for group in order[(part[order] < 0) & (has[order, column] > 0)].tolist():
             need, rest = wanted[:, column], wanted[:, -1]
             part[group] = max((0, 1), key=lambda side: (need[side], rest[side]))

@@ -116,6 +116,8 @@ class Folders:
         whole = load_index(layout, "train", None, findings, masks)
         key = os.path.abspath(layout.dataset_dir)
         if key not in self.divisions:
+            if findings is not None:
+                findings.stop_on_errors(layout.dataset_dir)  # before every image is decoded
             self.divisions[key] = divide(whole)
         held_out = self.divisions[key].held_out
         chosen = [whole.file_name(image) in held_out for image in range(len(whole))]
