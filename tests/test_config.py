@@ -37,7 +37,8 @@ MODEL_FIELDS = """
     pretrain_weights freeze_encoder backbone_lora gradient_checkpointing amp device
 """
 TRAIN_FIELDS = """
-    dataset_dir dataset_file classes output_dir epochs minutes batch_size eval_batch_size grad_accum_steps
+    dataset_dir dataset_file classes output_dir epochs minutes batch_size eval_batch_size
+    grad_accum_steps
     lr lr_encoder lr_vit_layer_decay lr_component_decay weight_decay lr_scheduler lr_drop
     lr_min_factor warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau
     ema_update_interval multi_scale expanded_scales tiles tile_overlap color_jitter cls_loss_coef

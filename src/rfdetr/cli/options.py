@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from rfdetr.predicting import ExportedDetector
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
-_TEXTS = (Path, ModelConfig.model_fields["resolution"].annotation)
+_TEXTS = (
+    *(Path, ModelConfig.model_fields["resolution"].annotation),
+    SegmentationTrainConfig.model_fields["classes"].annotation,
+)
 """Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width."""
-_FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
-_FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
+_FOLDER = "Folder with the labelled images (COCO, YOLO, VOC, LabelMe, CVAT, Label Studio)."
+_FILES = 'Layout: "roboflow" detects it, "coco" is the original COCO layout.'
 _WEIGHTS = "File of weights, or the name of a published one"
 _DEVICES = '"cpu", "cuda", "mps"; the best there is by default.'
 # Parameters that several commands have, with their notes.

@@ -29,7 +29,7 @@ Description: TypeAlias = "tuple[Path | str, str, str, int | None]"  # file, reco
 # know. The worst come first: messages list findings in this order.
 _ERRORS = """\
 dataset-unreadable | the dataset or one of its files cannot be read | correct or export it again
-split-missing | there is no train or no valid split | add the split; training needs both
+split-missing | there is no train split | add it
 classes-differ | splits have different classes | give all splits the same list of classes
 objects-none | train has no object to learn (crowds are none) | annotate some; is iscrowd meant?
 image-entry | an image record without a usable id or name | correct or remove it
@@ -90,6 +90,7 @@ class-empty | a class has no object to learn (crowds are none) | annotate some, 
 class-missing | a class has no objects in train, or none in valid | spread the images anew
 class-imbalance | a class is far rarer than another | add images of the rare one"""
 _INFOS = """\
+valid-missing | there is no valid split; training keeps back a fifth of train | nothing
 category-parent | a category that only others name as theirs is no class | nothing
 annotation-more | a task has several annotations; the ground truth, or the first, is taken | nothing
 label-missing | an image without a label file: no objects | nothing, if it shows none

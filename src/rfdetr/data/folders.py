@@ -21,8 +21,6 @@ from rfdetr.data.selecting import joined, with_images, with_labels
 
 Classes: TypeAlias = Mapping[str, Sequence[str]]
 """By new name the classes that become one: {"vehicle": ["car", "truck"], "person": ["person"]}."""
-RECORD = "split.json"
-"""In a run's folder: what it has kept back of folders without a valid split."""
 
 
 class LeftOut(NamedTuple):
@@ -39,7 +37,7 @@ class Folders:
 
     `dataset_dir` is a folder, or several by the share of train's images that an epoch takes of each
     (0 to 1]; `known` says that `classes` are those of a model, of which the data may lack some.
-    `record` is the `RECORD` of a run: what it has kept back is kept back again.
+    `record` is a file of `as_record`: what it says was kept back of train is kept back again.
     """
 
     def __init__(
@@ -131,22 +129,29 @@ class Folders:
             new_of = {old: new for new, olds in self.classes.items() for old in (*olds, new)}
             new_of = {name: new_of[name] for name in own if name in new_of}
             return new_of, [new for new in self.classes if new in new_of.values()]
-        new_of = {old: new for new, olds in self.classes.items() for old in olds}
-        for name in new_of:
-            if name not in own:
-                near = nearest(name, own)
-                hint = f"did you mean {near!r}?" if near else f"it has {', '.join(own)}"
-                raise DatasetError(f"classes: the data has no class {name!r}; {hint}")
-        return new_of, list(self.classes)
+        return take_classes(self.classes, own)
 
-    def record(self) -> bytes | None:
-        """What `RECORD` holds; None where no folder was divided."""
+    def as_record(self) -> bytes | None:
+        """What was kept back of train, for a file; None where no folder was divided."""
         kept = {
             folder: {"valid": sorted(division.held_out), "alike": division.alike}
             for folder, division in self.divisions.items()
         }
         content = {"schema_version": 1, "folders": kept}
         return json.dumps(content, indent=1).encode() if kept else None
+
+
+def take_classes(classes: Classes, own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The new name of each of the data's `own` classes that is taken, and the new names; a
+    `DatasetError` names a class that the data has not.
+    """
+    new_of = {old: new for new, olds in classes.items() for old in olds}
+    for name in new_of:
+        if name not in own:
+            near = nearest(name, own)
+            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(own)}"
+            raise DatasetError(f"classes: the data has no class {name!r}; {hint}")
+    return new_of, list(classes)
 
 
 def _is_whole(layout: DatasetLayout) -> bool:

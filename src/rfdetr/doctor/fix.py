@@ -153,6 +153,9 @@ def fix(
         raise FileExistsError(f"{folder}: no empty folder; nothing is overwritten, choose another")
     if report.layout is None or not report.records:
         raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
+    if report.layout.format not in ("coco", "yolo"):
+        told = f"{report.dataset}: labels of {report.layout.format.upper()} are not corrected"
+        raise InputError(f"{told}: rfdetr convert {report.dataset} NEW_FOLDER, then correct that")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     writer = _Writer(report, partial, HintEdits(report.records, hints))
     try:

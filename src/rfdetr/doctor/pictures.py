@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -107,7 +108,10 @@ class Finder:
                 for known in {name, Path(name).name}:
                     self._images.setdefault((str(records.source), known), (split, image))
                     self._images.setdefault((split, known), (split, image))
+            files = Counter(records.label_files)
             for image, file in enumerate(records.label_files or []):
+                if files[file] > 1:  # of all images (CVAT, Label Studio)
+                    continue
                 self._files[str(file)] = split, image
             places = records.boxes[["image", "place"]].tolist()
             yolo = records.label_files is not None
