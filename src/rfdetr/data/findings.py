@@ -60,6 +60,8 @@ box-repeated | a box occurs twice in an image | remove one
 box-area | an annotated area is not positive or larger than its box | correct the area
 annotation-id-repeated | an annotation id occurs twice | make annotation ids unique
 crowd-flag | iscrowd is neither 0 nor 1; it is taken as 0 | correct it
+crowd-left-out | a crowd, which YOLO has no word for, is not written | nothing, if it is meant
+mask-as-box | a mask of run lengths is written as its box | draw a polygon, or write COCO
 shape-kind | a shape that is no box, polygon, circle or mask is left out | draw it as one
 image-unfinished | a task without a finished annotation; its image is left out | finish it
 outline-missing | an object without an outline; only its box is learned | outline it

@@ -37,7 +37,7 @@ class Folders:
 
     `dataset_dir` is a folder, or several by the share of train's images that an epoch takes of each
     (0 to 1]; `known` says that `classes` are those of a model, of which the data may lack some.
-    `record` is a file of `as_record`: what it says was kept back of train is kept back again.
+    Without `divides`, nothing is kept back of train where there is no valid split. `record` is a file of `as_record`: what it says was kept back of train is kept back again.
     """
 
     def __init__(
@@ -47,12 +47,13 @@ class Folders:
         classes: Classes | None = None,
         *,
         known: bool = False,
+        divides: bool = True,
         record: Path | None = None,
     ) -> None:
         shares = dataset_dir if isinstance(dataset_dir, Mapping) else {dataset_dir: 1.0}
         self.layouts = [find_splits(folder, dataset_file) for folder in shares]
         self.shares = list(shares.values())
-        self.classes, self._known = classes, known
+        self.classes, self._known, self._divides = classes, known, divides
         self.left_out: dict[str, LeftOut] = {}
         self.counts: dict[str, list[int]] = {}
         """Images of each folder, by split that was indexed."""
@@ -65,7 +66,7 @@ class Folders:
     def splits(self) -> list[str]:
         """The splits that any folder has."""
         found = [split for layout in self.layouts for split in layout.splits]
-        found += ["valid"] if any(map(_is_whole, self.layouts)) else []
+        found += ["valid"] if any(map(self._is_whole, self.layouts)) else []
         return [split for split in SPLITS if split in found]
 
     def __str__(self) -> str:
@@ -82,7 +83,7 @@ class Folders:
         """The index of a split of all folders that have it, with the classes asked for; faults are
         raised, or left in `findings` where these are given.
         """
-        having = [one for one in self.layouts if split in one.splits or _divides(one, split)]
+        having = [one for one in self.layouts if split in one.splits or self._halves(one, split)]
         if not having:
             return load_index(self.layouts[0], split)  # raises
         parts = [self._part(layout, split, findings, masks) for layout in having]
@@ -103,11 +104,18 @@ class Folders:
             self.left_out[split] = LeftOut(left, total, emptied, len(whole))
         return whole
 
+    def _is_whole(self, layout: DatasetLayout) -> bool:
+        """Whether train is to be divided, as there are no images to validate with."""
+        return self._divides and "train" in layout.splits and "valid" not in layout.splits
+
+    def _halves(self, layout: DatasetLayout, split: str) -> bool:
+        return split in ("train", "valid") and self._is_whole(layout)
+
     def _part(
         self, layout: DatasetLayout, split: str, findings: Findings | None, masks: bool
     ) -> DatasetIndex:
         """The split of one folder, in its own classes; of what is divided, faults are told once."""
-        if not _divides(layout, split):
+        if not self._halves(layout, split):
             return load_index(layout, split, None, findings, masks)
         if findings is not None and split == "valid":
             findings = Findings(SHOWN)
@@ -152,15 +160,6 @@ def take_classes(classes: Classes, own: Sequence[str]) -> tuple[dict[str, str], 
             hint = f"did you mean {near!r}?" if near else f"it has {', '.join(own)}"
             raise DatasetError(f"classes: the data has no class {name!r}; {hint}")
     return new_of, list(classes)
-
-
-def _is_whole(layout: DatasetLayout) -> bool:
-    """Whether a folder has images to learn and none to validate with."""
-    return "train" in layout.splits and "valid" not in layout.splits
-
-
-def _divides(layout: DatasetLayout, split: str) -> bool:
-    return split in ("train", "valid") and _is_whole(layout)
 
 
 def _read_record(path: Path) -> dict[str, Division]:

@@ -48,7 +48,7 @@ def _all_of(source: Any, dataset_file: str) -> Sequence[Any]:
 
 
 def data_of_run(weights: Path | None) -> dict[str, Any]:
-    """dataset_dir, dataset_file, class_names and classes that a run was given, by the config.yaml beside its
+    """dataset_dir, dataset_file, class_names and classes of a run, by the config.yaml beside its
     `weights`. Raises `InputError` where they, or the folder, are not to be found.
     """
     if weights is None or not (path := weights.with_name("config.yaml")).is_file():
