@@ -165,10 +165,14 @@ def one_line(error: BaseException) -> str:
 
 def dashed(tokens: list[str]) -> list[str]:
     """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report` or
-    `--slice` without a value as `--report=`, `--slice=`.
+    `--slice` without a value as `--report=`, `--slice=`. What follows `--classes` is its value.
     """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
-    named = [setting.match(token) and not Path(token).exists() for token in tokens]
+    before = ["", *tokens]
+    named = [
+        setting.match(token) and not Path(token).exists() and previous != "--classes"
+        for token, previous in zip(tokens, before, strict=False)
+    ]
     dashed = [
         f"--{token}" if is_one else token for token, is_one in zip(tokens, named, strict=True)
     ]

@@ -37,7 +37,8 @@ class Folders:
 
     `dataset_dir` is a folder, or several by the share of train's images that an epoch takes of each
     (0 to 1]; `known` says that `classes` are those of a model, of which the data may lack some.
-    Without `divides`, nothing is kept back of train where there is no valid split. `record` is a file of `as_record`: what it says was kept back of train is kept back again.
+    Without `divides`, nothing is kept back of train where there is no valid split. `record` is a
+    file of `as_record`: what it says was kept back of train is kept back again.
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class Folders:
         )
 
     def index(
-        self, split: str, findings: Findings | None = None, masks: bool = False
+        self, split: str, findings: Findings | None = None, masks: bool | None = False
     ) -> DatasetIndex:
         """The index of a split of all folders that have it, with the classes asked for; faults are
-        raised, or left in `findings` where these are given.
+        raised, or left in `findings` where these are given. `masks` are those of `load_index`.
         """
         having = [one for one in self.layouts if split in one.splits or self._halves(one, split)]
         if not having:
@@ -112,7 +113,7 @@ class Folders:
         return split in ("train", "valid") and self._is_whole(layout)
 
     def _part(
-        self, layout: DatasetLayout, split: str, findings: Findings | None, masks: bool
+        self, layout: DatasetLayout, split: str, findings: Findings | None, masks: bool | None
     ) -> DatasetIndex:
         """The split of one folder, in its own classes; of what is divided, faults are told once."""
         if not self._halves(layout, split):

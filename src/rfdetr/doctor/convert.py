@@ -28,8 +28,6 @@ from rfdetr.doctor.fix import link_image
 from rfdetr.errors import InputError
 from rfdetr.geometry.polygons import Segmentation
 
-_NO_FAULTS = ("outline-missing", "outlines-none")  # boxes alone are converted, too
-
 
 class Converted(NamedTuple):
     """What was written, by split (images, objects), and what was found and left out on the way."""
@@ -64,7 +62,7 @@ def convert(
     names: tuple[str, ...] | None = None
     try:
         for one in folders.splits:
-            index = folders.index(one, findings, masks=True)
+            index = folders.index(one, findings, masks=None)
             index = index if names is None else index.with_classes(names, "the other splits")
             names = index.class_names
             images = _link_images(index, partial / one / ("images" if to == "yolo" else ""))
@@ -82,8 +80,6 @@ def convert(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for rule in _NO_FAULTS:
-        findings.counts.pop(rule, None)
     return Converted(written, findings)
 
 
@@ -170,7 +166,7 @@ def _write_yolo(
 
 
 def _ring(outline: Segmentation) -> list[Any]:
-    """One ring of several polygons: each but the first is reached from the first's first corner, and
+    """One ring of several polygons: from the first's first corner each other one is reached, and
     left, along one line, which encloses nothing.
     """
     first, *others = (part.tolist() for part in outline.polygons)
