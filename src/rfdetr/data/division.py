@@ -2,8 +2,9 @@
 
 Pictures that are the same, or nearly (`likeness`), stay together: else the figures would be
 untrue. Of each class about `SHARE` of its images are kept back, the rarest class first (iterative
-stratification, Sechidis et al. 2011), and at least one wherever two groups have it. The division
-is the same for the same files and labels, whatever the run's seed: runs can be compared.
+stratification, Sechidis et al. 2011), and at least one where several groups have it, if no rarer
+class wants otherwise. The same files and labels are divided alike whatever the run's seed, so that
+runs can be compared.
 """
 
 from __future__ import annotations
@@ -89,9 +90,13 @@ def choose(has: NDArray[np.int64]) -> NDArray[np.bool_]:
     order = np.random.default_rng(_SEED).permutation(groups)
     order = order[np.argsort(-has[order, -1], kind="stable")]  # the large ones first
     for column in [*np.argsort(holders[:-1], kind="stable").tolist(), -1]:
-        for group in order[(part[order] < 0) & (has[order, column] > 0)].tolist():
-            need, rest = wanted[:, column], wanted[:, -1]
-            part[group] = max((0, 1), key=lambda side: (need[side], rest[side]))
+        left = order[(part[order] < 0) & (has[order, column] > 0)].tolist()
+        for group in left:
+            without = {0, 1} - {*part[has[:, column] > 0].tolist()}
+            need = [(*wanted[side, [column, -1]], -side) for side in (0, 1)]
+            part[group] = need.index(max(need))
+            if group == left[-1] and len(without) == 1:  # the last that can bring the class there
+                (part[group],) = without
             wanted[part[group]] -= has[group]
     if not part.any():
         part[order[-1]] = 1

@@ -137,6 +137,9 @@ class Folders:
         if self._known:  # data labelled with the model's names is as good
             new_of = {old: new for new, olds in self.classes.items() for old in (*olds, new)}
             new_of = {name: new_of[name] for name in own if name in new_of}
+            if not new_of:
+                told = f"the data has the classes {', '.join(own)}, none of those of the model"
+                raise DatasetError(f"{told}: {', '.join(self.classes)}; classes= takes others")
             return new_of, [new for new in self.classes if new in new_of.values()]
         return take_classes(self.classes, own)
 
