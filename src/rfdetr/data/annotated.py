@@ -7,6 +7,7 @@ objects have, in order: no such format has a sure one), and the tables.
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -100,14 +101,10 @@ def _annotations(folder: Path, root: Path) -> AnnotatedSplit | None:
         files = [path for path in sorted(place.iterdir()) if not is_hidden(path.name)]
         for name, kind in FORMATS.items():
             own = [path for path in files if path.suffix.lower() == kind.suffix and path.is_file()]
-            if own and kind.sign.search(_head(own[0])):
-                return AnnotatedSplit(name, root, tuple(own), ())
+            with own[0].open("rb") if own else io.BytesIO() as stream:
+                if kind.sign.search(stream.read(_HEAD)):
+                    return AnnotatedSplit(name, root, tuple(own), ())
     return None
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(_HEAD)
 
 
 def _divided(

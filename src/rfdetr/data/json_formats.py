@@ -103,7 +103,9 @@ def read_label_studio(file: Path, tell: Tell) -> Iterator[Picture]:
     for number, task in enumerate(read_json(file, list, "a list of tasks"), 1):
         fields = task if isinstance(task, dict) else {}
         who, data = f"task {fields.get('id', f'number {number}')}", fields.get("data")
-        address = _address(data if isinstance(data, dict) else {})
+        texts = [data.get("image"), *data.values()] if isinstance(data, dict) else []
+        paths = [unquote(text.rpartition("?d=")[2]) for text in texts if isinstance(text, str)]
+        address = next((path for path in paths if is_image(Path(path))), None)
         if address is None:
             tell(
                 "image-entry",
@@ -136,13 +138,6 @@ def read_label_studio(file: Path, tell: Tell) -> Iterator[Picture]:
         if not image.is_file():
             image = find_image(original, "", *folders)
         yield Picture(file, image, size, shapes_of(_labelled(items), _studio_shape, who, tell))
-
-
-def _address(data: dict[str, Any]) -> str | None:
-    """Where a task's image is: under "image", else the first value that ends like one."""
-    texts = [data.get("image"), *data.values()]
-    paths = [unquote(text.rpartition("?d=")[2]) for text in texts if isinstance(text, str)]
-    return next((path for path in paths if is_image(Path(path))), None)
 
 
 def _original(item: dict[str, Any]) -> tuple[int, int]:

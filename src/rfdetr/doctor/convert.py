@@ -27,6 +27,7 @@ from rfdetr.data.yolo import SPLIT_KEYS
 from rfdetr.doctor.fix import link_image
 from rfdetr.errors import InputError
 from rfdetr.geometry.polygons import Segmentation
+from rfdetr.geometry.rle import rle_dict
 
 
 class Converted(NamedTuple):
@@ -111,6 +112,11 @@ def _write_coco(index: DatasetIndex, images: dict[int, str], folder: Path, _: Fi
         height, width = index.sizes[image].tolist()
         records.append({"id": image + 1, "file_name": name, "height": height, "width": width})
         for row, (left, top, right, bottom), outline in _objects(index, image):
+            parts = () if outline is None else outline.polygons
+            segmentation: Any = [[round(x, 4) for x in part.ravel().tolist()] for part in parts]
+            if outline is not None and outline.rle:
+                segmentation = rle_dict(outline.rle, height, width)
+                segmentation["counts"] = outline.rle.decode()
             annotations.append({
                 "id": len(annotations) + 1,
                 "image_id": image + 1,
@@ -118,7 +124,7 @@ def _write_coco(index: DatasetIndex, images: dict[int, str], folder: Path, _: Fi
                 "bbox": [round(x, 4) for x in (left, top, right - left, bottom - top)],
                 "area": round(float(index.areas[row]), 4),
                 "iscrowd": int(index.crowd[row]),
-                "segmentation": _coco_outline(outline),
+                "segmentation": segmentation,
             })  # fmt: skip
     categories = [
         {"id": label + 1, "name": name, "supercategory": "none"}
@@ -127,14 +133,6 @@ def _write_coco(index: DatasetIndex, images: dict[int, str], folder: Path, _: Fi
     content = {"images": records, "annotations": annotations, "categories": categories}
     (folder / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
     return len(annotations)
-
-
-def _coco_outline(outline: Segmentation | None) -> Any:
-    if outline is None:
-        return []
-    if outline.rle:
-        return {"size": [outline.height, outline.width], "counts": outline.rle.decode()}
-    return [[round(x, 4) for x in part.ravel().tolist()] for part in outline.polygons]
 
 
 def _write_yolo(
