@@ -123,7 +123,8 @@ def _divided(
         spellings["train"] += ("trainval",)
         for split, names in spellings.items():
             for path in filter(Path.is_file, (lists / f"{name}.txt" for name in names)):
-                listed = {line.split()[0] for line in path.read_text().splitlines() if line.strip()}
+                lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+                listed = {line.split()[0] for line in lines if line.strip()}
                 files = tuple(file for file in whole.files if file.stem in listed)
                 splits.setdefault(split, replace(whole, files=files))
         splits = {split: place for split, place in splits.items() if place.files}

@@ -135,7 +135,8 @@ class Folders:
         if self.classes is None:
             return {name: name for name in own}, list(own)
         if self._known:  # data labelled with the model's names is as good
-            new_of = {old: new for new, olds in self.classes.items() for old in (*olds, new)}
+            new_of = {new: new for new in self.classes}
+            new_of |= {old: new for new, olds in self.classes.items() for old in olds}
             new_of = {name: new_of[name] for name in own if name in new_of}
             if not new_of:
                 told = f"the data has the classes {', '.join(own)}, none of those of the model"

@@ -75,7 +75,9 @@ def _labelme_shape(size: tuple[int, int], item: Any) -> Shape:
     pairs = [p for p in points if isinstance(p, list)] if isinstance(points, list) else []
     flat = numbers(value for pair in pairs for value in pair)
     if kind == "polygon":
-        return polygon(label, flat, str(fields.get("group_id")))
+        return polygon(
+            label, flat, "" if (group := fields.get("group_id")) is None else f"group {group}"
+        )
     if kind not in ("rectangle", "circle", "mask"):
         raise not_read(kind)
     if len(flat) != 4:
@@ -91,7 +93,7 @@ def _labelme_shape(size: tuple[int, int], item: Any) -> Shape:
         ) as png:
             check_area(png.height, png.width)
             pixels = np.asarray(png.convert("L")) > 0
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError("outline-rle", f"mask is no PNG image: {error}") from error
     return bitmap(label, pixels, (x1, y1), size)
 
@@ -148,7 +150,7 @@ def _labelled(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The regions, less those that stand a second time with their label (of a control apart)."""
 
     def has_label(item: dict[str, Any]) -> bool:
-        return isinstance(value := item.get("value"), dict) and item.get("type") in value
+        return isinstance(value := item.get("value"), dict) and str(item.get("type")) in value
 
     named = {str(item.get("id")) for item in items if has_label(item)}
     return [item for item in items if has_label(item) or str(item.get("id")) not in named]

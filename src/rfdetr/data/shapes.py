@@ -60,7 +60,7 @@ def shapes_of(
             rule, found = error.args
             tell(rule, f"{who}, object {at}", found, at)
             continue
-        parts = isinstance(shape.outline, list) and shape.group not in ("", "0", "None")
+        parts = isinstance(shape.outline, list) and shape.group not in ("", "0")
         key = (shape.label, shape.group) if parts else at
         if (first := shapes.get(key)) is not None:
             low = map(min, first.xyxy[:2], shape.xyxy[:2])

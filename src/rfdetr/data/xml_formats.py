@@ -117,7 +117,7 @@ def _cvat_shape(size: tuple[int, int], item: Element) -> Shape:
     left, top, width, height = numbers(map(get, ("left", "top", "width", "height")))
     rows, columns = check_area(height, width)
     runs = np.array(numbers(get("rle", "").split(",")))
-    if runs.min() < 0 or runs.sum() != rows * columns:
+    if runs.min() < 0 or (runs % 1).any() or runs.sum() != rows * columns:
         found = f"runs of {runs.sum():g} pixels, for a mask of {columns}x{rows}"
         raise InputError("outline-rle", found)
     pixels = np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64))
