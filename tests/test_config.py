@@ -210,6 +210,7 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(
         ({"classes": {"a": ["x"], "b": ["x"]}}, ["classes", "each once"]),
         ({"classes": []}, ["classes", "expected names of classes"]),
         ({"classes": {"a": 3}}, ["classes"]),
+        ({"classes": {"a": [["x"]]}}, ["classes", "string"]),
         ({"notes": {"when": {1, 2}}}, ["notes", "no JSON value", "set"]),
         ({"notes": [math.nan]}, ["notes", "no JSON value"]),
         ({"multi_scale": "per-epoch"}, ["multi_scale", "'per-sample'"]),

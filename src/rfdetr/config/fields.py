@@ -133,7 +133,7 @@ def as_folders(name: str, value: Any) -> Any:
     elif isinstance(value, Mapping):
         pairs = [(check_path(name, folder), share) for folder, share in value.items()]
     else:
-        return check_path(name, value) if isinstance(value, str | os.PathLike) else value
+        return check_path(name, value)
     shares = dict(pairs)
     if not shares or len(shares) < len(pairs):
         raise InputError(f"expected folders, each once; found {short(value)}")
@@ -156,10 +156,10 @@ def as_classes(value: Any) -> Any:
         pairs = [(new, [olds] if isinstance(olds, str) else olds) for new, olds in value.items()]
     else:
         return value
-    new, old = (
-        [name for name, _ in pairs],
-        [x for _, names in pairs if isinstance(names, list | tuple) for x in names],
-    )
+    new = [name for name, _ in pairs]
+    old = [name for _, olds in pairs if isinstance(olds, list | tuple) for name in olds]
+    if not all(isinstance(name, str) for name in (*new, *old)):
+        return value
     if not old or "" in [*new, *old] or any(len({*names}) < len(names) for names in (new, old)):
         raise InputError(f"expected names of classes, each once; found {short(value)}")
     return dict(pairs)

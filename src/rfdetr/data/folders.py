@@ -70,6 +70,10 @@ class Folders:
         found += ["valid"] if any(map(self._is_whole, self.layouts)) else []
         return [split for split in SPLITS if split in found]
 
+    @property
+    def names(self) -> str:
+        return ", ".join(str(layout.dataset_dir) for layout in self.layouts)
+
     def __str__(self) -> str:
         """The folders, their formats and shares, in words."""
         told = zip(self.layouts, self.shares, strict=True)
@@ -85,8 +89,7 @@ class Folders:
         raised, or left in `findings` where these are given. `masks` are those of `load_index`.
         """
         having = [one for one in self.layouts if split in one.splits or self._halves(one, split)]
-        if not having:
-            return load_index(self.layouts[0], split)  # raises
+        having = self.layouts if split == "train" else having or self.layouts[:1]  # or it is told
         parts = [self._part(layout, split, findings, masks) for layout in having]
         self.counts[split] = [len(part) for part in parts]
         if len(self.layouts) == 1 and self.classes is None:

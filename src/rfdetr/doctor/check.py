@@ -158,9 +158,8 @@ def _check_files(report: Report, layout: DatasetLayout, split: str) -> None:
                 if not is_hidden(path.name) and path.name.lower() not in _NO_LABELS:
                     findings.add("label-orphan", path, "", f"no image of {split} belongs to it")
     for file in filter(Path.is_file, dict.fromkeys(label_files)):
-        if (size := file.stat().st_size) > LARGE_LABELS[
-            "yolo" if layout.format == "yolo" else "coco"
-        ]:
+        most = LARGE_LABELS.get(layout.format, LARGE_LABELS["coco"])
+        if (size := file.stat().st_size) > most:
             findings.add("labels-large", file, "", f"{size / 2**20:.0f} MiB")
 
 

@@ -146,11 +146,11 @@ class RFDETRDataModule(pl.LightningDataModule):
                 self._read(split, findings)
             if "train" in new:  # Lightning sets up again what is set up
                 check_classes({split: self.index(split) for split in self._indexes}, findings)
-            findings.stop_on_errors(str(self.folders))
+            findings.stop_on_errors(self.folders.names)
         except DatasetError:
             self._indexes.clear()
             raise
-        findings.log(logger, str(self.folders))
+        findings.log(logger, self.folders.names)
 
     def _read(self, split: str, findings: Findings | None) -> None:
         """Indexes a split in its own order of classes, which must be those of the others; faults

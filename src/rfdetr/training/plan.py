@@ -52,11 +52,8 @@ def training_plan(
     splits = ("train", "valid", *["test"] * datamodule.has_test)
     counts = {split: len(datamodule.index(split)) for split in splits}
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    once, more, updates = (
-        datamodule.images_taken,
-        datamodule.images_an_epoch,
-        datamodule.least_updates,
-    )
+    once, more = datamodule.images_taken, datamodule.images_an_epoch
+    updates = datamodule.least_updates
     repeated = f"{once:,} images to {more:,} an epoch, so that it has {updates} updates"
     names = renamed(datamodule.class_names or [], train.class_names)
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
