@@ -37,7 +37,8 @@ MODEL_FIELDS = """
     pretrain_weights freeze_encoder backbone_lora gradient_checkpointing amp device
 """
 TRAIN_FIELDS = """
-    dataset_dir dataset_file output_dir epochs minutes batch_size eval_batch_size grad_accum_steps
+    dataset_dir dataset_file classes output_dir epochs minutes batch_size eval_batch_size
+    grad_accum_steps
     lr lr_encoder lr_vit_layer_decay lr_component_decay weight_decay lr_scheduler lr_drop
     lr_min_factor warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau
     ema_update_interval multi_scale expanded_scales tiles tile_overlap color_jitter cls_loss_coef
@@ -55,12 +56,12 @@ SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_r
 # 70 were planned. The ten above: masks (the 3 fields of their losses), loggers (tensorboard, wandb,
 # mlflow, project, run), and the encoder's training (freeze_encoder, backbone_lora). 13 more are
 # settings of the published package that change how a run goes, and `minutes` ends one in time.
-# Two are for small objects in large images: tiles, tile_overlap.
-MOST_FIELDS = 96
+# Two are for small objects in large images: tiles, tile_overlap. One takes or merges classes.
+MOST_FIELDS = 97
 
 
 def _train(**settings: Any) -> TrainConfig:
-    return TrainConfig(dataset_dir="data", **settings)
+    return TrainConfig(**{"dataset_dir": "data", **settings})
 
 
 @pytest.mark.parametrize("name", ["dataset_dir", "output_dir"])
@@ -202,6 +203,14 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(
             {"eval_base_model": True, "eval_ema_only": True},
             ["eval_base_model True", "eval_ema_only True"],
         ),
+        ({"dataset_dir": {"a": 0}}, ["dataset_dir", "greater than 0"]),
+        ({"dataset_dir": ["a", "a@0.5"]}, ["dataset_dir", "each once", "'a@0.5'"]),
+        ({"dataset_dir": []}, ["dataset_dir", "expected folders"]),
+        ({"dataset_dir": ["a", 3]}, ["dataset_dir", "path"]),
+        ({"classes": {"a": ["x"], "b": ["x"]}}, ["classes", "each once"]),
+        ({"classes": []}, ["classes", "expected names of classes"]),
+        ({"classes": {"a": 3}}, ["classes"]),
+        ({"classes": {"a": [["x"]]}}, ["classes", "string"]),
         ({"notes": {"when": {1, 2}}}, ["notes", "no JSON value", "set"]),
         ({"notes": [math.nan]}, ["notes", "no JSON value"]),
         ({"multi_scale": "per-epoch"}, ["multi_scale", "'per-sample'"]),
@@ -317,6 +326,13 @@ def test_assignments_are_checked_and_a_refused_one_changes_nothing() -> None:
         ({"lr_scheduler_kwargs": {"min_factor": 0.1}}, "lr_min_factor", 0.1),
         ({"lr_scheduler_kwargs": {"lr_drop": 3}, "lr_drop": 3}, "lr_drop", 3),
         ({"notes": {"by": ("me", 1)}}, "notes", {"by": ["me", 1]}),
+        ({"dataset_dir": ["a", Path("b")]}, "dataset_dir", {Path("a"): 1.0, Path("b"): 1.0}),
+        ({"dataset_dir": ["a", "b@.25"]}, "dataset_dir", {Path("a"): 1.0, Path("b"): 0.25}),
+        ({"dataset_dir": {"a": 1}}, "dataset_dir", Path("a")),
+        ({"dataset_dir": "a@0.5"}, "dataset_dir", {Path("a"): 0.5}),
+        ({"classes": ["cat", "dog"]}, "classes", {"cat": ["cat"], "dog": ["dog"]}),
+        ({"classes": "cat,pet=dog+cow"}, "classes", {"cat": ["cat"], "pet": ["dog", "cow"]}),
+        ({"classes": {"pet": "dog"}}, "classes", {"pet": ["dog"]}),
         ({}, "validates_average_alone", False),
         ({"eval_base_model": True}, "validates_average_alone", False),
         ({"eval_base_model": False}, "validates_average_alone", True),

@@ -125,6 +125,9 @@ class RFDETR(PublishedCalls, PredictingModel):
             warnings.warn(told, stacklevel=3)
         self._start = Start(file_names, to_published(network.state_dict()), report)
         self._weights_file = checkpoint.path if checkpoint and unchanged else None
+        if checkpoint is not None and same_classes:
+            self.trained_classes = checkpoint.args.get("classes")
+            self.run_folder = checkpoint.path.parent
         self._use(network, file_names if same_classes else given)
 
     def _use(self, network: Detector, class_names: Sequence[str] | None) -> None:
@@ -206,6 +209,7 @@ class RFDETR(PublishedCalls, PredictingModel):
         self.model_config = model_config
         self._weights_file = RunFolder(config.output_dir).best("total")
         self._start = Start(names, file=self._start.file)
+        self.trained_classes, self.run_folder = config.classes, config.output_dir
         self._use(module.detector, names)
         summary = run_summary(trainer, time.monotonic() - started)
         if trainer.is_global_zero and summary:

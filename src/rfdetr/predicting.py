@@ -6,13 +6,15 @@ import abc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path, check_share
+from rfdetr.checks import check_count, check_kind, check_share
 from rfdetr.config import SegmentationTrainConfig, TrainConfig
+from rfdetr.config.fields import as_classes, as_folders
 from rfdetr.data.sources import ImageSources, look_up
 from rfdetr.data.video import Frame, read_frames
 from rfdetr.errors import InputError, needs_extra
@@ -25,6 +27,7 @@ from rfdetr.weights.labels import are_numbers, renamed
 if TYPE_CHECKING:
     from supervision import Detections
 
+    from rfdetr.data.folders import Folders
     from rfdetr.evaluation.metrics import Metrics
 
 Slice: TypeAlias = bool | int | tuple[int, int] | None
@@ -55,6 +58,11 @@ class PredictingModel(abc.ABC):
         @property
         def model(self) -> Predictor: ...
 
+    trained_classes: Mapping[str, Sequence[str]] | None = None
+    """The `classes` that it was trained with, where some were left out or merged."""
+    run_folder: Path | None = None
+    """Of its weights: what that run has kept back of train is the valid split to evaluate on."""
+
     @property
     @abc.abstractmethod
     def kind(self) -> Kind: ...
@@ -70,9 +78,24 @@ class PredictingModel(abc.ABC):
         """
         return list(self.model.labels.values())
 
+    def folders(
+        self, dataset_dir: Any, dataset_file: str = "roboflow", classes: Any = None
+    ) -> Folders:
+        """Labelled folders as this model was trained on such: with its `classes` unless others are
+        given, and what its run has kept back of train as the valid split, where there is none.
+        """
+        from rfdetr.data.folders import Folders
+        from rfdetr.training.run_folder import RunFolder
+
+        known = classes is None
+        taken = self.trained_classes if known else as_classes(classes)
+        record = None if self.run_folder is None else RunFolder(self.run_folder).division
+        folders = as_folders("dataset_dir", dataset_dir)
+        return Folders(folders, dataset_file, taken, known=known, record=record)
+
     def evaluate(  # noqa: PLR0913 - what is evaluated, and how `predict` would
         self,
-        dataset_dir: str | os.PathLike[str],
+        dataset_dir: str | os.PathLike[str] | Sequence[Any] | Mapping[Any, float],
         split: str = "test",
         batch_size: int = 4,
         *,
@@ -88,7 +111,8 @@ class PredictingModel(abc.ABC):
         training, of an exported model in its own.
 
         A dict of figures by published name ("test/mAP_50_95", "val/F1"), and more as attributes.
-        Classes are matched by name, and the model must know all of the data's. After
+        Classes are matched by name, and the model must know all of the data's; one trained with
+        `classes` is measured on these, or on the `classes` given here, as `train` takes them. After
         `optimize_for_inference`, the optimised network is measured. With `slice`, images are looked
         at in tiles as by `predict` and judged as wholes; what scores below 0.01 is left out. Other
         `settings` are those of `train`, of which `resolution` and `class_names` (of the data's
@@ -97,11 +121,11 @@ class PredictingModel(abc.ABC):
         with needs_extra("train", "evaluation"):
             from rfdetr.evaluation.run import evaluate_split, labels_of
             from rfdetr.training.steps import resolve_precision
-        from rfdetr.data.layout import SPLITS, find_splits, load_index
+        from rfdetr.data.layout import SPLITS
 
         check_kind("split", split, str)
         counts = {"batch_size": batch_size, "num_workers": num_workers, "max_dets": max_dets}
-        given = settings.pop("class_names", None)
+        given, classes = settings.pop("class_names", None), settings.pop("classes", None)
         kind, device = self.kind, self.model.device.type
         fields = (SegmentationTrainConfig if kind.has_masks else TrainConfig).model_fields
         counts |= compat.of_evaluation(settings, device, fields)
@@ -111,8 +135,8 @@ class PredictingModel(abc.ABC):
         for name, count in counts.items():
             check_count(name, count, least=0 if name == "num_workers" else 1)
         split = next((name for name, spellings in SPLITS.items() if split in spellings), split)
-        layout = find_splits(check_path("dataset_dir", dataset_dir), dataset_file)
-        index = load_index(layout, split, masks=kind.has_masks)
+        folders = self.folders(dataset_dir, dataset_file, classes)
+        index = folders.index(split, masks=kind.has_masks)
         names, known = renamed(index.class_names, given), self.model.labels
         index = replace(index, class_names=tuple(names))
         if not kind.is_named and len(names) == kind.num_classes:

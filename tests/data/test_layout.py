@@ -65,9 +65,13 @@ def test_the_subsets_of_cvat(tiny_coco: Path) -> None:
     (tiny_coco / "annotations" / "instances_Train.json").rename(
         tiny_coco / "annotations" / "instances_default.json"
     )
+    (tiny_coco / "images" / "Train").rename(tiny_coco / "images" / "default")
+    lone = load_index(find_splits(tiny_coco), "train")
+    assert lone.path(0) == tiny_coco / "images" / "default" / "0.jpg"
+    (tiny_coco / "annotations" / "more.json").write_text("{}")
     for dataset_file in ("coco", "roboflow"):
         with pytest.raises(
-            DatasetError, match=r"holds instances_default.json, of no split: divide the images"
+            DatasetError, match=r"instances_default.json, more.json, of no split: divide the images"
         ):
             find_splits(tiny_coco, dataset_file)
 

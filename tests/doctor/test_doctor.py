@@ -20,9 +20,9 @@ from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data import check
 from rfdetr.data.findings import RULES, DatasetError, Findings
 from rfdetr.data.layout import find_splits, load_index
+from rfdetr.data.likeness import ImageFacts, near_pairs
 from rfdetr.doctor.check import LARGE_LABELS, Report
 from rfdetr.doctor.fix import fix
-from rfdetr.doctor.images import ImageFacts, near_pairs
 from rfdetr.doctor.labels import crossing
 from rfdetr.synthetic.generate import DEMO_CLASSES, generate
 
@@ -665,7 +665,7 @@ def test_the_blood_cells_have_no_errors(form: str, request: pytest.FixtureReques
 def test_very_large_images_and_label_files_are_told(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rfdetr.doctor.images.LARGE_PIXELS", 60_000)  # of 25,600 to 102,400
+    monkeypatch.setattr("rfdetr.data.likeness.LARGE_PIXELS", 60_000)  # of 25,600 to 102,400
     monkeypatch.setitem(LARGE_LABELS, "coco", 1000)
     sizes = [Image.open(path).size for path in clean.rglob("*.jpg")]
     large = sum(width * height > 60_000 for width, height in sizes)

@@ -119,6 +119,7 @@ def test_export_follows_training(
         "dataset_dir": str(tiny_coco),
         "dataset_file": "roboflow",
         "class_names": None,
+        "classes": None,
     }
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rfdetr._version import __version__
 from rfdetr.cli.benchmark import benchmark
 from rfdetr.cli.check import check
+from rfdetr.cli.convert import convert
 from rfdetr.cli.evaluate import evaluate
 from rfdetr.cli.export import export
 from rfdetr.cli.info import info
@@ -38,7 +39,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # `main` answers it
 )
 VERBS = (train, watch, evaluate, report, predict, serve, export, benchmark)
-for verb in (*VERBS, check, pack, verify_resume, info):
+for verb in (*VERBS, check, convert, pack, verify_resume, info):
     app.command(verb)
 
 # What the command line asks for, or a file it names, cannot be: exit code 2.

@@ -71,7 +71,8 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
     labelled = None
     if dataset is not None:
         masks = first.model_config.segmentation_head
-        labelled = Labelled.open(dataset, images, dataset_file=dataset_file, masks=masks)
+        how: dict[str, Any] = {"dataset_file": dataset_file, "classes": first.trained_classes}
+        labelled = Labelled.open(dataset, images, masks=masks, **how)
     content: dict[str, Any] = {"schema": 1, "checkpoint": checkpoint}
     content |= {"data": None if labelled is None else labelled.facts()}
     with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,7 @@ def check(  # noqa: PLR0913 - each is an option of the command
     /,
     *,
     dataset_file: DatasetFile = "roboflow",
+    classes: str | None = None,
     model: str = "nano",
     processes: int | None = None,
     fix: Path | None = None,
@@ -41,6 +42,7 @@ def check(  # noqa: PLR0913 - each is an option of the command
     Exit code 1 if there are errors.
 
     Args:
+        classes: Of the data, those to train, as there: cat,vehicle=car+truck.
         model: Variant to train: decides how many objects are too many, and which are too small.
         processes: Processes that decode images; one per core by default.
         fix: New folder for a corrected copy: rewritten annotations, and links to the images.
@@ -59,7 +61,8 @@ def check(  # noqa: PLR0913 - each is an option of the command
         raise InputError("--hints change a copy: name its folder with --fix NEW_FOLDER")
     chosen = [] if hints is None else read_hints(hints)
     name = None if report is None else _new_file(report, dataset)
-    found = look(dataset, dataset_file, model=VARIANTS[known_model(model)](), processes=processes)
+    variant = VARIANTS[known_model(model)]()
+    found = look(dataset, dataset_file, classes=classes, model=variant, processes=processes)
     if not as_json:
         _show(found)
     if name is not None:

@@ -34,6 +34,7 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     batch_size: BatchSize = 4,
     device: Device = None,
     class_names: str | None = None,
+    classes: str | None = None,
     tiles: TileOptions = WHOLE_IMAGES,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     as_json: AsJson = False,
@@ -44,6 +45,8 @@ def evaluate(  # noqa: PLR0913 (each is an option)
     Args:
         split: "train", "valid" or "test".
         class_names: Names by which the model knows the data's classes, in their order: cat,dog.
+        classes: Of the data, those to judge, as in training: cat,vehicle=car+truck; default: those
+            that the checkpoint was trained with.
         out: New or empty folder for results.json, report.html and label hints.
         as_json: Print one JSON object instead of the table.
     """
@@ -55,17 +58,16 @@ def evaluate(  # noqa: PLR0913 (each is an option)
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     detector = open_model(checkpoint, device)
     names = class_names.split(",") if class_names else None
-    how: dict[str, Any] = {"class_names": names, **tiles.keywords()}
+    how: dict[str, Any] = {"class_names": names, "classes": classes, **tiles.keywords()}
     metrics = detector.evaluate(dataset, split, batch_size, dataset_file=dataset_file, **how)
     if out is not None:
-        from rfdetr.data.layout import find_splits, load_index
         from rfdetr.report.build import Facts
         from rfdetr.report.write import write_report
 
-        layout, kind = find_splits(dataset, dataset_file), detector.kind
+        folders, kind = detector.folders(dataset, dataset_file, classes), detector.kind
         shown = {
-            name: load_index(layout, name, masks=kind.has_masks and name == split)
-            for name in {"train", split} & layout.splits.keys()
+            name: folders.index(name, masks=kind.has_masks and name == split)
+            for name in {"train", split} & {*folders.splits}
         }
         known = tuple(row["name"] for row in metrics.per_class)
         model = kind.variant or "custom model"

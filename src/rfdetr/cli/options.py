@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from rfdetr.predicting import ExportedDetector
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
-_TEXTS = (Path, ModelConfig.model_fields["resolution"].annotation)
+_TEXTS = (
+    *(Path, ModelConfig.model_fields["resolution"].annotation),
+    SegmentationTrainConfig.model_fields["classes"].annotation,
+)
 """Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width."""
-_FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
-_FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
+_FOLDER = "Folder with the labelled images (COCO, YOLO, VOC, LabelMe, CVAT, Label Studio)."
+_FILES = 'Layout: "roboflow" detects it, "coco" is the original COCO layout.'
 _WEIGHTS = "File of weights, or the name of a published one"
 _DEVICES = '"cpu", "cuda", "mps"; the best there is by default.'
 # Parameters that several commands have, with their notes.
@@ -162,10 +165,14 @@ def one_line(error: BaseException) -> str:
 
 def dashed(tokens: list[str]) -> list[str]:
     """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report` or
-    `--slice` without a value, before an option or a folder, as `--report=`, `--slice=`.
+    `--slice` without a value, before an option or a folder, as `--report=`, `--slice=`. What
+    follows `--classes` is its value.
     """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
-    named = [f"--{t}" if setting.match(t) and not Path(t).exists() else t for t in tokens]
+    named = [
+        f"--{t}" if setting.match(t) and not Path(t).exists() and before != "--classes" else t
+        for before, t in zip(["", *tokens], tokens, strict=False)
+    ]
     return [
         f"{token}="
         if token in _STAND_ALONE and (after.startswith("-") or Path(after).is_dir())

@@ -29,7 +29,6 @@ def report(
         run: Folder of the run.
         train: Look for label faults in train, too; what was learned hides some of them.
     """
-    from rfdetr.data.layout import find_splits, load_index
     from rfdetr.report import PAGE
     from rfdetr.report.write import write_report
     from rfdetr.training.facts import facts_of
@@ -44,7 +43,7 @@ def report(
     settings = facts.config["train"]
     records = json.loads(folder.results.read_text(encoding="utf-8"))["splits"]
     detector = RFDETR.from_checkpoint(str(folder.best("total")), device=device)
-    layout = find_splits(settings["dataset_dir"], settings["dataset_file"])
+    folders = detector.folders(settings["dataset_dir"], settings["dataset_file"])
     names, results, indexes = settings.get("class_names"), {}, {}
     masks = detector.model_config.segmentation_head
     for split in dict.fromkeys([*["train"] * train, *records]):
@@ -53,7 +52,7 @@ def report(
             dataset_file=settings["dataset_file"], max_dets=settings["eval_max_dets"],
         )  # fmt: skip
     for split in {"train": None} | results:
-        index = load_index(layout, split, masks=masks and split in results)
+        index = folders.index(split, masks=masks and split in results)
         known = tuple(row["name"] for row in results[next(iter(records))].per_class)
         indexes[split] = replace(index, class_names=known)
     write_report(run, results, indexes, replace(facts, records=records))

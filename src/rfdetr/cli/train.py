@@ -22,7 +22,7 @@ else:
 
 
 def train(
-    dataset: Annotated[str | None, Dataset] = None,
+    dataset: Annotated[list[str] | None, Dataset] = None,
     /,
     *,
     model: str | None = None,
@@ -30,7 +30,8 @@ def train(
     training: TrainOptions = None,
     network: ModelOptions = None,
 ) -> None:
-    """Fine-tune a detector on a folder of labelled images.
+    """Fine-tune a detector on a folder of labelled images, or on several: new old@0.25 takes a
+    quarter of the images of old in each epoch.
 
     Args:
         model: Variant: mini, nano, small, medium, ...; default: of --pretrain-weights, or nano.
@@ -42,7 +43,7 @@ def train(
     name = model or settings.get("model")
     settings.pop("model", None)
     if dataset is not None:
-        settings["dataset_dir"] = dataset
+        settings["dataset_dir"] = dataset[0] if len(dataset) == 1 else dataset
     if "dataset_dir" not in settings:
         raise InputError("which folder of labelled images? rfdetr train DATASET [OPTIONS]")
     of_model, of_training = split_settings(settings)

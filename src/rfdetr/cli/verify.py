@@ -10,26 +10,38 @@ from rfdetr.errors import RunError
 
 
 def verify_resume(
-    dataset: Path, /, *, model: str = "mini", kills: int = 5, num_workers: int = 0, seed: int = 0
+    dataset: Path,
+    /,
+    *,
+    model: str = "mini",
+    classes: str | None = None,
+    kills: int = 5,
+    num_workers: int = 0,
+    seed: int = 0,
 ) -> None:
     """Train a little, once undisturbed and once killed and resumed, and compare all files.
 
     Args:
         dataset: Folder with the labelled images; six batches of it are used.
         model: Variant to train.
+        classes: Of the data, those to learn, as in training: cat,vehicle=car+truck.
         kills: How often the second training is killed.
         num_workers: Processes that load images.
         seed: Draws the moments.
     """
     from rfdetr.config import VARIANTS, TrainConfig
-    from rfdetr.data.layout import find_splits, load_index
+    from rfdetr.config.fields import as_classes
+    from rfdetr.data.folders import Folders
     from rfdetr.training.verify import verify_resume as verify
 
     variant = VARIANTS[known_model(model)]
-    names = load_index(find_splits(dataset), "train").class_names
+    taken = as_classes(classes)
+    names = Folders(dataset, classes=taken).index("train").class_names
     model_config = variant(num_classes=len(names), pretrain_weights=None)
     short: Any = dict(epochs=2, batch_size=1, grad_accum_steps=2, checkpoint_every_n_steps=1)
-    train_config = TrainConfig(dataset_dir=dataset, num_workers=num_workers, seed=seed, **short)
+    train_config = TrainConfig(
+        dataset_dir=dataset, num_workers=num_workers, seed=seed, classes=taken, **short
+    )
     report = verify(model_config, train_config, kills=kills, limit_batches=6, seed=seed)
     for name, digest in report.files.items():
         print(f"{digest}  {name}{'  DIFFERS' if name in report.differences else ''}")

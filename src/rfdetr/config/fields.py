@@ -21,7 +21,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from rfdetr.checks import LEAST_TILE, MOST, MOST_OVERLAP, nearest, plain_path, short, shown
+from rfdetr.checks import (
+    LEAST_TILE,
+    MOST,
+    MOST_OVERLAP,
+    check_path,
+    nearest,
+    plain_path,
+    short,
+    shown,
+)
 from rfdetr.compat import Fate, absorb
 from rfdetr.errors import InputError
 
@@ -86,6 +95,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 UnitIntervalAbove0 = Annotated[float, Field(gt=0, le=1)]
 UnitIntervalBelow1 = Annotated[float, Field(ge=0, lt=1)]
+Classes = Annotated[dict[str, list[str]], BeforeValidator(lambda value: as_classes(value))]
 Json = Annotated[Any, AfterValidator(plain_json)]
 PathText = Annotated[
     str,
@@ -101,6 +111,58 @@ def as_tile(value: Any) -> Any:
 
 
 Tile = Annotated[tuple[TileSide, TileSide], BeforeValidator(as_tile)]
+
+
+def as_folders(name: str, value: Any) -> Any:
+    """One folder as its path; several, or one of which a share is taken, as {path: share}.
+
+    ["new", "old@0.25"] is {"new": 1.0, "old": 0.25}. An "@" in the name of a folder that exists is
+    no share.
+    """
+    if isinstance(value, str) and not os.path.isdir(os.path.expanduser(value)):
+        folder, _, share = value.rpartition("@")
+        if re.fullmatch(r"\d*\.?\d+", share):
+            value = {folder: float(share)}
+    if isinstance(value, list | tuple):
+        several = [as_folders(name, one) for one in value]
+        pairs = [
+            pair
+            for one in several
+            for pair in (one.items() if isinstance(one, dict) else [(one, 1.0)])
+        ]
+    elif isinstance(value, Mapping):
+        pairs = [(check_path(name, folder), share) for folder, share in value.items()]
+    else:
+        return check_path(name, value)
+    shares = dict(pairs)
+    if not shares or len(shares) < len(pairs):
+        raise InputError(f"expected folders, each once; found {short(value)}")
+    (folder, share), *others = shares.items()
+    return folder if not others and share == 1 else shares
+
+
+def as_classes(value: Any) -> Any:
+    """The classes to take, by new name the ones that become one: "cat,vehicle=car+truck", or the
+    same as a list, is {"cat": ["cat"], "vehicle": ["car", "truck"]}.
+    """
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        parts = [(item, *item.partition("=")) for item in value]
+        pairs = [
+            (new, olds.split("+")) if sign else (item, [item]) for item, new, sign, olds in parts
+        ]
+    elif isinstance(value, Mapping):
+        pairs = [(new, [olds] if isinstance(olds, str) else olds) for new, olds in value.items()]
+    else:
+        return value
+    new = [name for name, _ in pairs]
+    old = [name for _, olds in pairs if isinstance(olds, list | tuple) for name in olds]
+    if not all(isinstance(name, str) for name in (*new, *old)):
+        return value
+    if not old or "" in [*new, *old] or any(len({*names}) < len(names) for names in (new, old)):
+        raise InputError(f"expected names of classes, each once; found {short(value)}")
+    return dict(pairs)
 
 
 class ConfigError(InputError, ValidationError):

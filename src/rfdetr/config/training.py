@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,10 +27,14 @@ class TrainConfig(fields.StrictConfig):
     PLACE = "train({setting}) or TrainConfig({setting})"
     PUBLISHED = {name: f for name, f in compat.TRAIN.items() if not isinstance(f, compat.Moved)}
 
-    dataset_dir: Path
-    """Folder with the labelled images, COCO or YOLO layout."""
+    dataset_dir: Path | dict[Path, fields.UnitIntervalAbove0]
+    """Folder with the labelled images. Several: a list, or by folder the share of its training
+    images that an epoch takes, {"new": 1, "old": 0.25} or ["new", "old@0.25"]."""
     dataset_file: Literal["roboflow", "coco", "yolo"] = "roboflow"
     """Layout: "roboflow" finds COCO or YOLO; "coco" has train2017/, val2017/; "yolo" data.yaml."""
+    classes: fields.Classes | None = None
+    """Classes to learn, by the data's names; objects of others are left out. A mapping merges:
+    {"vehicle": ["car", "truck"]}; as text cat,vehicle=car+truck. None: all."""
     output_dir: Path = Path("output")
     """Where checkpoints, metrics and plots are written."""
     epochs: PositiveInt = 100
@@ -179,8 +184,9 @@ class TrainConfig(fields.StrictConfig):
     @classmethod
     def _expand_user(cls, value: Any, info: ValidationInfo) -> Any:
         """Before pydantic makes a Path of it, and of an empty text the working directory."""
-        text = isinstance(value, str | os.PathLike)
-        return check_path(str(info.field_name), value) if text else value
+        if info.field_name == "dataset_dir":
+            return fields.as_folders("dataset_dir", value)
+        return check_path("output_dir", value) if isinstance(value, str | os.PathLike) else value
 
     @field_validator("resume", mode="before")
     @classmethod
@@ -231,8 +237,9 @@ class TrainSettings(TypedDict, total=False):
     resolution, which is the model's; a test holds the two together.
     """
 
-    dataset_dir: PathLike
+    dataset_dir: PathLike | Sequence[PathLike] | Mapping[PathLike, float]
     dataset_file: Literal["roboflow", "coco", "yolo"]
+    classes: Sequence[str] | Mapping[str, Sequence[str]] | None
     output_dir: PathLike
     epochs: int
     minutes: float | None

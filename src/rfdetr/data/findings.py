@@ -29,7 +29,7 @@ Description: TypeAlias = "tuple[Path | str, str, str, int | None]"  # file, reco
 # know. The worst come first: messages list findings in this order.
 _ERRORS = """\
 dataset-unreadable | the dataset or one of its files cannot be read | correct or export it again
-split-missing | there is no train or no valid split | add the split; training needs both
+split-missing | there is no train split | add it
 classes-differ | splits have different classes | give all splits the same list of classes
 objects-none | train has no object to learn (crowds are none) | annotate some; is iscrowd meant?
 image-entry | an image record without a usable id or name | correct or remove it
@@ -60,6 +60,10 @@ box-repeated | a box occurs twice in an image | remove one
 box-area | an annotated area is not positive or larger than its box | correct the area
 annotation-id-repeated | an annotation id occurs twice | make annotation ids unique
 crowd-flag | iscrowd is neither 0 nor 1; it is taken as 0 | correct it
+crowd-left-out | a crowd, which YOLO has no word for, is not written | nothing, if it is meant
+mask-as-box | a mask of run lengths is written as its box | draw a polygon, or write COCO
+shape-kind | a shape that is no box, polygon, circle or mask is left out | draw it as one
+image-unfinished | a task without a finished annotation; its image is left out | finish it
 outline-missing | an object without an outline; only its box is learned | outline it
 outline-points | a polygon has fewer than three points | remove or redraw it
 outline-numbers | a polygon is not a list of x y pairs | correct or remove it
@@ -88,7 +92,9 @@ class-empty | a class has no object to learn (crowds are none) | annotate some, 
 class-missing | a class has no objects in train, or none in valid | spread the images anew
 class-imbalance | a class is far rarer than another | add images of the rare one"""
 _INFOS = """\
+valid-missing | there is no valid split; training keeps back a fifth of train | nothing
 category-parent | a category that only others name as theirs is no class | nothing
+annotation-more | a task has several annotations; the ground truth, or the first, is taken | nothing
 label-missing | an image without a label file: no objects | nothing, if it shows none
 outline-touching | a polygon touches itself | nothing, if it is drawn as it is meant
 box-whole-image | a box is as large as its image | see whether it is meant

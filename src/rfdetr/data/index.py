@@ -75,9 +75,13 @@ class DatasetIndex:
         return len(self.image_ids)
 
     def path(self, image: int) -> Path:
+        return self.root / self.file_name(image)
+
+    def file_name(self, image: int) -> str:
+        """Its file as the annotations name it, from the root."""
         image = image if self.tiles is None else int(self.tiles.files[image])
         name = self.name_bytes[self.name_offsets[image] : self.name_offsets[image + 1]]
-        return self.root / os.fsdecode(name.tobytes())
+        return os.fsdecode(name.tobytes())
 
     def file(self, image: int) -> Path | PackedFile:
         """What is decoded; of a tile, the whole."""
@@ -262,7 +266,7 @@ def _boxes_inside(records: SplitRecords, bounds: NDArray[np.float32]) -> NDArray
     table, findings = records.boxes, records.findings
     limits = records.images["size"][table["image"]][:, [1, 0, 1, 0]].astype(np.float64)
     boxes, likely = table["xyxy"], np.zeros(len(table), np.bool_)
-    if records.label_files is not None:
+    if records.relative:
         boxes = boxes * limits
     else:
         right = box_checks.proved_right(boxes, table["area"], bounds)
@@ -308,9 +312,8 @@ def _usable_outlines(
     """
     table, findings, recorder = records.boxes, records.findings, records.outlines
     sizes = records.images["size"][table["image"]]
-    relative = records.label_files is not None
-    outlines = recorder.build(table["outline"], sizes, relative)
-    if not relative:
+    outlines = recorder.build(table["outline"], sizes, records.relative)
+    if not records.relative:
         bounds = np.clip(bounds, 0, sizes[:, [1, 0, 1, 0]])
         shown = (outlines.entries >= 0) & box_checks.has_area(boxes)
         elsewhere = shown & box_checks.apart(boxes, bounds)

@@ -1,19 +1,23 @@
 """Where a dataset keeps its splits: Roboflow's COCO and YOLO exports, the original COCO layout,
-YOLO folders.
+YOLO folders, and what annotation tools write (`annotated`).
 
 "roboflow" takes `<split>/_annotations.coco.json` for COCO and `data.yaml` for YOLO; "coco" is
 `annotations/instances_<folder>.json` with `<folder>/` beside it, folders train2017 and val2017;
 "yolo" is `data.yaml`.
+
+One COCO file without a split is all train.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from rfdetr.checks import check_path
+from rfdetr.data.annotated import AnnotatedSplit, find_annotated, read_annotated
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.index import DatasetIndex, build_index
@@ -21,10 +25,15 @@ from rfdetr.data.packs import Pack, open_pack
 from rfdetr.data.records import SplitRecords
 from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
+_HEAD = 65536  # bytes of a file that tell whether it is COCO's
+_COCO = re.compile(
+    rb'^(\xef\xbb\xbf)?\s*\{.*?"(images|annotations|categories|info)"\s*:', re.DOTALL
+)
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 _JSON = "_annotations.coco.json"
 _LOOKED_FOR = {
-    "roboflow": f"train/{_JSON} (COCO) or data.yaml with train/images/ (YOLO)",
+    "roboflow": f"train/{_JSON} (COCO) or data.yaml with train/images/ (YOLO), "
+    "or annotations of VOC, CVAT (XML), LabelMe, Label Studio (JSON)",
     "coco": "annotations/instances_train2017.json (or _train), train2017/, and so for val2017",
     "yolo": "data.yaml",
 }
@@ -43,8 +52,8 @@ class DatasetLayout:
     """Format of a dataset and its splits ("train", "valid", "test") as far as it has them."""
 
     dataset_dir: Path
-    format: Literal["coco", "yolo"]
-    splits: dict[str, CocoSplit | YoloConfig]
+    format: str  # "coco", "yolo", or one of `annotated.FORMATS`
+    splits: dict[str, CocoSplit | YoloConfig | AnnotatedSplit]
     pack: Pack | None = None  # where the images are, if not in files of their own
 
 
@@ -68,6 +77,8 @@ def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> Data
         if dataset_file != "coco" and path.is_file():
             config = read_data_yaml(path)
             return DatasetLayout(root, "yolo", dict.fromkeys(config.places, config))
+    if layout := _of_tools(root, dataset_file):
+        return layout
     names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     found = f"looked for {_LOOKED_FOR[dataset_file]}; found {', '.join(names[:20]) or 'nothing'}"
     if _original_coco(root):
@@ -81,15 +92,25 @@ def find_splits(dataset_dir: str | Path, dataset_file: str = "roboflow") -> Data
     raise DatasetError(f"{root}: no dataset found: {found}")
 
 
+def _of_tools(root: Path, dataset_file: str) -> DatasetLayout | None:
+    """One COCO file without a split, or what annotation tools write."""
+    elsewhere = dataset_file == "yolo" or _original_coco(root)
+    if lone := {} if elsewhere else _lone_coco(root):
+        return DatasetLayout(root, "coco", dict(lone))
+    if dataset_file == "roboflow" and (annotated := find_annotated(root, SPLITS)):
+        return DatasetLayout(root, next(iter(annotated.values())).format, dict(annotated))
+    return None
+
+
 def load_index(
     layout: DatasetLayout,
     split: str,
     class_names: Sequence[str] | None = None,
     findings: Findings | None = None,
-    masks: bool = False,
+    masks: bool | None = False,
 ) -> DatasetIndex:
     """Index a split; with `class_names` (those of train, or of a model) labels follow them and must
-    be the same set. `masks` reads outlines too.
+    be the same set. `masks` reads outlines too, which objects must have; None: if they do.
 
     Faults of records are raised together, or left in `findings` where these are given.
     """
@@ -97,7 +118,8 @@ def load_index(
         where = f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset"
         looked = f"looked for {' or '.join(SPLITS.get(split, (split,)))}"
         raise DatasetError(f"{where}: {looked}; found {', '.join(layout.splits) or 'none'}")
-    index = build_index(read_split(layout, split, findings, masks), lenient=findings is not None)
+    records = read_split(layout, split, findings, masks is not False)
+    index = build_index(records, lenient=findings is not None, masks=masks is True)
     names = index.class_names if class_names is None else tuple(class_names)
     return index.with_classes(names, "the model or the train split")
 
@@ -108,6 +130,8 @@ def read_split(
     found = layout.splits[split]
     if isinstance(found, YoloConfig):
         records = read_yolo(found, split, findings, masks)
+    elif isinstance(found, AnnotatedSplit):
+        records = read_annotated(found, findings, masks)
     else:
         records = read_coco(found.annotations, found.images, findings, masks)
     if layout.pack is not None:
@@ -138,3 +162,24 @@ def _original_coco(root: Path) -> dict[str, CocoSplit]:
             if annotations := files.get(f"instances_{name}.json"):
                 found.setdefault(split, CocoSplit(annotations, folders.get(name, root / name)))
     return found
+
+
+def _lone_coco(root: Path) -> dict[str, CocoSplit]:
+    """The one COCO file of a folder, or of its `annotations`, as train; its images are where the
+    first that it names is found.
+    """
+    files = [
+        path for place in (root, root / "annotations") for path in sorted(place.glob("*.json"))
+    ]
+    if len(files) != 1:
+        return {}
+    with files[0].open("rb") as stream:
+        head = stream.read(_HEAD)
+    if not _COCO.search(head):
+        return {}
+    images, subset = root / "images", files[0].stem.removeprefix("instances_")
+    places = (images / subset, images, root / subset, root)
+    first = re.search(rb'"file_name"\s*:\s*"([^"\\\0]+)"', head)
+    name = os.fsdecode(first[1]) if first else "?"
+    there = (place for place in places if (place / name).is_file())
+    return {"train": CocoSplit(files[0], next(there, images if images.is_dir() else root))}

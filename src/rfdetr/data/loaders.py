@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
 from typing import Any
@@ -39,7 +39,10 @@ class EpochSampler(Sampler[SampleKey]):
     `sizes` is called when an iteration starts, and yields each image's size (height, width) from
     there on: keys are then (epoch, image, size).
 
-    `files` (length,) are the files of which images are parts. A shuffled epoch goes through them
+    `taken` are pairs (images, of which so many an epoch) of consecutive parts of the data, which
+    together have `length` an epoch: each epoch draws them anew.
+
+    `files` are those of which all images are parts. A shuffled epoch goes through them
     `FILES_AT_ONCE` at a time, their parts mixed, so that each is decoded once and not once a part.
     """
 
@@ -54,6 +57,7 @@ class EpochSampler(Sampler[SampleKey]):
     at_least: int = 0
     sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
     files: NDArray[np.int64] | None = None
+    taken: Sequence[tuple[int, int]] = ()
     skip: int = 0  # images at the start of the order, of all ranks, that the next iteration omits
 
     def __post_init__(self) -> None:
@@ -77,13 +81,22 @@ class EpochSampler(Sampler[SampleKey]):
         order = np.arange(self.total)
         if self.shuffle:
             draw = keyed_generator(self.seed, epoch)
+            counts = self.taken or [(self.length, self.length)]
+            starts = np.cumsum([0, *(count for count, _ in counts)])
+            parts = zip(starts.tolist(), counts, strict=False)
+            drawn = np.concatenate(
+                [
+                    first + (np.arange(count) if count == most else draw.permutation(count)[:most])
+                    for first, (count, most) in parts
+                ]
+            )
             rounds = []
-            for first in order[:: self.length]:
-                mixed = draw.permutation(self.length)
+            for first in range(0, self.total, self.length):
+                mixed = drawn[draw.permutation(self.length)]
                 if self.files is not None:
                     place = draw.permutation(self.files.max() + 1)[self.files[mixed]]
                     mixed = mixed[np.argsort(place // FILES_AT_ONCE, kind="stable")]
-                rounds.append(first + mixed)
+                rounds.append(first // self.length * starts[-1] + mixed)
             order = np.concatenate(rounds)
         sizes = self.sizes() if self.sizes else None
         for taken in range(self.share_after(skip)):

@@ -45,7 +45,9 @@ class SplitRecords:
     boxes: NDArray[Any]  # (M,) BOX
     swapped: NDArray[np.bool_] | None = None  # (M,) of a file in x1 y1 x2 y2; by build_index
     label_files: list[Path] | None = None
-    """Of each image, in units of its size; None: all boxes are in `source`, in pixels."""
+    """Of each image; None: all boxes are in `source`."""
+    relative: bool = False
+    """Whether boxes and outlines are in units of their image's size, as in YOLO's lines."""
     outlines: OutlineRecorder
     masks: bool  # `outlines` are wanted, and has those of all boxes
     findings: Findings
@@ -61,7 +63,8 @@ class SplitRecords:
         box = self.boxes[row]
         image, at, identity = int(box["image"]), int(box["place"]), int(box["id"])
         if self.label_files is not None:
-            return self.label_files[image], f"line {at}", found, at
+            who = f"line {at}" if self.relative else f"{self.names[image]}, object {at}"
+            return self.label_files[image], who, found, at
         who = f"annotation number {at}" if identity < 0 else f"annotation id {identity}"
         return self.source, f"{who} ({self.names[image]})", found, at
 

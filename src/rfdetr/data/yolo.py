@@ -108,6 +108,7 @@ def read_yolo(
         images=table,
         boxes=boxes,
         label_files=label_files,
+        relative=True,
         outlines=outlines,
         masks=masks,
         findings=findings,

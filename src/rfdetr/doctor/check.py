@@ -19,14 +19,19 @@ from typing import Any
 import numpy as np
 
 from rfdetr.config import ModelConfig, RFDETRNanoConfig
+from rfdetr.config.fields import as_classes
 from rfdetr.console import with_progress
+from rfdetr.data.annotated import AnnotatedSplit
 from rfdetr.data.coco import id_key
 from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
+from rfdetr.data.folders import take_classes
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
+from rfdetr.data.likeness import ImageFacts, read_all_facts
 from rfdetr.data.records import SplitRecords
-from rfdetr.doctor.images import ImageFacts, check_copies, read_all_facts
+from rfdetr.data.selecting import with_labels
+from rfdetr.doctor.images import check_copies
 from rfdetr.doctor.labels import check_classes, check_for_model, outline_faults, ring_faults
 
 LARGE_LABELS = {"coco": 2 * 2**30, "yolo": 4 * 2**20}  # bytes of a file that is told to be large
@@ -77,12 +82,14 @@ def check(
     dataset_dir: str | os.PathLike[str],
     dataset_file: str = "roboflow",
     *,
+    classes: Any = None,
     model: ModelConfig | None = None,
     processes: int | None = None,
 ) -> Report:
     """Look at every file and label of a dataset; nothing is changed, and nothing found is raised.
 
-    `dataset_file` is "roboflow", "coco" or "yolo", as in training. `model` is the one to train
+    `dataset_file` and `classes` are those of training: other classes' files are looked at, their
+    objects are not judged. `model` is the one to train
     (Nano by default): its queries and patches decide what is too many or too small. So many
     `processes` decode images, one per core by default.
     """
@@ -95,7 +102,8 @@ def check(
         return report
     for split in ("train", "valid"):
         if split not in layout.splits:
-            findings.add("split-missing", layout.dataset_dir, f"split {split}", "not found")
+            rule = "valid-missing" if "train" in layout.splits else "split-missing"
+            findings.add(rule, layout.dataset_dir, f"split {split}", "not found")
     model = model or RFDETRNanoConfig()
     for split in layout.splits:
         _read(report, layout, split, model.segmentation_head)
@@ -103,6 +111,10 @@ def check(
         _check_files(report, layout, split)
     _check_outlines(report, layout)
     _check_images(report, os.cpu_count() or 1 if processes is None else processes)
+    if taken := as_classes(classes):
+        for split, index in report.indexes.items():
+            new_of, names = take_classes(taken, index.class_names)
+            report.indexes[split] = with_labels(index, new_of, names)
     limits = model.model_dump(include={"resolution", "patch_size", "num_queries"})
     for index in report.indexes.values():
         check_for_model(index, findings, **limits)
@@ -117,7 +129,7 @@ def _read(report: Report, layout: DatasetLayout, split: str, masks: bool) -> Non
     source = place.annotations if isinstance(place, CocoSplit) else place.path
     rule, record = "dataset-unreadable", ""
     try:
-        records = read_split(layout, split, report.findings, masks or layout.format == "coco")
+        records = read_split(layout, split, report.findings, masks or layout.format != "yolo")
         index = build_index(records, lenient=True, masks=masks)
         report.records[split] = records
         for first, known in list(report.indexes.items())[:1]:
@@ -141,12 +153,13 @@ def _check_files(report: Report, layout: DatasetLayout, split: str) -> None:
     else:
         label_files = records.label_files or []
         known = set(label_files)
-        for folder in sorted({file.parent for file in known}):
+        for folder in sorted({file.parent for file in known if layout.format == "yolo"}):
             for path in sorted(set(folder.glob("*.txt")) - known):
                 if not is_hidden(path.name) and path.name.lower() not in _NO_LABELS:
                     findings.add("label-orphan", path, "", f"no image of {split} belongs to it")
-    for file in filter(Path.is_file, label_files):
-        if (size := file.stat().st_size) > LARGE_LABELS[layout.format]:
+    for file in filter(Path.is_file, dict.fromkeys(label_files)):
+        most = LARGE_LABELS.get(layout.format, LARGE_LABELS["coco"])
+        if (size := file.stat().st_size) > most:
             findings.add("labels-large", file, "", f"{size / 2**20:.0f} MiB")
 
 
@@ -157,8 +170,8 @@ def _check_outlines(report: Report, layout: DatasetLayout) -> None:
         place, records = layout.splits[split], report.records[split]
         if isinstance(place, CocoSplit):
             found = _coco_outlines(records)
-        elif place.kpt_numbers:
-            continue  # what follows the boxes are key points
+        elif isinstance(place, AnnotatedSplit) or place.kpt_numbers:
+            continue  # readers tell; or what follows the boxes are key points
         else:
             found = _yolo_outlines(records)
         for finding in found:

@@ -155,6 +155,9 @@ def fix(
         raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
     if report.layout.pack is not None:
         raise InputError(f"{report.dataset} is packed: correct its folder, and pack it again")
+    if report.layout.format not in ("coco", "yolo"):
+        told = f"{report.dataset}: labels of {report.layout.format.upper()} are not corrected"
+        raise InputError(f"{told}: rfdetr convert {report.dataset} NEW_FOLDER, then correct that")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     writer = _Writer(report, partial, HintEdits(report.records, hints))
     try:
@@ -225,7 +228,7 @@ class _Writer:
             link = names[at]
             if leaves(folder, folder / link):  # a link there would not be in the copy
                 link = f"outside-{at}{Path(link).suffix}"
-            _link(place.images / names[at], folder / link)
+            link_image(place.images / names[at], folder / link)
             if link != written:
                 rule = "path-backslash" if "\\" in written else "path-outside"
                 self.tell(source, written, rule, f"linked as {link}")
@@ -322,7 +325,7 @@ class _Writer:
                 continue
             images += 1
             link = f"{i:06d}-{Path(name).stem}"
-            _link(records.root / name, folder / "images" / f"{link}{Path(name).suffix}")
+            link_image(records.root / name, folder / "images" / f"{link}{Path(name).suffix}")
             added = self.edits.added.get((split, i), [])
             if file.is_file() or added:
                 kept = list(self._lines(str(file), lines, records, i, has_points))
@@ -384,7 +387,7 @@ def _clipped_line(line: str, has_points: bool) -> str:
     return " ".join([label, *(f"{value:.8g}" for value in np.clip(values, 0, 1).ravel()), *points])
 
 
-def _link(original: Path, link: Path) -> None:
+def link_image(original: Path, link: Path) -> None:
     """Link an image in the copy, or copy it; two images that ask for one name are an error."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(link):

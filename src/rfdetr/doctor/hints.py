@@ -137,7 +137,7 @@ def _find(records: SplitRecords, image: int, label: Place, hint: LabelHint) -> t
     boxes = records.boxes["xyxy"][rows]
     height, width = records.images["size"][image].tolist()
     limits = np.array((width, height, width, height))
-    boxes = np.clip(boxes * limits if records.label_files is not None else boxes, 0, limits)
+    boxes = np.clip(boxes * limits if records.relative else boxes, 0, limits)
     x, y, w, h = label.box
     low = np.maximum(boxes[:, :2], (x, y))
     high = np.minimum(boxes[:, 2:], (x + w, y + h))

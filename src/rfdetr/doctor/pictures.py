@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -108,7 +109,10 @@ class Finder:
                 for known in {name, Path(name).name}:
                     self._images.setdefault((str(records.source), known), (split, image))
                     self._images.setdefault((split, known), (split, image))
+            files = Counter(records.label_files)
             for image, file in enumerate(records.label_files or []):
+                if files[file] > 1:  # of all images (CVAT, Label Studio)
+                    continue
                 self._files[str(file)] = split, image
             places = records.boxes[["image", "place"]].tolist()
             yolo = records.label_files is not None
@@ -148,7 +152,7 @@ class Finder:
             return Shown(records.file(image))
         image = int(records.boxes["image"][row])
         box = records.boxes["xyxy"][row]
-        if records.label_files is not None:
+        if records.relative:
             box = box * np.tile(records.images["size"][image][::-1], 2)
         elif records.swapped is not None and records.swapped[row]:
             box = as_written(box[None])[0]

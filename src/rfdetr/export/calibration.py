@@ -48,7 +48,7 @@ def _all_of(source: Any, dataset_file: str) -> Sequence[Any]:
 
 
 def data_of_run(weights: Path | None) -> dict[str, Any]:
-    """dataset_dir, dataset_file and class_names that a run was given, by the config.yaml beside its
+    """dataset_dir, dataset_file, class_names and classes of a run, by the config.yaml beside its
     `weights`. Raises `InputError` where they, or the folder, are not to be found.
     """
     if weights is None or not (path := weights.with_name("config.yaml")).is_file():
@@ -56,6 +56,9 @@ def data_of_run(weights: Path | None) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_bytes())["train"]
         found = {name: settings[name] for name in ("dataset_dir", "dataset_file", "class_names")}
+        found["classes"] = settings.get("classes")
+        if isinstance(found["dataset_dir"], dict):  # of several, the first
+            found["dataset_dir"] = next(iter(found["dataset_dir"]))
         is_there = Path(found["dataset_dir"]).is_dir()
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"{path} is not the config.yaml of a run") from error

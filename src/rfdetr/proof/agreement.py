@@ -15,8 +15,8 @@ from rfdetr.checks import check_count, check_path
 from rfdetr.config.fields import size_text
 from rfdetr.console import with_progress
 from rfdetr.data.dataset import DetectionDataset
+from rfdetr.data.folders import Classes, Folders
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.transforms import EvalTransform
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.evaluation.matching import IOU_THRESHOLD, Array
@@ -53,15 +53,16 @@ class Labelled:
         *,
         dataset_file: str = "roboflow",
         class_names: Sequence[str] | None = None,
+        classes: Classes | None = None,
         masks: bool = False,
     ) -> Labelled:
         """`images` of them (None: all), evenly spread over the valid split, or over test or train
         where there is no valid one. `class_names` rename the classes; `masks` reads outlines.
         """
         folder = check_path("verify", dataset_dir)
-        layout = find_splits(folder, dataset_file)
-        split = next(name for name in ("valid", "test", "train") if name in layout.splits)
-        index = load_index(layout, split, masks=masks)
+        folders = Folders(folder, dataset_file, classes, known=True)
+        split = next(name for name in ("valid", "test", "train") if name in folders.splits)
+        index = folders.index(split, masks=masks)
         index = replace(index, class_names=tuple(renamed(index.class_names, class_names)))
         count = len(index) if images is None else min(check_count("images", images), len(index))
         numbers = np.linspace(0, len(index) - 1, count).round().astype(int)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.fields import size_text
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
+from rfdetr.data.folders import Folders
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.layout import SPLITS, DatasetLayout, find_splits, load_index
+from rfdetr.data.layout import SPLITS, DatasetLayout
 from rfdetr.data.loaders import EpochSampler, build_loader
 from rfdetr.data.tiling import TileCounts, cut_tiles
 from rfdetr.data.transforms import EvalTransform, TrainTransform
@@ -29,6 +31,7 @@ from rfdetr.errors import InputError
 from rfdetr.training.lightning_state import predicts_with
 from rfdetr.training.processes import is_sharded
 from rfdetr.training.resolution import choose_resolution
+from rfdetr.training.run_folder import RunFolder
 from rfdetr.training.steps import draw_size, training_sizes
 
 logger = logging.getLogger(__name__)
@@ -90,9 +93,19 @@ class RFDETRDataModule(pl.LightningDataModule):
         return list(trained)
 
     @functools.cached_property
+    def folders(self) -> Folders:
+        """The labelled folders; a resumed run divides them as the one that it goes on with."""
+        config, record = self.train_config, None
+        if config.resume is not None:
+            last = config.resume == "last"
+            run = config.output_dir if last else Path(config.resume).expanduser().parent
+            record = RunFolder(run).division
+        return Folders(config.dataset_dir, config.dataset_file, config.classes, record=record)
+
+    @property
     def layout(self) -> DatasetLayout:
-        """Where the dataset's splits are."""
-        return find_splits(self.train_config.dataset_dir, self.train_config.dataset_file)
+        """Where the splits of the (first) folder are."""
+        return self.folders.layouts[0]
 
     @property
     def tile(self) -> tuple[int, int] | None:
@@ -103,7 +116,7 @@ class RFDETRDataModule(pl.LightningDataModule):
     @property
     def has_test(self) -> bool:
         """Whether the dataset has a test split of its own."""
-        return "test" in self.layout.splits
+        return "test" in self.folders.splits
 
     def index(self, split: str) -> DatasetIndex:
         """The index of "train", "valid" or "test", its labels in the order of `class_names`."""
@@ -114,7 +127,8 @@ class RFDETRDataModule(pl.LightningDataModule):
         """What checkpoints record: category ids; by split images, boxes by class and digests."""
         ids = self.index("train").category_ids.tolist()
         splits = {split: self.index(split).facts() for split in ("train", "valid")}
-        return {"category_ids": ids, "data": splits}
+        taken = self.train_config.classes
+        return {"category_ids": ids, "data": splits, **({"classes": taken} if taken else {})}
 
     def setup(self, stage: str | None = None) -> None:
         """Indexes the splits of a stage: train and valid to "fit", the evaluated one otherwise."""
@@ -132,11 +146,11 @@ class RFDETRDataModule(pl.LightningDataModule):
                 self._read(split, findings)
             if "train" in new:  # Lightning sets up again what is set up
                 check_classes({split: self.index(split) for split in self._indexes}, findings)
-            findings.stop_on_errors(self.train_config.dataset_dir)
+            findings.stop_on_errors(self.folders.names)
         except DatasetError:
             self._indexes.clear()
             raise
-        findings.log(logger, self.train_config.dataset_dir)
+        findings.log(logger, self.folders.names)
 
     def _read(self, split: str, findings: Findings | None) -> None:
         """Indexes a split in its own order of classes, which must be those of the others; faults
@@ -145,7 +159,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         if split in self._indexes:
             return
         config = self.model_config
-        index = load_index(self.layout, split, None, findings, masks=config.segmentation_head)
+        index = self.folders.index(split, findings, masks=config.segmentation_head)
         for other in self._indexes.values():
             index.with_classes(other.class_names, "the other splits")
         if self.tile is not None:
@@ -203,7 +217,10 @@ class RFDETRDataModule(pl.LightningDataModule):
             order |= {"world_size": trainer.world_size, "even": even}
         tiles = dataset.index.tiles
         files = None if tiles is None else tiles.files
-        sampler = EpochSampler(len(dataset), seed=self._seed, files=files, **order)
+        length = len(dataset)
+        if order["shuffle"] and (taken := self._taken):
+            length, order["taken"] = self.images_taken, taken
+        sampler = EpochSampler(length, seed=self._seed, files=files, **order)
         options = self.train_config.model_dump(include=LOADING)
         if options["pin_memory"] is None:
             options["pin_memory"] = torch.cuda.is_available()
@@ -228,10 +245,28 @@ class RFDETRDataModule(pl.LightningDataModule):
             left = 0
 
     @property
+    def _taken(self) -> list[tuple[int, int]]:
+        """Training images (or tiles) of each folder, and how many of them an epoch takes; none
+        where it takes all.
+        """
+        shares = self.folders.shares
+        if min(shares) == 1:
+            return []
+        index, ends = self.index("train"), np.cumsum(self.folders.counts["train"])
+        files = np.arange(len(index)) if index.tiles is None else index.tiles.files
+        counts = np.diff(np.searchsorted(files, ends), prepend=0).tolist()
+        return [(n, max(round(n * share), 1)) for n, share in zip(counts, shares, strict=True)]
+
+    @property
+    def images_taken(self) -> int:
+        """Different training images of an epoch: of each folder its share."""
+        return sum(most for _, most in self._taken) or len(self.index("train"))
+
+    @property
     def images_an_epoch(self) -> int:
-        """Training images of an epoch on all devices: those of the split, or of `least_updates`."""
+        """Training images of an epoch on all devices: those taken, or of `least_updates`."""
         devices = self.trainer.world_size if self.trainer else 1
-        return max(len(self.index("train")), self.least_updates * self._images_a_step * devices)
+        return max(self.images_taken, self.least_updates * self._images_a_step * devices)
 
     @property
     def _images_a_step(self) -> int:

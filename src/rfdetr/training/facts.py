@@ -31,11 +31,12 @@ def facts_of(folder: RunFolder, best: Mapping[str, Any] | None = None) -> Facts:
         if scores:
             kind, epoch = max(scores, key=lambda place: scores[place])
             best = {"kind": kind, "epoch": epoch}
+    folders = config["train"]["dataset_dir"]
     return Facts(
         model=config["variant"] or "custom model",
         weights=folder.best("total").name,
         resolution=config["model"]["resolution"],
-        dataset=config["train"]["dataset_dir"],
+        dataset=folders if isinstance(folders, str) else ", ".join(folders),
         best=best,
         history=history,
         config=config,

@@ -24,7 +24,7 @@ from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.forecast import disk_need
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
-from rfdetr.training.run_folder import saves
+from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.training.steps import count_steps, effective_batch
 from rfdetr.weights.download import PUBLISHED
 from rfdetr.weights.labels import renamed
@@ -45,14 +45,15 @@ def training_plan(
     """
     datamodule.trainer = trainer  # as fit will do: an epoch's images depend on its processes
     datamodule.setup("fit")
-    model, train, layout = module.model_config, module.train_config, datamodule.layout
+    model, train = module.model_config, module.train_config
     millions = sum(parameter.numel() for parameter in module.model.parameters()) / 1e6
     learns = "adapters in place of the encoder" if adapted(module.model) else "all"
     learns = "all but the encoder" if model.freeze_encoder else learns
     splits = ("train", "valid", *["test"] * datamodule.has_test)
     counts = {split: len(datamodule.index(split)) for split in splits}
     images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    once, more, updates = counts["train"], datamodule.images_an_epoch, datamodule.least_updates
+    once, more = datamodule.images_taken, datamodule.images_an_epoch
+    updates = datamodule.least_updates
     repeated = f"{once:,} images to {more:,} an epoch, so that it has {updates} updates"
     names = renamed(datamodule.class_names or [], train.class_names)
     steps = count_steps(trainer, len(datamodule.train_dataloader()))
@@ -68,7 +69,9 @@ def training_plan(
         "weights": "" if resumed else weights,
         "adapted": "" if resumed else ", ".join(changes),
         "trained": f"{trained_parameters(module.model):,} parameters: {learns}",
-        "data": f"{layout.dataset_dir} ({layout.format.upper()}): {images} images",
+        "data": f"{datamodule.folders}: {images} images",
+        "an epoch takes": f"{once:,} of the training images" * (once < counts["train"]),
+        **_selected(datamodule),
         **{f"tiles of {split}": _tiles(datamodule, split) for split in splits},
         "classes": f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}",
         "effective batch": effective_batch(train.batch_size, trainer),
@@ -83,6 +86,20 @@ def training_plan(
         "disk": str(disk_need(trainer, module, train.output_dir)) * saves(trainer),
     }
     return [(name, value) for name, value in rows.items() if value]
+
+
+def _selected(datamodule: RFDETRDataModule) -> dict[str, str]:
+    """What was kept back of folders without a valid split, and what `classes` leaves out."""
+    rows = {}
+    for folder, (held_out, alike) in datamodule.folders.divisions.items():
+        near = f", {alike:,} images that are like others kept with them" if alike else ""
+        where = RunFolder(datamodule.train_config.output_dir).division
+        told = f"{len(held_out):,} images of {folder}, by classes{near}; listed in {where}"
+        rows["valid kept back"] = "; ".join(filter(None, (rows.get("valid kept back"), told)))
+    for split, (objects, total, emptied, images) in datamodule.folders.left_out.items():
+        told = f"{objects:,} of {total:,} objects, of other classes; {emptied:,} of {images:,}"
+        rows[f"left out of {split}"] = f"{told} images are left without an object, as background"
+    return rows
 
 
 def _tiles(datamodule: RFDETRDataModule, split: str) -> str:

@@ -25,6 +25,7 @@ _CHECKPOINTS = [
 ]  # fmt: skip
 _WEIGHTS_AND_FIGURES = [
     *_CHECKPOINTS, "nonfinite-step-*.pt", "results.json", "metrics.jsonl", "metrics.csv", "log.txt",
+    "split.json",
 ]  # fmt: skip
 _PLOTS = ["pr_curve.png", "f1_curve.png", "confusion_matrix*.png"]
 _REDRAWN = [
@@ -63,6 +64,7 @@ class RunFolder:
         self.table = self.path / "metrics.csv"
         self.log = self.path / "log.txt"
         self.config = self.path / "config.yaml"
+        self.division = self.path / "split.json"
         self.history = self.path / "metrics.png"
         self.grids = self.path / "dataset_grids"
         self.labels = self.path / "labels.jpg"

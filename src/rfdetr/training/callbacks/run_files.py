@@ -19,6 +19,7 @@ from rfdetr.console import duration
 from rfdetr.files import atomic_write
 from rfdetr.training.callbacks.time_limit import TimeLimitCallback
 from rfdetr.training.callbacks.validation import in_training
+from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.loggers import RunLogger
 from rfdetr.training.module import RFDETRModule
@@ -85,6 +86,9 @@ class RunFilesCallback(Callback):
         }
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic_write(self._folder.config, lambda stream: stream.write(text.encode()))
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, RFDETRDataModule) and (record := data.folders.as_record()):
+            atomic_write(self._folder.division, lambda stream: stream.write(record))
         for run_logger in trainer.loggers:
             run_logger.log_hyperparams(content)
 
