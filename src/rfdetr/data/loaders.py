@@ -39,6 +39,8 @@ class EpochSampler(Sampler[SampleKey]):
     `sizes` is called when an iteration starts, and yields each image's size (height, width) from
     there on: keys are then (epoch, image, size).
 
+    `chosen` is called when an iteration starts, for the images that it has in place of all, if any.
+
     `files` (length,) are the files of which images are parts. A shuffled epoch goes through them
     `FILES_AT_ONCE` at a time, their parts mixed, so that each is decoded once and not once a part.
     """
@@ -54,6 +56,7 @@ class EpochSampler(Sampler[SampleKey]):
     at_least: int = 0
     sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
     files: NDArray[np.int64] | None = None
+    chosen: Callable[[], NDArray[np.int64] | None] | None = None
     skip: int = 0  # images at the start of the order, of all ranks, that the next iteration omits
 
     def __post_init__(self) -> None:
@@ -69,12 +72,17 @@ class EpochSampler(Sampler[SampleKey]):
 
     def share_after(self, images: int) -> int:
         """How many images this rank has to take after the first `images` of the epoch's order."""
-        spare = self.world_size - 1 - (0 if self.even else self.rank)
-        return max(self.total - images + spare, 0) // self.world_size
+        return self._share_of(self.total - images)
+
+    def _share_of(self, images: int) -> int:
+        even = self.even or images < self.world_size
+        spare = self.world_size - 1 - (0 if even else self.rank)
+        return max(images + spare, 0) // self.world_size
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch, skip, self.skip = self.epoch, self.skip, 0
-        order = np.arange(self.total)
+        chosen = self.chosen() if self.chosen else None
+        order = np.arange(self.total) if chosen is None else chosen
         if self.shuffle:
             draw = keyed_generator(self.seed, epoch)
             rounds = []
@@ -86,9 +94,9 @@ class EpochSampler(Sampler[SampleKey]):
                 rounds.append(first + mixed)
             order = np.concatenate(rounds)
         sizes = self.sizes() if self.sizes else None
-        for taken in range(self.share_after(skip)):
+        for taken in range(self._share_of(len(order) - skip)):
             position = skip + self.rank + taken * self.world_size
-            image = int(order[position % self.total])
+            image = int(order[position % len(order)])
             yield (epoch, image, next(sizes)) if sizes else (epoch, image)
 
 

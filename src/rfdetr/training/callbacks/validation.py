@@ -31,6 +31,7 @@ from rfdetr.training.module import RFDETRModule, data_class_names
 from rfdetr.training.processes import merge_evaluators
 
 LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
+SHARE = "val_share/"  # of early_eval_share
 TEST, TEST_EMA = "test/", "test/ema_"
 SIDE = 384
 """Of each half of a picture for the loggers, in pixels."""
@@ -43,7 +44,8 @@ class COCOEvalCallback(Callback):
     val/ema_* are the figures of the averaged weights, val/segm_* and val/ema_segm_* those of masks.
     A run may validate its average alone (`eval_ema_only`), and then has no figures without ema_.
     `metrics` holds the last figures in full, by what their logged names start with: "val/",
-    "val/ema_", "test/", "test/ema_". `max_dets` detections per image and class are counted.
+    "val/ema_", "test/", "test/ema_". On a share of the images (`early_eval_share`) names start with
+    val_share/, so that nothing compares them with those of all. `max_dets` detections per image and class are counted.
     """
 
     def __init__(self, max_dets: int = 500, per_class: bool = True) -> None:
@@ -52,7 +54,7 @@ class COCOEvalCallback(Callback):
         self._evaluators: dict[str, CocoEvaluator] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, module: RFDETRModule) -> None:
-        prefixes = [TEST, TEST_EMA] if trainer.testing else [LIVE, EMA]
+        prefixes = [f"{module.judging}/", f"{module.judging}/ema_"]
         module.judged = ()
         if (average := averaged_model(trainer)) is None:
             del prefixes[1]
