@@ -221,8 +221,8 @@ class RFDETRDataModule(pl.LightningDataModule):
         return stratified_share(self.index("valid"), share, self._seed)
 
     def cache_of(self, split: str) -> ImageCache | None:
-        """Room for a split's decoded files, where `cache` gives some: train's come first, then those
-        of valid. What is evaluated once has none.
+        """Room for a split's decoded files, where `cache` gives some: train's come first, then
+        valid's. What is evaluated once has none.
         """
         most = self.train_config.cache
         if most is None or split not in ("train", "valid"):

@@ -159,11 +159,10 @@ class PaceCallback(Callback):
         judging = self.validation_seconds
         parts = [f"{forecast.in_time(training)} of training"]
         every = trainer.check_val_every_n_epoch or 1
-        share = module.train_config.early_eval_share
-        sets = "one set of weights" if self._judges_one(trainer, module) else "live and averaged"
-        early = f", {share:g} of it in the first {module.train_config.epochs_on_share} epochs"
-        validation = f"{forecast.in_time(judging)} of validation ({sets}{early * bool(share)})"
-        parts += [validation] * (judging > 0)
+        sets = "" if self._judges_one(trainer, module) else " of live and averaged weights"
+        if share := module.train_config.early_eval_share:
+            sets += f", {share:g} of it in the first {module.train_config.epochs_on_share} epochs"
+        parts += [f"{forecast.in_time(judging)} of validation{sets}"] * (judging > 0)
         rare = f" (every {every} epochs)" * (every > 1 and judging > 0)
         told = [f"an epoch takes about {' and '.join(parts)}{rare}"]
         told += self._end_in_words(trainer, training, judging)

@@ -84,8 +84,8 @@ class BestModelCallback(Checkpoint):
 
     @property
     def best_kind(self) -> str | None:
-        """The weights with the higher score, "regular" or "ema", or their "mean" at the end of a run
-        where it is no worse; None before one was chosen.
+        """The weights with the higher score, "regular" or "ema", or at the end of a run "mean", where
+        that is no worse; None before one was chosen.
         """
         if "mean" in self.best:
             return "mean"

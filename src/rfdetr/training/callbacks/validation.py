@@ -45,7 +45,8 @@ class COCOEvalCallback(Callback):
     A run may validate its average alone (`eval_ema_only`), and then has no figures without ema_.
     `metrics` holds the last figures in full, by what their logged names start with: "val/",
     "val/ema_", "test/", "test/ema_". On a share of the images (`early_eval_share`) names start with
-    val_share/, so that nothing compares them with those of all. `max_dets` detections per image and class are counted.
+    val_share/, so that nothing compares them with those of all. `max_dets` detections per image and
+    class are counted.
     """
 
     def __init__(self, max_dets: int = 500, per_class: bool = True) -> None:
