@@ -139,8 +139,8 @@ class TrainConfig(fields.StrictConfig):
     skip_best_epochs: fields.Count = 0
     """First epochs whose evaluations neither choose the best weights nor stop early."""
     average_best: Annotated[int, Field(ge=2, le=100)] | None = None
-    """So many best evaluations, by the same figure, whose weights are averaged at the end: the run's
-    best if valid finds them no worse than the best single ones. None: no average of epochs."""
+    """So many best evaluations, by the same figure, whose weights are averaged at the end: the
+    run's best if valid finds them no worse than the best single ones. None: no average."""
     early_stopping: bool = False
     """Stop when validation mAP has stopped improving."""
     early_stopping_patience: PositiveInt = 10

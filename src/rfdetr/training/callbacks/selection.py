@@ -84,7 +84,7 @@ class BestModelCallback(Checkpoint):
 
     @property
     def best_kind(self) -> str | None:
-        """The weights with the higher score, "regular" or "ema", or at the end of a run "mean", where
+        """The weights with the higher score, "regular" or "ema", or at the end "mean", where
         that is no worse; None before one was chosen.
         """
         if "mean" in self.best:
