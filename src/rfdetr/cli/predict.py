@@ -117,9 +117,13 @@ class Window:
     def __init__(self, title: str) -> None:
         try:
             import tkinter
-
-            self._root: Any = tkinter.Tk()
-        except (ImportError, RuntimeError, tkinter.TclError) as error:
+        except ImportError as error:
+            raise InputError(
+                f"--show: this Python has no tkinter ({error}): leave it out"
+            ) from error
+        try:
+            self._root = tkinter.Tk()
+        except tkinter.TclError as error:
             told = f"--show: no window can be opened here ({error})"
             raise InputError(f"{told}: leave it out, and look at the film in --out") from error
         self._root.title(title)

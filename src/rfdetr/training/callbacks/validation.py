@@ -34,7 +34,7 @@ LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
 SHARE = "val_share/"  # of early_eval_share
 TEST, TEST_EMA = "test/", "test/ema_"
 SIDE = 384
-"""Of each half of a picture for the loggers, in pixels."""
+"""The longer one of each half of a picture for the loggers, in pixels."""
 Objects: TypeAlias = Mapping[str, Tensor]  # a target, or the detections of an image
 
 
@@ -117,14 +117,17 @@ class PredictionImagesCallback(Callback):
     def _pair(
         self, pixels: Tensor, truth: Objects, found: Objects, names: Sequence[str]
     ) -> Image.Image:
-        """The picture of an image (3, H, W), uint8 or normalised floats; each half is square."""
+        """The picture of an image (3, H, W), uint8 or normalised floats; each half has its shape."""
         if pixels.is_floating_point():
             mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             pixels = (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-        picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize((SIDE, SIDE))
+        height, width = pixels.shape[1:]
+        size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
+        picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize(size)
+        sides = torch.tensor(size * 2, device=pixels.device)
         kept = {name: values[found["scores"] >= self.threshold] for name, values in found.items()}
-        kept["boxes"] = kept["boxes"] * (SIDE / truth["orig_size"].flip(0).repeat(2))
-        there = {**truth, "boxes": cxcywh_to_xyxy(truth["boxes"]) * SIDE}
+        kept["boxes"] = kept["boxes"] * (sides / truth["orig_size"].flip(0).repeat(2))
+        there = {**truth, "boxes": cxcywh_to_xyxy(truth["boxes"]) * sides}
         shown = np.asarray(picture)
         return side_by_side(*(draw_objects(shown, half, names) for half in (there, kept)))
 
