@@ -117,7 +117,7 @@ class PredictionImagesCallback(Callback):
     def _pair(
         self, pixels: Tensor, truth: Objects, found: Objects, names: Sequence[str]
     ) -> Image.Image:
-        """The picture of an image (3, H, W), uint8 or normalised floats; each half has its shape."""
+        """The picture of an image (3, H, W), uint8 or normalised; each half has its shape."""
         if pixels.is_floating_point():
             mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             pixels = (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
