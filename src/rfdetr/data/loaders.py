@@ -72,10 +72,9 @@ class EpochSampler(Sampler[SampleKey]):
 
     def share_after(self, images: int) -> int:
         """How many images this rank has to take after the first `images` of the epoch's order."""
-        return self._share_of(self.total - images)
+        return self._share_of(self.total - images, self.even)
 
-    def _share_of(self, images: int) -> int:
-        even = self.even or images < self.world_size
+    def _share_of(self, images: int, even: bool) -> int:
         spare = self.world_size - 1 - (0 if even else self.rank)
         return max(images + spare, 0) // self.world_size
 
@@ -94,7 +93,8 @@ class EpochSampler(Sampler[SampleKey]):
                 rounds.append(first + mixed)
             order = np.concatenate(rounds)
         sizes = self.sizes() if self.sizes else None
-        for taken in range(self._share_of(len(order) - skip)):
+        even = self.even or len(order) < self.world_size
+        for taken in range(self._share_of(len(order) - skip, even)):
             position = skip + self.rank + taken * self.world_size
             image = int(order[position % len(order)])
             yield (epoch, image, next(sizes)) if sizes else (epoch, image)
