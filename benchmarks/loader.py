@@ -1,6 +1,9 @@
 """Images a second of RFDETRNano's training loader: 640x480 and 1920x1080 JPEG files, one thread.
 
 python benchmarks/loader.py
+python benchmarks/loader.py --data path/to/bccd-coco --workers 2
+
+Each with and without `cache="ram"`, in turn.
 """
 
 from __future__ import annotations
@@ -16,36 +19,44 @@ import _common
 SIZES = ((640, 480), (1920, 1080))
 
 
-def images_per_second(folder: Path, epochs: int) -> float:
-    """Through the public data module, as training does."""
+def images_per_second(folder: Path, epochs: int, workers: int) -> dict[str, float]:
+    """Through the public data module, as training does; the median over epochs."""
     from rfdetr.config import RFDETRNanoConfig, TrainConfig
     from rfdetr.training import RFDETRDataModule
 
-    train_config = TrainConfig(
-        dataset_dir=str(folder), output_dir=str(folder / "out"), batch_size=4, num_workers=0
-    )
-    datamodule: Any = RFDETRDataModule(RFDETRNanoConfig(num_classes=1), train_config)
-    datamodule.setup("fit")
-    loader = datamodule.train_dataloader()
-    rates = []
-    for _ in range(1 + epochs):  # the first warms up
-        start, count = time.perf_counter(), 0
-        for _, targets in loader:
-            count += len(targets)
-        rates.append(count / (time.perf_counter() - start))
-    return sorted(rates[1:])[epochs // 2]
+    loaders: dict[str, Any] = {}
+    for name, cache in (("", None), ("_cached", "ram")):
+        config = TrainConfig(dataset_dir=folder, batch_size=4, num_workers=workers, cache=cache)
+        datamodule = RFDETRDataModule(RFDETRNanoConfig(), config)
+        loaders[name] = datamodule.train_dataloader()
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(1 + epochs):  # the first warms up, and fills the cache
+        for name, loader in loaders.items():
+            start, count = time.perf_counter(), 0
+            for _, targets in loader:
+                count += len(targets)
+            rates[name].append(count / (time.perf_counter() - start))
+    return {name: sorted(rates[name][1:])[epochs // 2] for name in rates}
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Median over epochs, for each image size."""
+    """Rates for each image size, or of the data that is given."""
     import torch
 
     torch.set_num_threads(1)
-    result = {}
+    result: dict[str, float] = {}
+
+    def measure(name: str, folder: Path) -> None:
+        rates = images_per_second(folder, args.epochs, args.workers)
+        result.update({f"images_per_s_{name}{kind}": rates[kind] for kind in rates})
+
+    if args.data:
+        measure(args.data.name, args.data)
+        return result
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             _common.write_dataset(Path(folder), images=args.images, size=(width, height), classes=1)
-            result[f"images_per_s_{width}x{height}"] = images_per_second(Path(folder), args.epochs)
+            measure(f"{width}x{height}", Path(folder))
     return result
 
 
@@ -53,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much is measured."""
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--data", type=Path, help="a labelled folder, in place of drawn files")
 
 
 if __name__ == "__main__":

@@ -42,22 +42,22 @@ TRAIN_FIELDS = """
     lr lr_encoder lr_vit_layer_decay lr_component_decay weight_decay lr_scheduler lr_drop
     lr_min_factor warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau
     ema_update_interval multi_scale expanded_scales tiles tile_overlap color_jitter cls_loss_coef
-    bbox_loss_coef giou_loss_coef num_workers prefetch_factor persistent_workers pin_memory seed
-    accelerator
-    sync_bn resume allow_changed_data run_test eval_interval eval_max_dets eval_ema_only
-    eval_base_model compute_val_loss log_per_class_metrics best_model_metric smooth_alpha
-    skip_best_epochs early_stopping early_stopping_patience early_stopping_min_delta
-    early_stopping_use_ema checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes
-    save_safetensors save_dataset_grids class_names notes overwrite tensorboard wandb mlflow project
-    run progress_bar
+    bbox_loss_coef giou_loss_coef num_workers prefetch_factor persistent_workers pin_memory cache
+    seed accelerator sync_bn resume allow_changed_data run_test eval_interval eval_max_dets
+    early_eval_share early_eval_epochs eval_ema_only eval_base_model compute_val_loss
+    log_per_class_metrics best_model_metric smooth_alpha skip_best_epochs average_best
+    early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema
+    checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes save_safetensors
+    save_dataset_grids class_names notes overwrite tensorboard wandb mlflow project run progress_bar
 """
 SERVE_FIELDS = "batch_size queue max_bytes max_pixels timeout stop_timeout"
 SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio"
 # 70 were planned. The ten above: masks (the 3 fields of their losses), loggers (tensorboard, wandb,
 # mlflow, project, run), and the encoder's training (freeze_encoder, backbone_lora). 13 more are
 # settings of the published package that change how a run goes, and `minutes` ends one in time.
-# Two are for small objects in large images: tiles, tile_overlap. One takes or merges classes.
-MOST_FIELDS = 97
+# Two are for small objects in large images: tiles, tile_overlap. One takes or merges classes. Four
+# spare time or use it better: cache, early_eval_share, early_eval_epochs, average_best.
+MOST_FIELDS = 101
 
 
 def _train(**settings: Any) -> TrainConfig:
@@ -211,6 +211,14 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(
         ({"classes": []}, ["classes", "expected names of classes"]),
         ({"classes": {"a": 3}}, ["classes"]),
         ({"classes": {"a": [["x"]]}}, ["classes", "string"]),
+        ({"average_best": 1}, ["average_best", "greater than or equal to 2"]),
+        ({"cache": 0}, ["cache", "'ram'", "greater than 0"]),
+        ({"early_eval_epochs": 3}, ["early_eval_epochs is for early_eval_share"]),
+        ({"early_eval_share": 0.5, "minutes": 5}, ["minutes needs early_eval_epochs"]),
+        (
+            {"early_eval_share": 0.5, "epochs": 7, "eval_interval": 5, "early_eval_epochs": 5},
+            ["early_eval_epochs 5 of epochs 7", "no weights could be chosen"],
+        ),
         ({"notes": {"when": {1, 2}}}, ["notes", "no JSON value", "set"]),
         ({"notes": [math.nan]}, ["notes", "no JSON value"]),
         ({"multi_scale": "per-epoch"}, ["multi_scale", "'per-sample'"]),

@@ -15,7 +15,7 @@ from rfdetr import compat
 from rfdetr.checks import check_count, check_kind, check_share
 from rfdetr.config import SegmentationTrainConfig, TrainConfig
 from rfdetr.config.fields import as_classes, as_folders
-from rfdetr.data.sources import ImageSources, look_up
+from rfdetr.data.sources import ImageSources, in_batches, look_up
 from rfdetr.data.video import Frame, read_frames
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.engines import open_artifact
@@ -236,6 +236,7 @@ class PredictingModel(abc.ABC):
         *,
         every: int = 1,
         track: bool = True,
+        batch_size: int = 1,
         **how: Any,
     ) -> Iterator[tuple[Frame, Detections]]:
         """Each `every`-th frame of a film, a stream ("rtsp://...") or a camera (0), and what is
@@ -243,14 +244,17 @@ class PredictingModel(abc.ABC):
 
         With `track`, objects have a number from 1 as `tracker_id` for as long as they are followed,
         and what belongs to no object yet is left out: ByteTrack, which goes on with an object at a
-        lower confidence than `threshold`, but starts none. `how` are keywords of `predict`.
+        lower confidence than `threshold`, but starts none. `batch_size` frames are in memory and go
+        to the network together: of a camera, all wait for the last one. `how` are keywords of
+        `predict`.
         """
         tracker = Tracker(sure=check_share("threshold", threshold)) if track else None
         least = threshold if tracker is None else min(threshold, LEAST_FOLLOWED)
-        for frame in read_frames(film, every):
-            how |= {"include_source_image": False, "batch_size": 1}
-            found: Any = self.predict(frame.image, least, **how)
-            yield frame, found if tracker is None else tracker.update(found)
+        how |= {"include_source_image": False, "batch_size": check_count("batch_size", batch_size)}
+        for frames in in_batches(read_frames(film, every), batch_size):
+            images: Any = [frame.image for frame in frames]
+            for frame, found in zip(frames, self.predict(images, least, **how), strict=True):
+                yield frame, found if tracker is None else tracker.update(found)
 
     def _slicing(self, slice: Slice, overlap: float, whole: bool, shape: Any) -> Slicing | None:
         """The checked arguments as one value; True is the size of the network's input."""

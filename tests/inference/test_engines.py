@@ -225,6 +225,9 @@ def test_an_artifact_finds_what_the_network_finds(trained: Trained, ending: str)
     stream = exported.predict_stream(trained.images(), threshold=0.3)
     for one, other in zip(stream, want, strict=True):
         assert_alike(one.detections, other)
+    large = np.tile(np.asarray(Image.open(trained.images()[0])), (2, 2, 1))
+    in_tiles = (one.predict(large, 0.3, slice=True) for one in (exported, trained.model))
+    assert_alike(*in_tiles)
 
 
 @pytest.mark.slow
@@ -247,6 +250,15 @@ def test_evaluation_gives_the_networks_figures(trained: Trained) -> None:
         got = trained.exported(ending).evaluate(trained.data, "test", **how)
         assert got.keys() == want.keys()
         assert got["test/mAP_50_95"] == pytest.approx(want["test/mAP_50_95"], abs=1e-3)
+
+
+@pytest.mark.scheduled
+def test_evaluation_in_tiles_gives_the_networks_figures(trained: Trained) -> None:
+    how: dict[str, Any] = {"num_workers": 0, "slice": (128, 160)}
+    trained.model.model_config.amp = False
+    want = trained.model.evaluate(trained.data, "test", **how)
+    got = trained.exported("onnx").evaluate(trained.data, "test", **how)
+    assert got["test/mAP_50_95"] == pytest.approx(want["test/mAP_50_95"], abs=2e-3)
 
 
 @pytest.mark.slow

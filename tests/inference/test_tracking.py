@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import supervision as sv
+from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 
+from rfdetr import RFDETRMini
+from rfdetr.data.video import FilmWriter
 from rfdetr.inference.tracking import Tracker
 
 Boxes = dict[int, list[float]]  # xyxy by the object's own number
@@ -99,3 +104,40 @@ def test_hota_of_a_scene_with_noise_misses_and_false_alarms() -> None:
     assert hota(scene, tracked) > 0.85
     alone = [{t * 100 + n: box for n, box in boxes.items()} for t, boxes in enumerate(seen)]
     assert hota(scene, alone) < 0.3
+
+
+def drawn(frame: Boxes) -> np.ndarray:
+    """A disc, a square, a triangle and a ring in their boxes, on gray."""
+    picture = Image.new("RGB", (256, 256), (150, 150, 145))
+    draw = ImageDraw.Draw(picture)
+    for name, (left, top, right, bottom) in frame.items():
+        if name == 0:
+            draw.ellipse((left, top, right, bottom), fill=(200, 40, 40))
+        elif name == 1:
+            draw.rectangle((left, top, right, bottom), fill=(30, 60, 190))
+        elif name == 2:
+            draw.polygon(
+                [(left, bottom), (right, bottom), ((left + right) / 2, top)], (30, 120, 40)
+            )
+        else:
+            draw.ellipse((left, top, right, bottom), outline=(250, 230, 60), width=9)
+    return np.asarray(picture)
+
+
+@pytest.mark.scheduled
+def test_hota_of_a_rendered_film_seen_by_a_detector(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    paths = [((10, 10), (3, 2)), ((190, 20), (-2, 1)), ((20, 190), (2, -2)), ((180, 190), (-2, -2))]
+    scene = joined(*(moving(start, step, range(60)) for start, step in paths))
+    scene = [{n: [x, y, x + 44, y + 44] for n, (x, y, *_) in frame.items()} for frame in scene]
+    writer = FilmWriter(tmp_path / "film.mp4")
+    for number, frame in enumerate(scene):
+        writer.write(drawn(frame), number / 25)
+    writer.close()
+    tracked = []
+    for _, found in RFDETRMini().predict_film(tmp_path / "film.mp4", 0.4, batch_size=4):
+        numbers = np.asarray(found.tracker_id).tolist()
+        tracked.append(dict(zip(numbers, found.xyxy.tolist(), strict=True)))
+    score = hota(scene, tracked)
+    print(f"HOTA at IoU 0.5: {score:.3f}")
+    assert score > 0.7

@@ -146,6 +146,22 @@ def test_two_processes_end_where_one_does(
     )
 
 
+@pytest.mark.scheduled
+def test_two_processes_share_rectangles_a_cache_early_images_and_the_mean_of_epochs(
+    run_script: Callable[..., Finished],
+) -> None:
+    rectangle = {"model": {**MINI, "resolution": [64, 128]}}
+    settings = {"early_eval_share": 0.4, "early_eval_epochs": 1, "average_best": 2, "cache": "ram"}
+    parallel = {"strategy": "ddp", "devices": "auto"}
+    pair = run_script(2, parallel, rectangle, epochs=3, num_workers=1, **settings)
+    assert pair.done.returncode == 0, pair.done.stderr
+    first, second = pair.ranks
+    for name in ("checksums", "best"):
+        assert first[name] == second[name]
+    assert ["val/mAP_50_95" in epoch for epoch in pair.epochs] == [False, True, True]
+    assert len(list(pair.output.glob("checkpoint_best_step_*.pth"))) == 2
+
+
 @pytest.mark.slow
 def test_train_uses_all_processes_of_torchrun(
     tmp_path: Path,

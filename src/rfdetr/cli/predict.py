@@ -14,15 +14,17 @@ from cyclopts import Parameter
 
 from rfdetr.cli.options import (
     WHOLE_IMAGES,
-    BatchSize,
     Device,
     Predicting,
     TileOptions,
     open_model,
 )
+from rfdetr.config.fields import as_sides
 from rfdetr.errors import InputError, RunError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from rfdetr.inference.predictor import Prediction
 
 JSON_NAME = "predictions.json"
@@ -35,12 +37,16 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     threshold: float = 0.5,
     thresholds: str | None = None,
-    batch_size: BatchSize = 4,
+    batch_size: Annotated[
+        int | None, Parameter(help="Images at a time; default: 4, of a film or stream 1.")
+    ] = None,
     device: Device = None,
+    shape: str | None = None,
     tiles: TileOptions = WHOLE_IMAGES,
     pictures: bool = True,
     every: int = 1,
     track: bool = True,
+    show: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Find objects in images: pictures with boxes, and predictions.json; with masks (as COCO's RLE)
     where it has them.
@@ -52,9 +58,11 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         threshold: Lowest confidence that is reported.
         thresholds: The same by class, as JSON ('{"cat": 0.4}') or a file of it; others have
             `threshold`.
+        shape: Another input of the network than its own: height,width in pixels.
         pictures: Draw the boxes on copies of the images, or of the film.
         every: Of a film, frames from one that is looked at to the next.
         track: Of a film, number objects for as long as they are followed.
+        show: Of a film, show it in a window as it is looked at; closing that ends it.
     """
     from rfdetr.console import with_progress
     from rfdetr.data.images import ImageError
@@ -69,17 +77,23 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
     by_class = read_thresholds(thresholds) if thresholds else None
     how: dict[str, Any] = {"thresholds": by_class, **tiles.keywords()}
+    if shape is not None:
+        how["shape"] = as_sides(shape)
+        if isinstance(how["shape"], str):
+            raise InputError(f"--shape {shape}: expected height,width")
     if any(map(is_video, sources)):
         if len(sources) > 1:
             raise InputError(f"{len(sources)} sources with a film among them: name one film alone")
-        frames = open_model(checkpoint, device).predict_film(
-            sources[0], threshold, every=every, track=track, **how
-        )
-        _write_film(frames, out, Path(sources[0]).stem, pictures)
+        window = Window(sources[0]) if show else None
+        how |= {"every": every, "track": track, "batch_size": batch_size or 1}
+        frames = open_model(checkpoint, device).predict_film(sources[0], threshold, **how)
+        _write_film(frames, out, Path(sources[0]).stem, pictures, window)
         return
+    if show:
+        raise InputError("--show is for films, streams and cameras; pictures are written to --out")
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
-    stream = detector.predict_stream(images, threshold, batch_size, "skip", **how)
+    stream = detector.predict_stream(images, threshold, batch_size or 4, "skip", **how)
     records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
     unread = [record for record in records if "error" in record]
     if len(unread) == len(records):
@@ -97,7 +111,42 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         raise RunError(f"{share}, the others are done: {names}")
 
 
-def _write_film(frames: Iterable[Any], out: Path, stem: str, pictures: bool) -> None:
+class Window:
+    """A window of tkinter, which shows one picture after the other."""
+
+    def __init__(self, title: str) -> None:
+        try:
+            import tkinter
+        except ImportError as error:
+            raise InputError(
+                f"--show: this Python has no tkinter ({error}): leave it out"
+            ) from error
+        try:
+            self._root = tkinter.Tk()
+        except tkinter.TclError as error:
+            told = f"--show: no window can be opened here ({error})"
+            raise InputError(f"{told}: leave it out, and look at the film in --out") from error
+        self._root.title(title)
+        self._label = tkinter.Label(self._root)
+        self._label.pack()
+        self.is_open = True
+        self._root.protocol("WM_DELETE_WINDOW", self.close)
+
+    def close(self) -> None:
+        self.is_open = False
+        self._root.destroy()
+
+    def show(self, picture: Image.Image) -> None:
+        from PIL import ImageTk
+
+        self._label.image = ImageTk.PhotoImage(picture)  # Tk itself keeps no reference
+        self._label.configure(image=self._label.image)
+        self._root.update()
+
+
+def _write_film(
+    frames: Iterable[Any], out: Path, stem: str, pictures: bool, window: Window | None
+) -> None:
     """A line of predictions.jsonl for each frame and, with `pictures`, the film drawn on.
 
     What was written before a stream breaks, or Ctrl-C ends it, is whole and stays.
@@ -125,12 +174,19 @@ def _write_film(frames: Iterable[Any], out: Path, stem: str, pictures: bool) -> 
             line = {"index": frame.number, "seconds": round(frame.seconds, 6), "detections": record}
             lines.write(json.dumps(line) + "\n")
             count, objects = count + 1, objects + len(record)
+            if writer is None and window is None:
+                continue
+            texts = [
+                f"{entry['class_name']} {entry.get('track_id', entry['confidence'])}"
+                for entry in record
+            ]
+            picture = draw(frame.image, found, texts)
             if writer is not None:
-                texts = [
-                    f"{entry['class_name']} {entry.get('track_id', entry['confidence'])}"
-                    for entry in record
-                ]
-                writer.write(np.asarray(draw(frame.image, found, texts)), frame.seconds)
+                writer.write(np.asarray(picture), frame.seconds)
+            if window is not None:
+                window.show(picture)
+                if not window.is_open:
+                    break
     print(f"{count} frames, {objects} objects: {out / 'predictions.jsonl'}")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from typing_extensions import TypedDict
 
 from rfdetr import compat
@@ -104,6 +104,9 @@ class TrainConfig(fields.StrictConfig):
     """Keep loader processes from epoch to epoch; None: yes. Without effect with num_workers 0."""
     pin_memory: bool | None = None
     """Load batches into page-locked memory, from which a GPU copies faster; None: with CUDA."""
+    cache: Literal["ram"] | PositiveFloat | None = None
+    """Keep decoded images of training and validation in memory, for all loader processes together:
+    so many GB at most, or "ram": half of what is free; None: decode them every epoch."""
     seed: fields.Seed | None = None
     """Seed of everything random; None draws one and records it."""
     accelerator: str = "auto"
@@ -120,6 +123,11 @@ class TrainConfig(fields.StrictConfig):
     """Epochs from one evaluation to the next."""
     eval_max_dets: PositiveInt = 500
     """Detections per image that evaluation counts; COCO's own figure is 100."""
+    early_eval_share: fields.UnitIntervalAbove0 | None = None
+    """Share of the validation images on which the first epochs are evaluated, with figures of their
+    own (val_share/*) that choose no weights; None: all images in every epoch."""
+    early_eval_epochs: PositiveInt | None = None
+    """First epochs that early_eval_share is for; None: half of epochs."""
     eval_ema_only: bool = False
     """Validate the averaged weights alone, where there are any: half the time, no live figures."""
     eval_base_model: bool | None = None
@@ -135,6 +143,9 @@ class TrainConfig(fields.StrictConfig):
     """Share of the evaluations before in the figure that chooses the best weights; 0: as it is."""
     skip_best_epochs: fields.Count = 0
     """First epochs whose evaluations neither choose the best weights nor stop early."""
+    average_best: Annotated[int, Field(ge=2, le=100)] | None = None
+    """So many best evaluations, by the same figure, whose weights are averaged at the end: the
+    run's best if valid finds them no worse than the best single ones. None: no average."""
     early_stopping: bool = False
     """Stop when validation mAP has stopped improving."""
     early_stopping_patience: PositiveInt = 10
@@ -207,6 +218,30 @@ class TrainConfig(fields.StrictConfig):
         """Whether live weights are not validated where there are averaged ones."""
         return self.eval_ema_only or self.eval_base_model is False
 
+    @property
+    def epochs_on_share(self) -> int:
+        """First epochs that are evaluated on `early_eval_share` of the validation images."""
+        if self.early_eval_share is None:
+            return 0
+        return self.early_eval_epochs or self.epochs // 2
+
+    def _check_early_evaluation(self) -> None:
+        if self.early_eval_share is None:
+            if self.early_eval_epochs is not None:
+                raise InputError("early_eval_epochs is for early_eval_share, which is None")
+            return
+        if self.minutes and self.early_eval_epochs is None:
+            told = (
+                "early_eval_share with minutes needs early_eval_epochs: half of epochs may be more"
+            )
+            raise InputError(f"{told} than the time is for")
+        every = min(self.eval_interval, self.epochs)
+        if self.epochs // every * every <= self.epochs_on_share:
+            told = (
+                f"early_eval_epochs {self.epochs_on_share} of epochs {self.epochs} leaves no epoch"
+            )
+            raise InputError(f"{told} to evaluate on all images: no weights could be chosen")
+
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
         if self.warmup_epochs >= self.epochs:
@@ -216,6 +251,7 @@ class TrainConfig(fields.StrictConfig):
             raise InputError("early_stopping_use_ema True watches what use_ema False does not keep")
         if self.eval_base_model and self.eval_ema_only:
             raise InputError("eval_base_model True validates what eval_ema_only True leaves out")
+        self._check_early_evaluation()
         return self
 
 
@@ -273,6 +309,7 @@ class TrainSettings(TypedDict, total=False):
     prefetch_factor: int | None
     persistent_workers: bool | None
     pin_memory: bool | None
+    cache: Literal["ram"] | float | None
     seed: int | None
     accelerator: str
     sync_bn: bool
@@ -281,6 +318,8 @@ class TrainSettings(TypedDict, total=False):
     run_test: bool
     eval_interval: int
     eval_max_dets: int
+    early_eval_share: float | None
+    early_eval_epochs: int | None
     eval_ema_only: bool
     eval_base_model: bool | None
     compute_val_loss: bool | Literal["auto"]
@@ -288,6 +327,7 @@ class TrainSettings(TypedDict, total=False):
     best_model_metric: Literal["map", "mar"]
     smooth_alpha: float
     skip_best_epochs: int
+    average_best: int | None
     early_stopping: bool
     early_stopping_patience: int
     early_stopping_min_delta: float

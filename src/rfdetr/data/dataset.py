@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from rfdetr.data.cache import ImageCache
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.transforms import Outlines, TrainTransform, Transformed
@@ -102,6 +103,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     sizes: Sequence[tuple[int, int]] = ()
     evaluation: bool = False
     forgiving: bool = False
+    cache: ImageCache | None = None  # of the files
     _files: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)  # latest last
     _told: set[int] = field(default_factory=set, init=False)  # images this process has warned of
 
@@ -172,13 +174,19 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """
         tiles = self.index.tiles
         if tiles is None:
-            return decode_image(self.index.file(image))
+            return self._decoded(image, image)
         file = int(tiles.files[image])
         whole = self._files.pop(file, None)
-        self._files[file] = decode_image(self.index.file(image)) if whole is None else whole
+        self._files[file] = self._decoded(image, file) if whole is None else whole
         while len(self._files) > 1 and sum(v.nbytes for v in self._files.values()) > MOST_KEPT:
             del self._files[next(iter(self._files))]
         return self.index.shown_of(image, self._files[file])
+
+    def _decoded(self, image: int, file: int) -> NDArray[np.uint8]:
+        source = self.index.file(image)
+        if self.cache is None:
+            return decode_image(source)
+        return self.cache.get(file, lambda: decode_image(source))
 
     def _without_slivers(self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> Any:
         """A copy in which what is hardly to be seen of cut objects is gray, but for what shows

@@ -40,7 +40,8 @@ class EpochSampler(Sampler[SampleKey]):
     there on: keys are then (epoch, image, size).
 
     `taken` are pairs (images, of which so many an epoch) of consecutive parts of the data, which
-    together have `length` an epoch: each epoch draws them anew.
+    together have `length` an epoch: each epoch draws them anew. `chosen` is called when an
+    iteration starts, for the images that it has in place of all, if any.
 
     `files` are those of which all images are parts. A shuffled epoch goes through them
     `FILES_AT_ONCE` at a time, their parts mixed, so that each is decoded once and not once a part.
@@ -58,6 +59,7 @@ class EpochSampler(Sampler[SampleKey]):
     sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
     files: NDArray[np.int64] | None = None
     taken: Sequence[tuple[int, int]] = ()
+    chosen: Callable[[], NDArray[np.int64] | None] | None = None
     skip: int = 0  # images at the start of the order, of all ranks, that the next iteration omits
 
     def __post_init__(self) -> None:
@@ -73,36 +75,45 @@ class EpochSampler(Sampler[SampleKey]):
 
     def share_after(self, images: int) -> int:
         """How many images this rank has to take after the first `images` of the epoch's order."""
-        spare = self.world_size - 1 - (0 if self.even else self.rank)
-        return max(self.total - images + spare, 0) // self.world_size
+        return self._share_of(self.total - images, self.even)
+
+    def _share_of(self, images: int, even: bool) -> int:
+        spare = self.world_size - 1 - (0 if even else self.rank)
+        return max(images + spare, 0) // self.world_size
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch, skip, self.skip = self.epoch, self.skip, 0
-        order = np.arange(self.total)
-        if self.shuffle:
-            draw = keyed_generator(self.seed, epoch)
-            counts = self.taken or [(self.length, self.length)]
-            starts = np.cumsum([0, *(count for count, _ in counts)])
-            parts = zip(starts.tolist(), counts, strict=False)
-            drawn = np.concatenate(
-                [
-                    first + (np.arange(count) if count == most else draw.permutation(count)[:most])
-                    for first, (count, most) in parts
-                ]
-            )
-            rounds = []
-            for first in range(0, self.total, self.length):
-                mixed = drawn[draw.permutation(self.length)]
-                if self.files is not None:
-                    place = draw.permutation(self.files.max() + 1)[self.files[mixed]]
-                    mixed = mixed[np.argsort(place // FILES_AT_ONCE, kind="stable")]
-                rounds.append(first // self.length * starts[-1] + mixed)
-            order = np.concatenate(rounds)
+        chosen = self.chosen() if self.chosen else None
+        order = np.arange(self.total) if chosen is None else chosen
+        order = self._shuffled(epoch) if self.shuffle else order
         sizes = self.sizes() if self.sizes else None
-        for taken in range(self.share_after(skip)):
+        even = self.even or len(order) < self.world_size
+        for taken in range(self._share_of(len(order) - skip, even)):
             position = skip + self.rank + taken * self.world_size
-            image = int(order[position % self.total])
+            image = int(order[position % len(order)])
             yield (epoch, image, next(sizes)) if sizes else (epoch, image)
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        """The images of an epoch in its order; those of rounds after the first have numbers that go
+        on.
+        """
+        draw = keyed_generator(self.seed, epoch)
+        counts = self.taken or [(self.length, self.length)]
+        starts = np.cumsum([0, *(count for count, _ in counts)])
+        drawn = np.concatenate(
+            [
+                first + (np.arange(count) if count == most else draw.permutation(count)[:most])
+                for first, (count, most) in zip(starts.tolist(), counts, strict=False)
+            ]
+        )
+        rounds = []
+        for first in range(0, self.total, self.length):
+            mixed = drawn[draw.permutation(self.length)]
+            if self.files is not None:
+                place = draw.permutation(self.files.max() + 1)[self.files[mixed]]
+                mixed = mixed[np.argsort(place // FILES_AT_ONCE, kind="stable")]
+            rounds.append(first // self.length * starts[-1] + mixed)
+        return np.concatenate(rounds)
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -15,6 +15,8 @@ from rfdetr.errors import InputError, needs_extra
 
 logger = logging.getLogger(__name__)
 
+STREAM_TIMEOUT = 20.0
+"""Seconds that an address may take to answer, and then to send more."""
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://")
 
@@ -42,39 +44,71 @@ def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
     than one is in memory.
 
     Times are those of the film, whose frames may come at a variable rate, and a rotation that it
-    asks for is applied. A film that is damaged somewhere ends there, with a warning; one without a
-    frame that can be read is an `InputError`.
+    asks for is applied. Frames that are damaged are left out and keep their numbers; where nothing
+    more can be read, the film ends: both are warnings. One without a frame that can be read is an
+    `InputError`, and so is an address that does not answer for `STREAM_TIMEOUT`.
     """
     check_count("every", every)
     with needs_extra("video", "films"):
         import av
-    name, text, format_name = str(source), str(source), None
-    if text.isdecimal():
-        text, format_name = f"/dev/video{text}", "v4l2"
-    elif "://" not in text:
-        text = str(check_path("the film", source))
-        if not Path(text).is_file():
-            raise InputError(f"{name}: no such film")
-    count = -1
+    name, number, damaged, ended = str(source), -1, 0, ""
+    text, how = _address_of(source)
     try:
-        with av.open(text, format=format_name) as container:
+        with av.open(text, **how) as container:
             if not container.streams.video:
                 raise InputError(f"{name}: no pictures in it, only sound or data")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = float(stream.average_rate or 25)
-            for count, frame in enumerate(container.decode(stream)):
-                if count % every == 0:
-                    image: Any = frame.to_ndarray(format="rgb24")
-                    turns = round(frame.rotation / 90)  # counterclockwise
-                    image = np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
-                    yield Frame(count, count / rate if frame.time is None else frame.time, image)
+            rate = float(container.streams.video[0].average_rate or 25)
+            for number, frame in enumerate(_decoded(container)):
+                damaged += frame is None
+                if frame is not None and number % every == 0:
+                    seconds = number / rate if frame.time is None else frame.time
+                    yield Frame(number, seconds, _upright(frame))
     except (av.error.FFmpegError, OSError) as error:
-        if count < 0:
-            raise InputError(f"{name}: cannot be read as a film: {error}") from error
-        logger.warning("%s: ends after %d frames: %s", name, count + 1, error)
-    if count < 0:
-        raise InputError(f"{name}: a film without a frame that can be read")
+        ended = str(error)
+    read = number + 1 - damaged
+    if read <= 0:
+        why = f"cannot be read as a film: {ended}" if ended else "a film without a frame to be read"
+        raise InputError(f"{name}: {why}")
+    if damaged:
+        logger.warning("%s: %d damaged frames are left out, %d are read", name, damaged, read)
+    if ended:
+        logger.warning("%s: ends after %d frames: %s", name, read, ended)
+
+
+def _address_of(source: Any) -> tuple[str, dict[str, Any]]:
+    """What PyAV opens for a film, a stream or a camera, and how; `InputError` where none is."""
+    text = str(source)
+    if text.isdecimal():
+        device = f"/dev/video{text}"
+        if not Path(device).exists():
+            raise InputError(f"camera {text}: there is no {device}; `ls /dev/video*` shows what is")
+        return device, {"format": "v4l2"}
+    if "://" in text:
+        return text, {"timeout": STREAM_TIMEOUT}
+    path = check_path("the film", source)
+    if not path.is_file():
+        raise InputError(f"{text}: no such film")
+    return str(path), {}
+
+
+def _decoded(container: Any) -> Iterator[Any]:
+    """The frames of the first stream of pictures, None for each that is damaged."""
+    import av
+
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            yield None
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    """The pixels of a frame, turned as the film asks for."""
+    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90)  # counterclockwise
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
 
 
 class FilmWriter:

@@ -38,9 +38,9 @@ def verdict(data: dict[str, Any]) -> list[str]:
     good = f"On {images}{unseen} the {kind} reach a mAP of {value:.3f}{within} (1 is perfect)."
     best = data["best"]
     if best:
-        which = "averaged (EMA)" if best["kind"] == "ema" else "live"
-        good += f" The weights are the {which} ones of epoch {best['epoch']} of {best['epochs']}"
-        good += ", which were best on valid."
+        which = {"ema": "averaged (EMA) ones of", "mean": "mean of the best epochs', up to"}
+        good += f" The weights are the {which.get(best['kind'], 'live ones of')} epoch "
+        good += f"{best['epoch']} of {best['epochs']}, which were best on valid."
     costly = [item for item in data["next"] if item.get("error")][:2]
     parts = [f"{item['title'].lower()} ({100 * item['gain']:.1f} points)" for item in costly]
     lost = f"Most of mAP 50 is lost by {' and by '.join(parts)}."

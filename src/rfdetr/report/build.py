@@ -36,7 +36,7 @@ class Facts:
     weights: str  # their file
     resolution: int | Sequence[int]  # the side of a square, or height and width
     dataset: str
-    best: Mapping[str, Any] | None = None  # {"kind": "ema" or "regular", "epoch": from 0}
+    best: Mapping[str, Any] | None = None  # {"kind": "ema", "regular" or "mean", "epoch": from 0}
     history: Sequence[Mapping[str, Any]] = ()  # a row of logged figures for each epoch
     config: Mapping[str, Any] = field(default_factory=dict)
     forecast: Mapping[str, Any] = field(default_factory=dict)  # what the run was to take

@@ -13,11 +13,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.fields import size_text
+from rfdetr.data.cache import ImageCache
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.folders import Folders
@@ -28,7 +30,9 @@ from rfdetr.data.tiling import TileCounts, cut_tiles
 from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model
 from rfdetr.errors import InputError
+from rfdetr.training.early_evaluation import stratified_share
 from rfdetr.training.lightning_state import predicts_with
+from rfdetr.training.memory import cache_limit
 from rfdetr.training.processes import is_sharded
 from rfdetr.training.resolution import choose_resolution
 from rfdetr.training.run_folder import RunFolder
@@ -69,6 +73,7 @@ class RFDETRDataModule(pl.LightningDataModule):
         self._given = model_config
         self.cut: dict[str, TileCounts] = {}  # by split, where images are cut into tiles
         self._indexes: dict[str, DatasetIndex] = {}  # in the order of SPLITS
+        self.caches: dict[str, ImageCache] = {}  # by split, where images are kept
 
     @property
     def class_names(self) -> list[str] | None:
@@ -191,20 +196,61 @@ class RFDETRDataModule(pl.LightningDataModule):
         scales = self.train_config.multi_scale
         each = scales == "per-sample"
         own = training_sizes(self.model_config, self.train_config) if each else []
-        dataset = DetectionDataset(index, view, seed=self._seed, sizes=own, forgiving=True)
+        dataset = DetectionDataset(
+            index, view, seed=self._seed, sizes=own, forgiving=True, cache=self.cache_of("train")
+        )
         sizes = self._step_sizes if scales is True else None
         return self._loader(dataset, shuffle=True, at_least=self.images_an_epoch, sizes=sizes)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("valid")
+        return self.evaluation_loader("valid", chosen=self.early_images)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader(self._test_split)
+        return self.evaluation_loader(self._test_split)
 
-    def _evaluation_loader(self, split: str) -> DataLoader[Any]:
+    def evaluation_loader(self, split: str, **order: Any) -> DataLoader[Any]:
+        """All images of a split, or in the `order` of an `EpochSampler`."""
         view = EvalTransform(self.model_config.input_size)
-        dataset = DetectionDataset(self.index(split), view, evaluation=True, forgiving=True)
-        return self._loader(dataset, self.train_config.eval_batch_size, shuffle=False)
+        dataset = DetectionDataset(
+            self.index(split), view, evaluation=True, forgiving=True, cache=self.cache_of(split)
+        )
+        return self._loader(dataset, self.train_config.eval_batch_size, shuffle=False, **order)
+
+    @property
+    def on_share(self) -> bool:
+        """Whether the present epoch of fit is evaluated on `early_eval_share` of the images."""
+        trainer = self.trainer
+        return (
+            trainer is not None
+            and trainer.state.fn == "fit"
+            and not trainer.should_stop  # the last weights are judged by all
+            and trainer.current_epoch < self.train_config.epochs_on_share
+        )
+
+    def early_images(self) -> NDArray[np.int64] | None:
+        """Numbers of the valid images that the present epoch is evaluated on; None: of all."""
+        share = self.train_config.early_eval_share
+        if share is None or not self.on_share:
+            return None
+        return stratified_share(self.index("valid"), share, self._seed)
+
+    def cache_of(self, split: str) -> ImageCache | None:
+        """Room for a split's decoded files, where `cache` gives some: train's come first, then
+        valid's. What is evaluated once has none.
+        """
+        most = self.train_config.cache
+        if most is None or split not in ("train", "valid"):
+            return None
+        if split not in self.caches:
+            before = (
+                self.cache_of("train") if split == "valid" and "train" in self._indexes else None
+            )
+            index = self.index(split)
+            sizes = index.sizes if index.tiles is None else index.tiles.sizes
+            processes = self.trainer.world_size if self.trainer else 1
+            left = cache_limit(most, processes) - (before.bytes if before else 0)
+            self.caches[split] = ImageCache(sizes, left)
+        return self.caches[split]
 
     def _loader(
         self, dataset: DetectionDataset, batch_size: int | None = None, **order: Any

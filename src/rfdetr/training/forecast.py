@@ -65,6 +65,7 @@ def disk_need(trainer: pl.Trainer, module: RFDETRModule, folder: Path) -> DiskNe
     if best := find_callback(trainer, BestModelCallback):
         live = not (averaged and module.train_config.validates_average_alone)
         first += weights * (averaged + live + best.safetensors)
+        first += weights * (best.average_best + 2 if best.average_best else 0)  # one more, the mean
     if resume := find_callback(trainer, ResumeCallback):
         first += 2 * state
         kept = max(trainer.max_epochs or 0, 0) // resume.checkpoint_interval

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -91,6 +91,18 @@ def free_memory() -> int:
             used -= _bytes(folder / "memory.stat", "inactive_file")  # a cache that makes room
             free.append(int(most) - used)
     return min(free)
+
+
+def cache_limit(wanted: Literal["ram"] | float, processes: int) -> int:
+    """Bytes that each of so many processes of this machine may keep images in: its share of
+    `wanted` GB, or of half of what is free ("ram").
+    """
+    if wanted != "ram":
+        return int(wanted * 1e9 / processes)
+    try:
+        return free_memory() // 2 // processes
+    except InputError as error:
+        raise InputError(f'cache="ram": {error}; give a number of GB') from error
 
 
 @contextmanager

@@ -218,8 +218,7 @@ class RFDETRModule(pl.LightningModule):
     def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
         found = self.evaluate(batch)
         if self.judges_loss:
-            split = "test" if self.trainer.testing else "val"
-            self.log(f"{split}/loss", self.evaluation_loss, batch_size=len(batch[1]))
+            self.log(f"{self.judging}/loss", self.evaluation_loss, batch_size=len(batch[1]))
         return found
 
     def test_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
@@ -334,6 +333,15 @@ class RFDETRModule(pl.LightningModule):
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
         module.class_names = class_names(file)
         return module.to(map_location)
+
+    @property
+    def judging(self) -> str:
+        """What the names of evaluation's figures start with: "test", "val", or "val_share" in the
+        first epochs with `early_eval_share`.
+        """
+        if self.trainer.testing:
+            return "test"
+        return "val_share" if getattr(self.trainer.datamodule, "on_share", False) else "val"  # type: ignore[attr-defined]
 
     @property
     def judges_loss(self) -> bool:

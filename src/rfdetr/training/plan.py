@@ -14,6 +14,7 @@ from rfdetr.config.fields import size_text
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.report import PAGE
 from rfdetr.training.adapters import adapted, trained_parameters
+from rfdetr.training.best_few import epochs_in_words
 from rfdetr.training.callbacks import (
     BestModelCallback,
     RFDETREMACallback,
@@ -21,7 +22,8 @@ from rfdetr.training.callbacks import (
     UndecodableCallback,
 )
 from rfdetr.training.datamodule import RFDETRDataModule
-from rfdetr.training.forecast import disk_need
+from rfdetr.training.early_evaluation import stratified_share
+from rfdetr.training.forecast import disk_need, in_bytes
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.run_folder import RunFolder, saves
@@ -78,6 +80,8 @@ def training_plan(
         "steps": f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs",
         "time": f"at most {train.minutes:g} min, with the evaluation" if train.minutes else "",
         "repeated": repeated * (once < more),
+        "validation": _validation(datamodule, trainer),
+        "cache": _cached(datamodule),
         "device": f"{trainer.strategy.root_device}, precision {trainer.precision}",
         "averaged weights": "yes" if find_callback(trainer, RFDETREMACallback) else "no",
         "seed": "the checkpoint's" if resumed else str(module.seed),
@@ -115,6 +119,38 @@ def _tiles(datamodule: RFDETRDataModule, split: str) -> str:
     return told + figures * (split == "valid")
 
 
+def _validation(datamodule: RFDETRDataModule, trainer: pl.Trainer) -> str:
+    """What an epoch's evaluation costs: images, sets of weights, and how often."""
+    train, count = datamodule.train_config, len(datamodule.index("valid"))
+    averaged = find_callback(trainer, RFDETREMACallback) is not None
+    both = averaged and not train.validates_average_alone
+    sets = "live and averaged weights" if both else f"{'averaged' if averaged else 'live'} weights"
+    told = f"{count:,} images, {sets}"
+    every = trainer.check_val_every_n_epoch or 1
+    told += f", every {every} epochs" * (every > 1)
+    if train.early_eval_share is not None:
+        early = stratified_share(datamodule.index("valid"), train.early_eval_share, 0)
+        told += (
+            f"; {len(early):,} of them in the first {train.epochs_on_share} epochs (val_share/*)"
+        )
+    few = train.average_best
+    return told + f"; once more at the end: the mean of the best {few}" * bool(few)
+
+
+def _cached(datamodule: RFDETRDataModule) -> str:
+    """How many decoded images the cache has room for; empty without one."""
+    caches = {split: datamodule.cache_of(split) for split in ("train", "valid")}
+    found = {split: cache for split, cache in caches.items() if cache is not None}
+    if not found:
+        return ""
+    fit = " and ".join(f"{cache.count:,} of {cache.all:,} {name}" for name, cache in found.items())
+    size = in_bytes(sum(cache.bytes for cache in found.values()))
+    each = " in each process" * (
+        datamodule.trainer is not None and datamodule.trainer.world_size > 1
+    )
+    return f"room for {fit} images, decoded: {size} of memory{each}"
+
+
 def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
     """What a fit of so many `seconds` has reached and left; empty where it kept nothing or had
     nothing left to train.
@@ -131,7 +167,15 @@ def run_summary(trainer: pl.Trainer, seconds: float) -> Rows:
         smoothed = ", smoothed" * (config.smooth_alpha > 0)
         label = "averaged (EMA)" if best.best_kind == "ema" else "live"
         found = f"{entry['score']:.4f}, {label} weights of epoch {entry['epoch'] + 1:.0f}"
+        few = best.best_few
+        if best.best_kind == "mean" and few:
+            found = f"{entry['score']:.4f}, mean of the weights of {epochs_in_words(few.members)}"
         rows.append((f"best {figure} on valid{smoothed}", found))
+        if few and best.mean_figures:
+            mean, single = best.mean_figures
+            told = "kept" if best.best_kind == "mean" else "not kept: the single one's are the best"
+            row = f"{mean:.4f}, the best single weights {single:.4f}: {told}"
+            rows.append((f"mean of the best {len(few.members)}", row))
     rows += [(split, _figures(metrics)) for split, metrics in best.results.items()]
     for split, metrics in list(best.results.items())[-1:]:
         rated = metrics if metrics.masks is None else metrics.masks

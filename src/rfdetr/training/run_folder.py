@@ -71,7 +71,9 @@ class RunFolder:
         self.views = self.path / "train_views.jpg"
 
     def best(self, kind: str) -> Path:
-        """The best weights of a kind: "regular" (live), "ema" (averaged) or "total" (of both)."""
+        """The best weights of a kind: "regular" (live), "ema" (averaged), "step_120" (of one of the
+        best few evaluations), "mean" (of these) or "total" (of all).
+        """
         return self.path / f"checkpoint_best_{kind}.pth"
 
     def after(self, epochs: int) -> Path:

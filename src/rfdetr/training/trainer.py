@@ -129,7 +129,8 @@ def build_callbacks(config: TrainConfig, use_ema: bool, keeps_files: bool) -> li
         and own.ResumeCallback(
             folder, c.checkpoint_interval, c.checkpoint_every_n_steps, c.checkpoint_every_minutes
         ),
-        keeps_files and own.BestModelCallback(folder, c.run_test, c.save_safetensors),
+        keeps_files
+        and own.BestModelCallback(folder, c.run_test, c.save_safetensors, c.average_best),
         c.batch_size == "auto" and AutoBatchSizeCallback(),  # last: what others hold counts
     ]
     return [callback for callback in chosen if isinstance(callback, pl.Callback)]

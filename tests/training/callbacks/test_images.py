@@ -39,3 +39,22 @@ def test_masks_are_drawn_on_both_halves_where_they_lie(score: float) -> None:
     assert left[100:300, 100].all() and not left[100:300, 300].any()
     assert right[300, 50:300].all() == right.any() == (score > 0.3)
     assert not right[100, 50:300].any()
+
+
+def test_a_rectangle_is_drawn_as_one() -> None:
+    """An object in the lower right quarter of an input of 32 x 64, of an image of 100 x 200."""
+    label = torch.tensor([0])
+    truth = {
+        "boxes": torch.tensor([[0.75, 0.75, 0.5, 0.5]]),
+        "labels": label,
+        "orig_size": torch.tensor([100, 200]),
+    }
+    box = torch.tensor([[100.0, 50.0, 200.0, 100.0]])
+    found = {"boxes": box, "labels": label, "scores": torch.tensor([0.9])}
+    pixels = torch.full((3, 32, 64), 128, dtype=torch.uint8)
+    pair = np.asarray(PredictionImagesCallback()._pair(pixels, truth, found, ["a"])).astype(int)
+    assert pair.shape == (SIDE // 2, 2 * SIDE + 6, 3)
+    for half in (pair[:, :SIDE], pair[:, -SIDE:]):
+        coloured = np.ptp(half, axis=2) > 20
+        assert coloured[110:, SIDE // 2 - 1 : SIDE // 2 + 3].any(axis=1).all()  # the left edge
+        assert not coloured[:70].any() and not coloured[:, :150].any()

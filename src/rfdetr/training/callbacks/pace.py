@@ -53,7 +53,9 @@ class PaceCallback(Callback):
 
     def _start_anew(self) -> None:
         self.validation_seconds = 0.0
-        """Of a validation pass and all else that is done between two epochs; 0: not known."""
+        """Of a validation pass over all images, and what else is done between two epochs; 0: not
+        known."""
+        self._judged = 1.0  # share of the images, in the last pass
         self._updates, self._told = 0, False
         self._seconds, self._pixels, self._images = 0.0, 0, 0  # of the updates after the first ones
         self._batch = (0, 0)  # pixels and images of the update that is going on
@@ -81,7 +83,7 @@ class PaceCallback(Callback):
     ) -> None:
         now = time.monotonic()
         if batch_idx == 0 and self._pause:
-            self.validation_seconds, self._pause = now - self._pause, 0.0
+            self._take_validation(now)
         if batch_idx == 0 or not self._last:
             self._last, self._batch = now, (0, 0)
         count, _, height, width = batch[0].tensors.shape
@@ -109,9 +111,16 @@ class PaceCallback(Callback):
             self._tell(trainer, module, batch)
             self._last = time.monotonic()
 
-    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, module: RFDETRModule) -> None:
         if in_training(trainer):
             self._pause = self._last
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            on_share = getattr(data, "on_share", False)
+            self._judged = module.train_config.early_eval_share or 1.0 if on_share else 1.0
+
+    def _take_validation(self, now: float) -> None:
+        """Notes what a whole pass would have taken."""
+        self.validation_seconds, self._pause = (now - self._pause) / self._judged, 0.0
 
     def update_seconds(self, module: RFDETRModule, largest: bool = False) -> float:
         """Seconds of an update at the mean or the `largest` size of the run; 0: not known."""
@@ -129,12 +138,15 @@ class PaceCallback(Callback):
         """Seconds from the last validation pass to the end: evaluation on test, files and plots."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         best = find_callback(trainer, BestModelCallback)
-        if not (best and best.run_test and isinstance(data, RFDETRDataModule) and data.has_test):
+        if not (best and isinstance(data, RFDETRDataModule)):
             return CLOSING
+        seconds = CLOSING + self.validation_seconds * (best.best_few is not None)
+        if not (best.run_test and data.has_test):
+            return seconds
         with suppress(InputError):  # which the end of the run will tell
             share = len(data.index("test")) / max(len(data.index("valid")), 1)
-            return CLOSING + share * self.validation_seconds
-        return CLOSING
+            return seconds + share * self.validation_seconds
+        return seconds
 
     def _tell(self, trainer: Trainer, module: RFDETRModule, batch: Any) -> None:
         """Logs the forecast, and notes it in the run's record."""
@@ -147,7 +159,10 @@ class PaceCallback(Callback):
         judging = self.validation_seconds
         parts = [f"{forecast.in_time(training)} of training"]
         every = trainer.check_val_every_n_epoch or 1
-        parts += [f"{forecast.in_time(judging)} of validation"] * (judging > 0)
+        sets = "" if self._judges_one(trainer, module) else " of live and averaged weights"
+        if share := module.train_config.early_eval_share:
+            sets += f", {share:g} of it in the first {module.train_config.epochs_on_share} epochs"
+        parts += [f"{forecast.in_time(judging)} of validation{sets}"] * (judging > 0)
         rare = f" (every {every} epochs)" * (every > 1 and judging > 0)
         told = [f"an epoch takes about {' and '.join(parts)}{rare}"]
         told += self._end_in_words(trainer, training, judging)
@@ -180,7 +195,11 @@ class PaceCallback(Callback):
             return []
         epoch = trainer.current_epoch
         done = trainer.fit_loop.batch_idx / max(trainer.num_training_batches, 1)
-        left = (last - epoch - done) * training + (last // every - epoch // every) * judging
+        config: Any = trainer.lightning_module.train_config
+        early = max(config.epochs_on_share // every - epoch // every, 0)
+        whole = last // every - epoch // every - early
+        passes = whole + early * (config.early_eval_share or 1)
+        left = (last - epoch - done) * training + passes * judging
         left += self.closing_seconds(trainer)
         return [f"the end at {forecast.clock_after(left)}, in {forecast.in_time(left)}"]
 
@@ -217,10 +236,15 @@ class PaceCallback(Callback):
                 part.training = training
         pixels = batch[0].tensors[:, 0].numel()
         images = math.ceil(len(data.index("valid")) / trainer.world_size)
-        alone = averaged_model(trainer) is None or module.train_config.validates_average_alone
-        area = math.prod(module.model_config.input_size) * (1 if alone else 2)
+        area = math.prod(module.model_config.input_size)
+        area *= 1 if self._judges_one(trainer, module) else 2
         seconds: float = (time.monotonic() - start) / pixels * area * images
         return seconds
+
+    @staticmethod
+    def _judges_one(trainer: Trainer, module: RFDETRModule) -> bool:
+        """Whether validation evaluates one set of weights, not the live and the averaged ones."""
+        return averaged_model(trainer) is None or module.train_config.validates_average_alone
 
     @staticmethod
     def _wait(trainer: Trainer) -> None:

@@ -18,7 +18,7 @@ from rfdetr.config import variant_name
 from rfdetr.console import duration
 from rfdetr.files import atomic_write
 from rfdetr.training.callbacks.time_limit import TimeLimitCallback
-from rfdetr.training.callbacks.validation import in_training
+from rfdetr.training.callbacks.validation import SHARE, in_training
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.loggers import RunLogger
@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 _SHOWN = {
     **{"train/loss": "loss", "val/mAP_50_95": "mAP", "val/ema_mAP_50_95": "EMA mAP"},
     **{"val/segm_mAP_50_95": "mask mAP", "val/ema_segm_mAP_50_95": "EMA mask mAP"},
+}
+_SHOWN |= {
+    name.replace("val/", SHARE): f"{label} on a share"
+    for name, label in _SHOWN.items()
+    if name.startswith("val/")
 }
 
 
@@ -47,7 +52,7 @@ class RunFilesCallback(Callback):
         self.overwrite = overwrite
         self._folder = RunFolder(output_dir)
         self._record = RunRecord(output_dir)
-        self._started, self._evaluated = 0.0, False
+        self._started, self._evaluated = 0.0, ""  # what the figures' names start with, if any
         self._ended: dict[str, Any] = {}  # the epoch whose record is still to be written
         self._restored: dict[str, Any] = {}
 
@@ -72,7 +77,8 @@ class RunFilesCallback(Callback):
         model, train = module.model_config, module.train_config
         rank_zero_info(f"Effective batch size {effective_batch(train.batch_size, trainer)}")
         self._started = time.monotonic() - self._restored.get("seconds", 0.0)
-        self._evaluated = self._restored.get("evaluated", False)
+        known = self._restored.get("evaluated") or ""
+        self._evaluated = "val/" if known is True else known  # True: an earlier version's
         if not self._writes(trainer):
             return
         self._take_back(trainer)
@@ -94,10 +100,11 @@ class RunFilesCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         self._write_record(trainer)
-        self._started, self._evaluated = time.monotonic(), False
+        self._started, self._evaluated = time.monotonic(), ""
 
-    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        self._evaluated = self._evaluated or in_training(trainer)
+    def on_validation_start(self, trainer: Trainer, module: RFDETRModule) -> None:
+        if in_training(trainer):
+            self._evaluated = f"{module.judging}/"
 
     def on_train_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
@@ -150,7 +157,7 @@ class RunFilesCallback(Callback):
         record, self._ended = self._ended, {}
         if not record or not self._writes(trainer):
             return
-        of_epoch = ("train/", "val/") if self._evaluated else ("train/",)
+        of_epoch = ("train/", self._evaluated) if self._evaluated else ("train/",)
         figures = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()

@@ -15,8 +15,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from rfdetr.evaluation.metrics import Metrics, write_results
-from rfdetr.files import digest_of, link_checkpoint, recorded_digests
+from rfdetr.files import digest_of, link_checkpoint, record_digests, recorded_digests
 from rfdetr.training.adapters import remove_adapters
+from rfdetr.training.best_few import BestFew
 from rfdetr.training.callbacks import validation
 from rfdetr.training.callbacks.averaging import averaged_model
 from rfdetr.training.datamodule import RFDETRDataModule
@@ -39,12 +40,20 @@ class BestModelCallback(Checkpoint):
     At the end the better of both becomes checkpoint_best_total.pth, with `safetensors` also
     checkpoint_best_total.safetensors. The module gets its weights, and its figures on valid and,
     with `run_test`, on a test split of the dataset's own go to results.json and plots.
+
+    With `average_best`, the weights of so many best evaluations are kept too: the averaged ones, if
+    there are any. Their mean is evaluated at the end, and is the best of all if it is no worse.
     """
 
     def __init__(
-        self, output_dir: str | Path, run_test: bool = True, safetensors: bool = False
+        self,
+        output_dir: str | Path,
+        run_test: bool = True,
+        safetensors: bool = False,
+        average_best: int | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.average_best = average_best
         self.run_test, self.safetensors = run_test, safetensors
         self._folder = RunFolder(output_dir)
         self.total_path = self._folder.best("total")
@@ -58,6 +67,10 @@ class BestModelCallback(Checkpoint):
         """Figures of the best weights, by split."""
         self._valid: dict[str, Metrics | None] = {}
         self._unsaved: dict[str, dict[str, Tensor]] = {}  # best weights that are not in files yet
+        few = self.average_best
+        self.best_few = BestFew(self._folder, few) if few else None
+        self.mean_figures: tuple[float, float] | None = None
+        """Of the mean of the best few weights on valid, and of the best single ones."""
         self._ended = False
 
     def setup(self, _: Trainer, __: Any, stage: str) -> None:
@@ -71,13 +84,18 @@ class BestModelCallback(Checkpoint):
 
     @property
     def best_kind(self) -> str | None:
-        """The weights with the higher score, "regular" or "ema"; None before one was chosen."""
+        """The weights with the higher score, "regular" or "ema", or at the end "mean", where
+        that is no worse; None before one was chosen.
+        """
+        if "mean" in self.best:
+            return "mean"
         return max(self.best, key=lambda kind: self.best[kind]["score"], default=None)
 
     def on_validation_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if not validation.in_training(trainer) or not saves(trainer):
             return
-        judge = find_callback(trainer, validation.COCOEvalCallback)
+        if self.best_few and trainer.is_global_zero:
+            self.best_few.remove_others()
         alpha = module.train_config.smooth_alpha
         skips = trainer.current_epoch < module.train_config.skip_best_epochs
         models = {"regular": module.model, "ema": averaged_model(trainer)}
@@ -89,19 +107,35 @@ class BestModelCallback(Checkpoint):
             now = float(found)
             score = alpha * self._smoothed.get(kind, now) + (1 - alpha) * now
             self._smoothed[kind] = score
-            if skips or (kind in self.best and score <= self.best[kind]["score"]):
+            names = [] if skips else self._names_for(kind, score, trainer)
+            if not names:
                 continue
-            self.best[kind] = {"score": score, "epoch": trainer.current_epoch}
-            self._valid[kind] = judge.metrics.get(prefix) if judge else None
+            if kind in names:
+                judge = find_callback(trainer, validation.COCOEvalCallback)
+                self._valid[kind] = judge.metrics.get(prefix) if judge else None
             state = whole_weights(trainer, module) if kind == "regular" else model.state_dict()
             if trainer.is_global_zero:
-                self._unsaved[kind] = state
+                self._unsaved |= dict.fromkeys(names, state)
         try:
             self._save_best(module)
         except OSError as error:
             logger.error("%s; training goes on, and the next evaluation tries again", error)
             for state in self._unsaved.values():  # as it is now, not as training goes on
                 state.update({name: tensor.to("cpu", copy=True) for name, tensor in state.items()})
+
+    def _names_for(self, kind: str, score: float, trainer: Trainer) -> list[str]:
+        """Under which names the present weights of a kind are kept: as its best, among the few."""
+        entry, names = {"score": score, "epoch": trainer.current_epoch}, []
+        if kind not in self.best or score > self.best[kind]["score"]:
+            self.best[kind] = entry
+            names.append(kind)
+        averaged = "regular" if averaged_model(trainer) is None else "ema"
+        if self.best_few and kind == averaged:
+            name = self.best_few.offer(trainer.global_step, entry)
+            names += [name] if name else []
+            kept = {*self.best, *self.best_few.members}
+            self._unsaved = {n: state for n, state in self._unsaved.items() if n in kept}
+        return names
 
     def on_train_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         # Not on_fit_end: by then Lightning has taken the module off its device.
@@ -110,6 +144,7 @@ class BestModelCallback(Checkpoint):
         self._ended = True
         self._save_best(module)
         self._write_total(trainer, module)
+        self._judge_mean(trainer, module)
         best = self._load("total") if trainer.is_global_zero else None
         if best and self.safetensors:
             _save(module, self.total_path.with_suffix(".safetensors"), best)
@@ -131,7 +166,8 @@ class BestModelCallback(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         digests = {kind: recorded_digests(self._folder.best(kind)) for kind in self.best}
-        return {"best": self.best, "files": digests, "smoothed": self._smoothed}
+        state = {"best": self.best, "files": digests, "smoothed": self._smoothed}
+        return state | ({"few": self.best_few.state_dict()} if self.best_few else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the best scores whose files are in this folder, as the checkpoint knew them.
@@ -141,6 +177,8 @@ class BestModelCallback(Checkpoint):
         their score. The file's own digest decides, as checksums.json may be lost.
         """
         self._smoothed = dict(state_dict.get("smoothed", {}))
+        if self.best_few:
+            self.best_few.load_state_dict(state_dict.get("few", {}))
         for kind, entry in state_dict["best"].items():
             path, noted = self._folder.best(kind), state_dict.get("files", {}).get(kind)
             if path.exists() and noted and digest_of(path) not in noted:
@@ -171,6 +209,37 @@ class BestModelCallback(Checkpoint):
             logger.warning(told, self.total_path)
             _save(module, self.total_path, state)
 
+    def _judge_mean(self, trainer: Trainer, module: RFDETRModule) -> None:
+        """Makes the mean of the best few weights the best of all, if valid says it is no worse."""
+        few, data, kind = self.best_few, trainer.datamodule, self.best_kind  # type: ignore[attr-defined]
+        if not (few and kind and isinstance(data, RFDETRDataModule)) or len(few.members) < 2:
+            return
+        remove_adapters(module.detector)
+
+        def judged(weights: dict[str, Tensor] | None) -> Metrics:
+            load_whole_weights(trainer, module, weights)
+            loader = data.evaluation_loader("valid")
+            return validation.evaluate_loader(trainer, module, loader)[0]
+
+        if (single := self._valid.get(kind)) is None:  # of a run that was resumed
+            best = self._load("total") if trainer.is_global_zero else None
+            self._valid[kind] = single = judged(best)
+        mean = few.mean() if trainer.is_global_zero else None
+        found, name = judged(mean), validation.main_figure(module)
+        figures = [of.logged("", per_class=False)[name] for of in (found, single)]
+        self.mean_figures = figures[0], figures[1]
+        path = self._folder.best("mean")
+        if figures[0] < figures[1]:
+            if trainer.is_global_zero:
+                path.unlink(missing_ok=True)  # of an earlier end of this run
+                record_digests(path, [])
+            return
+        last = max(entry["epoch"] for entry in few.members.values())
+        self.best["mean"], self._valid["mean"] = {"score": figures[0], "epoch": last}, found
+        if mean is not None:
+            _save(module, path, mean)
+            link_checkpoint(path, self.total_path)
+
     def _report(self, trainer: Trainer, module: RFDETRModule) -> None:
         """Writes the figures of the best weights, as seen when they were; a resumed run's anew."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -179,7 +248,7 @@ class BestModelCallback(Checkpoint):
         if self.best_kind:
             valid = self._valid.get(self.best_kind)
             if valid is None:
-                loader = datamodule.val_dataloader()
+                loader = datamodule.evaluation_loader("valid")
                 valid = validation.evaluate_loader(trainer, module, loader)[0]
             self.results["valid"] = valid
         if self.run_test and datamodule.has_test:

@@ -74,7 +74,7 @@ class TimeLimitCallback(PaceCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         if self._pause and not self.over:  # validated; else the next update comes first
-            self.validation_seconds = time.monotonic() - self._pause
+            self._take_validation(time.monotonic())
             whole = trainer.num_training_batches / trainer.accumulate_grad_batches
             updates = max(1.0, _LEAST * whole)
             self._watch(trainer, module, updates * self.update_seconds(module, largest=True))

@@ -31,9 +31,10 @@ from rfdetr.training.module import RFDETRModule, data_class_names
 from rfdetr.training.processes import merge_evaluators
 
 LIVE, EMA = "val/", "val/ema_"  # what the figures' names start with
+SHARE = "val_share/"  # of early_eval_share
 TEST, TEST_EMA = "test/", "test/ema_"
 SIDE = 384
-"""Of each half of a picture for the loggers, in pixels."""
+"""The longer one of each half of a picture for the loggers, in pixels."""
 Objects: TypeAlias = Mapping[str, Tensor]  # a target, or the detections of an image
 
 
@@ -43,7 +44,9 @@ class COCOEvalCallback(Callback):
     val/ema_* are the figures of the averaged weights, val/segm_* and val/ema_segm_* those of masks.
     A run may validate its average alone (`eval_ema_only`), and then has no figures without ema_.
     `metrics` holds the last figures in full, by what their logged names start with: "val/",
-    "val/ema_", "test/", "test/ema_". `max_dets` detections per image and class are counted.
+    "val/ema_", "test/", "test/ema_". On a share of the images (`early_eval_share`) names start with
+    val_share/, so that nothing compares them with those of all. `max_dets` detections per image and
+    class are counted.
     """
 
     def __init__(self, max_dets: int = 500, per_class: bool = True) -> None:
@@ -52,7 +55,7 @@ class COCOEvalCallback(Callback):
         self._evaluators: dict[str, CocoEvaluator] = {}
 
     def on_validation_epoch_start(self, trainer: Trainer, module: RFDETRModule) -> None:
-        prefixes = [TEST, TEST_EMA] if trainer.testing else [LIVE, EMA]
+        prefixes = [f"{module.judging}/", f"{module.judging}/ema_"]
         module.judged = ()
         if (average := averaged_model(trainer)) is None:
             del prefixes[1]
@@ -114,14 +117,17 @@ class PredictionImagesCallback(Callback):
     def _pair(
         self, pixels: Tensor, truth: Objects, found: Objects, names: Sequence[str]
     ) -> Image.Image:
-        """The picture of an image (3, H, W), uint8 or normalised floats; each half is square."""
+        """The picture of an image (3, H, W), uint8 or normalised; each half has its shape."""
         if pixels.is_floating_point():
             mean, std = (pixels.new_tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             pixels = (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
-        picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize((SIDE, SIDE))
+        height, width = pixels.shape[1:]
+        size = round(SIDE * width / max(height, width)), round(SIDE * height / max(height, width))
+        picture = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).resize(size)
+        sides = torch.tensor(size * 2, device=pixels.device)
         kept = {name: values[found["scores"] >= self.threshold] for name, values in found.items()}
-        kept["boxes"] = kept["boxes"] * (SIDE / truth["orig_size"].flip(0).repeat(2))
-        there = {**truth, "boxes": cxcywh_to_xyxy(truth["boxes"]) * SIDE}
+        kept["boxes"] = kept["boxes"] * (sides / truth["orig_size"].flip(0).repeat(2))
+        there = {**truth, "boxes": cxcywh_to_xyxy(truth["boxes"]) * sides}
         shown = np.asarray(picture)
         return side_by_side(*(draw_objects(shown, half, names) for half in (there, kept)))
 
