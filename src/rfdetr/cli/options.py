@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from rfdetr.predicting import ExportedDetector
 
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
-_TEXTS = (Path, ModelConfig.model_fields["resolution"].annotation)
-"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width."""
+_TEXTS = (
+    Path,
+    ModelConfig.model_fields["resolution"].annotation,
+    SegmentationTrainConfig.model_fields["augment"].annotation,
+)
+"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width, and
+"steps.yaml" a mapping.
+"""
 _FOLDER = "Folder with the labelled images (COCO or YOLO layout)."
 _FILES = 'Layout: "roboflow" detects COCO and YOLO exports, "coco" is the original COCO layout.'
 _WEIGHTS = "File of weights, or the name of a published one"

@@ -80,10 +80,10 @@ def load_index(
     split: str,
     class_names: Sequence[str] | None = None,
     findings: Findings | None = None,
-    masks: bool = False,
+    masks: bool | None = False,
 ) -> DatasetIndex:
     """Index a split; with `class_names` (those of train, or of a model) labels follow them and must
-    be the same set. `masks` reads outlines too.
+    be the same set. `masks` reads outlines too; None: those that there are, none of which is needed.
 
     Faults of records are raised together, or left in `findings` where these are given.
     """
@@ -91,7 +91,8 @@ def load_index(
         where = f"{layout.dataset_dir}: no {split!r} split in this {layout.format.upper()} dataset"
         looked = f"looked for {' or '.join(SPLITS.get(split, (split,)))}"
         raise DatasetError(f"{where}: {looked}; found {', '.join(layout.splits) or 'none'}")
-    index = build_index(read_split(layout, split, findings, masks), lenient=findings is not None)
+    records = read_split(layout, split, findings, masks is not False)
+    index = build_index(records, lenient=findings is not None, masks=masks)
     names = index.class_names if class_names is None else tuple(class_names)
     return index.with_classes(names, "the model or the train split")
 

@@ -37,7 +37,8 @@ class EpochSampler(Sampler[SampleKey]):
     ones or there are too few images for every rank to have one.
 
     `sizes` is called when an iteration starts, and yields each image's size (height, width) from
-    there on: keys are then (epoch, image, size).
+    there on: keys are then (epoch, image, size). `progress` is called then with the epoch, for the
+    share of the run that is over with it: keys are then (epoch, image, size or None, share).
 
     `files` (length,) are the files of which images are parts. A shuffled epoch goes through them
     `FILES_AT_ONCE` at a time, their parts mixed, so that each is decoded once and not once a part.
@@ -53,6 +54,7 @@ class EpochSampler(Sampler[SampleKey]):
     even: bool = False
     at_least: int = 0
     sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
+    progress: Callable[[int], float] | None = None
     files: NDArray[np.int64] | None = None
     skip: int = 0  # images at the start of the order, of all ranks, that the next iteration omits
 
@@ -86,10 +88,14 @@ class EpochSampler(Sampler[SampleKey]):
                 rounds.append(first + mixed)
             order = np.concatenate(rounds)
         sizes = self.sizes() if self.sizes else None
+        share = self.progress(epoch) if self.progress else None
         for taken in range(self.share_after(skip)):
             position = skip + self.rank + taken * self.world_size
             image = int(order[position % self.total])
-            yield (epoch, image, next(sizes)) if sizes else (epoch, image)
+            if share is not None:
+                yield (epoch, image, next(sizes) if sizes else None, share)
+            else:
+                yield (epoch, image, next(sizes)) if sizes else (epoch, image)
 
 
 class ResumableLoader(DataLoader[Any]):
