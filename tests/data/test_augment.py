@@ -184,8 +184,10 @@ def test_colours_blur_noise_and_compression() -> None:
     assert abs(noise.mean()) < 0.5 and noise.std() == pytest.approx(10, rel=0.05)
     smooth = torch.arange(64, dtype=torch.uint8).mul(3).expand(3, 48, 64)
     assert 0 < (compress(smooth, 30).int() - smooth.int()).abs().max() < 30
-    steps = steps_of("strong") | {name: {**STEPS[name]().model_dump(), "p": 1} for name in
-                                  ("hsv", "brightness_contrast", "blur", "noise", "jpeg")}
+    steps = steps_of("strong") | {
+        name: {**STEPS[name]().model_dump(), "p": 1}
+        for name in ("hsv", "brightness_contrast", "blur", "noise", "jpeg")
+    }
     first, again = (apply_effects(image, steps, np.random.default_rng(5)) for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first, image)
 

@@ -309,7 +309,9 @@ def _checked_step(name: str, given: Any) -> dict[str, Any]:
     if isinstance(given, int | float) and not isinstance(given, bool):
         given = {"p": given}
     if not isinstance(given, Mapping | None):
-        raise InputError(f"{name}: expected its parameters or its probability, found {shown(given)}")
+        raise InputError(
+            f"{name}: expected its parameters or its probability, found {shown(given)}"
+        )
     known = STEPS[name].model_fields
     for parameter in given or ():
         if parameter not in known:

@@ -197,9 +197,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         step = 1 + int(generator.integers(max(count - 1, 1)))
         return first + (image - first + step) % count
 
-    def _add_truth(
-        self, target: Target, image: Tensor, i: int, rows: NDArray[np.int64]
-    ) -> None:
+    def _add_truth(self, target: Target, image: Tensor, i: int, rows: NDArray[np.int64]) -> None:
         """What evaluation asks for beside, of image `i` and its `rows`."""
         index = self.index
         columns = {"iscrowd": index.crowd, "area": index.areas, "boxes_xyxy": index.boxes}

@@ -83,7 +83,7 @@ def load_index(
     masks: bool | None = False,
 ) -> DatasetIndex:
     """Index a split; with `class_names` (those of train, or of a model) labels follow them and must
-    be the same set. `masks` reads outlines too; None: those that there are, none of which is needed.
+    be the same set. `masks` reads outlines too; None: such as there are.
 
     Faults of records are raised together, or left in `findings` where these are given.
     """

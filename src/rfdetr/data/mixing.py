@@ -96,9 +96,7 @@ def blended(view: View, other: View, share: float) -> View:
     return _with_more(view._replace(image=torch.from_numpy(image.numpy().astype(np.uint8))), other)
 
 
-def pasted(
-    view: View, other: View, rng: np.random.Generator, objects: tuple[int, int]
-) -> View:
+def pasted(view: View, other: View, rng: np.random.Generator, objects: tuple[int, int]) -> View:
     """A view with some `objects`, from so many to so many, of another one in front."""
     count = int(rng.integers(objects[0], objects[1] + 1))
     chosen = np.sort(rng.permutation(len(other.labels))[:count])
@@ -164,7 +162,9 @@ def ellipse(box_cxcywh: NDArray[np.float32], height: int, width: int) -> NDArray
 def _box_around(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The relative box (4,) cxcywh of a mask that is not empty."""
     (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis))[[0, -1]] for axis in (1, 0))
-    box = np.array([left + right + 1, top + bottom + 1, 2 * (right + 1 - left), 2 * (bottom + 1 - top)])
+    box = np.array(
+        [left + right + 1, top + bottom + 1, 2 * (right + 1 - left), 2 * (bottom + 1 - top)]
+    )
     around: NDArray[np.float64] = box / 2 / np.array(mask.shape[::-1] * 2)
     return around
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rfdetr.config.fields import input_size
 from rfdetr.data.effects import LUMA, apply_effects
-from rfdetr.data.images import resize
 from rfdetr.data.warp import Outlines, Steps, draw_placement, place_objects, place_pixels
 from rfdetr.geometry.polygons import Crop, Segmentation
 

@@ -102,9 +102,7 @@ def _draw_bend(width: float, height: float, steps: Steps, rng: np.random.Generat
     return bend
 
 
-def place_pixels(
-    image: NDArray[np.uint8], placement: Placement, size: tuple[int, int]
-) -> Tensor:
+def place_pixels(image: NDArray[np.uint8], placement: Placement, size: tuple[int, int]) -> Tensor:
     """The view (3, height, width) uint8 of an image (H, W, 3)."""
     if placement.bent:
         return warp(image, placement.to_view(size), size)
@@ -165,15 +163,17 @@ def warp(image: NDArray[np.uint8], matrix: Matrix, size: tuple[int, int]) -> Ten
     """
     (height, width), bounds = size, image.shape[1::-1]
     limits = np.array(_limits(matrix, size, more=0.0)[:4]).reshape(2, 2)
-    (left, top), (right, bottom) = np.clip(limits + [[-2], [2]], 0, bounds).tolist()
+    (left, top), (right, bottom) = np.clip(limits + np.array([[-2], [2]]), 0, bounds).tolist()
     if left >= right or top >= bottom:
         return torch.full((3, height, width), GRAY, dtype=torch.uint8)
     sides = np.array([right - left, bottom - top])
     wanted = np.ceil(sides * _density(matrix, size) * _DENSITY).astype(np.int64).clip(min=1)
     columns, rows = np.minimum(sides, wanted).tolist()
     part = image[top:bottom, left:right]
-    pixels = resize(part, (rows, columns)) if [columns, rows] != sides.tolist() else (
-        torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)
+    pixels = (
+        resize(part, (rows, columns))
+        if [columns, rows] != sides.tolist()
+        else (torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1))
     )
     # From the view's pixels to the part from -1 to 1, as `grid_sample` counts.
     to_part = homography.scaling(2 / sides[0], 2 / sides[1]) @ homography.shifting(-left, -top)
@@ -198,4 +198,3 @@ def _density(matrix: Matrix, size: tuple[int, int]) -> NDArray[np.float64]:
     slopes = matrix[:2, :2] - view[:, :, None] * matrix[2, :2]  # (5, 2, 2)
     most: NDArray[np.float64] = np.linalg.norm(slopes / depth[:, None, None], axis=1).max(0)
     return most
-

@@ -98,14 +98,18 @@ _READ: dict[str, tuple[dict[str, Any], Callable[..., _Steps]]] = {
         {"shift_limit": 0.0625, "scale_limit": 0.1, "rotate_limit": 45},
         _shift_scale_rotate,
     ),
-    "Perspective": ({"scale": (0.05, 0.1)}, lambda scale: {
-        "perspective": {"strength": _range(scale, 0.0)}
-    }),
+    "Perspective": (
+        {"scale": (0.05, 0.1)},
+        lambda scale: {"perspective": {"strength": _range(scale, 0.0)}},
+    ),
     "RandomBrightnessContrast": (
         {"brightness_limit": 0.2, "contrast_limit": 0.2},
-        lambda brightness_limit, contrast_limit: {"brightness_contrast": {
-            "brightness": _range(brightness_limit), "contrast": _range(contrast_limit)
-        }},
+        lambda brightness_limit, contrast_limit: {
+            "brightness_contrast": {
+                "brightness": _range(brightness_limit),
+                "contrast": _range(contrast_limit),
+            }
+        },
     ),
     "ColorJitter": (
         {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.5},
@@ -113,22 +117,29 @@ _READ: dict[str, tuple[dict[str, Any], Callable[..., _Steps]]] = {
     ),
     "HueSaturationValue": (  # in units of OpenCV: half degrees, and 255 for the whole
         {"hue_shift_limit": 20, "sat_shift_limit": 30, "val_shift_limit": 20},
-        lambda hue_shift_limit, sat_shift_limit, val_shift_limit: {"hsv": {
-            "hue": _scaled(hue_shift_limit, 2),
-            "saturation": _scaled(sat_shift_limit, 1 / 255),
-            "value": _scaled(val_shift_limit, 1 / 255),
-        }},
+        lambda hue_shift_limit, sat_shift_limit, val_shift_limit: {
+            "hsv": {
+                "hue": _scaled(hue_shift_limit, 2),
+                "saturation": _scaled(sat_shift_limit, 1 / 255),
+                "value": _scaled(val_shift_limit, 1 / 255),
+            }
+        },
     ),
     "GaussianBlur": ({"blur_limit": 0, "sigma_limit": (0.5, 3.0)}, _gaussian_blur),
-    "GaussNoise": ({"std_range": (0.2, 0.44)}, lambda std_range: {
-        "noise": {"deviation": tuple(std_range)}
-    }),
-    "ImageCompression": ({"quality_range": (99, 100)}, lambda quality_range: {
-        "jpeg": {"quality": tuple(quality_range)}
-    }),
+    "GaussNoise": (
+        {"std_range": (0.2, 0.44)},
+        lambda std_range: {"noise": {"deviation": tuple(std_range)}},
+    ),
+    "ImageCompression": (
+        {"quality_range": (99, 100)},
+        lambda quality_range: {"jpeg": {"quality": tuple(quality_range)}},
+    ),
     "CoarseDropout": (
-        {"num_holes_range": (1, 2), "hole_height_range": (0.1, 0.2),
-         "hole_width_range": (0.1, 0.2)},
+        {
+            "num_holes_range": (1, 2),
+            "hole_height_range": (0.1, 0.2),
+            "hole_width_range": (0.1, 0.2),
+        },
         _dropout,
     ),
 }
