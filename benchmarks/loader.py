@@ -1,6 +1,6 @@
 """Images a second of RFDETRNano's training loader: 640x480 and 1920x1080 JPEG files, one thread.
 
-python benchmarks/loader.py
+python benchmarks/loader.py [--augment default strong dense]
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import _common
 SIZES = ((640, 480), (1920, 1080))
 
 
-def images_per_second(folder: Path, epochs: int) -> float:
-    """Through the public data module, as training does."""
+def images_per_second(folder: Path, epochs: int, augment: str) -> float:
+    """Through the public data module, as training does in the first of its hundred epochs."""
     from rfdetr.config import RFDETRNanoConfig, TrainConfig
     from rfdetr.training import RFDETRDataModule
 
     train_config = TrainConfig(
-        dataset_dir=str(folder), output_dir=str(folder / "out"), batch_size=4, num_workers=0
+        dataset_dir=str(folder),
+        output_dir=str(folder / "out"),
+        batch_size=4,
+        num_workers=0,
+        augment=augment,
     )
     datamodule: Any = RFDETRDataModule(RFDETRNanoConfig(num_classes=1), train_config)
     datamodule.setup("fit")
@@ -37,7 +41,7 @@ def images_per_second(folder: Path, epochs: int) -> float:
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Median over epochs, for each image size."""
+    """Median over epochs, for each image size and preset."""
     import torch
 
     torch.set_num_threads(1)
@@ -45,7 +49,10 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             _common.write_dataset(Path(folder), images=args.images, size=(width, height), classes=1)
-            result[f"images_per_s_{width}x{height}"] = images_per_second(Path(folder), args.epochs)
+            for augment in args.augment:
+                name = f"_{augment}" * (augment != "default")
+                rate = images_per_second(Path(folder), args.epochs, augment)
+                result[f"images_per_s_{width}x{height}{name}"] = rate
     return result
 
 
@@ -53,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much is measured."""
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--augment", nargs="+", default=["default"], help="presets")
 
 
 if __name__ == "__main__":

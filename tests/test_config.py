@@ -43,8 +43,9 @@ TRAIN_FIELDS = """
     lr_min_factor warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau
     ema_update_interval multi_scale expanded_scales tiles tile_overlap augment color_jitter
     cls_loss_coef bbox_loss_coef giou_loss_coef num_workers prefetch_factor persistent_workers
-    pin_memory seed accelerator sync_bn resume allow_changed_data run_test eval_interval eval_max_dets eval_ema_only
-    eval_base_model compute_val_loss log_per_class_metrics best_model_metric smooth_alpha
+    pin_memory seed accelerator sync_bn resume allow_changed_data run_test eval_interval
+    eval_max_dets eval_ema_only eval_base_model compute_val_loss log_per_class_metrics
+    best_model_metric smooth_alpha
     skip_best_epochs early_stopping early_stopping_patience early_stopping_min_delta
     early_stopping_use_ema checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes
     save_safetensors save_dataset_grids class_names notes overwrite tensorboard wandb mlflow project

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from rfdetr.config.fields import input_size
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.mixing import Size, View, compose
+from rfdetr.data.mixing import Size, View, compose, draw_masks
 from rfdetr.data.transforms import TrainTransform
 from rfdetr.data.warp import Steps
 from rfdetr.geometry.rle import pack_rles
@@ -133,12 +133,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         generator = keyed_generator(self.seed, epoch, number)
         if self.mixing:
 
-            def view_of(k: int, size: Size, outlined: bool) -> View:
+            def view_of(k: int, size: Size, drawn: bool) -> View:
                 if k == 0:
-                    return self._view(i, pixels, generator, size, outlined)[0]
+                    return self._view(i, pixels, generator, size)[0]
                 draw = keyed_generator(self.seed, epoch, number, 2 + k)
                 other, its_pixels, _ = self._decode(self._partner(i, draw))
-                return self._view(other, its_pixels, draw, size, outlined)[0]
+                return self._view(other, its_pixels, draw, size, drawn)[0]
 
             draw = keyed_generator(self.seed, epoch, number, 2)
             size = input_size(size or self.transform.size)
@@ -166,10 +166,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         pixels: NDArray[np.uint8],
         generator: np.random.Generator,
         size: Size | None,
-        outlined: bool = False,
+        drawn: bool = True,
     ) -> tuple[View, NDArray[np.int64]]:
-        """A transformed image, with masks where targets have them or if `outlined` asks for them,
-        and the rows of the index of which its objects are.
+        """A transformed image, its masks `drawn` where targets have them, and the rows of the index
+        of which its objects are.
         """
         index = self.index
         rows = np.arange(*index.offsets[image : image + 2])
@@ -178,14 +178,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             rows = rows[~index.crowd[rows]]
         given = index.outlines_of(image, rows)
         shown = self.transform(pixels, index.boxes[rows], generator, given, size)
-        rows, masks = rows[shown.kept], None
-        if index.outlines is not None and (self.masks or outlined) and not self.transform.own_size:
+        rows, masks, outlines = rows[shown.kept], None, shown.outlines_of(given) if given else ()
+        if index.outlines is not None and drawn and self.masks and not self.transform.own_size:
             height, width = shown.image.shape[-2:]
-            masks = np.zeros((len(rows), height, width), np.bool_)
-            for mask, outline in zip(masks, shown.outlines_of(given), strict=True):
-                if outline is not None:
-                    mask[:] = outline.bitmap(shown.crop, (height, width))
-        return View(shown.image, shown.boxes_cxcywh, index.labels[rows], masks), rows
+            masks = draw_masks(outlines, shown.crop, (height, width))
+        objects = shown.boxes_cxcywh, index.labels[rows], masks
+        return View(shown.image, *objects, outlines, shown.crop), rows
 
     def _partner(self, image: int, generator: np.random.Generator) -> int:
         """Another image to mix with one; of a tile another one of its file, which is decoded."""

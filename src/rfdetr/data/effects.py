@@ -36,6 +36,8 @@ def apply_effects(image: Tensor, steps: Steps, rng: np.random.Generator) -> Tens
         colours, added = colours * (1 + contrast), 255 * brightness - contrast * mean
     if not np.array_equal(colours, np.eye(3)) or added:
         image = recolor(image, colours, added)
+    if steps.keys() & {"blur", "noise"}:
+        image = image.contiguous()  # what was resized has its colours side by side, which is slow
     if is_drawn("blur", steps, rng):
         image = blur(image, rng.uniform(*steps["blur"]["radius"]))
     if is_drawn("noise", steps, rng):
@@ -61,12 +63,11 @@ def hue_and_saturation(degrees: float, saturation: float) -> NDArray[np.float64]
 def recolor(image: Tensor, colours: NDArray[np.float64], added: float) -> Tensor:
     """Each pixel's red, green and blue times `colours` (3, 3), and `added` to all."""
     channels = image.float()
-    return torch.stack(
-        [
-            _as_pixels(sum(channels[i] * factor for i, factor in enumerate(row)) + added)
-            for row in colours.tolist()
-        ]
-    )
+    changed = torch.full_like(channels, added)
+    for out, row in zip(changed, colours.tolist(), strict=True):
+        for channel, factor in zip(channels, row, strict=True):
+            out.add_(channel * factor)
+    return _as_pixels(changed)
 
 
 def blur(image: Tensor, radius: float) -> Tensor:
@@ -90,7 +91,7 @@ def add_noise(image: Tensor, deviation: float, rng: np.random.Generator) -> Tens
     gray levels: a byte of random numbers each.
     """
     table = (_quantiles() * deviation).round().astype(np.int16)
-    noise = table[rng.integers(0, 256, image.shape, np.uint8)]
+    noise = np.take(table, rng.integers(0, 256, image.shape, np.uint8))
     return torch.from_numpy(np.clip(image.numpy() + noise, 0, 255).astype(np.uint8))
 
 
@@ -108,4 +109,4 @@ def compress(image: Tensor, quality: int) -> Tensor:
 
 
 def _as_pixels(values: Tensor) -> Tensor:
-    return torch.from_numpy((values + 0.5).clamp_(0, 255).numpy().astype(np.uint8))
+    return torch.from_numpy(values.add_(0.5).clamp_(0, 255).numpy().astype(np.uint8))

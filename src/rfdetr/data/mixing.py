@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfdetr.data.tiling import LEAST_SHOWN
-from rfdetr.data.warp import GRAY, Steps, is_drawn
+from rfdetr.data.warp import GRAY, Outlines, Steps, is_drawn
+from rfdetr.geometry.polygons import Crop
 
 Size: TypeAlias = tuple[int, int]
 """Height and width, pixels."""
@@ -22,13 +23,16 @@ MIXING = ("mosaic", "copy_paste", "mixup", "cutout")
 class View(NamedTuple):
     """What is made of a training image: pixels at the network's size, and its objects there.
 
-    An object without an outline has an empty mask; `masks` is None where there are none at all.
+    An object without an outline has an empty mask; `masks` is None where they are not drawn, or
+    there are none at all. `outlines` are those of the objects in what `crop` cuts the view out of.
     """
 
     image: Tensor  # (3, height, width) uint8
     boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative
     labels: NDArray[np.int64]  # (n,)
     masks: NDArray[np.bool_] | None  # (n, height, width)
+    outlines: Outlines = ()
+    crop: Crop = Crop(0, 0, 1, 1)
 
 
 def compose(
@@ -38,8 +42,8 @@ def compose(
     size: Size,
     progress: float,
 ) -> View:
-    """A view of `size` made of some: `view_of(k, size, outlined)` is one of the image itself for k
-    0, and of other training images for greater k; `outlined` asks for masks. `progress` is the
+    """A view of `size` made of some: `view_of(k, size, drawn)` is one of the image itself for k 0,
+    and of other training images for greater k, with its masks `drawn` or not. `progress` is the
     share of the run that is over at the end of this epoch.
     """
     steps = {name: step for name, step in steps.items() if progress <= step.get("until", 1)}
@@ -49,13 +53,13 @@ def compose(
         sizes = [(height, width) for height in tall for width in wide]
         own = int(rng.integers(4))  # the quarter of the image itself
         order = [(k - own) % 4 for k in range(4)]
-        view = joined([view_of(k, each, False) for k, each in zip(order, sizes, strict=True)])
+        view = joined([view_of(k, each, True) for k, each in zip(order, sizes, strict=True)])
     else:
-        view = view_of(0, size, False)
+        view = view_of(0, size, True)
     if is_drawn("copy_paste", steps, rng):
-        view = pasted(view, view_of(4, size, True), rng, **_ranges(steps["copy_paste"]))
+        view = pasted(view, view_of(4, size, False), rng, **_ranges(steps["copy_paste"]))
     if is_drawn("mixup", steps, rng):
-        view = blended(view, view_of(5, size, False), rng.uniform(*steps["mixup"]["share"]))
+        view = blended(view, view_of(5, size, True), rng.uniform(*steps["mixup"]["share"]))
     if is_drawn("cutout", steps, rng):
         view = cut_out(view, rng, **_ranges(steps["cutout"]))
     return view
@@ -100,11 +104,12 @@ def pasted(view: View, other: View, rng: np.random.Generator, objects: tuple[int
     """A view with some `objects`, from so many to so many, of another one in front."""
     count = int(rng.integers(objects[0], objects[1] + 1))
     chosen = np.sort(rng.permutation(len(other.labels))[:count])
-    size = other.image.shape[1:]
-    masks = np.zeros((len(chosen), *size), np.bool_) if other.masks is None else other.masks[chosen]
+    height, width = other.image.shape[1:]
+    outlines = [other.outlines[i] for i in chosen.tolist()] if other.outlines else [None] * count
+    masks = draw_masks(outlines[: len(chosen)], other.crop, (height, width))
     shapes = masks.copy()
     for i in np.flatnonzero(~shapes.any((1, 2))).tolist():
-        shapes[i] = ellipse(other.boxes_cxcywh[chosen[i]], *size)
+        shapes[i] = ellipse(other.boxes_cxcywh[chosen[i]], height, width)
     front = shapes.any(0)
     view = hidden(view, front)
     image = torch.where(torch.from_numpy(front), other.image, view.image)
@@ -136,7 +141,8 @@ def hidden(view: View, front: NDArray[np.bool_]) -> View:
     ends = np.concatenate((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), 1)
     edges = np.rint(ends * [width, height, width, height]).astype(np.int64)
     left, top, right, bottom = edges.T
-    sums = np.pad(front, ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # of what lies above and to the left
+    # Of each pixel, how many are covered above and to the left of it.
+    sums = np.pad(front, ((1, 0), (1, 0))).cumsum(0, np.int32).cumsum(1, np.int32)
     covered = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
     shown = 1 - covered / np.maximum((bottom - top) * (right - left), 1)
     masks = view.masks
@@ -149,6 +155,15 @@ def hidden(view: View, front: NDArray[np.bool_]) -> View:
     kept = shown >= LEAST_SHOWN
     masks = None if masks is None else masks[kept]
     return View(view.image, boxes[kept].astype(np.float32), view.labels[kept], masks)
+
+
+def draw_masks(outlines: Outlines, crop: Crop, size: Size) -> NDArray[np.bool_]:
+    """What `crop` shows of `outlines`, as masks (n, height, width) of a view; empty for None."""
+    masks = np.zeros((len(outlines), *size), np.bool_)
+    for mask, outline in zip(masks, outlines, strict=True):
+        if outline is not None:
+            mask[:] = outline.bitmap(crop, size)
+    return masks
 
 
 def ellipse(box_cxcywh: NDArray[np.float32], height: int, width: int) -> NDArray[np.bool_]:

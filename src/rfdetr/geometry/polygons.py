@@ -43,7 +43,10 @@ class Segmentation(NamedTuple):
             x, y = np.flatnonzero(shown.any(0)) + crop.left, np.flatnonzero(shown.any(1)) + crop.top
             box = [x[0], y[0], x[-1] + 1, y[-1] + 1] if len(x) else None
         else:
-            points = np.concatenate([_corner_points(polygon, crop) for polygon in self.polygons])
+            points = np.concatenate(self.polygons)
+            if (points < crop[:2]).any() or (points > crop[2:4]).any():
+                parts = [_corner_points(polygon, crop) for polygon in self.polygons]
+                points = np.concatenate(parts)
             box = [*points.min(0), *points.max(0)] if len(points) else None
         return None if box is None else np.array(box, np.float32)
 
@@ -87,12 +90,12 @@ class Segmentation(NamedTuple):
             shown = self._seen(matrix, size)
             encoded = bytes(coco_masks().encode(np.asfortranarray(shown))["counts"])
             return Segmentation((), encoded, *size) if shown.any() else None
-        part = self.cut(limits)
-        if part is None:
-            return None
-        here = (polygon + limits[:2] for polygon in part.polygons)
+        here, points = self.polygons, np.concatenate(self.polygons)
+        if (points < limits[:2]).any() or (points > limits[2:4]).any():
+            part = self.cut(limits)
+            here = tuple(polygon + limits[:2] for polygon in part.polygons) if part else ()
         moved = tuple(moved_points(matrix, polygon).astype(np.float32) for polygon in here)
-        return Segmentation(moved, b"", *size)
+        return Segmentation(moved, b"", *size) if moved else None
 
     def _seen(self, matrix: Matrix, size: tuple[int, int]) -> NDArray[np.uint8]:
         """The pixels of a view (height, width) whose centre is on one of the object's."""
