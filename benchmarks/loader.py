@@ -1,6 +1,6 @@
 """Images a second of RFDETRNano's training loader: 640x480 and 1920x1080 JPEG files, one thread.
 
-python benchmarks/loader.py
+python benchmarks/loader.py [--augment default strong dense]
 python benchmarks/loader.py --data path/to/bccd-coco --workers 2
 
 Each with and without `cache="ram"`, in turn.
@@ -9,6 +9,7 @@ Each with and without `cache="ram"`, in turn.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -19,16 +20,22 @@ import _common
 SIZES = ((640, 480), (1920, 1080))
 
 
-def images_per_second(folder: Path, epochs: int, workers: int) -> dict[str, float]:
-    """Through the public data module, as training does; the median over epochs."""
+def images_per_second(
+    folder: Path, epochs: int, workers: int, presets: list[str]
+) -> dict[str, float]:
+    """Through the public data module, as training does in the first of its hundred epochs; the
+    median over epochs.
+    """
     from rfdetr.config import RFDETRNanoConfig, TrainConfig
     from rfdetr.training import RFDETRDataModule
 
     loaders: dict[str, Any] = {}
-    for name, cache in (("", None), ("_cached", "ram")):
-        config = TrainConfig(dataset_dir=folder, batch_size=4, num_workers=workers, cache=cache)
-        datamodule = RFDETRDataModule(RFDETRNanoConfig(), config)
-        loaders[name] = datamodule.train_dataloader()
+    for augment, cache in itertools.product(presets, (None, "ram")):
+        config = TrainConfig(
+            dataset_dir=folder, batch_size=4, num_workers=workers, cache=cache, augment=augment
+        )
+        name = f"_{augment}" * (augment != "default") + "_cached" * (cache is not None)
+        loaders[name] = RFDETRDataModule(RFDETRNanoConfig(), config).train_dataloader()
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(1 + epochs):  # the first warms up, and fills the cache
         for name, loader in loaders.items():
@@ -40,14 +47,14 @@ def images_per_second(folder: Path, epochs: int, workers: int) -> dict[str, floa
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Rates for each image size, or of the data that is given."""
+    """Rates for each image size, or of the data that is given, and each preset."""
     import torch
 
     torch.set_num_threads(1)
     result: dict[str, float] = {}
 
     def measure(name: str, folder: Path) -> None:
-        rates = images_per_second(folder, args.epochs, args.workers)
+        rates = images_per_second(folder, args.epochs, args.workers, args.augment)
         result.update({f"images_per_s_{name}{kind}": rates[kind] for kind in rates})
 
     if args.data:
@@ -66,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--data", type=Path, help="a labelled folder, in place of drawn files")
+    parser.add_argument("--augment", nargs="+", default=["default"], help="presets")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def fate_of(call: str, keyword: str) -> str:
         known = {repr(a): f"`{fate.field}={b!r}`" for a, b in fate.values.items() if b}
         same = ", ".join(f"`{value}` is {here}" for value, here in known.items())
         return f"{same}; no other: {fate.instead}"
+    if isinstance(fate, compat.Rewritten):
+        return f"taken: {fate.how}, here `{fate.field}`"
     entries = ", ".join(f"`{entry}`, `{name}` here" for entry, name in fate.fields.items())
     return f"taken: a dict of {entries}"
 

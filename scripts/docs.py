@@ -34,6 +34,7 @@ from rfdetr.config import (
     SegmentationTrainConfig,
     TrainConfig,
 )
+from rfdetr.config.augment import PRESETS, STEPS, steps_of
 from rfdetr.data.findings import RULES
 
 REPOSITORY = Path(__file__).parents[1]
@@ -138,6 +139,33 @@ def findings() -> Iterator[str]:
         yield row(f"`{name}`", severity, rule.meaning, rule.advice)
 
 
+def augment_steps() -> Iterator[str]:
+    """What each step does, with its parameters; the probability is that of all."""
+    yield from ("| step | what it does | parameters, range, default |", "|---|---|---|")
+    for name, step in STEPS.items():
+        told = []
+        for parameter, field in step.model_json_schema()["properties"].items():
+            limits = field.get("prefixItems", [field])[0]
+            least, most = (limits.get(key, limits.get(f"exclusive{key.title()}")) for key in (
+                "minimum", "maximum"))  # fmt: skip
+            if parameter != "p":
+                within = f"{least:g} to {most:g}, {code(field['default'])}"
+                told.append(f"`{parameter}`: {field['description']} ({within})")
+        text = " ".join((step.__doc__ or "").split())
+        yield row(f"`{name}`", text, "<br>".join(told) or "none")
+
+
+def augment_presets() -> Iterator[str]:
+    """The probabilities of the steps of each preset."""
+    steps = {name: steps_of(name) for name in PRESETS}
+    yield row("step", *(f"`{name}`" for name in steps))
+    yield "|---" * (1 + len(steps)) + "|"
+    for name in STEPS:
+        shares = [f"{step[name]['p']:g}" if name in step else "" for step in steps.values()]
+        if any(shares):
+            yield row(f"`{name}`", *shares)
+
+
 def code(value: Any) -> str:
     """A value as Python writes it, in a row."""
     return f"`{value if value is None or isinstance(value, bool) else json.dumps(value)}`"
@@ -155,6 +183,8 @@ INSERTS: dict[str, Callable[[], Iterator[str]]] = {
     "variants": variants,
     "commands": commands,
     "findings": findings,
+    "augment-steps": augment_steps,
+    "augment-presets": augment_presets,
 }
 
 

@@ -28,6 +28,7 @@ from rfdetr.config import (
     SegmentationTrainConfig,
     TrainConfig,
 )
+from rfdetr.datasets import aug_configs
 from rfdetr.errors import InputError, RunError
 from rfdetr.evaluation.evaluator import CocoEvaluator
 from rfdetr.evaluation.run import labels_of
@@ -331,9 +332,77 @@ def test_a_device_that_is_not_here_is_told_before_the_data_is_read(tmp_path: Pat
         RFDETRMini(device="cpu").train(dataset_dir=tmp_path / "gone", device="cuda")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"horizontal_flip": {"p": 0.0}}),
+        (aug_configs.AUG_CONFIG, {"horizontal_flip": {"p": 0.5}}),
+        (
+            aug_configs.AUG_INDUSTRIAL,
+            {
+                "horizontal_flip": {"p": 0.3},
+                "brightness_contrast": {
+                    "p": 0.5, "brightness": [-0.2, 0.2], "contrast": [-0.2, 0.2]
+                },
+                "blur": {"p": 0.3, "radius": [0.8, 0.8]},
+                "noise": {"p": 0.3, "deviation": [0.01, 0.05]},
+            },
+        ),
+        (
+            {"RandomRotate90": {"p": 1}, "HueSaturationValue": {"val_shift_limit": 51}},
+            {
+                "horizontal_flip": {"p": 0.0},
+                "quarter_turn": {"p": 0.75},
+                "hsv": {
+                    "p": 0.5, "hue": [-40, 40], "value": [-0.2, 0.2],
+                    "saturation": pytest.approx([-30 / 255, 30 / 255]),
+                },
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_albumentations_names_are_read_as_steps(given: Any, expected: dict[str, Any]) -> None:
+    assert TrainConfig(dataset_dir="data", aug_config=given).augment == expected
+    assert compat.split_moved({"aug_config": given})[0]["augment"].keys() == expected.keys()
+
+
+def test_every_published_preset_is_read() -> None:
+    presets = {name: value for name, value in vars(aug_configs).items() if name.startswith("AUG_")}
+    read = {
+        name: TrainConfig(dataset_dir="data", aug_config=value).augment
+        for name, value in presets.items()
+    }
+    assert len(read) == 5 and [*read["AUG_AGGRESSIVE"]] == [
+        *("horizontal_flip", "vertical_flip", "rotate", "affine", "hsv", "brightness_contrast")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"HorizontalFlp": {}}, "has no equivalent here: did you mean 'HorizontalFlip'?"),
+        ({"CLAHE": {}}, "'CLAHE' has no equivalent here: read are HorizontalFlip"),
+        (
+            {"Rotate": {"border_mode": 1}},
+            "of border_mode is not read here, only of p, limit",
+        ),
+        ({"Rotate": 3}, "Rotate of 3 is not read here"),
+        ({"Rotate": {"limit": "x"}}, "Rotate.*limit"),
+        (["HorizontalFlip"], "expected a dict of names"),
+        ({"ColorJitter": {}, "HueSaturationValue": {}}, "HueSaturationValue is 'hsv' here"),
+        ({"GaussNoise": {"std_range": (0, 3)}}, "noise.deviation.1: Input should be less"),
+    ],
+)
+def test_what_has_no_equivalent_is_told(given: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        TrainConfig(dataset_dir="data", aug_config=given)
+    with pytest.raises(InputError, match=r"aug_config says augment .* but augment is 'strong'"):
+        TrainConfig(dataset_dir="data", aug_config={}, augment="strong")
+
+
 def test_advice_says_what_to_do_instead() -> None:
-    with pytest.raises(InputError, match=r"aug_config=\{\} .*for none \(\{\}\) or others, .*docs"):
-        compat.split_moved({"aug_config": {}})
+    with pytest.raises(InputError, match=r"optimizer='sgd' .*override .*docs"):
+        compat.split_moved({"optimizer": "sgd"})
     for value in (True, False):
         with pytest.raises(InputError, match=f'^resume: expected "last" .* found {value}'):
             TrainConfig(dataset_dir="data", resume=value)

@@ -28,6 +28,7 @@ from rfdetr.config import (
     adds_masks_to,
     variant_name,
 )
+from rfdetr.config.augment import in_words
 from rfdetr.config.model import EncoderName
 
 MODEL_FIELDS = """
@@ -41,10 +42,10 @@ TRAIN_FIELDS = """
     grad_accum_steps
     lr lr_encoder lr_vit_layer_decay lr_component_decay weight_decay lr_scheduler lr_drop
     lr_min_factor warmup_epochs clip_max_norm drop_path use_ema ema_decay ema_tau
-    ema_update_interval multi_scale expanded_scales tiles tile_overlap color_jitter cls_loss_coef
-    bbox_loss_coef giou_loss_coef num_workers prefetch_factor persistent_workers pin_memory cache
-    seed accelerator sync_bn resume allow_changed_data run_test eval_interval eval_max_dets
-    early_eval_share early_eval_epochs eval_ema_only eval_base_model compute_val_loss
+    ema_update_interval multi_scale expanded_scales tiles tile_overlap augment color_jitter
+    cls_loss_coef bbox_loss_coef giou_loss_coef num_workers prefetch_factor persistent_workers
+    pin_memory cache seed accelerator sync_bn resume allow_changed_data run_test eval_interval
+    eval_max_dets early_eval_share early_eval_epochs eval_ema_only eval_base_model compute_val_loss
     log_per_class_metrics best_model_metric smooth_alpha skip_best_epochs average_best
     early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema
     checkpoint_interval checkpoint_every_n_steps checkpoint_every_minutes save_safetensors
@@ -56,8 +57,9 @@ SEGMENTATION_FIELDS = "mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_r
 # mlflow, project, run), and the encoder's training (freeze_encoder, backbone_lora). 13 more are
 # settings of the published package that change how a run goes, and `minutes` ends one in time.
 # Two are for small objects in large images: tiles, tile_overlap. One takes or merges classes. Four
-# spare time or use it better: cache, early_eval_share, early_eval_epochs, average_best.
-MOST_FIELDS = 101
+# spare time or use it better: cache, early_eval_share, early_eval_epochs, average_best. `augment`
+# names its steps.
+MOST_FIELDS = 102
 
 
 def _train(**settings: Any) -> TrainConfig:
@@ -78,6 +80,42 @@ def test_the_options_are_these_and_within_the_budget() -> None:
     assert list(SegmentationTrainConfig.model_fields) == train + masks
     assert list(ServeConfig.model_fields) == SERVE_FIELDS.split()
     assert len({*model, *train, *masks}) <= MOST_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("augment", "told"),
+    [
+        ("stron", "did you mean 'strong'?; or give a mapping of steps, or a .yaml file"),
+        (5, "expected a preset (default, strong"),
+        ({"rotat": 1}, "no step 'rotat': did you mean 'rotate'?"),
+        ({"preset": "areal"}, "preset 'areal': did you mean 'aerial'?"),
+        ({"rotate": {"degres": 3}}, "rotate has no 'degres': did you mean 'degrees'?"),
+        ({"rotate": {"degrees": [5, -5]}}, "rotate.degrees: expected the smaller number first"),
+        ({"rotate": {"degrees": 400}}, "rotate.degrees.1: Input should be less than"),
+        ({"blur": 1.5}, "blur.p: Input should be less than or equal to 1; found 1.5"),
+        ({"jpeg": True}, "jpeg: expected its parameters or its probability, found True"),
+        ("gone.yaml", "cannot be read as YAML"),
+    ],
+)
+def test_steps_that_cannot_be_are_told_with_the_nearest(augment: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^augment: {re.escape(told)}"):
+        _train(augment=augment)
+
+
+def test_steps_have_one_form_which_files_keep(tmp_path: Path) -> None:
+    path = tmp_path / "steps.yaml"
+    path.write_text("preset: aerial\nquarter_turn: 0.1\nrotate: {degrees: 5}\nmosaic:\n")
+    config = _train(augment=path)
+    assert isinstance(config.augment, dict)
+    assert config.augment["rotate"] == {"p": 0.5, "degrees": [-5.0, 5.0]}
+    assert config.augment["quarter_turn"] == {"p": 0.1}
+    assert config.augment["mosaic"]["until"] == 0.85
+    again = TrainConfig(**json.loads(config.model_dump_json()))
+    assert again.augment == config.augment == _train(augment=str(path)).augment
+    assert in_words(config.augment).startswith("own steps: crop 0.5, horizontal_flip 0.5, vert")
+    assert in_words("dense").endswith(
+        "mosaic 0.5 until 85%, copy_paste 0.3 until 85%, mixup 0.3 until 50%"
+    )
 
 
 @pytest.mark.parametrize("config", [ModelConfig, SegmentationTrainConfig, ServeConfig])

@@ -8,16 +8,18 @@ takes it, and has one of these fates; none is dropped without a word:
     Moved       handed on to the model's configuration, to the trainer, or to another name
     Unpacked    a dict whose entries are fields here
     Translated  a field here has another name for each of its values
+    Rewritten   a field here says the same in another form
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal, NamedTuple
 
 from rfdetr.checks import short
+from rfdetr.datasets.albumentations import steps_from
 from rfdetr.errors import InputError
 
 
@@ -59,16 +61,20 @@ class Translated(NamedTuple):
     instead: str
 
 
-Fate = Constant | Harmless | Moved | Unpacked | Translated
+class Rewritten(NamedTuple):
+    """The field that says the same, and what makes its value of the keyword's."""
+
+    field: str
+    rewrite: Callable[[Any], Any]
+    how: str
+
+
+Fate = Constant | Harmless | Moved | Unpacked | Translated | Rewritten
 
 _NO_KEYPOINTS = "keypoint models are not part of this package"
 _BUILT_SO = "the network is built so and its published weights need it"
 _OPTIMIZER = "override RFDETRModule.configure_optimizers (docs/custom-training.md)"
 _LOSSES = "override RFDETRModule.compute_losses (docs/custom-training.md)"
-_AUGMENT = (
-    "color_jitter= changes colours (0: not at all); flips and crops are part of the recipe: for "
-    "none ({}) or others, give your own train_dataloader (docs/custom-training.md)"
-)
 _NO_HALF = 'weights are float32, and dtype="bfloat16" (OpenVINO) is the fast arithmetic'
 
 MODEL: dict[str, Fate] = {
@@ -167,7 +173,7 @@ TRAIN: dict[str, Fate] = {
     "lr_scheduler_interval": Constant(("step",), "schedules here move with each step"),
     "square_resize_div_64": Constant((True,), "images are stretched to the resolution"),
     "scale_jitter": Constant((True,), "crops of several scales are part of the recipe"),
-    "aug_config": Constant((None, {"HorizontalFlip": {"p": 0.5}}), _AUGMENT),
+    "aug_config": Rewritten("augment", steps_from, "a dict of Albumentations' names and arguments"),
     "augmentation_backend": Harmless("cpu", "the loader's processes augment"),
     "keypoint_flip_pairs": Constant(([], ()), _NO_KEYPOINTS),
     "keypoint_oks_sigmas": Constant((None,), _NO_KEYPOINTS),
@@ -244,6 +250,9 @@ def absorb(settings: Mapping[str, Any], fates: Mapping[str, Fate]) -> dict[str, 
             left |= _unpacked(
                 name, _translated(name, value, fate), {fate.field: fate.field}, settings
             )
+        if isinstance(fate, Rewritten) and value is not None:
+            new = {fate.field: fate.rewrite(value)}
+            left |= _unpacked(name, new, {fate.field: fate.field}, settings)
         if fate is None or isinstance(fate, Moved):
             left[name] = value
     if ignored:

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 _TEXTS = (
     *(Path, ModelConfig.model_fields["resolution"].annotation),
-    SegmentationTrainConfig.model_fields["classes"].annotation,
+    *(SegmentationTrainConfig.model_fields[name].annotation for name in ("classes", "augment")),
 )
-"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width."""
+"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width, and
+"steps.yaml" a mapping.
+"""
 _FOLDER = "Folder with the labelled images (COCO, YOLO, VOC, LabelMe, CVAT, Label Studio)."
 _FILES = 'Layout: "roboflow" detects it, "coco" is the original COCO layout.'
 _WEIGHTS = "File of weights, or the name of a published one"

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from rfdetr import compat
 from rfdetr.checks import check_path
-from rfdetr.config import fields
+from rfdetr.config import augment, fields
 from rfdetr.config.fields import NonNegativeFloat, PathText, PositiveFloat, PositiveInt
 from rfdetr.errors import InputError
 
@@ -88,6 +88,9 @@ class TrainConfig(fields.StrictConfig):
     network's input; None or False: on whole images."""
     tile_overlap: fields.Overlap = 0.2
     """Share of a tile's sides at least that the next one shows too; best: the usual object's."""
+    augment: str | dict[str, Any] = "default"
+    """Steps that change training images beside the recipe: "default" (none), "strong", "aerial",
+    "industrial", "dense", a mapping of steps, or a YAML file of one."""
     color_jitter: fields.UnitIntervalBelow1 = 0.2
     """Largest relative change of brightness, contrast, saturation in training; 0: none."""
     cls_loss_coef: NonNegativeFloat = 1.0
@@ -199,6 +202,11 @@ class TrainConfig(fields.StrictConfig):
             return fields.as_folders("dataset_dir", value)
         return check_path("output_dir", value) if isinstance(value, str | os.PathLike) else value
 
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _check_steps(cls, value: Any) -> Any:
+        return augment.checked(value)
+
     @field_validator("resume", mode="before")
     @classmethod
     def _say_which(cls, value: Any) -> Any:
@@ -301,6 +309,7 @@ class TrainSettings(TypedDict, total=False):
     expanded_scales: bool
     tiles: bool | int | tuple[int, int] | None
     tile_overlap: float
+    augment: PathLike | Mapping[str, Any]
     color_jitter: float
     cls_loss_coef: float
     bbox_loss_coef: float

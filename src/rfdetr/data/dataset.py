@@ -19,14 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from rfdetr.config.fields import input_size
 from rfdetr.data.cache import ImageCache
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.transforms import Outlines, TrainTransform, Transformed
+from rfdetr.data.mixing import Size, View, compose, draw_masks
+from rfdetr.data.transforms import TrainTransform
+from rfdetr.data.warp import Steps
 from rfdetr.geometry.rle import pack_rles
 
-SampleKey: TypeAlias = "int | tuple[int, int] | tuple[int, int, tuple[int, int]]"
-"""An image; an epoch and an image; or an epoch, an image and the height and width of its input."""
+SampleKey: TypeAlias = (
+    "int | tuple[int, int] | tuple[int, int, Size | None] | tuple[int, int, Size | None, float]"
+)
+"""An image; an epoch and an image; then the height and width of its input, if they are its own, and
+the share of the run that is over with the epoch."""
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +95,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     The epoch and the size travel in the key, so workers that live through many epochs need no
     message when one ends. In a key with an epoch, numbers go on past the last image: n + i of n
     images is image i, transformed in another way. Where there are `sizes` (height, width), an image
-    draws its own of these instead. Crowd boxes are in `evaluation` targets only.
+    draws its own of these instead. Crowd boxes are in `evaluation` targets only; masks only with
+    `masks`, for an index with outlines.
+
+    `mixing` steps make a sample of several images. Which, and what is drawn for them, depends on
+    the sample's key too; the images of tiles are parts of one file.
 
     With `forgiving`, an image that cannot be decoded is no error. Training gets the next one that
     can, in the order of the index, with its own objects; evaluation gets a gray image, so that its
@@ -101,6 +111,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     _: KW_ONLY
     seed: int = 0
     sizes: Sequence[tuple[int, int]] = ()
+    mixing: Steps = field(default_factory=dict)
+    masks: bool = True
     evaluation: bool = False
     forgiving: bool = False
     cache: ImageCache | None = None  # of the files
@@ -113,36 +125,88 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         if isinstance(key, int) and not 0 <= key < len(self):
             raise IndexError(f"image {key} of a split of {len(self)}")
-        epoch, number, size = (0, key, None) if isinstance(key, int) else (*key, None)[:3]
-        wanted, index = number % len(self), self.index
+        given = (0, key) if isinstance(key, int) else key
+        epoch, number, size, progress = (*given, *(None, 0.0)[len(given) - 2 :])
+        wanted = number % len(self)
         i, pixels, readable = self._decode(wanted)
-        rows = np.arange(*index.offsets[i : i + 2])
-        if not self.evaluation:
-            pixels = self._without_slivers(pixels, rows)
-            rows = rows[~index.crowd[rows]]
-        outlines = index.outlines_of(i, rows)
-        generator = keyed_generator(self.seed, epoch, number)
         if self.sizes:  # a generator of its own: crop and colours are as without
             draw = keyed_generator(self.seed, epoch, number, 1)
             size = self.sizes[int(draw.integers(len(self.sizes)))]
-        shown = self.transform(pixels, index.boxes[rows], generator, outlines, size)
+        generator = keyed_generator(self.seed, epoch, number)
+        if self.mixing:
+
+            def view_of(k: int, size: Size, drawn: bool) -> View:
+                if k == 0:
+                    return self._view(i, pixels, generator, size)[0]
+                draw = keyed_generator(self.seed, epoch, number, 2 + k)
+                other, its_pixels, _ = self._decode(self._partner(i, draw))
+                return self._view(other, its_pixels, draw, size, drawn)[0]
+
+            draw = keyed_generator(self.seed, epoch, number, 2)
+            size = input_size(size or self.transform.size)
+            view, rows = compose(view_of, self.mixing, draw, size, progress), np.empty(0, np.int64)
+        else:
+            view, rows = self._view(i, pixels, generator, size)
         target = Target(
-            labels=torch.from_numpy(index.labels[rows][shown.kept]),
-            boxes=torch.from_numpy(shown.boxes_cxcywh),
-            image_id=torch.tensor(int(index.image_ids[i])),
+            labels=torch.from_numpy(view.labels),
+            boxes=torch.from_numpy(view.boxes_cxcywh),
+            image_id=torch.tensor(int(self.index.image_ids[i])),
             orig_size=torch.tensor(pixels.shape[:2]),
         )
         if self.evaluation:
-            columns = {"iscrowd": index.crowd, "area": index.areas, "boxes_xyxy": index.boxes}
-            for name, column in columns.items():
-                target[name] = torch.from_numpy(column[rows][shown.kept])
-            if not self.transform.own_size:
-                target["tone"] = tone(shown.image)
-        if index.outlines is not None:
-            self._add_masks(target, shown, [outlines[at] for at in np.flatnonzero(shown.kept)])
+            self._add_truth(target, view.image, i, rows)
+        if view.masks is not None:
+            target["masks"] = torch.from_numpy(view.masks)
+            target["has_mask"] = torch.from_numpy(view.masks.any((1, 2)))
         if not readable:
             target["undecodable"] = torch.tensor([wanted, len(self)])
-        return shown.image, target
+        return view.image, target
+
+    def _view(
+        self,
+        image: int,
+        pixels: NDArray[np.uint8],
+        generator: np.random.Generator,
+        size: Size | None,
+        drawn: bool = True,
+    ) -> tuple[View, NDArray[np.int64]]:
+        """A transformed image, its masks `drawn` where targets have them, and the rows of the index
+        of which its objects are.
+        """
+        index = self.index
+        rows = np.arange(*index.offsets[image : image + 2])
+        if not self.evaluation:
+            pixels = self._without_slivers(pixels, rows)
+            rows = rows[~index.crowd[rows]]
+        given = index.outlines_of(image, rows)
+        shown = self.transform(pixels, index.boxes[rows], generator, given, size)
+        rows, masks, outlines = rows[shown.kept], None, shown.outlines_of(given) if given else ()
+        if index.outlines is not None and drawn and self.masks and not self.transform.own_size:
+            height, width = shown.image.shape[-2:]
+            masks = draw_masks(outlines, shown.crop, (height, width))
+        objects = shown.boxes_cxcywh, index.labels[rows], masks
+        return View(shown.image, *objects, outlines, shown.crop), rows
+
+    def _partner(self, image: int, generator: np.random.Generator) -> int:
+        """Another image to mix with one; of a tile another one of its file, which is decoded."""
+        first, count = 0, len(self)
+        if (tiles := self.index.tiles) is not None:
+            ends = np.searchsorted(tiles.files, tiles.files[image] + np.array([0, 1])).tolist()
+            if ends[1] - ends[0] > 1:
+                first, count = ends[0], ends[1] - ends[0]
+        step = 1 + int(generator.integers(max(count - 1, 1)))
+        return first + (image - first + step) % count
+
+    def _add_truth(self, target: Target, image: Tensor, i: int, rows: NDArray[np.int64]) -> None:
+        """What evaluation asks for beside, of image `i` and its `rows`."""
+        index = self.index
+        columns = {"iscrowd": index.crowd, "area": index.areas, "boxes_xyxy": index.boxes}
+        target.update((name, torch.from_numpy(values[rows])) for name, values in columns.items())
+        if not self.transform.own_size:
+            target["tone"] = tone(image)
+        if index.outlines is not None:
+            outlines = index.outlines_of(i, rows)
+            target.update(pack_rles([outline.to_rle() if outline else b"" for outline in outlines]))
 
     def _decode(self, wanted: int) -> tuple[int, NDArray[np.uint8], bool]:
         """Number and pixels of an image, True; or of what stands for it, False."""
@@ -201,18 +265,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             (left, top), (right, bottom) = self.index.boxes[row].reshape(2, 2).round().astype(int)
             hidden[top:bottom, left:right] = tiles.slivers[row]
         return np.where(hidden[..., None], np.uint8(128), pixels)
-
-    def _add_masks(self, target: Target, shown: Transformed, outlines: Outlines) -> None:
-        if not self.transform.own_size:
-            height, width = shown.image.shape[-2:]
-            masks = np.zeros((len(outlines), height, width), np.bool_)
-            for mask, outline in zip(masks, outlines, strict=True):
-                if outline is not None:
-                    mask[:] = outline.bitmap(shown.crop, (height, width))
-            target["masks"] = torch.from_numpy(masks)
-            target["has_mask"] = torch.from_numpy(masks.any((1, 2)))
-        if self.evaluation:
-            target.update(pack_rles([outline.to_rle() if outline else b"" for outline in outlines]))
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> tuple[NestedTensor, list[Target]]:

@@ -151,12 +151,13 @@ class DatasetIndex:
 
 
 def build_index(
-    records: SplitRecords, *, lenient: bool = False, masks: bool = True
+    records: SplitRecords, *, lenient: bool = False, masks: bool | None = True
 ) -> DatasetIndex:
     """Check the image files, bring boxes to pixels inside their upright image, order them by image.
 
     Errors of the records and of the files are raised; `lenient` leaves them, and what they are
-    about, to the caller. Without `masks`, objects without an outline are no findings.
+    about, to the caller. Without `masks`, objects without an outline are no findings. With None, no
+    outlines are: unsound ones are left out.
     """
     table, image = records.boxes, records.boxes["image"]
     sizes, turns = _read_sizes(records)
@@ -305,10 +306,11 @@ def _usable_outlines(
     records: SplitRecords,
     boxes: NDArray[np.float32],
     bounds: NDArray[np.float32],
-    tell_missing: bool,
+    masks: bool | None,
 ) -> Segmentations:
     """Segmentations in pixels; those whose `bounds` (M, 4) show another place than their box,
-    inside the images, are findings, and so are the objects without one, if it is to be told.
+    inside the images, are findings, and so are the objects without one, where `masks` are needed;
+    None: they are left out, and nothing is told.
     """
     table, findings, recorder = records.boxes, records.findings, records.outlines
     sizes = records.images["size"][table["image"]]
@@ -322,11 +324,13 @@ def _usable_outlines(
             box, outline = (", ".join(f"{x:g}" for x in sides[row]) for sides in (boxes, bounds))
             return records.describe_box(row, f"box x1 y1 x2 y2 {box}, outline {outline}")
 
+        if masks is None:
+            return replace(outlines, entries=np.where(elsewhere, -1, outlines.entries))
         findings.add_rows({"outline-apart": elsewhere}, describe)
         if elsewhere.sum() >= _PATTERN and elsewhere.sum() > _MOST * shown.sum():
             found = f"{elsewhere.sum()} of {shown.sum()} objects"
             findings.add("outlines-apart", records.source, "", found)
-    without = np.flatnonzero((outlines.entries < 0) & tell_missing)
+    without = np.flatnonzero((outlines.entries < 0) & bool(masks))
     none = ("outline-missing", "no outline")
     faults = [recorder.faults.get(entry, none) for entry in table["outline"][without].tolist()]
     for row, (rule, found) in zip(without.tolist(), faults, strict=True):

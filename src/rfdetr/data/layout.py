@@ -110,7 +110,7 @@ def load_index(
     masks: bool | None = False,
 ) -> DatasetIndex:
     """Index a split; with `class_names` (those of train, or of a model) labels follow them and must
-    be the same set. `masks` reads outlines too, which objects must have; None: if they do.
+    be the same set. `masks` reads outlines too, which objects must have; None: such as there are.
 
     Faults of records are raised together, or left in `findings` where these are given.
     """
@@ -119,7 +119,7 @@ def load_index(
         looked = f"looked for {' or '.join(SPLITS.get(split, (split,)))}"
         raise DatasetError(f"{where}: {looked}; found {', '.join(layout.splits) or 'none'}")
     records = read_split(layout, split, findings, masks is not False)
-    index = build_index(records, lenient=findings is not None, masks=masks is True)
+    index = build_index(records, lenient=findings is not None, masks=masks)
     names = index.class_names if class_names is None else tuple(class_names)
     return index.with_classes(names, "the model or the train split")
 

@@ -37,7 +37,8 @@ class EpochSampler(Sampler[SampleKey]):
     ones or there are too few images for every rank to have one.
 
     `sizes` is called when an iteration starts, and yields each image's size (height, width) from
-    there on: keys are then (epoch, image, size).
+    there on: keys are then (epoch, image, size). `progress` is called then with the epoch, for the
+    share of the run that is over with it: keys are then (epoch, image, size or None, share).
 
     `taken` are pairs (images, of which so many an epoch) of consecutive parts of the data, which
     together have `length` an epoch: each epoch draws them anew. `chosen` is called when an
@@ -57,6 +58,7 @@ class EpochSampler(Sampler[SampleKey]):
     even: bool = False
     at_least: int = 0
     sizes: Callable[[], Iterator[tuple[int, int]]] | None = None
+    progress: Callable[[int], float] | None = None
     files: NDArray[np.int64] | None = None
     taken: Sequence[tuple[int, int]] = ()
     chosen: Callable[[], NDArray[np.int64] | None] | None = None
@@ -87,11 +89,15 @@ class EpochSampler(Sampler[SampleKey]):
         order = np.arange(self.total) if chosen is None else chosen
         order = self._shuffled(epoch) if self.shuffle else order
         sizes = self.sizes() if self.sizes else None
+        share = self.progress(epoch) if self.progress else None
         even = self.even or len(order) < self.world_size
         for taken in range(self._share_of(len(order) - skip, even)):
             position = skip + self.rank + taken * self.world_size
             image = int(order[position % len(order)])
-            yield (epoch, image, next(sizes)) if sizes else (epoch, image)
+            if share is not None:
+                yield (epoch, image, next(sizes) if sizes else None, share)
+            else:
+                yield (epoch, image, next(sizes)) if sizes else (epoch, image)
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:
         """The images of an epoch in its order; those of rounds after the first have numbers that go

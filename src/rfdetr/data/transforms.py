@@ -1,49 +1,55 @@
 """Transforms: upright RGB pixels and boxes in, a uint8 tensor of one size and relative boxes out.
 
-A transform first draws one crop of the original image. Then pixels are cut out and resampled once,
-and boxes and outlines move by arithmetic. The published recipe resizes, crops and resizes again:
-its intermediate pictures are never made.
+A transform first draws one crop of the original image, and what the other geometric steps do. Then
+pixels are cut out and resampled once, and boxes and outlines move by arithmetic. The published
+recipe resizes, crops and resizes again: its intermediate pictures are never made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rfdetr.data.images import resize
+from rfdetr.config.fields import input_size
+from rfdetr.data.effects import LUMA, apply_effects
+from rfdetr.data.warp import Outlines, Steps, draw_placement, place_objects, place_pixels
 from rfdetr.geometry.polygons import Crop, Segmentation
 
-# The published recipe: mirror the image or not, then draw one row of the table.
-FLIPPED = 0.5  # probability
-RECIPE = (
-    # probability, short side scaled to one of, height and width cut out at that scale (pixels)
-    (0.5, None, None),  # the whole image
-    (0.5, (400, 500, 600), (384, 600)),  # each drawn from 384 to 600
-)
-_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
-
-Outlines: TypeAlias = Sequence[Segmentation | None]
-"""One for each box, None where a box has none; empty where outlines are not wanted."""
+RECIPE: Steps = {"horizontal_flip": {"p": 0.5}, "crop": {"p": 0.5}}
+"""The published steps. A crop scales the short side to one of `SHORT_SIDES` and cuts out a height
+and a width, each drawn from `CROP_SIDES`; all in pixels."""
+SHORT_SIDES, CROP_SIDES = (400, 500, 600), (384, 600)
 
 
 class Transformed(NamedTuple):
-    """A network input and its boxes; `kept` says which of the given boxes these are."""
+    """A network input and its boxes; `kept` says which of the given boxes these are.
+
+    `crop` cuts the view out of the image; or, where there are `outlines`, out of what these n are
+    in.
+    """
 
     image: Tensor  # (3, height, width) uint8
     boxes_cxcywh: NDArray[np.float32]  # (n, 4), relative to the crop
     kept: NDArray[np.bool_]  # of each given box
     crop: Crop
+    outlines: Sequence[Segmentation | None] | None = None
+
+    def outlines_of(self, given: Outlines) -> Outlines:
+        """Outlines of the n boxes, in what `crop` is of, of those `given` to the transform."""
+        kept = np.flatnonzero(self.kept).tolist()
+        return [given[at] for at in kept] if self.outlines is None else self.outlines
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The published recipe; with `color_jitter`, other brightness, contrast and saturation as well.
+    """The published recipe; with `color_jitter`, other brightness, contrast and saturation as well;
+    or other `steps` of a single image.
 
     A call takes an image (H, W, 3) uint8 and its boxes (m, 4) xyxy in pixels, and draws from `rng`.
     Its `size` in pixels, (height, width) or the side of a square, is for this image alone: that of
@@ -52,6 +58,7 @@ class TrainTransform:
 
     size: int | tuple[int, int]  # (height, width), or the side of a square, pixels
     color_jitter: float = 0.0  # from 0 to 1, see `jitter_color`
+    steps: Steps = field(default_factory=lambda: RECIPE)
     _draws_crop: ClassVar[bool] = True
     own_size: ClassVar[bool] = False
 
@@ -64,14 +71,19 @@ class TrainTransform:
         size: int | tuple[int, int] | None = None,
     ) -> Transformed:
         height, width = image.shape[:2]
-        crop = draw_crop(height, width, rng) if self._draws_crop else Crop(0, 0, width, height)
-        boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
-        shown = image[crop.top : crop.bottom, crop.left : crop.right]
-        pixels = resize(shown, size or self.size)
-        pixels = pixels.flip(-1) if crop.flipped else pixels
+        steps = self.steps if self._draws_crop else {}
+        crop = draw_crop(height, width, rng, steps) if steps else Crop(0, 0, width, height)
+        wanted, moved = input_size(size or self.size), None
+        placement = draw_placement(crop, steps, rng)
+        pixels = place_pixels(image, placement, wanted)
+        if placement.plain:
+            boxes, kept = move_boxes(boxes_xyxy, crop, outlines)
+        else:
+            matrix, crop = placement.to_view(wanted), Crop(0, 0, wanted[1], wanted[0])
+            boxes, kept, moved = place_objects(boxes_xyxy, outlines, matrix, wanted)
         if self.color_jitter:
             pixels = jitter_color(pixels, self.color_jitter, rng)
-        return Transformed(pixels, boxes, kept, crop)
+        return Transformed(apply_effects(pixels, steps, rng), boxes, kept, crop, moved)
 
 
 class EvalTransform(TrainTransform):
@@ -102,22 +114,19 @@ class OwnSizeTransform(TrainTransform):
         return Transformed(torch.from_numpy(image).permute(2, 0, 1), boxes, kept, crop)
 
 
-def draw_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
-    """A crop of an image (height, width), drawn by `RECIPE`, in the image's own pixels."""
-    flipped = rng.random() < FLIPPED
-    share = rng.random()
-    for row in RECIPE:
-        share -= row[0]
-        if share < 0:
-            break
-    _probability, short_sides, crop_sides = row
-    if short_sides is None or crop_sides is None:
+def draw_crop(height: int, width: int, rng: np.random.Generator, steps: Steps = RECIPE) -> Crop:
+    """A crop of an image (height, width), mirrored or not, drawn by the recipe's two `steps`, in
+    the image's own pixels. Two numbers are drawn for them even where they are off.
+    """
+    flips, crops = (steps.get(name, {"p": 0.0})["p"] for name in ("horizontal_flip", "crop"))
+    flipped = rng.random() < flips
+    if rng.random() < 1 - crops:
         return Crop(0, 0, width, height, flipped)
-    scale = int(rng.choice(short_sides)) / min(height, width)
+    scale = int(rng.choice(SHORT_SIDES)) / min(height, width)
     spans = []  # first pixel and the one past the last, from top to bottom and from left to right
     for side in (height, width):
         scaled = round(side * scale)
-        length = int(rng.integers(crop_sides[0], min(scaled, crop_sides[1]) + 1))
+        length = int(rng.integers(CROP_SIDES[0], min(scaled, CROP_SIDES[1]) + 1))
         start = int(rng.integers(0, scaled - length + 1))
         first = min(round(start / scale), side - 1)
         spans.append((first, min(max(round((start + length) / scale), first + 1), side)))
@@ -160,7 +169,7 @@ def jitter_color(image: Tensor, strength: float, rng: np.random.Generator) -> Te
     Values are rounded one by one, so the result does not depend on the number of threads.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
-    luma = torch.tensor(_LUMA, dtype=torch.float32)
+    luma = torch.tensor(LUMA, dtype=torch.float32)
     mean_gray = (image[:, ::4].double().mean((1, 2)) @ luma.double()).item()
     colors = image.float()
     red, green, blue = brightness * contrast * (1 - saturation) * luma

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rfdetr.geometry.homography import Matrix, moved_points
 from rfdetr.geometry.rle import coco_masks, rle_dict
 
 
@@ -42,7 +43,10 @@ class Segmentation(NamedTuple):
             x, y = np.flatnonzero(shown.any(0)) + crop.left, np.flatnonzero(shown.any(1)) + crop.top
             box = [x[0], y[0], x[-1] + 1, y[-1] + 1] if len(x) else None
         else:
-            points = np.concatenate([_corner_points(polygon, crop) for polygon in self.polygons])
+            points = np.concatenate(self.polygons)
+            if (points < crop[:2]).any() or (points > crop[2:4]).any():
+                parts = [_corner_points(polygon, crop) for polygon in self.polygons]
+                points = np.concatenate(parts)
             box = [*points.min(0), *points.max(0)] if len(points) else None
         return None if box is None else np.array(box, np.float32)
 
@@ -77,6 +81,34 @@ class Segmentation(NamedTuple):
         )
         kept = tuple(polygon for polygon in clipped if len(polygon) > 2)
         return Segmentation(kept, b"", height, width) if kept else None
+
+    def moved(self, matrix: Matrix, size: tuple[int, int], limits: Crop) -> Segmentation | None:
+        """The outline in a view of `size` (height, width) to which `matrix` takes the image; None
+        where nothing of it is inside `limits`, within which `matrix` has no horizon.
+        """
+        if self.rle:
+            shown = self._seen(matrix, size)
+            encoded = bytes(coco_masks().encode(np.asfortranarray(shown))["counts"])
+            return Segmentation((), encoded, *size) if shown.any() else None
+        here, points = self.polygons, np.concatenate(self.polygons)
+        if (points < limits[:2]).any() or (points > limits[2:4]).any():
+            part = self.cut(limits)
+            here = tuple(polygon + limits[:2] for polygon in part.polygons) if part else ()
+        moved = tuple(moved_points(matrix, polygon).astype(np.float32) for polygon in here)
+        return Segmentation(moved, b"", *size) if moved else None
+
+    def _seen(self, matrix: Matrix, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """The pixels of a view (height, width) whose centre is on one of the object's."""
+        pixels = self._pixels()
+        height, width = pixels.shape
+        back = np.linalg.inv(matrix)
+        y, x = np.mgrid[: size[0], : size[1]] + 0.5
+        there = moved_points(back, np.stack((x.ravel(), y.ravel()), axis=1))
+        column, row = np.floor(there).astype(np.int64).T
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        seen = np.zeros(size[0] * size[1], np.uint8)
+        seen[inside] = pixels[row[inside], column[inside]]
+        return seen.reshape(size)
 
     def to_rle(self) -> bytes:
         """Compressed run lengths over the whole image, as COCO's tools make them of polygons."""

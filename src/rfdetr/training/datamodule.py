@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, TrainConfig
+from rfdetr.config.augment import steps_of
 from rfdetr.config.fields import size_text
 from rfdetr.data.cache import ImageCache
 from rfdetr.data.dataset import DetectionDataset
@@ -26,6 +28,7 @@ from rfdetr.data.folders import Folders
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import SPLITS, DatasetLayout
 from rfdetr.data.loaders import EpochSampler, build_loader
+from rfdetr.data.mixing import MIXING
 from rfdetr.data.tiling import TileCounts, cut_tiles
 from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model
@@ -40,6 +43,8 @@ from rfdetr.training.steps import draw_size, training_sizes
 
 logger = logging.getLogger(__name__)
 
+SHAPED = {"quarter_turn", "rotate", "affine", "perspective", "copy_paste"}
+"""Steps of augmentation that read outlines, where the data has some, of a detection model too."""
 LOADING = {"num_workers", "prefetch_factor", "persistent_workers", "pin_memory"}
 """Fields of `TrainConfig` that `build_loader` takes under the same names."""
 
@@ -131,8 +136,11 @@ class RFDETRDataModule(pl.LightningDataModule):
     def data_record(self) -> dict[str, Any]:
         """What checkpoints record: category ids; by split images, boxes by class and digests."""
         ids = self.index("train").category_ids.tolist()
-        splits = {split: self.index(split).facts() for split in ("train", "valid")}
-        taken = self.train_config.classes
+        taken, masks = self.train_config.classes, self.model_config.segmentation_head
+        splits = {}
+        for split in ("train", "valid"):
+            index = self.index(split)
+            splits[split] = (index if masks else replace(index, outlines=None)).facts()
         return {"category_ids": ids, "data": splits, **({"classes": taken} if taken else {})}
 
     def setup(self, stage: str | None = None) -> None:
@@ -164,7 +172,9 @@ class RFDETRDataModule(pl.LightningDataModule):
         if split in self._indexes:
             return
         config = self.model_config
-        index = self.folders.index(split, findings, masks=config.segmentation_head)
+        masks = config.segmentation_head
+        spare = None if split == "train" and SHAPED & self._steps.keys() else False
+        index = self.folders.index(split, findings, masks=masks or spare)
         for other in self._indexes.values():
             index.with_classes(other.class_names, "the other splits")
         if self.tile is not None:
@@ -191,16 +201,25 @@ class RFDETRDataModule(pl.LightningDataModule):
         self.chosen = f"{size_text(resolution)}, chosen: {reason}"
 
     def train_dataloader(self) -> DataLoader[Any]:
-        view = TrainTransform(self.model_config.input_size, self.train_config.color_jitter)
-        index = self.index("train")
+        model, steps = self.model_config, self._steps
+        mixing = {name: step for name, step in steps.items() if name in MIXING}
+        single = {name: step for name, step in steps.items() if name not in MIXING}
+        view = TrainTransform(model.input_size, self.train_config.color_jitter, single)
         scales = self.train_config.multi_scale
         each = scales == "per-sample"
-        own = training_sizes(self.model_config, self.train_config) if each else []
         dataset = DetectionDataset(
-            index, view, seed=self._seed, sizes=own, forgiving=True, cache=self.cache_of("train")
+            self.index("train"),
+            view,
+            seed=self._seed,
+            sizes=training_sizes(model, self.train_config) if each else [],
+            mixing=mixing,
+            masks=model.segmentation_head,
+            forgiving=True,
+            cache=self.cache_of("train"),
         )
-        sizes = self._step_sizes if scales is True else None
-        return self._loader(dataset, shuffle=True, at_least=self.images_an_epoch, sizes=sizes)
+        order: dict[str, Any] = {"sizes": self._step_sizes if scales is True else None}
+        order["progress"] = self._progress if mixing else None
+        return self._loader(dataset, shuffle=True, at_least=self.images_an_epoch, **order)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("valid", chosen=self.early_images)
@@ -289,6 +308,20 @@ class RFDETRDataModule(pl.LightningDataModule):
         for step in itertools.count(first):
             yield from itertools.repeat(draw_size(sizes, self._seed, step), images - left)
             left = 0
+
+    def _progress(self, epoch: int) -> float:
+        """The share of the run that is over with an epoch: of its epochs, or of its time where that
+        is more.
+        """
+        trainer, epochs = self.trainer, self.train_config.epochs
+        if trainer and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            epochs = trainer.max_epochs
+        spent = getattr(trainer and trainer.lightning_module, "time_share", 0.0)
+        return float(max((epoch + 1) / epochs, spent))
+
+    @property
+    def _steps(self) -> dict[str, dict[str, Any]]:
+        return steps_of(self.train_config.augment)
 
     @property
     def _taken(self) -> list[tuple[int, int]]:

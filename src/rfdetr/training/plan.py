@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from rfdetr.config import variant_name
+from rfdetr.config.augment import in_words
 from rfdetr.config.fields import size_text
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.report import PAGE
@@ -76,6 +77,7 @@ def training_plan(
         **_selected(datamodule),
         **{f"tiles of {split}": _tiles(datamodule, split) for split in splits},
         "classes": f"{len(names)}: {', '.join(names[:10])}{', ...' * (len(names) > 10)}",
+        "augmentation": in_words(train.augment),
         "effective batch": effective_batch(train.batch_size, trainer),
         "steps": f"{steps.total:,} updates, {steps.per_epoch:,} an epoch, {epochs} epochs",
         "time": f"at most {train.minutes:g} min, with the evaluation" if train.minutes else "",
