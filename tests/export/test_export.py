@@ -213,7 +213,9 @@ def test_published_keywords_say_the_same(
     ("format", "missing", "extra"),
     [
         ("onnx", "onnxscript", "export"),
+        ("onnx", "onnxruntime", "export"),
         ("openvino", "openvino", "export"),
+        ("openvino", "onnxscript", "export"),
         ("openvino", "nncf", "int8"),
     ],
 )

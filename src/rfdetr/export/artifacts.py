@@ -120,13 +120,14 @@ ARTIFACTS: Mapping[str, Format] = {
 }
 
 
-def write_artifacts(
+def artifacts_of(
     subject: Subject, folder: Path, formats: Sequence[str], options: Options
-) -> list[Path]:
-    """Writes an artifact of each of `formats` into `folder`, and gives the files to open.
+) -> Callable[[], list[Path]]:
+    """What writes an artifact of each of `formats` into `folder`, and gives the files to open.
 
     Beside each lie its metadata and rfdetr_decode.py. Unless `options.overwrite`, an artifact that
     is there is an `InputError`, and so are these two where they are of another export or version.
+    This, and packages that are missing, are told before anything is done.
     """
     work = Work(subject, options)
     planned = []
@@ -137,15 +138,19 @@ def write_artifacts(
             _refuse_others(folder, files, work.metadata.model_copy(update={"dtype": dtype}))
         kind.require(dtype)
         planned.append((kind, files))
-    for kind, files in planned:
-        with _beside(folder) as place:
-            metadata = kind.write(work, place / files[-1])
-            (place / files[0]).write_text(metadata.to_json(), encoding="utf-8")
-            shutil.copyfile(_DECODER, place / _DECODER.name)
-            for name in files:
-                if options.overwrite or not (folder / name).exists():
-                    os.replace(place / name, folder / name)
-    return [folder / files[-1] for _, files in planned]
+
+    def write() -> list[Path]:
+        for kind, files in planned:
+            with _beside(folder) as place:
+                metadata = kind.write(work, place / files[-1])
+                (place / files[0]).write_text(metadata.to_json(), encoding="utf-8")
+                shutil.copyfile(_DECODER, place / _DECODER.name)
+                for name in files:
+                    if options.overwrite or not (folder / name).exists():
+                        os.replace(place / name, folder / name)
+        return [folder / files[-1] for _, files in planned]
+
+    return write
 
 
 def annotate(path: Path, metadata: Metadata) -> None:

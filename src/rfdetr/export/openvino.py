@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.export.metadata import KEY, Metadata
 from rfdetr.export.onnx import onnx_model
+from rfdetr.export.onnx import require as require_onnx
 from rfdetr.export.program import quiet
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ equal: what is lost there changes which objects are found.
 
 def require(dtype: str) -> None:
     """Imports what writing `dtype` takes; says what to install."""
+    require_onnx()
     with needs_extra("export", "OpenVINO"):
         import openvino  # noqa: F401
     if dtype == "int8":
