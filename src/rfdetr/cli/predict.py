@@ -60,10 +60,12 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     from rfdetr.data.images import ImageError
     from rfdetr.data.sources import expand
     from rfdetr.data.video import is_video
-    from rfdetr.files import atomic_write
 
     if not sources:
-        raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
+        raise InputError(
+            "which images? rfdetr predict CHECKPOINT SOURCES... (--slice takes the next word; "
+            "--slice= does not)"
+        )
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
@@ -77,24 +79,46 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         )
         _write_film(frames, out, Path(sources[0]).stem, pictures)
         return
+    if every != 1:
+        raise InputError(f"--every {every} is of films, and {sources[0]} is none")
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
     stream = detector.predict_stream(images, threshold, batch_size, "skip", **how)
-    records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
-    unread = [record for record in records if "error" in record]
-    if len(unread) == len(records):
-        raise ImageError(unread[0]["error"])
-    content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
+    records: list[dict[str, Any]] = []
+    content = {"checkpoint": checkpoint, "threshold": threshold}
     content |= {"thresholds": by_class} if by_class else {}
     in_tiles = {name.removeprefix("slice_"): how[name] for name in asdict(tiles)}
     content |= {"tiles": in_tiles} if tiles.slice is not None else {}
-    atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    with _written(out / JSON_NAME, content, records):
+        for record in _records(with_progress(stream, "Predicting", len(images)), out, pictures):
+            records.append(record)
+    unread = [record for record in records if "error" in record]
+    if len(unread) == len(records):
+        raise ImageError(unread[0]["error"])
     count = sum(len(record.get("detections", ())) for record in records)
     print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")
     if unread:
         share = f"{len(unread)} of {len(records)} images could not be read"
         names = ", ".join(str(record["source"]) for record in unread)
         raise RunError(f"{share}, the others are done: {names}")
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: dict[str, Any], records: list[dict[str, Any]]) -> Iterator[None]:
+    """Writes what is in `records` when the block ends, also by an error or Ctrl-C: then with
+    "finished": false. Nothing is written where no image was read.
+    """
+    from rfdetr.files import atomic_write
+
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if any("error" not in record for record in records):
+            all_of = {**content, "finished": finished, "images": records}
+            text = json.dumps(all_of, indent=1).encode()
+            atomic_write(path, lambda file: file.write(text))
 
 
 def _write_film(frames: Iterable[Any], out: Path, stem: str, pictures: bool) -> None:
@@ -137,9 +161,9 @@ def _write_film(frames: Iterable[Any], out: Path, stem: str, pictures: bool) -> 
 def read_thresholds(given: str) -> dict[str, float]:
     """Confidences by class name, of JSON or of a file of it; `InputError` for anything else."""
     try:
-        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
-        found = json.loads(text)
-    except ValueError as error:
+        is_json = given.lstrip()[:1] in ("{", "[")
+        found = json.loads(given if is_json else Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"--thresholds {given}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f'--thresholds {given}: expected {{"class": confidence, ...}}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -91,7 +92,12 @@ def save(model: Model, path: Path) -> None:
     """Writes two files, `path` and its weights (.bin), as they are: in float32."""
     import openvino
 
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # of a stream: its reason is lost
+        free = shutil.disk_usage(path.parent).free / 1e6
+        told = f"{path.name} could not be written to {path.parent}: {free:,.1f} MB are free there"
+        raise OSError(told) from error
 
 
 def stamp(source: Path, metadata: Metadata, path: Path) -> None:
