@@ -89,7 +89,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command
     content |= {"thresholds": by_class} if by_class else {}
     in_tiles = {name.removeprefix("slice_"): how[name] for name in asdict(tiles)}
     content |= {"tiles": in_tiles} if tiles.slice is not None else {}
-    with _written(out / JSON_NAME, content, records):
+    with written(out / JSON_NAME, content, records):
         for record in _records(with_progress(stream, "Predicting", len(images)), out, pictures):
             records.append(record)
     unread = [record for record in records if "error" in record]
@@ -104,7 +104,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command
 
 
 @contextlib.contextmanager
-def _written(path: Path, content: dict[str, Any], records: list[dict[str, Any]]) -> Iterator[None]:
+def written(path: Path, content: dict[str, Any], records: list[dict[str, Any]]) -> Iterator[None]:
     """Writes what is in `records` when the block ends, also by an error or Ctrl-C: then with
     "finished": false. Nothing is written where no image was read.
     """

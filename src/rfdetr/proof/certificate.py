@@ -77,7 +77,7 @@ class Certificate:
         return {
             "schema": SCHEMA,
             "passed": self.passed,
-            "loss": round(self.loss, 3),
+            "loss": round(self.loss, 3) + 0.0,  # which -0.0 becomes 0.0 by
             "max_loss": self.max_loss,
             **{kind: [_rounded(change.before), _rounded(change.after)] for kind, change in kinds},
             "matched": [self.agreement.reference_matched, self.agreement.exported_matched],

@@ -54,6 +54,7 @@ def reference_for(subject: Subject, verify: Any, size: tuple[int, int]) -> Refer
             labels=subject.labels,
             device=torch.device("cpu"),
         )
+        logger.info("export: what the model finds in %d images", len(labelled.numbers))
         return Reference.of(model, labelled)
     except (InputError, MissingPackageError) as error:
         if verify is not None:
@@ -96,9 +97,11 @@ def proven(reference: Reference, artifact: Path, original: Path, max_loss: float
     facts: dict[str, Any] = {"engine": engine.name, "dtype": metadata.dtype, "file": artifact.name}
     facts["weights_sha256"] = metadata.weights_sha256
     loading = Loading(original, False), Loading(artifact, True)
+    count = len(reference.labelled.numbers)
+    logger.info("export: comparing %s on %d images, then time and memory", artifact.name, count)
     certificate = certify(reference, exported, facts, loading, max_loss=max_loss)
     stamp(artifact, metadata, certificate)
-    show_rows(f"Certificate of {artifact.name}", certificate.rows())
+    show_rows(f"Certificate of {artifact.name} (checkpoint -> artifact)", certificate.rows())
     return certificate
 
 
