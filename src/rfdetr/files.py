@@ -54,7 +54,7 @@ def atomic_write(
             writer(cast(BinaryIO, hashing) if checksum else stream)
             stream.flush()
             os.fsync(stream.fileno())
-        _put(temporary, path, [hashing.digest.hexdigest()] if checksum else [])
+        put(temporary, path, [hashing.digest.hexdigest()] if checksum else [])
     except BaseException as error:  # an interrupt, too, must leave no temporary file behind
         temporary.unlink(missing_ok=True)
         cause = error if hashing is None or hashing.error is None else hashing.error
@@ -76,7 +76,7 @@ def link_checkpoint(source: Path, path: Path) -> None:
         with open(source, "rb") as content:
             atomic_write(path, lambda stream: shutil.copyfileobj(content, stream), checksum=True)
     else:
-        _put(temporary, path, recorded_digests(source) or [digest_of(source)])
+        put(temporary, path, recorded_digests(source) or [digest_of(source)])
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -91,9 +91,9 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
-def _put(temporary: Path, path: Path, digests: list[str]) -> None:
-    """Renames a finished file and notes its digests. In between both the old file's and the new
-    one's are right: a crash there must not make either look damaged.
+def put(temporary: Path, path: Path, digests: list[str]) -> None:
+    """Renames a finished file to `path` and notes its digests. In between both the old file's and
+    the new one's are right: a crash there must not make either look damaged.
     """
     if digests:
         record_digests(path, [*digests, *recorded_digests(path)])

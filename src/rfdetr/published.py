@@ -19,13 +19,13 @@ from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, Tr
 from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
-from rfdetr.export import Subject, formats_in, new_folder, options_of, write
+from rfdetr.export import Subject, formats_in, new_folder, options_of, writer_of
 from rfdetr.files import atomic_write
 from rfdetr.inference.engines import engine_of
 from rfdetr.inference.predictor import NetworkPredictor
 from rfdetr.models.detector import detector_in
 from rfdetr.moved import no_attribute
-from rfdetr.proof.prove import images_for, prove
+from rfdetr.proof.prove import prove, reference_for
 from rfdetr.weights.writing import checkpoint_args, published_tensors
 
 logger = logging.getLogger(__name__)
@@ -191,12 +191,13 @@ class PublishedCalls:
         default = "output/hf" if formats == ["hf"] else "output"
         folder = check_path("output_dir", default if output_dir is None else output_dir)
         options = options_of(config, formats, subject)
-        labelled = images_for(subject, config.verify) if formats != ["hf"] else None
-        written = write(subject, folder, formats, options)
-        if labelled is not None:
+        write = writer_of(subject, folder, formats, options)
+        verify = False if formats == ["hf"] else config.verify
+        reference = reference_for(subject, verify, options.size)
+        written = write()
+        if reference is not None:
             files = [path for path in written if path.is_file()]  # the folder of hf is none
-            how: dict[str, Any] = {"max_loss": config.max_loss}
-            prove(subject, files, labelled, **how, required=config.verify is not None)
+            prove(subject, files, reference, config.max_loss)
         return written[0] if len(formats) == 1 else written
 
     def export_for_roboflow(self, output_dir: str | os.PathLike[str]) -> None:

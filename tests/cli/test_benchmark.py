@@ -84,6 +84,9 @@ def test_the_command_prints_a_table_and_why_rows_are_missing_and_writes_json(
     [
         (["--batch", "0"], "--batch is '0'"),
         (["--batch", "many"], "--batch is 'many'"),
+        (["--turns", "0"], "--turns"),
+        (["--engines", "openvin"], "--engines openvin; did you mean 'openvino'?"),
+        (["--dtypes", "float64"], "--dtypes float64"),
         (["--queries", "101"], "--queries 101: rf-detr-mini.safetensors has 100, and no more"),
         (["--layers", "3"], "--layers 3: rf-detr-mini.safetensors has 2, and no more"),
         (["absent"], "absent: no such folder"),

@@ -19,6 +19,7 @@ from PIL import Image
 
 from rfdetr.cli import main
 from rfdetr.cli.options import dashed, read_config_file, split_settings
+from rfdetr.cli.predict import written
 from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig
 from rfdetr.errors import MissingPackageError, RunError
 from rfdetr.models.build import build_detector
@@ -346,6 +347,15 @@ def test_predict_records_what_it_cannot_read_and_writes_the_rest(
         capsys, "predict", checkpoint, photos / "1.png", "--out", tmp_path / "nothing"
     )
     assert code == 2 and "1.png" in err and not (tmp_path / "nothing").exists()
+
+
+def test_what_is_predicted_before_an_interrupt_is_kept(tmp_path: Path) -> None:
+    path, records = tmp_path / "predictions.json", list[dict[str, Any]]()
+    with pytest.raises(KeyboardInterrupt), written(path, {"threshold": 0.5}, records):
+        records.append({"source": "a.jpg", "detections": []})
+        raise KeyboardInterrupt
+    found = json.loads(path.read_text())
+    assert found == {"threshold": 0.5, "finished": False, "images": records}
 
 
 def test_predict_chooses_a_free_folder(

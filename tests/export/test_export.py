@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.tiny import TINY
 
 from rfdetr import RFDETR, RFDETRMini, RFDETRNano, RFDETRSegMini, RFDETRSegNano
 from rfdetr.cli import main
 from rfdetr.config import VARIANTS, EncoderDims, ExportConfig
+from rfdetr.data.images import upright_rgb
 from rfdetr.errors import InputError, MissingPackageError, RunError
-from rfdetr.export import FORMATS, Subject, formats_in, options_of
+from rfdetr.export import FORMATS, Subject, artifacts, formats_in, options_of, rfdetr_decode
 from rfdetr.export.calibration import calibration_images, data_of_run
 from rfdetr.export.metadata import Input, Metadata, metadata_of
 from rfdetr.export.program import Exportable, exported
@@ -214,7 +217,9 @@ def test_published_keywords_say_the_same(
     ("format", "missing", "extra"),
     [
         ("onnx", "onnxscript", "export"),
+        ("onnx", "onnxruntime", "export"),
         ("openvino", "openvino", "export"),
+        ("openvino", "onnxscript", "export"),
         ("openvino", "nncf", "int8"),
     ],
 )
@@ -301,3 +306,42 @@ def test_the_command_line_refuses_in_one_line(
         assert message in told
         assert "Traceback" not in told
     assert not (tmp_path / "new").exists()
+
+
+def test_what_another_export_has_written_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(work: Any, path: Path) -> Metadata:
+        path.write_bytes(b"made")
+        (tmp_path / "out" / "m.txt").write_text("theirs")
+        return work.metadata
+
+    monkeypatch.setitem(artifacts.ARTIFACTS, "text", artifacts.Format((".txt",), write, str))
+    options = artifacts.Options((96, 96), name="m")
+    work = artifacts.artifacts_of(a_model()._subject(), tmp_path / "out", ["text"], options)
+    with pytest.raises(ValueError, match=r"m\.txt exists: give another output_dir"):
+        work()
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["m.txt"]
+    assert (tmp_path / "out" / "m.txt").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["../m", "a/b", ".hidden", "", "a\nb"])
+def test_a_name_is_of_a_file_alone(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"output_name.*without a folder"):
+        a_model().export(tmp_path / "out", output_name=name)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scale", [1, 16, 256])
+def test_the_decoder_reads_deep_gray_as_we_do(scale: int) -> None:
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16) * scale
+    for image in (Image.fromarray(values), Image.fromarray(values.astype(np.float32))):
+        ours = upright_rgb(image)
+        assert np.array_equal(np.asarray(rfdetr_decode.to_8_bits(image).convert("RGB")), ours)
+
+
+def test_the_decoder_says_how_it_is_called() -> None:
+    done = subprocess.run(
+        [sys.executable, rfdetr_decode.__file__, "model.pt2"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.startswith("usage: python rfdetr_decode.py MODEL")

@@ -22,6 +22,7 @@ from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
 from rfdetr.cli import main
 from rfdetr.errors import InputError, MissingPackageError
 from rfdetr.export.metadata import KEY, Input, Metadata, Outputs
+from rfdetr.files import digest_of, record_digests
 from rfdetr.inference.engines import open_artifact
 from rfdetr.predicting import ExportedDetector
 from rfdetr.synthetic.generate import generate
@@ -132,6 +133,30 @@ def test_what_is_no_artifact_is_one_clear_error(
     with pytest.raises(InputError, match=told):
         RFDETR.from_export(make(tmp_path))
     assert capfd.readouterr().err == ""  # runtimes print beside
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_queries": 5}, r"gives .*but its metadata says .*\(5, 4\)"),
+        ({"num_logits": 4}, r"\(4, 4\)"),
+        ({"input": Input(dtype="uint8", height=64, width=32)}, r"\(3, 64, 32\)"),
+        ({"num_select": 13}, "num_select is 13: expected at most 12"),
+    ],
+)
+def test_metadata_must_fit_the_network(changed: dict[str, Any], told: str, tmp_path: Path) -> None:
+    text = METADATA.model_copy(update=changed).to_json()
+    with pytest.raises(InputError, match=told):
+        RFDETR.from_export(write_onnx(tmp_path / "m.onnx", text))
+
+
+def test_an_artifact_that_has_changed_is_refused(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", METADATA.to_json())
+    record_digests(path, [digest_of(path)])
+    RFDETR.from_export(path)
+    path.write_bytes(path.read_bytes().replace(b"Identity", b"Sigmoid\0"))
+    with pytest.raises(InputError, match=r"m\.onnx is damaged: .*export it again"):
+        RFDETR.from_export(path)
 
 
 def test_weights_of_openvino_must_be_beside(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from tests.tiny import TINY
 from rfdetr import RFDETR, RFDETRMini
 from rfdetr.cli import main
 from rfdetr.errors import InputError
-from rfdetr.export import Subject, write
+from rfdetr.export import Subject, writer_of
 from rfdetr.inference.engines import open_artifact
 from rfdetr.models.detector import detector_in
-from rfdetr.proof.prove import images_for
+from rfdetr.proof.prove import reference_for
 from rfdetr.weights.writing import save_checkpoint
+
+SIZE = 256, 256
 
 
 def subject(model: RFDETRMini, weights: Path | None = None) -> Subject:
@@ -45,17 +48,15 @@ def test_the_images_are_the_runs_own_or_those_given(
 ) -> None:
     weights = a_run(tmp_path, trained, drawn)
     for verify in (None, True):
-        found = images_for(subject(trained, weights), verify)
-        assert found is not None and (found.folder, found.split, len(found.numbers)) == (
-            drawn,
-            "valid",
-            3,
-        )
-    assert images_for(subject(trained, weights), False) is None
-    given = images_for(subject(trained), drawn)
-    assert given is not None and given.folder == drawn
+        found = reference_for(subject(trained, weights), verify, SIZE)
+        assert found is not None
+        images = found.labelled
+        assert (images.folder, images.split, len(images.numbers)) == (drawn, "valid", 3)
+    assert reference_for(subject(trained, weights), False, SIZE) is None
+    given = reference_for(subject(trained), drawn, SIZE)
+    assert given is not None and given.labelled.folder == drawn
     with pytest.raises(InputError, match="no such folder"):
-        images_for(subject(trained), tmp_path / "absent")
+        reference_for(subject(trained), tmp_path / "absent", SIZE)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +78,11 @@ def test_where_no_images_are_known_a_line_says_so_and_how_to_prove_it(
     weights = tmp_path / "mine.pth" if changes is None else None
     one = subject(trained, weights or a_run(tmp_path, trained, drawn, **(changes or {})))
     with caplog.at_level(logging.WARNING):
-        assert images_for(one, None) is None
+        assert reference_for(one, None, SIZE) is None
     assert "the export is not proven" in caplog.text and reason in caplog.text
     assert "--verify" in caplog.text
     with pytest.raises(InputError, match=reason):
-        images_for(one, True)
+        reference_for(one, True, SIZE)
 
 
 def test_a_broken_config_is_no_runs(trained: RFDETRMini, drawn: Path, tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_broken_config_is_no_runs(trained: RFDETRMini, drawn: Path, tmp_path: 
     for text in ("", "[1]", "train: 3", "train: {}", "{", "\0"):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(InputError, match=r"config\.yaml is not the config\.yaml of a run"):
-            images_for(subject(trained, weights), True)
+            reference_for(subject(trained, weights), True, SIZE)
 
 
 @pytest.mark.scheduled
@@ -116,10 +117,10 @@ def test_an_export_has_its_certificate_beside_and_inside(
     assert inside["fingerprint"] == content["data"]["fingerprint"]
 
 
-def spoiled_onnx(source: Path) -> Callable[..., list[Path]]:
+def spoiled_onnx(source: Path) -> Callable[..., Callable[[], list[Path]]]:
     """An exporter that gives an ONNX file with noise on its weights."""
 
-    def write(_: Subject, folder: Path, *rest: object) -> list[Path]:
+    def write(folder: Path) -> list[Path]:
         model, rng = onnx.load(source), np.random.default_rng(0)
         for weights in model.graph.initializer:
             values = onnx.numpy_helper.to_array(weights)
@@ -131,12 +132,13 @@ def spoiled_onnx(source: Path) -> Callable[..., list[Path]]:
         onnx.save(model, folder / source.name)
         return [folder / source.name]
 
-    return write
+    return lambda _, folder, *rest: functools.partial(write, folder)
 
 
-def faulty(model: RFDETRMini) -> Callable[..., list[Path]]:
+def faulty(model: RFDETRMini) -> Callable[..., Callable[[], list[Path]]]:
     """An exporter that spoils the weights on the way."""
-    return lambda one, *rest: write(one._replace(detector=detector_in(model.model.model)), *rest)
+    network = detector_in(model.model.model)
+    return lambda one, *rest: writer_of(one._replace(detector=network), *rest)
 
 
 @pytest.mark.slow
@@ -150,7 +152,7 @@ def test_an_export_that_loses_fails_and_stays_marked(
 ) -> None:
     path = a_run(tmp_path, trained, drawn)
     exporter = spoiled_onnx(mini_exports / "inference_model.onnx")
-    monkeypatch.setattr("rfdetr.published.write", exporter)
+    monkeypatch.setattr("rfdetr.published.writer_of", exporter)
     command = ["export", str(path), "--out", str(tmp_path / "out")]
     assert main([*command, "--verify", str(drawn)]) == 1
     err = capsys.readouterr().err
@@ -169,7 +171,7 @@ def test_a_file_of_another_program_is_left_and_a_loss_may_be_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = a_run(tmp_path, trained, drawn)
-    monkeypatch.setattr("rfdetr.published.write", faulty(damaged))
+    monkeypatch.setattr("rfdetr.published.writer_of", faulty(damaged))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "certificate.json").write_text('{"of": "another program"}')
     command = ["export", str(path), "--format", "pt2", "--out", str(tmp_path / "out")]
@@ -179,8 +181,7 @@ def test_a_file_of_another_program_is_left_and_a_loss_may_be_allowed(
     assert json.loads(beside.read_bytes())["passed"] is True
 
 
-@pytest.mark.slow
-def test_random_weights_are_refused_where_a_proof_is_asked_for(
+def test_random_weights_are_refused_before_the_work_where_a_proof_is_asked_for(
     trained: RFDETRMini, drawn: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -188,6 +189,7 @@ def test_random_weights_are_refused_where_a_proof_is_asked_for(
     random = RFDETRMini(**TINY, num_classes=len(names), class_names=names)
     with pytest.raises(InputError, match="Random or untrained weights"):
         random.export(tmp_path / "a", format="pt2", verify=drawn)
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.scheduled

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
 import sys
 import traceback
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -61,10 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[LineHandler()])
     logging.getLogger("rfdetr").setLevel(logging.INFO)
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _end)
     tokens = dashed(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
         return 0
+    except BrokenPipeError:  # whoever read the output has gone: `rfdetr predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except _BAD_INPUT as error:
         text, code = one_line(error), 2
     except KeyboardInterrupt as error:
@@ -82,3 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
             text = "this is a bug, not a fault of yours: please report this with the lines above"
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"rfdetr: {text}", markup=False)
     return code
+
+
+def _end(number: int, _frame: Any) -> NoReturn:
+    """Ends as by an error, so that temporary files go; what saves its state first has its own."""
+    raise SystemExit(128 + number)

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rfdetr.checks import check_count
+from rfdetr.checks import check_count, nearest
 from rfdetr.cli.options import Checkpoint, Dataset, DatasetFile, Device, one_line
-from rfdetr.errors import InputError, MissingPackageError
+from rfdetr.errors import InputError, MissingPackageError, RunError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rfdetr.detector import RFDETR
     from rfdetr.proof.benchmark import Candidate
 
+DTYPES = "float32", "bfloat16", "int8"
+ENGINES = {"torch": DTYPES[:2], "onnx": DTYPES[:1], "openvino": DTYPES}
 _TIMES = "predict_ms", "engine_ms"
 _FACTS = "batch", "queries", "layers"
 _FIGURES = {"mAP_50_95": "mAP\n50:95", "segm_mAP_50_95": "mask mAP\n50:95"}
@@ -30,7 +32,7 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
     /,
     *,
     engines: str = "torch,onnx,openvino",
-    dtypes: str = "float32,bfloat16,int8",
+    dtypes: str | None = None,
     batch: str = "1",
     queries: str | None = None,
     layers: str | None = None,
@@ -46,7 +48,8 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
 
     Args:
         engines: What runs the network: torch,onnx,openvino.
-        dtypes: Precisions: float32,bfloat16,int8 (which takes a dataset to calibrate with).
+        dtypes: Precisions: float32,bfloat16,int8 (whose export takes minutes, and images: the
+            dataset's, else the run's). By default each engine's own.
         batch: Images at a time: 1,8.
         queries: Fewer queries than the file's, in rows of their own: 300,200,100.
         layers: Fewer decoder layers than the file's: 3,2.
@@ -65,6 +68,8 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
     if out is not None and out.exists():
         raise InputError(f"{out} exists: nothing is overwritten, choose another --out")
     sizes = _numbers("--batch", batch)
+    check_count("--turns", turns)
+    pairs = _engines(engines, dtypes, calibrated=dataset is not None)
     changes = {"device": device, "resolution": resolution}
     models = _models(checkpoint, changes, queries, layers)
     first = next(iter(models.values()))
@@ -76,20 +81,37 @@ def benchmark(  # noqa: PLR0913 - each is an option of the command
     content: dict[str, Any] = {"schema": 1, "checkpoint": checkpoint}
     content |= {"data": None if labelled is None else labelled.facts()}
     with tempfile.TemporaryDirectory() as folder:
-        grid = enumerate(product(models.values(), engines.split(","), dtypes.split(",")))
-        count = len(models) * len(engines.split(",")) * len(dtypes.split(","))
+        grid = list(product(models.values(), pairs))
         candidates = [
-            _candidate(checkpoint, *row, dataset, Path(folder, str(number)))
-            for number, row in with_progress(grid, "Exporting", count)
+            _candidate(checkpoint, model, *pair, dataset, Path(folder, str(number)))
+            for number, (model, pair) in enumerate(with_progress(grid, "Exporting", len(grid)))
         ]
         paths = [_noise(Path(folder, "noise.png"))] if labelled is None else labelled.paths()
         content["rows"] = measure(candidates, sizes, paths, labelled, turns)
     content |= {"machine": machine(first.model.device), "versions": versions()}
     _show(content)
+    if all("reason" in row for row in content["rows"]):
+        raise RunError("nothing could be measured")
     if out is not None:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         atomic_write(out, lambda stream: stream.write(text.encode()))
         print(out)
+
+
+def _engines(engines: str, dtypes: str | None, *, calibrated: bool) -> list[tuple[str, str]]:
+    """Engines and their precisions; all that an engine has unless `dtypes` says which, int8 only
+    where there are images to calibrate it with.
+    """
+    for name, text, known in (("--engines", engines, ENGINES), ("--dtypes", dtypes or "", DTYPES)):
+        for one in filter(None, text.split(",")):
+            if one not in known:
+                near = nearest(one, known)
+                hint = f"; did you mean {near!r}?" if near else ""
+                raise InputError(f"{name} {one}{hint}: expected some of {','.join(known)}")
+    if dtypes:
+        return [*product(engines.split(","), dtypes.split(","))]
+    own = ((engine, dtype) for engine in engines.split(",") for dtype in ENGINES[engine])
+    return [(engine, dtype) for engine, dtype in own if dtype != "int8" or calibrated]
 
 
 def _numbers(name: str, text: str | None) -> list[int]:

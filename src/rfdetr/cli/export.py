@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from rfdetr.cli.options import Checkpoint, options_of
 from rfdetr.config import ExportConfig
+from rfdetr.errors import InputError
 
 if TYPE_CHECKING:
     ExportOptions: TypeAlias = BaseModel | None
@@ -42,7 +43,11 @@ def export(
     folder = out or Path(f"{Path(checkpoint).with_suffix('')}-{format.replace(',', '-')}")
     chosen: dict[str, Any] = {} if resolution is None else {"resolution": resolution}
     detector = RFDETR.from_checkpoint(checkpoint, device="cpu", **chosen)
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder")
     settings = {} if options is None else options.model_dump(exclude_unset=True)
+    if no_verify and "verify" in settings:
+        raise InputError("--verify and --no-verify: give one of them")
     settings |= {"verify": False} if no_verify else {}
     written = detector.export(folder, format=format, **settings)
     for path in written if isinstance(written, list) else [written]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from contextlib import suppress
@@ -88,7 +87,9 @@ def _artifact(path: Path) -> dict[str, str]:
     engine, told = open_artifact(path)
     classes = ", ".join(f"{logit} {name}" for logit, name in told.classes.items())
     batch = "any number" if told.input.batch == "dynamic" else told.input.batch
-    certificate = told.certificate and json.dumps(told.certificate)
+    proof = told.certificate or {}
+    kept = {name: value for name, value in proof.items() if name not in ("schema", "fingerprint")}
+    certificate = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in kept.items())
     return {
         "file": f"{path} ({path.stat().st_size / 2**20:.1f} MiB), read by {engine.name}",
         "variant": told.variant or "custom",

@@ -65,13 +65,14 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         show: Of a film, show it in a window as it is looked at; closing that ends it.
     """
     from rfdetr.console import with_progress
-    from rfdetr.data.images import ImageError
     from rfdetr.data.sources import expand
     from rfdetr.data.video import is_video
-    from rfdetr.files import atomic_write
 
     if not sources:
-        raise InputError("which images? rfdetr predict CHECKPOINT SOURCES...")
+        raise InputError(
+            "which images? rfdetr predict CHECKPOINT SOURCES... (--slice takes the next word; "
+            "--slice= does not)"
+        )
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
@@ -89,26 +90,54 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         frames = open_model(checkpoint, device).predict_film(sources[0], threshold, **how)
         _write_film(frames, out, Path(sources[0]).stem, pictures, window)
         return
-    if show:
-        raise InputError("--show is for films, streams and cameras; pictures are written to --out")
+    if show or every != 1:
+        told = "--show and --every are for films, streams and cameras"
+        raise InputError(f"{told}; {sources[0]} is none, and its picture is written to --out")
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
     stream = detector.predict_stream(images, threshold, batch_size or 4, "skip", **how)
-    records = list(_records(with_progress(stream, "Predicting", len(images)), out, pictures))
-    unread = [record for record in records if "error" in record]
-    if len(unread) == len(records):
-        raise ImageError(unread[0]["error"])
-    content = {"checkpoint": checkpoint, "threshold": threshold, "images": records}
+    records: list[dict[str, Any]] = []
+    content = {"checkpoint": checkpoint, "threshold": threshold}
     content |= {"thresholds": by_class} if by_class else {}
     in_tiles = {name.removeprefix("slice_"): how[name] for name in asdict(tiles)}
     content |= {"tiles": in_tiles} if tiles.slice is not None else {}
-    atomic_write(out / JSON_NAME, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    with written(out / JSON_NAME, content, records):
+        for record in _records(with_progress(stream, "Predicting", len(images)), out, pictures):
+            records.append(record)
+    _tell(records, out / JSON_NAME)
+
+
+def _tell(records: list[dict[str, Any]], path: Path) -> None:
+    """Says what was done, and raises where images could not be read."""
+    from rfdetr.data.images import ImageError
+
+    unread = [record for record in records if "error" in record]
+    if len(unread) == len(records):
+        raise ImageError(unread[0]["error"])
     count = sum(len(record.get("detections", ())) for record in records)
-    print(f"{len(records)} images, {count} objects: {out / JSON_NAME}")
+    print(f"{len(records)} images, {count} objects: {path}")
     if unread:
         share = f"{len(unread)} of {len(records)} images could not be read"
         names = ", ".join(str(record["source"]) for record in unread)
         raise RunError(f"{share}, the others are done: {names}")
+
+
+@contextlib.contextmanager
+def written(path: Path, content: dict[str, Any], records: list[dict[str, Any]]) -> Iterator[None]:
+    """Writes what is in `records` when the block ends, also by an error or Ctrl-C: then with
+    "finished": false. Nothing is written where no image was read.
+    """
+    from rfdetr.files import atomic_write
+
+    finished = False
+    try:
+        yield
+        finished = True
+    finally:
+        if any("error" not in record for record in records):
+            all_of = {**content, "finished": finished, "images": records}
+            text = json.dumps(all_of, indent=1).encode()
+            atomic_write(path, lambda file: file.write(text))
 
 
 class Window:
@@ -193,9 +222,9 @@ def _write_film(
 def read_thresholds(given: str) -> dict[str, float]:
     """Confidences by class name, of JSON or of a file of it; `InputError` for anything else."""
     try:
-        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
-        found = json.loads(text)
-    except ValueError as error:
+        is_json = given.lstrip()[:1] in ("{", "[")
+        found = json.loads(given if is_json else Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"--thresholds {given}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f'--thresholds {given}: expected {{"class": confidence, ...}}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rfdetr import compat
 from rfdetr.config import fields
@@ -19,6 +19,17 @@ def _dtype_name(value: Any) -> Any:
     """The name of a torch.dtype, or what a short one stands for; anything else as it is."""
     text = str(value).removeprefix("torch.")
     return _DTYPES.get(text, text if type(value).__name__ == "dtype" else value)
+
+
+def _file_stem(value: str) -> str:
+    if (
+        not value.strip()
+        or value.startswith(".")
+        or not value.isprintable()
+        or {*"/\\:"} & {*value}
+    ):
+        raise ValueError("expected the name of a file, without a folder")
+    return value
 
 
 class ExportConfig(fields.StrictConfig):
@@ -45,7 +56,7 @@ class ExportConfig(fields.StrictConfig):
     """Images for int8: a data set's folder, or what `predict` takes; None: the run's data set."""
     max_images: PositiveInt = 200
     """Images of calibration_data that are used, spread evenly."""
-    output_name: str | None = None
+    output_name: Annotated[str, AfterValidator(_file_stem)] | None = None
     """Name of the files, without ending; None: inference_model."""
     notes: fields.Json = None
     """The user's own, kept with the artifact."""

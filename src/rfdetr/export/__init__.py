@@ -5,7 +5,7 @@ transformers reads.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from rfdetr.checks import nearest, short
 from rfdetr.config import ExportConfig
 from rfdetr.errors import InputError
-from rfdetr.export.artifacts import ARTIFACTS, NAME, Options, write_artifacts
+from rfdetr.export.artifacts import ARTIFACTS, NAME, Options, artifacts_of
 from rfdetr.export.calibration import calibration_images, data_of_run
 from rfdetr.export.card import Subject
 from rfdetr.export.hf import write_hf
 from rfdetr.export.onnx import OPSETS
 
-__all__ = ["FORMATS", "Options", "Subject", "formats_in", "new_folder", "options_of", "write"]
+__all__ = ["FORMATS", "Options", "Subject", "formats_in", "new_folder", "options_of", "writer_of"]
 
 FORMATS = (*ARTIFACTS, "hf")
 
@@ -87,17 +87,26 @@ def _calibration(
     return calibration_images(source, size, config.max_images, layout)
 
 
-def write(subject: Subject, folder: Path, formats: Sequence[str], options: Options) -> list[Path]:
-    """Writes `subject` in each of `formats` and gives what to open: a file, or the folder of "hf",
-    which is `folder` itself where it is the only format.
+def writer_of(
+    subject: Subject, folder: Path, formats: Sequence[str], options: Options
+) -> Callable[[], list[Path]]:
+    """What writes `subject` in each of `formats` and gives what to open: files, and the folder of
+    "hf", which is `folder` itself where it is the only format.
+
+    What is in the way is told here, before anything is done.
     """
     artifacts = [one for one in formats if one in ARTIFACTS]
     hf = new_folder(folder / "hf" if artifacts else folder) if "hf" in formats else None
-    written = write_artifacts(subject, folder, artifacts, options) if artifacts else []
-    if hf is not None:
-        write_hf(subject, hf)
-        written.append(hf)
-    return written
+    write_artifacts = artifacts_of(subject, folder, artifacts, options) if artifacts else list
+
+    def write() -> list[Path]:
+        written = write_artifacts()
+        if hf is not None:
+            write_hf(subject, hf)
+            written.append(hf)
+        return written
+
+    return write
 
 
 def new_folder(folder: Path) -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +18,7 @@ from rfdetr.errors import InputError
 from rfdetr.export import onnx, openvino, program, rfdetr_decode
 from rfdetr.export.card import Subject
 from rfdetr.export.metadata import Input, Metadata, metadata_of
+from rfdetr.files import digest_of, put
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -120,13 +120,14 @@ ARTIFACTS: Mapping[str, Format] = {
 }
 
 
-def write_artifacts(
+def artifacts_of(
     subject: Subject, folder: Path, formats: Sequence[str], options: Options
-) -> list[Path]:
-    """Writes an artifact of each of `formats` into `folder`, and gives the files to open.
+) -> Callable[[], list[Path]]:
+    """What writes an artifact of each of `formats` into `folder`, and gives the files to open.
 
     Beside each lie its metadata and rfdetr_decode.py. Unless `options.overwrite`, an artifact that
     is there is an `InputError`, and so are these two where they are of another export or version.
+    This, and packages that are missing, are told before anything is done.
     """
     work = Work(subject, options)
     planned = []
@@ -136,16 +137,23 @@ def write_artifacts(
         if not options.overwrite:
             _refuse_others(folder, files, work.metadata.model_copy(update={"dtype": dtype}))
         kind.require(dtype)
-        planned.append((kind, files))
-    for kind, files in planned:
-        with _beside(folder) as place:
-            metadata = kind.write(work, place / files[-1])
-            (place / files[0]).write_text(metadata.to_json(), encoding="utf-8")
-            shutil.copyfile(_DECODER, place / _DECODER.name)
-            for name in files:
-                if options.overwrite or not (folder / name).exists():
-                    os.replace(place / name, folder / name)
-    return [folder / files[-1] for _, files in planned]
+        planned.append((kind, dtype, files))
+
+    def write() -> list[Path]:
+        for kind, dtype, files in planned:
+            with _beside(folder) as place:
+                metadata = kind.write(work, place / files[-1])
+                (place / files[0]).write_text(metadata.to_json(), encoding="utf-8")
+                shutil.copyfile(_DECODER, place / _DECODER.name)
+                if not options.overwrite:  # another export may have ended meanwhile
+                    _refuse_others(folder, files, work.metadata.model_copy(update={"dtype": dtype}))
+                kept = () if options.overwrite else [n for n in files if (folder / n).exists()]
+                for name in files:
+                    if name not in kept:
+                        put(place / name, folder / name, [digest_of(place / name)])
+        return [folder / files[-1] for *_, files in planned]
+
+    return write
 
 
 def annotate(path: Path, metadata: Metadata) -> None:
@@ -156,7 +164,7 @@ def annotate(path: Path, metadata: Metadata) -> None:
         kind.stamp(path, metadata, place / path.name)
         (place / sidecar).write_text(metadata.to_json(), encoding="utf-8")
         for name in (sidecar, *files):
-            os.replace(place / name, path.parent / name)
+            put(place / name, path.parent / name, [digest_of(place / name)])
 
 
 def _files(stem: str, kind: Format) -> list[str]:
@@ -175,12 +183,21 @@ def _refuse_others(folder: Path, files: Sequence[str], metadata: Metadata) -> No
     if decoder.exists() and decoder.read_bytes() != _DECODER.read_bytes():
         found.append(f"{decoder} is of another version")
     if found:
-        raise InputError(f"{found[0]}: give another output_dir or output_name, or overwrite=True")
+        raise InputError(
+            f"{found[0]}: give another output_dir or output_name, or say overwrite (--overwrite)"
+        )
 
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
     """A temporary folder inside `folder`: what is written there can be renamed into place."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
-        yield Path(place)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as place:
+            yield Path(place)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise

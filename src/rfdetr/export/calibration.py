@@ -27,10 +27,11 @@ def calibration_images(
     found = _all_of(source, dataset_file)
     chosen = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
     request = Request(False, iter([found[place] for place in chosen]))
-    images = [one.image for one in load_images(request, skip=True) if one.error is None]
+    loaded = [*load_images(request, skip=True)]
+    images = [resize(one.image, size)[None].numpy() for one in loaded if one.error is None]
     if not images:
-        raise InputError("calibration_data: no image could be read")
-    return [resize(image, size)[None].numpy() for image in images]
+        raise InputError(f"calibration_data: no image could be read: {loaded[0].error}")
+    return images
 
 
 def _all_of(source: Any, dataset_file: str) -> Sequence[Any]:

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from rfdetr._version import __version__
@@ -84,6 +91,20 @@ class Metadata(_Part):
     weights_sha256: str
     certificate: dict[str, Any] | None = None
     notes: Json = None
+
+    @model_validator(mode="after")
+    def _selects_what_is_there(self) -> Metadata:
+        if self.num_select > (most := self.num_queries * self.num_logits):
+            raise ValueError(f"num_select is {self.num_select}: expected at most {most}")
+        return self
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name, what belongs to one image: its pixels, boxes and logits."""
+        return {
+            self.input.name: (3, self.input.height, self.input.width),
+            self.outputs.boxes: (self.num_queries, 4),
+            self.outputs.logits: (self.num_queries, self.num_logits),
+        }
 
     def to_json(self) -> str:
         """One object, indented."""

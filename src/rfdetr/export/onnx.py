@@ -21,9 +21,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def require(_dtype: str = "float32") -> None:
-    """Imports what writing ONNX takes, which torch does not bring; says what to install."""
+    """Imports what writing ONNX takes and what runs it, to prove it; says what to install."""
     with needs_extra("export", "ONNX"):
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.export.metadata import KEY, Metadata
 from rfdetr.export.onnx import onnx_model
+from rfdetr.export.onnx import require as require_onnx
 from rfdetr.export.program import quiet
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ equal: what is lost there changes which objects are found.
 
 def require(dtype: str) -> None:
     """Imports what writing `dtype` takes; says what to install."""
+    require_onnx()
     with needs_extra("export", "OpenVINO"):
         import openvino  # noqa: F401
     if dtype == "int8":
@@ -89,7 +92,12 @@ def save(model: Model, path: Path) -> None:
     """Writes two files, `path` and its weights (.bin), as they are: in float32."""
     import openvino
 
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # of a stream: its reason is lost
+        free = shutil.disk_usage(path.parent).free / 1e6
+        told = f"{path.name} could not be written to {path.parent}: {free:,.1f} MB are free there"
+        raise OSError(told) from error
 
 
 def stamp(source: Path, metadata: Metadata, path: Path) -> None:

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 Array = Any  # a NumPy array
-Run = Callable[[Array], dict[str, Array]]
+Run = Any  # a function from images (B, 3, H, W) to the outputs by name
 
 
 def open_model(path: str) -> tuple[Run, dict[str, Any]]:
-    """A function from images (B, 3, H, W) to the outputs by name, and the artifact's metadata."""
+    """What runs the artifact, and its metadata."""
     if path.endswith(".onnx"):
         import onnxruntime
 
@@ -45,9 +44,17 @@ def open_model(path: str) -> tuple[Run, dict[str, Any]]:
     # Without the hint OpenVINO chooses by the processor, and boxes differ from machine to machine.
     hint = model.get_rt_info(["runtime_options", "INFERENCE_PRECISION_HINT"]).astype(str)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    return lambda images: {
-        value.get_any_name(): array for value, array in compiled(images).items()
-    }, metadata
+    return lambda x: {k.get_any_name(): v for k, v in compiled(x).items()}, metadata
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Gray of 16 or 32 bits over the power of two that its largest value needs."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.nan_to_num(np.array(image, np.float32), nan=0, posinf=0, neginf=0)
+    values -= min(values.min(), 0)
+    scale = max(2.0 ** np.ceil(np.log2(values.max() or 1)), 0 if image.mode == "F" else 256)
+    return Image.fromarray(np.minimum(values * (256 / scale), 255).astype(np.uint8))
 
 
 def preprocess(image: Image.Image, metadata: dict[str, Any]) -> Array:
@@ -64,11 +71,10 @@ def preprocess(image: Image.Image, metadata: dict[str, Any]) -> Array:
 def detect(
     run: Run, metadata: dict[str, Any], image: Image.Image, threshold: float = 0.5
 ) -> list[dict[str, Any]]:
-    """The objects of an image, best first: "label" (of the logit), "name", "confidence", "box"
-    (x1, y1, x2, y2 in pixels of the upright image) and, of a segmentation model, "mask" (height,
-    width) bool.
+    """The objects of an image, best first: "label" (of the logit), "name", "confidence", "box" (x1,
+    y1, x2, y2 in pixels of the upright image) and of some models "mask" (height, width) bool.
     """
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
     outputs = run(preprocess(image, metadata))
     named = metadata["outputs"]
     boxes, logits = outputs[named["boxes"]][0], outputs[named["logits"]][0]
@@ -82,7 +88,8 @@ def detect(
             one = {"label": int(label), "name": name, "confidence": float(scores[query, label])}
             one["box"] = to_pixels(boxes[query], image.size)
             if masks is not None:
-                one["mask"] = to_mask(masks[query], image.size)
+                columns = enlarge(masks[query].astype(np.float32).T, image.width)
+                one["mask"] = enlarge(columns.T, image.height) > 0
             found.append(one)
     return found
 
@@ -95,12 +102,6 @@ def to_pixels(box: Array, size: tuple[int, int]) -> list[float]:
     return [float(side) for side in np.clip(corners, 0, limits)]
 
 
-def to_mask(logits: Array, size: tuple[int, int]) -> Array:
-    """Logits (h, w) enlarged to (height, width), and where they are above 0."""
-    columns = enlarge(logits.astype(np.float32).T, size[0])
-    return enlarge(columns.T, size[1]) > 0
-
-
 def enlarge(rows: Array, count: int) -> Array:
     """(n, m) -> (count, m): bilinear."""
     places = np.clip((np.arange(count) + 0.5) * len(rows) / count - 0.5, 0, len(rows) - 1)
@@ -110,7 +111,9 @@ def enlarge(rows: Array, count: int) -> Array:
 
 
 if __name__ == "__main__":
-    runner, about = open_model(sys.argv[1])
-    for thing in detect(runner, about, Image.open(sys.argv[2]), float([*sys.argv, "0.5"][3])):
+    if len(sys.argv) not in (3, 4) or not sys.argv[1].endswith((".onnx", ".xml")):
+        sys.exit("usage: python rfdetr_decode.py MODEL.onnx|MODEL.xml IMAGE [THRESHOLD, of 0 to 1]")
+    least = float([*sys.argv, "0.5"][3])
+    for thing in detect(*open_model(sys.argv[1]), Image.open(sys.argv[2]), least):
         corners = " ".join(f"{side:.1f}" for side in thing["box"])
         print(f"{thing['name']} {thing['confidence']:.3f} {corners}")  # noqa: T201

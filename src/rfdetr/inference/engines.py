@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
@@ -27,11 +27,14 @@ from rfdetr.export.artifacts import Work
 from rfdetr.export.metadata import KEY, Metadata
 from rfdetr.export.openvino import PRECISIONS, core, openvino_model
 from rfdetr.export.program import quiet
+from rfdetr.files import CHECKSUMS_FILE, is_damaged
 
 if TYPE_CHECKING:
     import openvino
     from onnxruntime import InferenceSession
 
+Shape: TypeAlias = "Sequence[int | str | None]"
+"""Of a batch; a size that is no number may be any."""
 Outputs: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"
 _CPU = torch.device("cpu")
 
@@ -65,15 +68,21 @@ class ArtifactEngine(abc.ABC):
     name: str
     device = _CPU
 
-    def __init__(self, metadata: Metadata, inputs: list[str], outputs: list[str]) -> None:
-        """`inputs` and `outputs` are the names that are in the file."""
+    def __init__(
+        self, metadata: Metadata, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]
+    ) -> None:
+        """`inputs` and `outputs` are the names and shapes that are in the file."""
         self.metadata = metadata
         self.patch_size = metadata.patch_size
         self.outputs = [name for name in metadata.outputs.model_dump().values() if name]
-        if inputs != [metadata.input.name] or not set(self.outputs) <= set(outputs):
-            found = f"takes {inputs} and gives {outputs}"
-            told = f"its metadata says {[metadata.input.name]} and {self.outputs}"
-            raise InputError(f"the artifact {found}, but {told}: export it again")
+        told = metadata.shapes()
+        found = {**inputs, **outputs}
+        named = [*inputs] == [metadata.input.name] and {*self.outputs} <= {*outputs}
+        if not named or any(differ(found[name][1:], told[name]) for name in told):
+            raise InputError(
+                f"the artifact takes {dict(inputs)} and gives {dict(outputs)}, but its metadata "
+                f"says {told}, of each image: export it again"
+            )
 
     def check_size(self, height: int, width: int) -> None:
         own = self.metadata.input.height, self.metadata.input.width
@@ -126,8 +135,8 @@ class OnnxEngine(ArtifactEngine):
             session: InferenceSession = onnxruntime.InferenceSession(content, **how)
         self._session, self._content = session, content
         metadata = metadata_in(session.get_modelmeta().custom_metadata_map.get(KEY), source)
-        names = ([value.name for value in of()] for of in (session.get_inputs, session.get_outputs))
-        super().__init__(metadata, *names)
+        both = session.get_inputs(), session.get_outputs()
+        super().__init__(metadata, *({one.name: one.shape for one in part} for part in both))
 
     @classmethod
     def open(cls, path: Path) -> OnnxEngine:
@@ -150,8 +159,11 @@ class OpenVinoEngine(ArtifactEngine):
 
     def __init__(self, model: openvino.Model, source: str = "the OpenVINO model") -> None:
         text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
-        names = ([value.any_name for value in part] for part in (model.inputs, model.outputs))
-        super().__init__(metadata_in(text, source), *names)
+        both = (
+            {one.any_name: [*map(_length, one.partial_shape)] for one in part}
+            for part in (model.inputs, model.outputs)
+        )
+        super().__init__(metadata_in(text, source), *both)
         self._model = model
         self._compiled: dict[int, Compiled] = {}
         self._lock = threading.Lock()
@@ -199,6 +211,16 @@ class OpenVinoEngine(ArtifactEngine):
             path = Path(folder, "model.xml")
             openvino.save_model(self._model, path, compress_to_fp16=False)
             return restored, (path.read_bytes(), path.with_suffix(".bin").read_bytes())
+
+
+def differ(found: Shape, told: Shape) -> bool:
+    """Whether two shapes cannot be of one array."""
+    fixed = ((one, other) for one, other in zip(found, told, strict=False) if isinstance(one, int))
+    return len(found) != len(told) or any(one != other for one, other in fixed)
+
+
+def _length(size: openvino.Dimension) -> int | None:
+    return size.get_length() if size.is_static else None
 
 
 class Compiled(NamedTuple):
@@ -255,7 +277,15 @@ class ProgramEngine(ArtifactEngine):
         with unreadable(source, "a program of torch.export"), quiet():
             program = torch.export.load(io.BytesIO(content), extra_files=extra)
         metadata = metadata_in(extra[KEY] or None, source)
-        super().__init__(metadata, [metadata.input.name], [*metadata.outputs.model_dump().values()])
+        nodes = {node.name: node for node in program.graph.nodes}
+        signature = program.graph_signature
+        names = filter(None, metadata.outputs.model_dump().values())
+        outputs = zip(names, signature.user_outputs, strict=False)
+        super().__init__(
+            metadata,
+            {metadata.input.name: nodes[signature.user_inputs[0]].meta["val"].shape},
+            {name: nodes[one].meta["val"].shape for name, one in outputs},
+        )
         self._run, self._content = program.module(), content
 
     @classmethod
@@ -311,6 +341,12 @@ def open_artifact(path: str | os.PathLike[str]) -> tuple[Engine, Metadata]:
         raise InputError(f"{file}: expected the name of a file ending in {', '.join(ENGINES)}")
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
+    for part in (file, *[file.with_suffix(".bin")] * (file.suffix.lower() == ".xml")):
+        if is_damaged(part):
+            raise InputError(
+                f"{part} is damaged: it is not what {CHECKSUMS_FILE} beside it says (delete its "
+                "line there if you changed it yourself); export it again"
+            )
     engine = ENGINES[file.suffix.lower()](file)
     return engine, engine.metadata
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rfdetr.checks import check_count, check_path
-from rfdetr.config.fields import size_text
 from rfdetr.console import with_progress
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.folders import Classes, Folders
@@ -27,7 +26,6 @@ from rfdetr.weights.labels import are_numbers, renamed
 if TYPE_CHECKING:
     from rfdetr.evaluation.metrics import Metrics
 
-T = TypeVar("T")
 THRESHOLD = 0.3
 """Least confidence of the detections that are compared one by one."""
 PIXELS, CONFIDENCE = 1.0, 0.01
@@ -89,34 +87,27 @@ class Judged(NamedTuple):
     """By image, best first: scores (n,), labels (n,) of the model, boxes (n, 4) xyxy, pixels."""
 
 
-def judge(models: Mapping[T, Predictor], labelled: Labelled) -> dict[T, Judged]:
-    """Every model's figures and detections, in one pass: each image is decoded once.
-
-    In the precision that `predict` has. The models see images of the same size and know the data's
-    classes by name.
+def judge(model: Predictor, labelled: Labelled) -> Judged:
+    """The figures and detections of `model`, which knows the data's classes by name, in the
+    precision that `predict` has.
     """
     index = labelled.index
-    sizes = {model.size for model in models.values()}
-    if len(sizes) > 1:
-        told = " and ".join(map(size_text, sorted(sizes)))
-        raise InputError(f"images of one size can be compared, not of {told} pixels")
-    dataset = DetectionDataset(index, EvalTransform(sizes.pop()), evaluation=True)
+    dataset = DetectionDataset(index, EvalTransform(model.size), evaluation=True)
     with needs_extra("train", "a comparison"):
         from rfdetr.evaluation.evaluator import CocoEvaluator
-    names, has_masks = index.class_names, index.outlines is not None
-    tables = {name: labels_in(names, model.labels) for name, model in models.items()}
-    evaluators = {name: CocoEvaluator(names, masks=has_masks) for name in models}
-    found: dict[T, list[Found]] = {name: [] for name in models}
+    table = labels_in(index.class_names, model.labels)
+    named = torch.tensor(list(model.labels))
+    evaluator = CocoEvaluator(index.class_names, masks=index.outlines is not None)
+    found: list[Found] = []
     for number in with_progress(labelled.numbers, "Comparing", len(labelled.numbers)):
         pixels, target = dataset[number]
-        for name, model in models.items():
-            (one,) = model.detect(pixels[None], target["orig_size"][None])
-            one = {key: value.cpu() for key, value in one.items()}
-            evaluators[name].update([{**one, "labels": tables[name][one["labels"]]}], [target])
-            one.pop("mask_logits", None)
-            named = torch.isin(one["labels"], torch.tensor(list(model.labels)))
-            found[name].append({key: value[named] for key, value in one.items()})
-    return {name: Judged(evaluators[name].compute(), found[name]) for name in models}
+        (one,) = model.detect(pixels[None], target["orig_size"][None])
+        one = {key: value.cpu() for key, value in one.items()}
+        evaluator.update([{**one, "labels": table[one["labels"]]}], [target])
+        one.pop("mask_logits", None)
+        shown = torch.isin(one["labels"], named)
+        found.append({key: value[shown] for key, value in one.items()})
+    return Judged(evaluator.compute(), found)
 
 
 def labels_in(names: Sequence[str], labels: Mapping[int, str]) -> Tensor:

@@ -47,7 +47,7 @@ def measure(
     candidate's mAP is beside its cost.
     """
     models = {n: one.predictor for n, one in enumerate(candidates) if one.predictor is not None}
-    judged = {} if labelled is None else judge(models, labelled)
+    judged = {} if labelled is None else {n: judge(one, labelled) for n, one in models.items()}
     keys = [(n, batch) for n in models for batch in batches]
     memory = {}
     for n, batch in with_progress(keys, "Memory", len(keys)):

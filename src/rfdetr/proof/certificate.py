@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rfdetr.errors import InputError
 from rfdetr.inference.predictor import Predictor
-from rfdetr.proof.agreement import Agreement, Labelled, agreement, judge
+from rfdetr.proof.agreement import Agreement, Judged, Labelled, agreement, judge
 from rfdetr.proof.measuring import (
     TURNS,
     Latency,
@@ -77,7 +77,7 @@ class Certificate:
         return {
             "schema": SCHEMA,
             "passed": self.passed,
-            "loss": round(self.loss, 3),
+            "loss": round(self.loss, 3) + 0.0,  # which -0.0 becomes 0.0 by
             "max_loss": self.max_loss,
             **{kind: [_rounded(change.before), _rounded(change.after)] for kind, change in kinds},
             "matched": [self.agreement.reference_matched, self.agreement.exported_matched],
@@ -139,70 +139,73 @@ class Certificate:
         return [*lines, ("verdict", f"{verdict}: {allowed}")]
 
 
-class Side(NamedTuple):
-    """One of the two models that are compared."""
+class Reference(NamedTuple):
+    """A model that exports are compared with, and what it finds in labelled images."""
 
     model: Predictor
-    facts: Mapping[str, Any]
-    """What the certificate says of it: engine, dtype, ..."""
-    loading: Loading | None = None
-    """How a process of its own opens it, to measure its memory."""
+    labelled: Labelled
+    judged: Judged
+
+    @classmethod
+    def of(cls, model: Predictor, labelled: Labelled) -> Reference:
+        """Judges `model`. Raises `InputError` where it finds next to nothing: near-equal
+        confidences come in any order, so random or untrained weights show no loss, or any.
+        """
+        judged = judge(model, labelled)
+        for kind, figures in _figures(judged.metrics).items():
+            if not figures["mAP_50_95"] >= LEAST:  # true for NaN
+                raise InputError(
+                    f"nothing can be proven: the model has {100 * figures['mAP_50_95']:.1f} "
+                    f"points of mAP 50:95 ({kind}) on {len(labelled.numbers)} images of "
+                    f"{labelled.folder}. Random or untrained weights, which have less than "
+                    f"{100 * LEAST:g}, show no loss: train the model, or give images of its classes"
+                )
+        return cls(model, labelled, judged)
 
 
 def certify(
-    reference: Side,
-    exported: Side,
-    labelled: Labelled,
+    reference: Reference,
+    exported: Predictor,
+    facts: Mapping[str, Any],
+    loading: tuple[Loading | None, Loading | None] = (None, None),
     *,
     max_loss: float = MAX_LOSS,
     turns: Iterable[int] = range(TURNS),
 ) -> Certificate:
-    """Compares two models, which are meant to be the same one, on labelled images.
+    """Compares a model with the one that it is meant to be, in the reference's images.
 
-    Raises `InputError` where the reference finds next to nothing: near-equal confidences come in
-    any order, so random or untrained weights show no loss, or any.
+    `facts` (engine, dtype, ...) are what the certificate says of it, `loading` how a process of its
+    own opens reference and exported model, to measure their memory.
     """
-    sides = {_ONE: reference, _OTHER: exported}
-    models = {name: side.model for name, side in sides.items()}
-    if reference.model.labels != exported.model.labels:
-        raise InputError("the exported model has other classes than its reference")
-    judged = judge(models, labelled)
-    accuracy = _changes(*(one.metrics for one in judged.values()))
-    for kind, change in accuracy.items():
-        if not change.before["mAP_50_95"] >= LEAST:  # true for NaN
-            raise InputError(
-                f"nothing can be proven: the model has {100 * change.before['mAP_50_95']:.1f} "
-                f"points of mAP 50:95 ({kind}) on {len(labelled.numbers)} images of "
-                f"{labelled.folder}. Random or untrained weights, which have less than "
-                f"{100 * LEAST:g}, show no loss: train the model, or give images of its classes"
-            )
-    paths = labelled.paths()
+    models = {_ONE: reference.model, _OTHER: exported}
+    if reference.model.labels != exported.labels or reference.model.size != exported.size:
+        raise InputError("the exported model has other classes, or another size, than its original")
+    judged = judge(exported, reference.labelled)
+    before, after = (_figures(one.metrics) for one in (reference.judged, judged))
+    paths = reference.labelled.paths()
     calls = {
         name: lambda number, model=model: model.predict(paths[number % len(paths)])
         for name, model in models.items()
     }
     return Certificate(
-        accuracy=accuracy,
-        agreement=agreement(*(one.found for one in judged.values())),
+        accuracy={kind: Change(before[kind], after[kind]) for kind in before},
+        agreement=agreement(reference.judged.found, judged.found),
         latency_ms=latencies(calls, turns),
-        memory_mib={name: peak_memory(side.loading, paths[:1]) for name, side in sides.items()},
-        models={name: dict(side.facts) for name, side in sides.items()},
-        data=labelled.facts(),
+        memory_mib={
+            name: peak_memory(how, paths[:1]) for name, how in zip(models, loading, strict=True)
+        },
+        models={_ONE: {"engine": "torch", "dtype": "float32"}, _OTHER: dict(facts)},
+        data=reference.labelled.facts(),
         machine=machine(reference.model.device),
         versions=versions(),
         max_loss=max_loss,
     )
 
 
-def _changes(before: Metrics, after: Metrics) -> dict[str, Change]:
-    """The figures of boxes and, where there are any, of masks."""
-    pairs = {"boxes": (before, after)}
-    if before.masks is not None and after.masks is not None:
-        pairs["masks"] = before.masks, after.masks
-    return {
-        kind: Change(*({name: one.overall[name] for name in _FIGURES} for one in pair))
-        for kind, pair in pairs.items()
-    }
+def _figures(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """Those of boxes and, where there are any, of masks."""
+    kinds = {"boxes": metrics} | ({} if metrics.masks is None else {"masks": metrics.masks})
+    return {kind: {name: one.overall[name] for name in _FIGURES} for kind, one in kinds.items()}
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from rfdetr.export.metadata import Metadata
 from rfdetr.files import atomic_write
 from rfdetr.inference.engines import open_artifact
 from rfdetr.inference.predictor import NetworkPredictor, Predictor
-from rfdetr.proof.agreement import Labelled, labels_in
-from rfdetr.proof.certificate import Certificate, Side, certify
+from rfdetr.proof.agreement import Labelled
+from rfdetr.proof.certificate import Certificate, Reference, certify
 from rfdetr.proof.measuring import Loading
 from rfdetr.weights.writing import save_checkpoint
 
@@ -32,10 +32,12 @@ FILE = "certificate.json"
 _NOT = "the export is not proven: %s; verify=FOLDER (--verify) takes labelled images of its classes"
 
 
-def images_for(subject: Subject, verify: Any) -> Labelled | None:
-    """The valid images of the data set `verify`, a field of `ExportConfig`, or 32 of the run's that
-    left the weights. None, and a line that says why, if it is left open and they are not to be had.
-    Classes that the model does not know are an `InputError`, before anything is written.
+def reference_for(subject: Subject, verify: Any, size: tuple[int, int]) -> Reference | None:
+    """What `subject` finds, in images of `size`, in the valid split of the data set `verify`, a
+    field of `ExportConfig`, or in 32 images of the run's that left the weights.
+
+    Where nothing can be proven (no images, classes that it does not know, random weights), it is an
+    error if `verify` asks for a proof, else None and a line that says why.
     """
     masks = subject.config.segmentation_head
     if verify is False:
@@ -45,8 +47,15 @@ def images_for(subject: Subject, verify: Any) -> Labelled | None:
             labelled = Labelled.open(**data_of_run(subject.weights), masks=masks)
         else:
             labelled = Labelled.open(verify, None, masks=masks)
-        labels_in(labelled.index.class_names, subject.labels)
-        return labelled
+        model = NetworkPredictor(
+            copy.deepcopy(subject.detector).float(),
+            resolution=size,
+            num_select=subject.config.num_select,
+            labels=subject.labels,
+            device=torch.device("cpu"),
+        )
+        logger.info("export: what the model finds in %d images", len(labelled.numbers))
+        return Reference.of(model, labelled)
     except (InputError, MissingPackageError) as error:
         if verify is not None:
             raise
@@ -55,27 +64,19 @@ def images_for(subject: Subject, verify: Any) -> Labelled | None:
 
 
 def prove(
-    subject: Subject,
-    artifacts: Sequence[Path],
-    labelled: Labelled,
-    *,
-    max_loss: float,
-    required: bool,
+    subject: Subject, artifacts: Sequence[Path], reference: Reference, max_loss: float
 ) -> None:
     """Compares `artifacts` with the `subject` that they were made of. Each gets its certificate in
     a file beside it and, in short, inside.
 
-    Where nothing can be proven, it is an `InputError` if it is `required`, else a line. Raises
-    `RunError` for artifacts that lose more than `max_loss` points of mAP 50:95: they stay, marked
-    so.
+    Raises `RunError` for artifacts that lose more than `max_loss` points of mAP 50:95: they stay,
+    marked so.
     """
-    try:
-        found = {path: proven(subject, path, labelled, max_loss) for path in artifacts}
-    except (InputError, MissingPackageError) as error:
-        if required:
-            raise
-        logger.warning(_NOT, error)
-        return
+    with tempfile.TemporaryDirectory() as folder:
+        original = Path(folder, "original.pth")
+        settings = subject.config.model_dump() | {"resolution": reference.model.size}
+        save_checkpoint(original, subject.state, type(subject.config)(**settings), None)
+        found = {path: proven(reference, path, original, max_loss) for path in artifacts}
     lost = [f"{path.name} {one.loss:.2f}" for path, one in found.items() if not one.passed]
     if lost:
         raise RunError(
@@ -84,30 +85,23 @@ def prove(
         )
 
 
-def proven(subject: Subject, artifact: Path, labelled: Labelled, max_loss: float) -> Certificate:
-    """The certificate of one artifact, written and shown."""
+def proven(reference: Reference, artifact: Path, original: Path, max_loss: float) -> Certificate:
+    """The certificate of one artifact, written and shown; `original` is the reference's file."""
     engine, metadata = open_artifact(artifact)
-    size = metadata.input.height, metadata.input.width
-    how: dict[str, Any] = {"num_select": metadata.num_select, "labels": metadata.classes}
-    exported = Predictor(engine, size=size, **how)
-    network = copy.deepcopy(subject.detector).float()
-    original = NetworkPredictor(
-        network, resolution=size, device=torch.device("cpu"), **how | {"labels": subject.labels}
+    exported = Predictor(
+        engine,
+        size=(metadata.input.height, metadata.input.width),
+        num_select=metadata.num_select,
+        labels=metadata.classes,
     )
     facts: dict[str, Any] = {"engine": engine.name, "dtype": metadata.dtype, "file": artifact.name}
     facts["weights_sha256"] = metadata.weights_sha256
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "original.pth")
-        config = type(subject.config)(**subject.config.model_dump() | {"resolution": size})
-        save_checkpoint(path, subject.state, config, None)
-        certificate = certify(
-            Side(original, {"engine": "torch", "dtype": "float32"}, Loading(path, False)),
-            Side(exported, facts, Loading(artifact, True)),
-            labelled,
-            max_loss=max_loss,
-        )
+    loading = Loading(original, False), Loading(artifact, True)
+    count = len(reference.labelled.numbers)
+    logger.info("export: comparing %s on %d images, then time and memory", artifact.name, count)
+    certificate = certify(reference, exported, facts, loading, max_loss=max_loss)
     stamp(artifact, metadata, certificate)
-    show_rows(f"Certificate of {artifact.name}", certificate.rows())
+    show_rows(f"Certificate of {artifact.name} (checkpoint -> artifact)", certificate.rows())
     return certificate
 
 

@@ -66,6 +66,9 @@ def read_checkpoint(path: str | os.PathLike[str], first_class: int | None = None
         raise CheckpointError(f"{path} is a directory, not a checkpoint file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty: its writing or download was cut off{advice(path)}")
+    if path.suffix.lower() in (".onnx", ".xml", ".bin", ".pt2"):
+        expected = "expected the checkpoint that it was made of"
+        raise CheckpointError(f"{path} is an exported model, for prediction alone: {expected}")
     refuse_damaged(path)
     is_torch = path.suffix != ".safetensors"
     checkpoint = checkpoint_of(path, load_content(path)) if is_torch else _read_safetensors(path)
