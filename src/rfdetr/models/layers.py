@@ -47,7 +47,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x), inplace=True)
+            x = F.relu(layer(x))
         return self.layers[-1](x)  # type: ignore[no-any-return]
 
 

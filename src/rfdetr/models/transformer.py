@@ -285,7 +285,7 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(B, GQ, C) -> (B, GQ, C): two linear layers with ReLU between them, residual, norm."""
-        hidden = F.relu(self.linear1(x), inplace=True)
+        hidden = F.relu(self.linear1(x))  # in place, its gradient would be copied twice
         return self.norm3(x + self.linear2(hidden))  # type: ignore[no-any-return]
 
 
