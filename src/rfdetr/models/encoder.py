@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
 from rfdetr.geometry.boxes import at_least_float32
-from rfdetr.models.layers import ChannelNorm, attention, linear_of_recomputed
+from rfdetr.models.layers import ChannelNorm, Linear, attention, linear_of_recomputed
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
@@ -44,13 +44,13 @@ class Block(nn.Module):
         self.heads = heads
         self.drop_path = 0.0
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.scale1 = nn.Parameter(torch.ones(width))
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = Linear(width, 4 * width)
         self.activation = nn.GELU()
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc2 = Linear(4 * width, width)
         self.scale2 = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
