@@ -59,7 +59,7 @@ def test_what_waits_and_what_mixes_is_found() -> None:
     device.put([x])
     functions, operators = device.watched()
     with functions, operators:
-        x[x > 1], x.nonzero(), x.unique(), float(x.sum()), x.tolist(), bool(x.all())  # noqa: B018
+        x[x > 1], x.nonzero(), x.unique(), float(x.sum()), x.tolist(), bool(x.all())
         assert len(device.waits) == 6
         x + x.cpu()
         x * torch.ones(4)

@@ -51,7 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tenso
 
 def is_fused(x: Tensor) -> bool:
     """Whether products of `x` run by oneDNN's operators, which are private: are they there?"""
-    if x.device.type != "cpu" or autocast_dtype(x) != torch.bfloat16 or torch.compiler.is_compiling():
+    low = x.device.type == "cpu" and autocast_dtype(x) == torch.bfloat16
+    if not low or torch.compiler.is_compiling():
         return False
     operators = ("_linear_pointwise", "_is_mkldnn_bf16_supported")
     there = all(hasattr(torch.ops.mkldnn, name) for name in operators)
@@ -86,13 +87,16 @@ class _FusedLinear(torch.autograd.Function):
         return of_x, rows.t() @ x.reshape(-1, weight.shape[1]), rows.sum(0), None
 
 
-def linear_of_recomputed(cheap: nn.Module, x: Tensor, linear: nn.Module) -> Tensor:
-    """linear(cheap(x)); in training cheap(x) is not kept for the backward pass but recomputed.
+def linear_of_recomputed(
+    cheap: nn.Module, x: Tensor, linear: nn.Module, recompute: bool = True
+) -> Tensor:
+    """linear(cheap(x)); in training cheap(x) is not kept for the backward pass but recomputed, of
+    x, which is kept. (Not with `recompute=False`, nor by torch's compiler, which chooses itself.)
 
     Together with `DecoderLayer`, which feeds forward image by image, this takes the peak of a
     training step of RFDETRNano from 3.9 to 3.3 GB, and no time.
     """
-    if not linear.training or torch.compiler.is_compiling():
+    if not (recompute and linear.training) or torch.compiler.is_compiling():
         return linear(cheap(x))  # type: ignore[no-any-return]
     low = autocast_dtype(x)
 
