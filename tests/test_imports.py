@@ -160,6 +160,23 @@ def test_the_face_imports_nothing_heavy() -> None:
     assert not modules & set(HEAVY)
 
 
+def test_what_train_refuses_is_told_before_heavy_imports(tmp_path: Path) -> None:
+    modules = modules_after(f"""
+from rfdetr import RFDETRMini
+from rfdetr.errors import InputError
+model = RFDETRMini(pretrain_weights=None)
+for wrong in ({{"dataset_dir": {str(tmp_path)!r}}}, {{"dataset_dir": "no-such-folder"}},
+              {{"dataset_dir": ".", "epoch": 3}}, {{"dataset_dir": ".", "epochs": -1}}):
+    try:
+        model.train(**wrong)
+    except InputError:
+        continue
+    raise AssertionError(wrong)
+""")
+    assert "rfdetr.data.layout" in modules
+    assert not modules & set(HEAVY)
+
+
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["train", "--help"], ["predict", "--help"], ["--version"]]
 )

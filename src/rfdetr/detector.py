@@ -15,6 +15,7 @@ from rfdetr.checks import check_path
 from rfdetr.config import ModelConfig, adds_masks_to, variant_name
 from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
+from rfdetr.data.layout import find_splits
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.predictor import best_device
 from rfdetr.models.build import build_detector
@@ -163,6 +164,15 @@ class RFDETR(PublishedCalls, PredictingModel):
         "auto" takes the shape of the images, and more pixels for small objects: the plan says what
         and why.
         """
+        of_training, of_model, of_trainer = compat.split_moved(settings)
+        self.train_config_class.refuse_unknown(of_training, type(self).__name__)
+        config = self.train_config_class(**of_training)
+        if auto := of_model.get("resolution") == "auto":
+            of_model.pop("resolution")
+        model_config = self.get_model_config(**of_model)
+        if "device" in of_model:
+            best_device(model_config.device)  # one that is not here is told at once
+        find_splits(config.dataset_dir, config.dataset_file)  # so is a wrong folder: before imports
         with needs_extra("train", "training"):
             from pytorch_lightning.callbacks import LambdaCallback
 
@@ -172,15 +182,6 @@ class RFDETR(PublishedCalls, PredictingModel):
             from rfdetr.training.processes import launched_settings
             from rfdetr.training.resume import keep_settings
             from rfdetr.training.run_folder import RunFolder, default_folder
-
-        of_training, of_model, of_trainer = compat.split_moved(settings)
-        self.train_config_class.refuse_unknown(of_training, type(self).__name__)
-        config = self.train_config_class(**of_training)
-        if auto := of_model.get("resolution") == "auto":
-            of_model.pop("resolution")
-        model_config = self.get_model_config(**of_model)
-        if "device" in of_model:
-            best_device(model_config.device)  # one that is not here is told at once
         if "output_dir" not in config.model_fields_set and not config.overwrite:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)

@@ -23,9 +23,9 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias.detach()
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """(..., in) -> (..., out)."""
-        settings: Any = (self.activation, [], "none")
+        settings: Any = ("relu" if relu else self.activation, [], "none")
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *settings)  # type: ignore[no-any-return]
 
 
@@ -44,6 +44,6 @@ def pack_linears(network: Detector) -> None:
         block.activation = nn.Identity()
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear):
                 setattr(module, name, PackedLinear(child))
     network.eval()

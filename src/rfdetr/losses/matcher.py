@@ -70,13 +70,17 @@ def matching_cost(
 
     `logits` (A, K), `boxes_cxcywh` (A, 4), `labels` (T,), `target_boxes_cxcywh` (T, 4).
     """
-    classes, class_of_target = torch.unique(labels, return_inverse=True)  # many share few classes
-    x = logits.T[classes]
+    # A row for each class or, where these are fewer, for each target. (Not for each class that is
+    # there: a GPU would have to be waited for to tell how many.)
+    fewer_targets = len(labels) < logits.shape[1]
+    x = logits.T[labels] if fewer_targets else logits.T
     p = x.sigmoid()
     minus_log_not_p = F.softplus(x)
     positive = FOCAL_ALPHA * (1 - p).square() * (minus_log_not_p - x)
     negative = (1 - FOCAL_ALPHA) * p.square() * minus_log_not_p
-    cost = (COST_CLASS * (positive - negative))[class_of_target]
+    cost = COST_CLASS * (positive - negative)
+    if not fewer_targets:
+        cost = cost[labels]
     cost += COST_L1 * torch.cdist(target_boxes_cxcywh, boxes_cxcywh, p=1)
     # The same values, stored coordinate after coordinate: pairwise work then runs along vectors.
     targets_xyxy, boxes_xyxy = (

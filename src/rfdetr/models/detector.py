@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rfdetr.errors import InputTypeError
 from rfdetr.geometry.boxes import apply_box_deltas, at_least_float32, cxcywh_to_xyxy
 from rfdetr.models.encoder import Encoder, Projector
-from rfdetr.models.layers import MLP, init_linears
+from rfdetr.models.layers import MLP, Linear, init_linears
 from rfdetr.models.segmentation import MaskFeatures, SegmentationHead
 from rfdetr.models.transformer import Decoder, Memory, ProposalOutput, Proposals, flatten_levels
 
@@ -84,7 +84,7 @@ class Detector(nn.Module):
         self.box_head = MLP(width, width, width, 4)
         init_linears(self.box_head)
         nn.init.zeros_(self.box_head.layers[-1].weight)  # type: ignore[arg-type]
-        self.class_head = nn.Linear(width, num_logits)
+        self.class_head = Linear(width, num_logits)
         nn.init.xavier_uniform_(self.class_head.weight)
         nn.init.constant_(self.class_head.bias, -math.log(99.0))  # each class at probability 0.01
         proposals.start_from(self.class_head, self.box_head)

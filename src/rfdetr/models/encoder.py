@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
 from rfdetr.geometry.boxes import at_least_float32
-from rfdetr.models.layers import ChannelNorm, attention, linear_of_recomputed
+from rfdetr.models.layers import ChannelNorm, Linear, attention, linear_of_recomputed
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
@@ -44,33 +44,34 @@ class Block(nn.Module):
         self.heads = heads
         self.drop_path = 0.0
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.scale1 = nn.Parameter(torch.ones(width))
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = Linear(width, 4 * width)
         self.activation = nn.GELU()
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc2 = Linear(4 * width, width)
         self.scale2 = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (rows, N, D) -> (rows, N, D)."""
-        x = torch.addcmul(x, drop_path(self.attend(x), self.drop_path, self.training), self.scale1)
-        branch = drop_path(self.feed_forward(x), self.drop_path, self.training)
+    def forward(self, x: Tensor, recompute: bool = True) -> Tensor:
+        """Tokens (rows, N, D) -> (rows, N, D); `recompute` as in `linear_of_recomputed`."""
+        branch = drop_path(self.attend(x, recompute), self.drop_path, self.training)
+        x = torch.addcmul(x, branch, self.scale1)
+        branch = drop_path(self.feed_forward(x, recompute), self.drop_path, self.training)
         return torch.addcmul(x, branch, self.scale2)
 
-    def attend(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor, recompute: bool = True) -> Tensor:
         """Multi-head self-attention."""
-        qkv = linear_of_recomputed(self.norm1, x, self.qkv)
+        qkv = linear_of_recomputed(self.norm1, x, self.qkv, recompute)
         qkv = qkv.view(*qkv.shape[:-1], 3, self.heads, -1)  # rows N 3 heads D/heads
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         attended = attention(query, key, value)  # rows heads N D/heads
         return self.out(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor, recompute: bool = True) -> Tensor:
         """Two linear layers with GELU between them."""
-        hidden = linear_of_recomputed(self.norm2, x, self.fc1)
-        return linear_of_recomputed(self.activation, hidden, self.fc2)
+        hidden = linear_of_recomputed(self.norm2, x, self.fc1, recompute)
+        return linear_of_recomputed(self.activation, hidden, self.fc2, recompute)
 
 
 class Encoder(nn.Module):
@@ -167,7 +168,7 @@ class Encoder(nn.Module):
         if index in self.out_feature_indexes:  # a row is an image: (B, windows^2 N, D)
             x = x.reshape(-1, self.num_windows**2 * shape[1], shape[2])
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, False, use_reentrant=False)  # the whole block anew
         else:
             x = block(x)
         return x.view(shape)

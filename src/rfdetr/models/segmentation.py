@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.models.layers import ChannelNorm
+from rfdetr.models.layers import ChannelNorm, Linear
 
 
 class MaskFeatures(NamedTuple):
@@ -40,7 +40,7 @@ class MaskBlock(nn.Module):
         super().__init__()
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm = ChannelNorm(channels)
-        self.linear = nn.Linear(channels, channels)
+        self.linear = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
@@ -56,9 +56,9 @@ class SegmentationHead(nn.Module):
         self.blocks = nn.ModuleList(MaskBlock(channels) for _ in range(num_layers))
         self.spatial_proj = nn.Conv2d(channels, channels, 1)
         self.query_norm = nn.LayerNorm(channels)
-        self.query_expand = nn.Linear(channels, 4 * channels)
-        self.query_reduce = nn.Linear(4 * channels, channels)
-        self.query_proj = nn.Linear(channels, channels)
+        self.query_expand = Linear(channels, 4 * channels)
+        self.query_reduce = Linear(4 * channels, channels)
+        self.query_proj = Linear(channels, channels)
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(

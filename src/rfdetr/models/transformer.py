@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.geometry.boxes import apply_box_deltas, at_least_float32
-from rfdetr.models.layers import MLP, attention, init_linears
+from rfdetr.models.layers import MLP, Linear, attention, init_linears, linear
 
 _BOX_SIDE = 0.05  # of the image, at the first level; doubles from level to level
 _BORDER = 0.01  # proposals must lie inside (border, 1 - border)
@@ -80,10 +80,11 @@ class PerGroupLinear(nn.Module):
         for matrix in self.weight:
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rows of the first g groups (g, rows, in) -> (g, rows, out)."""
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """Rows of the first g groups (g, rows, in) -> (g, rows, out), its positive part."""
         weight, bias = self.weight[: x.shape[0]], self.bias[: x.shape[0]]
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        product = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        return F.relu(product) if relu else product
 
 
 class PerGroupLayerNorm(nn.Module):
@@ -116,11 +117,11 @@ class Proposals(nn.Module):
         super().__init__()
         self.num_queries = num_queries
         self.groups = groups
-        linear = partial(PerGroupLinear, groups)
-        self.linear = linear(width, width)
+        per_group = partial(PerGroupLinear, groups)
+        self.linear = per_group(width, width)
         self.norm = PerGroupLayerNorm(groups, width)
-        self.class_head = linear(width, num_logits)
-        self.box_head = MLP(width, width, width, 4, linear=linear)
+        self.class_head = per_group(width, num_logits)
+        self.box_head = MLP(width, width, width, 4, linear=per_group)
 
     @torch.no_grad()
     def start_from(self, class_head: nn.Linear, box_head: MLP) -> None:
@@ -173,7 +174,7 @@ class GroupSelfAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # query, key, value
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         init_linears(self)
 
@@ -181,8 +182,8 @@ class GroupSelfAttention(nn.Module):
         """(B, GQ, C) twice -> (B, GQ, C): query and key of content + position, value of content."""
         batch, _, width = content.shape
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        both = F.linear(content + position, weight[: 2 * width], bias[: 2 * width])
-        value = F.linear(content, weight[2 * width :], bias[2 * width :])
+        both = linear(content + position, weight[: 2 * width], bias[: 2 * width])
+        value = linear(content, weight[2 * width :], bias[2 * width :])
         heads = [  # each (B G, heads, Q, C / heads)
             x.reshape(batch * groups, -1, self.heads, width // self.heads).transpose(1, 2)
             for x in (*both.chunk(2, dim=-1), value)
@@ -197,10 +198,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
-        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(width, heads * levels * points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        self.sampling_offsets = Linear(width, heads * levels * points * 2)
+        self.attention_weights = Linear(width, heads * levels * points)
+        self.value_proj = Linear(width, width)
+        self.output_proj = Linear(width, width)
         init_linears(self)
         self._init_directions()
 
@@ -265,8 +266,8 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.cross_attn = DeformableAttention(width, cross_heads, levels, points)
         self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
+        self.linear1 = Linear(width, hidden)
+        self.linear2 = Linear(hidden, width)
         self.norm3 = nn.LayerNorm(width)
         init_linears(self.linear1)
         init_linears(self.linear2)
@@ -285,8 +286,7 @@ class DecoderLayer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(B, GQ, C) -> (B, GQ, C): two linear layers with ReLU between them, residual, norm."""
-        hidden = F.relu(self.linear1(x), inplace=True)
-        return self.norm3(x + self.linear2(hidden))  # type: ignore[no-any-return]
+        return self.norm3(x + self.linear2(self.linear1(x, relu=True)))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):

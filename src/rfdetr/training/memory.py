@@ -14,7 +14,7 @@ import torch
 
 from rfdetr.errors import InputError
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's settings, from malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # names of glibc's settings, from malloc.h
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -110,17 +110,20 @@ def freed_memory_kept() -> Iterator[None]:
     """Inside, glibc keeps the memory that is freed; at the end it gives all of it to the system.
 
     Left to itself it would give back most of a step's activations, and the next step would fault
-    them in again page by page.
+    them in again page by page. Tensors of over 32 MB come from there, too, not from mappings of
+    their own, which would be faulted in each time.
     """
     libc = _glibc()
     if libc is None:
         yield
         return
     libc.mallopt(_MMAP_THRESHOLD, 2**25)
+    libc.mallopt(_MMAP_MAX, 0)
     libc.mallopt(_TRIM_THRESHOLD, -1)
     try:
         yield
     finally:
+        libc.mallopt(_MMAP_MAX, 2**16)  # as glibc begins
         libc.mallopt(_TRIM_THRESHOLD, 2**26)  # the largest that glibc comes to by itself
         libc.malloc_trim(0)
 
