@@ -59,7 +59,8 @@ def pack(
         raise InputError(f"{root} is packed already")
     if not leaves(root, folder):
         raise InputError(f"out {folder} is inside the data set: choose a folder beside it")
-    if folder.exists() and (other := _other_file(folder)):
+    there = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    for other in (name for name in there if not _OWN.fullmatch(name)):  # not of an unfinished pack
         raise InputError(f"out {folder} holds {other}, and nothing is overwritten: choose another")
     digests, names = _read_labels(layout)
     lock = RecordLock(folder.resolve() / ".pack.lock")
@@ -78,11 +79,6 @@ def pack(
         unless_right.pop_all()
         lock.release()
     return folder
-
-
-def _other_file(folder: Path) -> str | None:
-    """What is in a folder and was not left there by an unfinished pack."""
-    return next((entry.name for entry in folder.iterdir() if not _OWN.fullmatch(entry.name)), None)
 
 
 def _read_labels(layout: DatasetLayout) -> tuple[dict[str, str], list[str]]:

@@ -144,9 +144,8 @@ def fix(
     `hints` are those of a report whose user agrees (`read_hints`): they change labels, too.
 
     Images are symbolic links to the originals (copies where the system has no links). A copy
-    without one of the splits, or without most of its images or boxes, is an `InputError`, and
-    nothing is written, unless it is wanted by `force`. A folder `out` that is not empty is a
-    `FileExistsError`.
+    without one of the splits, or without most of its images or boxes, is an `InputError`, unless
+    `force` wants it: nothing is written. An `out` that is not empty is a `FileExistsError`.
     """
     folder = check_path("the folder of the copy", out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -155,8 +154,8 @@ def fix(
         raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
     if report.layout.pack is not None:
         raise InputError(f"{report.dataset} is packed: correct its folder, and pack it again")
-    if report.layout.format not in ("coco", "yolo"):
-        told = f"{report.dataset}: labels of {report.layout.format.upper()} are not corrected"
+    if (form := report.layout.format) not in ("coco", "yolo"):
+        told = f"{report.dataset}: labels of {form.upper()} are not corrected"
         raise InputError(f"{told}: rfdetr convert {report.dataset} NEW_FOLDER, then correct that")
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     writer = _Writer(report, partial, HintEdits(report.records, hints))

@@ -45,6 +45,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in, postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
 from rfdetr.training.adapters import adapted, add_adapters, match_adapters
+from rfdetr.training.early_evaluation import judged_split
 from rfdetr.training.lightning_state import is_watched, place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
@@ -218,7 +219,9 @@ class RFDETRModule(pl.LightningModule):
     def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
         found = self.evaluate(batch)
         if self.judges_loss:
-            self.log(f"{self.judging}/loss", self.evaluation_loss, batch_size=len(batch[1]))
+            self.log(
+                f"{judged_split(self.trainer)}/loss", self.evaluation_loss, batch_size=len(batch[1])
+            )
         return found
 
     def test_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
@@ -333,15 +336,6 @@ class RFDETRModule(pl.LightningModule):
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
         module.class_names = class_names(file)
         return module.to(map_location)
-
-    @property
-    def judging(self) -> str:
-        """What the names of evaluation's figures start with: "test", "val", or "val_share" in the
-        first epochs with `early_eval_share`.
-        """
-        if self.trainer.testing:
-            return "test"
-        return "val_share" if getattr(self.trainer.datamodule, "on_share", False) else "val"  # type: ignore[attr-defined]
 
     @property
     def judges_loss(self) -> bool:
