@@ -62,7 +62,9 @@ def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
                 damaged += frame is None
                 if frame is not None and number % every == 0:
                     seconds = number / rate if frame.time is None else frame.time
-                    yield Frame(number, seconds, _upright(frame))
+                    pixels = frame.to_ndarray(format="rgb24")
+                    turned = np.rot90(pixels, round(frame.rotation / 90))  # counterclockwise
+                    yield Frame(number, seconds, np.ascontiguousarray(turned))
     except (av.error.FFmpegError, OSError) as error:
         ended = str(error)
     read = number + 1 - damaged
@@ -102,13 +104,6 @@ def _decoded(container: Any) -> Iterator[Any]:
             yield from packet.decode()
         except av.error.InvalidDataError:
             yield None
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    """The pixels of a frame, turned as the film asks for."""
-    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90)  # counterclockwise
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns % 4 else image
 
 
 class FilmWriter:

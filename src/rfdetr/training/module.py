@@ -335,12 +335,9 @@ class RFDETRModule(pl.LightningModule):
 
     @property
     def judging(self) -> str:
-        """What the names of evaluation's figures start with: "test", "val", or "val_share" in the
-        first epochs with `early_eval_share`.
-        """
-        if self.trainer.testing:
-            return "test"
-        return "val_share" if getattr(self.trainer.datamodule, "on_share", False) else "val"  # type: ignore[attr-defined]
+        """What names of figures start with: "test", "val", or "val_share" (`early_eval_share`)."""
+        early = getattr(self.trainer.datamodule, "on_share", False)  # type: ignore[attr-defined]
+        return "test" if self.trainer.testing else "val_share" if early else "val"
 
     @property
     def judges_loss(self) -> bool:
