@@ -230,8 +230,7 @@ class RFDETRModule(pl.LightningModule):
         config = self.train_config
         groups = parameter_groups(self.detector, **config.model_dump(include=RATES))
         optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        # Lightning would keep the gradients through the next forward pass, when most memory is in
-        # use.
+        # Lightning would keep the gradients through the next forward pass, at the peak of memory.
         optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         # Lightning clips no gradients that the optimizer might still unscale; this one is left
         # nothing to unscale.
