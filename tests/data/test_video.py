@@ -100,7 +100,7 @@ def write_noise(path: Path, count: int, size: tuple[int, int] = (64, 96)) -> Pat
     import av
 
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("mpeg4", rate=25)
+        stream = file.add_stream("libx264", rate=25)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = 12
