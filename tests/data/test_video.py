@@ -100,13 +100,12 @@ def write_noise(path: Path, count: int, size: tuple[int, int] = (64, 96)) -> Pat
     import av
 
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("mpeg4", rate=25)
+        stream = file.add_stream("libx264", rate=25)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = 12
-        noise = np.random.default_rng(0).integers(0, 60, (*size, 3), np.uint8)
         for number in range(count):
-            picture = np.roll(noise, number, axis=1)
+            picture = np.random.default_rng(number).integers(0, 60, (*size, 3), np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         file.mux(stream.encode())
     return path

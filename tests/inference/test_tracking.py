@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import supervision as sv
@@ -11,7 +9,6 @@ from PIL import Image, ImageDraw
 from scipy.optimize import linear_sum_assignment
 
 from rfdetr import RFDETRMini
-from rfdetr.data.video import FilmWriter
 from rfdetr.inference.tracking import Tracker
 
 Boxes = dict[int, list[float]]  # xyxy by the object's own number
@@ -125,19 +122,17 @@ def drawn(frame: Boxes) -> np.ndarray:
 
 
 @pytest.mark.scheduled
-def test_hota_of_a_rendered_film_seen_by_a_detector(tmp_path: Path) -> None:
-    pytest.importorskip("av")
+def test_hota_of_a_rendered_scene_seen_by_a_detector() -> None:
+    """The bundled weights, which take a ring for a washer at times: so all classes are one here."""
     paths = [((10, 10), (3, 2)), ((190, 20), (-2, 1)), ((20, 190), (2, -2)), ((180, 190), (-2, -2))]
     scene = joined(*(moving(start, step, range(60)) for start, step in paths))
     scene = [{n: [x, y, x + 44, y + 44] for n, (x, y, *_) in frame.items()} for frame in scene]
-    writer = FilmWriter(tmp_path / "film.mp4")
-    for number, frame in enumerate(scene):
-        writer.write(drawn(frame), number / 25)
-    writer.close()
-    tracked = []
-    for _, found in RFDETRMini().predict_film(tmp_path / "film.mp4", 0.4, batch_size=4):
-        numbers = np.asarray(found.tracker_id).tolist()
-        tracked.append(dict(zip(numbers, found.xyxy.tolist(), strict=True)))
-    score = hota(scene, tracked)
-    print(f"HOTA at IoU 0.5: {score:.3f}")
-    assert score > 0.7
+    tracker, tracked = Tracker(0.4), []
+    for found in RFDETRMini().predict([drawn(frame) for frame in scene], 0.1, batch_size=8):
+        alike = found.with_nms(0.6, class_agnostic=True)
+        alike.class_id = np.zeros(len(alike), np.int64)
+        seen = tracker.update(alike)
+        numbers = np.asarray(seen.tracker_id).tolist()
+        tracked.append(dict(zip(numbers, seen.xyxy.tolist(), strict=True)))
+    assert len({number for frame in tracked for number in frame}) == 4  # nobody's number changes
+    assert hota(scene, tracked) > 0.65

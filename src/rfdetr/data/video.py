@@ -62,9 +62,9 @@ def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
                 damaged += frame is None
                 if frame is not None and number % every == 0:
                     seconds = number / rate if frame.time is None else frame.time
-                    turns = round(frame.rotation / 90)  # counterclockwise
-                    upright = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-                    yield Frame(number, seconds, np.ascontiguousarray(upright))
+                    pixels = frame.to_ndarray(format="rgb24")
+                    turned = np.rot90(pixels, round(frame.rotation / 90))  # counterclockwise
+                    yield Frame(number, seconds, np.ascontiguousarray(turned))
     except (av.error.FFmpegError, OSError) as error:
         ended = str(error)
     read = number + 1 - damaged

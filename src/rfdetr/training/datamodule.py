@@ -242,8 +242,9 @@ class RFDETRDataModule(pl.LightningDataModule):
         return (
             trainer is not None
             and trainer.state.fn == "fit"
-            and not trainer.should_stop  # the last weights are judged by all
             and trainer.current_epoch < self.train_config.epochs_on_share
+            # The last weights are judged by all.
+            and not (trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs)
         )
 
     def early_images(self) -> NDArray[np.int64] | None:

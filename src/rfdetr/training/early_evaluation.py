@@ -1,8 +1,6 @@
-"""In the first epochs of a run a share of the validation images may stand for all."""
+"""Which validation images stand for all in the first epochs of a run."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +29,3 @@ def stratified_share(index: DatasetIndex, share: float, seed: int) -> NDArray[np
     place = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
     taken: NDArray[np.int64] = np.sort(order[place < np.ceil(share * counts[group[order]])])
     return taken
-
-
-def judged_split(trainer: Any) -> str:
-    """What the names of evaluation's figures start with: "test", "val", or "val_share" in the first
-    epochs with `early_eval_share`.
-    """
-    if trainer.testing:
-        return "test"
-    return "val_share" if getattr(trainer.datamodule, "on_share", False) else "val"

@@ -45,7 +45,6 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in, postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
 from rfdetr.training.adapters import adapted, add_adapters, match_adapters
-from rfdetr.training.early_evaluation import judged_split
 from rfdetr.training.lightning_state import is_watched, place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
@@ -220,7 +219,7 @@ class RFDETRModule(pl.LightningModule):
         found = self.evaluate(batch)
         if self.judges_loss:
             self.log(
-                f"{judged_split(self.trainer)}/loss", self.evaluation_loss, batch_size=len(batch[1])
+                f"{self.judging}/loss", self.evaluation_loss, batch_size=len(batch[1])
             )
         return found
 
@@ -234,8 +233,7 @@ class RFDETRModule(pl.LightningModule):
         config = self.train_config
         groups = parameter_groups(self.detector, **config.model_dump(include=RATES))
         optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        # Lightning would keep the gradients through the next forward pass, when most memory is in
-        # use.
+        # Lightning would keep the gradients through the next forward pass, at the peak of memory.
         optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
         # Lightning clips no gradients that the optimizer might still unscale; this one is left
         # nothing to unscale.
@@ -336,6 +334,12 @@ class RFDETRModule(pl.LightningModule):
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
         module.class_names = class_names(file)
         return module.to(map_location)
+
+    @property
+    def judging(self) -> str:
+        """What names of figures start with: "test", "val", or "val_share" (`early_eval_share`)."""
+        early = getattr(self.trainer.datamodule, "on_share", False)  # type: ignore[attr-defined]
+        return "test" if self.trainer.testing else "val_share" if early else "val"
 
     @property
     def judges_loss(self) -> bool:

@@ -20,7 +20,6 @@ from rfdetr.files import atomic_write
 from rfdetr.training.callbacks.time_limit import TimeLimitCallback
 from rfdetr.training.callbacks.validation import SHARE, in_training
 from rfdetr.training.datamodule import RFDETRDataModule
-from rfdetr.training.early_evaluation import judged_split
 from rfdetr.training.lightning_state import find_callback
 from rfdetr.training.loggers import RunLogger
 from rfdetr.training.module import RFDETRModule
@@ -103,9 +102,9 @@ class RunFilesCallback(Callback):
         self._write_record(trainer)
         self._started, self._evaluated = time.monotonic(), ""
 
-    def on_validation_start(self, trainer: Trainer, _: RFDETRModule) -> None:
+    def on_validation_start(self, trainer: Trainer, module: RFDETRModule) -> None:
         if in_training(trainer):
-            self._evaluated = f"{judged_split(trainer)}/"
+            self._evaluated = f"{module.judging}/"
 
     def on_train_epoch_end(self, trainer: Trainer, module: RFDETRModule) -> None:
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
