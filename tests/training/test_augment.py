@@ -27,7 +27,7 @@ def test_a_run_has_the_steps_of_its_configuration(make_run: Callable[..., Any]) 
     dataset = run.datamodule.train_dataloader().dataset
     assert [*dataset.mixing] == ["mosaic", "copy_paste", "mixup"] and not dataset.masks
     assert [*dataset.transform.steps] == ["crop", "horizontal_flip", "hsv"]
-    assert {dataset[0, i][0].shape[-1] for i in range(6)} > {64}
+    assert len({dataset[0, i][0].shape[-1] for i in range(6)}) > 1
     assert not run.datamodule.val_dataloader().dataset.mixing
 
 
@@ -56,7 +56,7 @@ def test_outlines_make_boxes_and_are_no_other_data(
     without = RFDETRDataModule(tiny_model(), config)
     without.setup("fit")
     assert without.index("train").outlines is not None  # none has one
-    assert "outline" not in caplog.text
+    assert "outline-" not in caplog.text and "outlines-" not in caplog.text
     add_outlines()
     datamodules = [RFDETRDataModule(tiny_model(), one) for one in (config, train_config())]
     records = [datamodule.data_record() for datamodule in datamodules]
