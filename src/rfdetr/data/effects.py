@@ -6,9 +6,8 @@ of threads.
 
 from __future__ import annotations
 
-import functools
 import math
-import statistics
+from statistics import NormalDist
 
 import numpy as np
 import simplejpeg
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from rfdetr.data.warp import Steps, is_drawn
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
+_QUANTILES = np.array([NormalDist().inv_cdf((at + 0.5) / 256) for at in range(256)])
 
 
 def apply_effects(image: Tensor, steps: Steps, rng: np.random.Generator) -> Tensor:
@@ -90,15 +90,9 @@ def add_noise(image: Tensor, deviation: float, rng: np.random.Generator) -> Tens
     """Adds to each value one of 256 quantiles of the normal distribution of such a deviation, in
     gray levels: a byte of random numbers each.
     """
-    table = (_quantiles() * deviation).round().astype(np.int16)
+    table = (_QUANTILES * deviation).round().astype(np.int16)
     noise = np.take(table, rng.integers(0, 256, image.shape, np.uint8))
     return torch.from_numpy(np.clip(image.numpy() + noise, 0, 255).astype(np.uint8))
-
-
-@functools.cache
-def _quantiles() -> NDArray[np.float64]:
-    normal = statistics.NormalDist()
-    return np.array([normal.inv_cdf((at + 0.5) / 256) for at in range(256)])
 
 
 def compress(image: Tensor, quality: int) -> Tensor:
