@@ -33,6 +33,7 @@ SHOWN: dict[str, dict[str, Any]] = {  # ranges so narrow that the step is seen
     "noise": {"deviation": (0.08, 0.08)},
     "jpeg": {"quality": (5, 5)},
     "mixup": {"share": (0.4, 0.4)},
+    "cutout": {"holes": (3, 3), "size": (0.15, 0.25)},
 }
 
 

@@ -91,7 +91,7 @@ def test_the_options_are_these_and_within_the_budget() -> None:
         ({"preset": "areal"}, "preset 'areal': did you mean 'aerial'?"),
         ({"rotate": {"degres": 3}}, "rotate has no 'degres': did you mean 'degrees'?"),
         ({"rotate": {"degrees": [5, -5]}}, "rotate.degrees: expected the smaller number first"),
-        ({"rotate": {"degrees": 400}}, "rotate.degrees.1: Input should be less than"),
+        ({"rotate": {"degrees": [0, 400]}}, "rotate.degrees.1: Input should be less than"),
         ({"blur": 1.5}, "blur.p: Input should be less than or equal to 1; found 1.5"),
         ({"jpeg": True}, "jpeg: expected its parameters or its probability, found True"),
         ("gone.yaml", "cannot be read as YAML"),

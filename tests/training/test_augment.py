@@ -27,7 +27,7 @@ def test_a_run_has_the_steps_of_its_configuration(make_run: Callable[..., Any]) 
     dataset = run.datamodule.train_dataloader().dataset
     assert [*dataset.mixing] == ["mosaic", "copy_paste", "mixup"] and not dataset.masks
     assert [*dataset.transform.steps] == ["crop", "horizontal_flip", "hsv"]
-    assert {dataset[0, i][0].shape[-1] for i in range(6)} > {64}
+    assert len({dataset[0, i][0].shape[-1] for i in range(6)}) > 1
     assert not run.datamodule.val_dataloader().dataset.mixing
 
 
@@ -56,7 +56,7 @@ def test_outlines_make_boxes_and_are_no_other_data(
     without = RFDETRDataModule(tiny_model(), config)
     without.setup("fit")
     assert without.index("train").outlines is not None  # none has one
-    assert "outline" not in caplog.text
+    assert "outline-" not in caplog.text and "outlines-" not in caplog.text
     add_outlines()
     datamodules = [RFDETRDataModule(tiny_model(), one) for one in (config, train_config())]
     records = [datamodule.data_record() for datamodule in datamodules]
@@ -76,7 +76,7 @@ def test_outlines_make_boxes_and_are_no_other_data(
 def test_a_run_with_augmentation_goes_on_exactly(
     make_run: Callable[..., Any], augment: Any
 ) -> None:
-    settings: dict[str, Any] = {"epochs": 3, "batch_size": 1, "grad_accum_steps": 2,
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 1, "grad_accum_steps": 2,
                                 "run_test": False, "augment": augment}  # fmt: skip
     exact = {"amp": False}
     whole = content_hashes(make_run(output="whole", model=exact, **settings).fit().output)
@@ -87,7 +87,7 @@ def test_a_run_with_augmentation_goes_on_exactly(
 
     with pytest.raises(RunStopped):
         make_run(model=exact, watch={"on_train_batch_end": stop}, **settings).fit()
-    again = make_run(model=exact, num_workers=1, **settings).fit(ckpt_path="last")
+    again = make_run(model=exact, **settings).fit(ckpt_path="last")
     assert content_hashes(again.output) == whole
 
 

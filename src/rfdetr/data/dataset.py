@@ -125,8 +125,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Target]:
         if isinstance(key, int) and not 0 <= key < len(self):
             raise IndexError(f"image {key} of a split of {len(self)}")
-        given = (0, key) if isinstance(key, int) else key
-        epoch, number, size, progress = (*given, *(None, 0.0)[len(given) - 2 :])
+        given: Any = (0, key) if isinstance(key, int) else key
+        given = (*given, *(None, 0.0)[len(given) - 2 :])
+        epoch, number, size, progress = given
         wanted = number % len(self)
         i, pixels, readable = self._decode(wanted)
         if self.sizes:  # a generator of its own: crop and colours are as without

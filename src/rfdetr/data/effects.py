@@ -7,7 +7,7 @@ of threads.
 from __future__ import annotations
 
 import math
-import statistics
+from statistics import NormalDist
 
 import numpy as np
 import simplejpeg
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from rfdetr.data.warp import Steps, is_drawn
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
+_QUANTILES = np.array([NormalDist().inv_cdf((at + 0.5) / 256) for at in range(256)])
 
 _QUANTILES = np.array([statistics.NormalDist().inv_cdf((at + 0.5) / 256) for at in range(256)])
 """Of the normal distribution, in the middle of 256 equal parts."""
@@ -27,23 +28,24 @@ _QUANTILES = np.array([statistics.NormalDist().inv_cdf((at + 0.5) / 256) for at 
 def apply_effects(image: Tensor, steps: Steps, rng: np.random.Generator) -> Tensor:
     """What the `steps` draw: colours, blur, noise, compression."""
     colours, added = np.eye(3), 0.0
+    draw = rng.uniform
     if is_drawn("hsv", steps, rng):
         ranges = steps["hsv"]
-        hue, saturation = rng.uniform(*ranges["hue"]), 1 + rng.uniform(*ranges["saturation"])
-        colours = hue_and_saturation(hue, saturation) * (1 + rng.uniform(*ranges["value"]))
+        hue, saturation, value = (draw(*ranges[name]) for name in ("hue", "saturation", "value"))
+        colours = hue_and_saturation(hue, 1 + saturation) * (1 + value)
     if is_drawn("brightness_contrast", steps, rng):
         ranges = steps["brightness_contrast"]
-        brightness, contrast = rng.uniform(*ranges["brightness"]), rng.uniform(*ranges["contrast"])
-        mean = image[:, ::4].double().mean((1, 2)).numpy() @ colours.T @ LUMA
+        brightness, contrast = draw(*ranges["brightness"]), draw(*ranges["contrast"])
+        mean = float(image[:, ::4].double().mean((1, 2)).numpy() @ colours.T @ LUMA)
         colours, added = colours * (1 + contrast), 255 * brightness - contrast * mean
     if not np.array_equal(colours, np.eye(3)) or added:
         image = recolor(image, colours, added)
     if steps.keys() & {"blur", "noise"}:
         image = image.contiguous()  # what was resized has its colours side by side, which is slow
     if is_drawn("blur", steps, rng):
-        image = blur(image, rng.uniform(*steps["blur"]["radius"]))
+        image = blur(image, draw(*steps["blur"]["radius"]))
     if is_drawn("noise", steps, rng):
-        image = add_noise(image, 255 * rng.uniform(*steps["noise"]["deviation"]), rng)
+        image = add_noise(image, 255 * draw(*steps["noise"]["deviation"]), rng)
     if is_drawn("jpeg", steps, rng):
         low, high = steps["jpeg"]["quality"]
         image = compress(image, int(rng.integers(low, high + 1)))
@@ -57,9 +59,9 @@ def hue_and_saturation(degrees: float, saturation: float) -> NDArray[np.float64]
     turn, third = math.radians(degrees), (1 - math.cos(math.radians(degrees))) / 3
     sine = math.sin(turn) / math.sqrt(3)
     across = np.array([[0, -sine, sine], [sine, 0, -sine], [-sine, sine, 0]])
-    gray = np.ones((3, 1)) * LUMA
-    mixed: NDArray[np.float64] = saturation * np.eye(3) + (1 - saturation) * gray
-    return mixed @ (math.cos(turn) * np.eye(3) + third + across)
+    mixed = saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * LUMA
+    matrix: NDArray[np.float64] = mixed @ (math.cos(turn) * np.eye(3) + third + across)
+    return matrix
 
 
 def recolor(image: Tensor, colours: NDArray[np.float64], added: float) -> Tensor:

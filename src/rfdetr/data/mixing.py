@@ -77,7 +77,8 @@ def joined(quarters: Sequence[View]) -> View:
     image = torch.cat(rows, 1)
     height, width = image.shape[1:]
     top, left = quarters[0].image.shape[1:]
-    boxes, masks = [], []
+    boxes: list[NDArray[np.float64]] = []
+    masks: list[NDArray[np.bool_]] = []
     for view, (y, x) in zip(quarters, ((0, 0), (0, left), (top, 0), (top, left)), strict=True):
         part = view.image.shape[1:]
         scale = np.array([part[1] / width, part[0] / height] * 2)
@@ -110,7 +111,7 @@ def pasted(view: View, other: View, rng: np.random.Generator, objects: tuple[int
     shapes = masks.copy()
     for i in np.flatnonzero(~shapes.any((1, 2))).tolist():
         shapes[i] = ellipse(other.boxes_cxcywh[chosen[i]], height, width)
-    front = shapes.any(0)
+    front: NDArray[np.bool_] = shapes.any(0)
     view = hidden(view, front)
     image = torch.where(torch.from_numpy(front), other.image, view.image)
     more = View(image, other.boxes_cxcywh[chosen], other.labels[chosen], masks)
@@ -186,6 +187,7 @@ def _box_around(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _with_more(view: View, more: View) -> View:
     """A view with the objects of another one beside its own."""
-    masks = None if view.masks is None else np.concatenate((view.masks, more.masks))  # type: ignore[arg-type]
+    drawn = [masks for masks in (view.masks, more.masks) if masks is not None]
+    masks = np.concatenate(drawn) if len(drawn) == 2 else None
     boxes = np.concatenate((view.boxes_cxcywh, more.boxes_cxcywh))
     return View(view.image, boxes, np.concatenate((view.labels, more.labels)), masks)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Matrix: TypeAlias = "NDArray[np.float64]"
+Matrix: TypeAlias = "NDArray[np.floating]"
 
 
 def scaling(x: float, y: float) -> Matrix:
