@@ -73,7 +73,7 @@ def joined(parts: Sequence[DatasetIndex]) -> DatasetIndex:
         for image in range(len(part))
     ]
 
-    def all_of(field: str) -> NDArray[Any]:
+    def all_of(field: str) -> Any:
         return np.concatenate([getattr(part, field) for part in parts])
 
     outlines = [part.outlines for part in parts if part.outlines is not None]
@@ -86,7 +86,11 @@ def joined(parts: Sequence[DatasetIndex]) -> DatasetIndex:
         image_ids=np.arange(len(names)),
         offsets=_chained([part.offsets for part in parts]),
         outlines=_joined_outlines(outlines) if outlines else None,
-        **{field: all_of(field) for field in ("sizes", "boxes", "labels", "crowd", "areas")},
+        sizes=all_of("sizes"),
+        boxes=all_of("boxes"),
+        labels=all_of("labels"),
+        crowd=all_of("crowd"),
+        areas=all_of("areas"),
     )
 
 
