@@ -312,6 +312,7 @@ def test_shapes_of_label_studio(one: Path) -> None:
         region("polygonlabels", ["b"], points=[[0, 0], [12.5, 0], [12.5, 50]]),
         region("brushlabels", ["b"], format="rle", rle=packed(drawn.ravel())),
         region("brushlabels", ["b"], rle=packed(drawn.ravel())[:40]),
+        region("polygonlabels", ["b"], points=[[0, 0], [12.5, 0], [12.5]]),
         region("ellipselabels", ["b"], x=1, y=1, radiusX=2, radiusY=2),
         region("choices", choices=["night"]),
     ]
@@ -330,4 +331,4 @@ def test_shapes_of_label_studio(one: Path) -> None:
     ]  # fmt: skip
     assert (pixels(index, 2) == (drawn[..., 3] > 0)).all()
     told = {"image-entry": 1, "image-unfinished": 1, "annotation-more": 1}
-    assert findings.counts == {**told, "outline-rle": 1, "shape-kind": 2}
+    assert findings.counts == {**told, "outline-rle": 1, "shape-kind": 2, "annotation-entry": 1}

@@ -584,7 +584,7 @@ def test_splits_and_classes_are_compared(damaged: Path) -> None:
         ]
     shutil.rmtree(damaged / "valid")
     report = look(damaged)
-    assert report.of("split-missing")[0].record == "split valid"
+    assert report.of("valid-missing")[0].record == "split valid"
     assert [finding.record for finding in report.of("class-missing")] == [
         f"class {content['categories'][0]['name']}"
     ]

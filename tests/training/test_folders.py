@@ -43,7 +43,8 @@ def test_a_run_on_voc_keeps_a_part_back_and_its_classes_for_evaluation_and_repor
     assert {*found.folders(data).index("valid").labels.tolist()} <= {0, 1}
     metrics = found.evaluate(data, "valid", num_workers=0)
     told = json.loads((output / "results.json").read_text())["splits"]["valid"]
-    assert metrics["val/mAP_50_95"] == pytest.approx(told["mAP_50_95"])
+    assert metrics["val/mAP_50_95"] == pytest.approx(told["overall"]["mAP_50_95"])
+    assert (metrics.num_images, metrics.num_boxes) == (told["images"], told["boxes"])
     assert [row["name"] for row in metrics.per_class] == ["warm", "cold"]
     # What the run has kept back counts, not what would be now.
     changed = json.loads((output / "split.json").read_text())

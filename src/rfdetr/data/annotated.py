@@ -88,8 +88,8 @@ def find_annotated(
                 splits.setdefault(split, found)
     if not splits and (whole := _annotations(root, root)):
         splits = _divided(whole, spellings)
-    whole = {place.files: replace(place, subset=None) for place in splits.values()}
-    pictures = (picture for place in whole.values() for picture in place.pictures(Findings(0)))
+    sets = {place.files: replace(place, subset=None) for place in splits.values()}
+    pictures = (picture for place in sets.values() for picture in place.pictures(Findings(0)))
     names = tuple(sorted({shape.label for picture in pictures for shape in picture.shapes}))
     return {split: replace(place, class_names=names) for split, place in splits.items()}
 
@@ -119,9 +119,9 @@ def _divided(
                 splits.setdefault(split, replace(whole, subset=subset))
         unlisted = counts.total() - sum(counts[str(place.subset)] for place in splits.values())
     else:
-        lists, spellings = whole.path / "ImageSets" / "Main", {**spellings}
-        spellings["train"] += ("trainval",)
+        lists = whole.path / "ImageSets" / "Main"
         for split, names in spellings.items():
+            names += ("trainval",) if split == "train" else ()
             for path in filter(Path.is_file, (lists / f"{name}.txt" for name in names)):
                 lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
                 listed = {line.split()[0] for line in lines if line.strip()}

@@ -49,7 +49,7 @@ def divide(index: DatasetIndex) -> Division:
     image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     pairs = np.unique(np.stack((image_of_box, index.labels), axis=1), axis=0)
     np.add.at(has, (groups[pairs[:, 0]], pairs[:, 1]), 1)
-    np.add.at(has, (groups, -1), 1)
+    has[:, -1] = np.bincount(groups)
     kept_back = choose(has)[groups]
     names = [index.file_name(image) for image in np.flatnonzero(kept_back).tolist()]
     return Division(frozenset(names), int((np.bincount(groups)[groups] > 1).sum()))
@@ -100,4 +100,5 @@ def choose(has: NDArray[np.int64]) -> NDArray[np.bool_]:
             wanted[part[group]] -= has[group]
     if not part.any():
         part[order[-1]] = 1
-    return part == 1
+    kept_back: NDArray[np.bool_] = part == 1
+    return kept_back

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -177,9 +177,8 @@ def _studio_shape(item: dict[str, Any]) -> Shape:
         flat = numbers(
             share for pair in points for share in (pair if isinstance(pair, list) else [None])
         )
-        return polygon(
-            label, (np.array(flat).reshape(-1, 2) / 100 * (width, height)).ravel().tolist()
-        )
+        sides = (width, height) * len(flat)
+        return polygon(label, [x / 100 * side for x, side in zip(flat, sides, strict=False)])
     x, y, w, h = numbers(map(value.get, ("x", "y", "width", "height")))
     (degrees,) = numbers([value.get("rotation") or 0])
     left, top = x / 100 * width, y / 100 * height
@@ -211,10 +210,10 @@ def _unpacked(rle: Any, height: int, width: int) -> NDArray[np.bool_]:
     if total != 4 * height * width:
         found = f"{total} values, expected {4 * height * width} of {width}x{height} RGBA pixels"
         raise InputError("outline-rle", found)
-    values, done = np.zeros(total, np.int64), 0
+    values, done = np.zeros(total, np.bool_), 0
     while done < total:
         repeats, run = take(1), take(lengths[take(2)]) + 1
-        found: Sequence[int] | int = take(size) if repeats else [take(size) for _ in range(run)]
-        values[done : done + run] = found if repeats else found[: total - done]  # type: ignore[index]
+        given = [take(size)] * run if repeats else [take(size) for _ in range(run)]
+        values[done : done + run] = given[: total - done]
         done += run
-    return values.reshape(height, width, 4)[..., 3] > 0
+    return values.reshape(height, width, 4)[..., 3]

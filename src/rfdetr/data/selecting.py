@@ -76,7 +76,7 @@ def joined(parts: Sequence[DatasetIndex]) -> DatasetIndex:
         for image in range(len(part))
     ]
 
-    def all_of(field: str) -> NDArray[Any]:
+    def all_of(field: str) -> Any:
         return np.concatenate([getattr(part, field) for part in parts])
 
     outlines = [part.outlines for part in parts if part.outlines is not None]
@@ -90,7 +90,11 @@ def joined(parts: Sequence[DatasetIndex]) -> DatasetIndex:
         offsets=_chained([part.offsets for part in parts]),
         outlines=_joined_outlines(outlines) if outlines else None,
         packed=_joined_packs(parts, root),
-        **{field: all_of(field) for field in ("sizes", "boxes", "labels", "crowd", "areas")},
+        sizes=all_of("sizes"),
+        boxes=all_of("boxes"),
+        labels=all_of("labels"),
+        crowd=all_of("crowd"),
+        areas=all_of("areas"),
     )
 
 

@@ -63,7 +63,7 @@ def read_voc(file: Path, tell: Tell) -> Iterator[Picture]:
     first = float(content.findtext("source/database", "").startswith("The VOC"))
     written, folder = content.findtext("filename"), file.parent
     folders = (folder, *(folder.parent / name for name in ("JPEGImages", "images", "Images", "")))
-    size = tuple(_size(content.findtext(f"size/{side}")) for side in ("height", "width"))
+    size = _size(content.findtext("size/height")), _size(content.findtext("size/width"))
     parse = functools.partial(_voc_shape, first)
     shapes = shapes_of(content.iterfind("object"), parse, file.name, tell)
     yield Picture(file, find_image(written, file.stem, *folders), size, shapes)

@@ -167,7 +167,8 @@ def _ring(outline: Segmentation) -> list[Any]:
     """One ring of several polygons: from the first's first corner each other one is reached, and
     left, along one line, which encloses nothing.
     """
-    first, *others = (part.tolist() for part in outline.polygons)
+    ring: list[Any]
+    ring, *others = (part.tolist() for part in outline.polygons)
     for part in others:
-        first += [first[0], *part, part[0]]
-    return first + [first[0]] * bool(others)
+        ring += [ring[0], *part, part[0]]
+    return ring + [ring[0]] * bool(others)

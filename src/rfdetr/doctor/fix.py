@@ -167,7 +167,7 @@ def fix(
                 writer.copy.shares.append(Share(split, 0, 0, 0, 0))
             elif isinstance(place, CocoSplit):
                 writer.write_coco(split, place, report.layout.dataset_dir)
-            else:
+            elif isinstance(place, YoloConfig):
                 writer.write_yolo(split, place)
         if not force:
             _refuse_losses(report, writer.copy.shares)

@@ -96,7 +96,7 @@ def training_plan(
 
 def _selected(datamodule: RFDETRDataModule) -> dict[str, str]:
     """What was kept back of folders without a valid split, and what `classes` leaves out."""
-    rows = {}
+    rows: dict[str, str] = {}
     for folder, (held_out, alike) in datamodule.folders.divisions.items():
         near = f", {alike:,} images that are like others kept with them" if alike else ""
         where = RunFolder(datamodule.train_config.output_dir).division

@@ -93,8 +93,8 @@ class RunFilesCallback(Callback):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         atomic_write(self._folder.config, lambda stream: stream.write(text.encode()))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, RFDETRDataModule) and (record := data.folders.as_record()):
-            atomic_write(self._folder.division, lambda stream: stream.write(record))
+        if isinstance(data, RFDETRDataModule) and (kept := data.folders.as_record()):
+            atomic_write(self._folder.division, lambda stream, kept=kept: stream.write(kept))  # type: ignore[misc]
         for run_logger in trainer.loggers:
             run_logger.log_hyperparams(content)
 
