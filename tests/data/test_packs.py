@@ -207,9 +207,7 @@ def test_packs_are_read_over_http(packed: Path, tiny_coco: Path, serve: Callable
     handler = type("Handler", (WithRanges,), {"folder": packed})
     with serve(handler) as address:
         assert_same(tiny_coco, address)
-        handler.failing = (
-            1  # a hiccup of the network is no reason to end a run, nor to lose an image
-        )
+        handler.failing = 1  # a hiccup of the network ends no run, and loses no image
         index = load_index(find_splits(address), "train")
         dataset = DetectionDataset(index, EvalTransform((64, 64)))
         local = DetectionDataset(load_index(find_splits(packed), "train"), EvalTransform((64, 64)))
