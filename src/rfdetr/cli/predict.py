@@ -86,16 +86,22 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         if len(sources) > 1:
             raise InputError(f"{len(sources)} sources with a film among them: name one film alone")
         window = Window(sources[0]) if show else None
-        how |= {"every": every, "track": track, "batch_size": batch_size or 1}
+        how |= {
+            "every": every,
+            "track": track,
+            "batch_size": 1 if batch_size is None else batch_size,
+        }
         frames = open_model(checkpoint, device).predict_film(sources[0], threshold, **how)
         _write_film(frames, out, Path(sources[0]).stem, pictures, window)
         return
     if show or every != 1:
-        told = "--show and --every are for films, streams and cameras"
-        raise InputError(f"{told}; {sources[0]} is none, and its picture is written to --out")
+        name = "--show" if show else "--every"
+        raise InputError(f"{name} is for films, streams and cameras; {sources[0]} is none")
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
-    stream = detector.predict_stream(images, threshold, batch_size or 4, "skip", **how)
+    stream = detector.predict_stream(
+        images, threshold, 4 if batch_size is None else batch_size, "skip", **how
+    )
     records: list[dict[str, Any]] = []
     content = {"checkpoint": checkpoint, "threshold": threshold}
     content |= {"thresholds": by_class} if by_class else {}

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from rfdetr import compat
 from rfdetr.config import fields
 from rfdetr.config.fields import NonNegativeFloat, PositiveInt, Side
+from rfdetr.errors import InputError
 
 __all__ = ["ExportConfig"]
 
@@ -28,7 +29,7 @@ def _file_stem(value: str) -> str:
         or not value.isprintable()
         or {*"/\\:"} & {*value}
     ):
-        raise ValueError("expected the name of a file, without a folder")
+        raise InputError("expected the name of a file, without a folder")
     return value
 
 

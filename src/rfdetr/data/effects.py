@@ -21,9 +21,6 @@ from rfdetr.data.warp import Steps, is_drawn
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
 _QUANTILES = np.array([NormalDist().inv_cdf((at + 0.5) / 256) for at in range(256)])
 
-_QUANTILES = np.array([statistics.NormalDist().inv_cdf((at + 0.5) / 256) for at in range(256)])
-"""Of the normal distribution, in the middle of 256 equal parts."""
-
 
 def apply_effects(image: Tensor, steps: Steps, rng: np.random.Generator) -> Tensor:
     """What the `steps` draw: colours, blur, noise, compression."""

@@ -95,7 +95,7 @@ class Metadata(_Part):
     @model_validator(mode="after")
     def _selects_what_is_there(self) -> Metadata:
         if self.num_select > (most := self.num_queries * self.num_logits):
-            raise ValueError(f"num_select is {self.num_select}: expected at most {most}")
+            raise InputError(f"num_select is {self.num_select}: expected at most {most}")
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -218,9 +218,7 @@ class RFDETRModule(pl.LightningModule):
     def validation_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
         found = self.evaluate(batch)
         if self.judges_loss:
-            self.log(
-                f"{self.judging}/loss", self.evaluation_loss, batch_size=len(batch[1])
-            )
+            self.log(f"{self.judging}/loss", self.evaluation_loss, batch_size=len(batch[1]))
         return found
 
     def test_step(self, batch: list[Any], batch_idx: int) -> dict[str, Any]:
