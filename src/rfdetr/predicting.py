@@ -253,7 +253,8 @@ class PredictingModel(abc.ABC):
         how |= {"include_source_image": False, "batch_size": check_count("batch_size", batch_size)}
         for frames in in_batches(read_frames(film, every), batch_size):
             images: Any = [frame.image for frame in frames]
-            for frame, found in zip(frames, self.predict(images, least, **how), strict=True):
+            several: Any = self.predict(images, least, **how)
+            for frame, found in zip(frames, several, strict=True):
                 yield frame, found if tracker is None else tracker.update(found)
 
     def _slicing(self, slice: Slice, overlap: float, whole: bool, shape: Any) -> Slicing | None:

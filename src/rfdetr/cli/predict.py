@@ -162,7 +162,7 @@ class Window:
             told = f"--show: no window can be opened here ({error})"
             raise InputError(f"{told}: leave it out, and look at the film in --out") from error
         self._root.title(title)
-        self._label = tkinter.Label(self._root)
+        self._label: Any = tkinter.Label(self._root)
         self._label.pack()
         self.is_open = True
         self._root.protocol("WM_DELETE_WINDOW", self.close)
