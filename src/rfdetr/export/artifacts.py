@@ -58,7 +58,7 @@ class Work:
         height, width = options.size
         batch: Any = options.batch or "dynamic"
         input = Input(dtype=options.input_dtype, height=height, width=width, batch=batch)
-        self.metadata = metadata_of(subject, input).model_copy(update={"opset": options.opset})
+        self.metadata = metadata_of(subject, input, options.opset)
 
     @cached_property
     def program(self) -> ExportedProgram:

@@ -122,8 +122,8 @@ class Metadata(_Part):
             raise InputError(f"{source}: metadata: {expected}; {fault_lines(error)[0]}") from error
 
 
-def metadata_of(subject: Subject, input: Input, dtype: str = "float32") -> Metadata:
-    """What the artifacts of `subject` say; `opset` and `certificate` are told later."""
+def metadata_of(subject: Subject, input: Input, opset: int | None = None) -> Metadata:
+    """What the artifacts of `subject` say; `dtype` and `certificate` are told later."""
     config, labels = subject.config, dict(subject.labels)
     variant = variant_name(config)
     num_logits = config.num_classes + 1
@@ -138,7 +138,7 @@ def metadata_of(subject: Subject, input: Input, dtype: str = "float32") -> Metad
         patch_size=config.patch_size,
         input=input,
         outputs=Outputs(masks=MASKS if config.segmentation_head else None),
-        dtype=dtype,  # type: ignore[arg-type]
+        opset=opset,
         weights_sha256=digest_of_tensors(subject.state),
         notes=subject.notes,
     )

@@ -31,6 +31,11 @@ PRECISIONS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32
 by the processor; int8 layers are int8 whatever it says.
 """
 HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
+"""Where an artifact's rt_info says so. Whoever compiles it sets the property by it."""
+QUANTIZED = ("network.encoder", "network.projector")
+"""Modules computed in int8. Proposals, decoder and heads choose among queries that are nearly
+equal: what is lost there changes which objects are found.
+"""
 
 
 @cache
@@ -44,13 +49,6 @@ def core() -> Core:
     import openvino
 
     return openvino.Core()
-
-
-"""Where an artifact's rt_info says so. Whoever compiles it sets the property by it."""
-QUANTIZED = ("network.encoder", "network.projector")
-"""Modules computed in int8. Proposals, decoder and heads choose among queries that are nearly
-equal: what is lost there changes which objects are found.
-"""
 
 
 def require(dtype: str) -> None:
