@@ -9,6 +9,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -153,7 +154,10 @@ def test_the_keywords_of_train_are_the_fields_of_its_configuration() -> None:
     fields = get_type_hints(SegmentationTrainConfig)
     text = str | os.PathLike[str]
     wanted = {name: fields[name] for name in SegmentationTrainConfig.model_fields}
-    wanted |= {"dataset_dir": text, "output_dir": text, "resume": text | None}
+    wanted |= {"output_dir": text, "resume": text | None}
+    wanted |= {"dataset_dir": text | Sequence[text] | Mapping[text, float]}  # type: ignore[valid-type]
+    wanted |= {"classes": Sequence[str] | Mapping[str, Sequence[str]] | None}  # becomes a mapping
+    wanted |= {"augment": text | Mapping[str, Any]}
     wanted |= {"resolution": int | tuple[int, int] | Literal["auto"]}  # of the model
     wanted |= {"tiles": bool | int | tuple[int, int] | None}  # a number becomes a pair
     keywords = get_type_hints(TrainSettings)

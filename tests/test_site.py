@@ -63,7 +63,7 @@ def test_what_the_build_lets_through_is_found_in_its_pages(tmp_path: Path) -> No
         ("drop_path", ["float ≥ 0, < 1", "`0.0`"]),
         ("lr_scheduler", ['`"step"`, `"cosine"`', '`"step"`']),
         ("minutes", ["float > 0 or None", "`None`"]),
-        ("dataset_dir", ["str", "needed"]),
+        ("dataset_dir", ["str or dict", "needed"]),
     ],
 )
 def test_a_field_is_told_with_type_range_and_default(field: str, cells: list[str]) -> None:

@@ -119,7 +119,7 @@ class EpochSampler(Sampler[SampleKey]):
                 place = draw.permutation(self.files.max() + 1)[self.files[mixed]]
                 mixed = mixed[np.argsort(place // FILES_AT_ONCE, kind="stable")]
             rounds.append(first // self.length * starts[-1] + mixed)
-        return np.concatenate(rounds)
+        return np.concatenate(rounds)[: self.total]
 
 
 class ResumableLoader(DataLoader[Any]):

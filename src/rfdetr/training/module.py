@@ -324,9 +324,8 @@ class RFDETRModule(pl.LightningModule):
             kind = SegmentationTrainConfig if masks else TrainConfig
             known = checkpoint.get("train_config", {})
             known = {name: known[name] for name in known if name in kind.model_fields}
-            kwargs["train_config"] = kind(
-                **{"dataset_dir": ".", **known, "output_dir": path.parent}
-            )
+            known = {"dataset_dir": ".", **known, "output_dir": path.parent}
+            kwargs["train_config"] = kind(**known)
         module = cls(**kwargs)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"], strict=strict)

@@ -31,7 +31,8 @@ def test_the_forecast_is_one_line_and_the_run_is_as_without(
     found = re.findall(r"forecast: (.*)", caplog.text)
     assert len(found) == 1
     assert re.fullmatch(
-        r"an epoch takes about \d\.\d s of training and \d\.\d s of validation; "
+        r"an epoch takes about \d\.\d s of training and \d\.\d s of validation of live and "
+        r"averaged weights; "
         r"the end at \d\d:\d\d, in [\d.: s]+; memory up to [\d.,]+ .B of [\d.,]+ .B; "
         r"disk up to [\d.]+ MB for checkpoints, [\d.,]+ .B are free",
         found[0],
