@@ -15,7 +15,7 @@ from rfdetr.checks import check_path
 from rfdetr.config import ModelConfig, adds_masks_to, variant_name
 from rfdetr.config.training import TrainSettings
 from rfdetr.console import lines_shown, show_rows
-from rfdetr.data.layout import find_splits
+from rfdetr.data.folders import Folders
 from rfdetr.errors import InputError, needs_extra
 from rfdetr.inference.predictor import best_device
 from rfdetr.models.build import build_detector
@@ -172,7 +172,7 @@ class RFDETR(PublishedCalls, PredictingModel):
         model_config = self.get_model_config(**of_model)
         if "device" in of_model:
             best_device(model_config.device)  # one that is not here is told at once
-        find_splits(config.dataset_dir, config.dataset_file)  # so is a wrong folder: before imports
+        Folders(config.dataset_dir, config.dataset_file)  # so is a wrong folder: before imports
         with needs_extra("train", "training"):
             from pytorch_lightning.callbacks import LambdaCallback
 

@@ -111,7 +111,7 @@ def pasted(view: View, other: View, rng: np.random.Generator, objects: tuple[int
     shapes = masks.copy()
     for i in np.flatnonzero(~shapes.any((1, 2))).tolist():
         shapes[i] = ellipse(other.boxes_cxcywh[chosen[i]], height, width)
-    front: NDArray[np.bool_] = shapes.any(0)
+    front: NDArray[np.bool_] = np.any(shapes, axis=0)
     view = hidden(view, front)
     image = torch.where(torch.from_numpy(front), other.image, view.image)
     more = View(image, other.boxes_cxcywh[chosen], other.labels[chosen], masks)

@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def _write(root: Path, folder: Path, names: list[str], most: int, dataset_file: 
     for number, members in enumerate(with_progress(shards, "Packing", len(shards))):
         shard = folder / f"images-{number:05d}.tar"
         if not shard.exists():
-            atomic_write(shard, lambda stream, members=members: _add(stream, "w", root, members))
+            atomic_write(shard, partial(_add, mode="w", root=root, names=members))
         found, rows = _rows(shard, number)
         if found != members:
             told = "is of another folder, another shard_mb, or of images that have changed since"

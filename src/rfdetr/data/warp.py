@@ -83,13 +83,14 @@ def draw_placement(crop: Crop, steps: Steps, rng: np.random.Generator) -> Placem
 
 def _draw_bend(width: float, height: float, steps: Steps, rng: np.random.Generator) -> Matrix:
     """The part of a placement that is no mirror and no quarter turn, about the canvas's middle."""
-    bend = np.eye(3)
+    bend: Matrix = np.eye(3)
     if is_drawn("rotate", steps, rng):
         bend = homography.turning(rng.uniform(*steps["rotate"]["degrees"]))
     if is_drawn("affine", steps, rng):
         ranges = steps["affine"]
         turn, scale = rng.uniform(*ranges["rotate"]), rng.uniform(*ranges["scale"])
-        slant, move = rng.uniform(*ranges["shear"], 2), rng.uniform(*ranges["translate"], 2)
+        slant = rng.uniform(*ranges["shear"], size=2)
+        move = rng.uniform(*ranges["translate"], size=2)
         bend = homography.slanting(*slant) @ homography.scaling(scale, scale) @ bend
         bend = homography.shifting(*move * (width, height)) @ homography.turning(turn) @ bend
     middle = homography.shifting(width / 2, height / 2)
