@@ -101,7 +101,7 @@ def _write(root: Path, folder: Path, names: list[str], most: int, dataset_file: 
     for number, members in enumerate(with_progress(shards, "Packing", len(shards))):
         shard = folder / f"images-{number:05d}.tar"
         if not shard.exists():
-            atomic_write(shard, partial(_add, mode="w", root=root, names=members))
+            atomic_write(shard, partial(_add, mode="w", root=root, members=members))
         found, rows = _rows(shard, number)
         if found != members:
             told = "is of another folder, another shard_mb, or of images that have changed since"

@@ -89,8 +89,7 @@ def _draw_bend(width: float, height: float, steps: Steps, rng: np.random.Generat
     if is_drawn("affine", steps, rng):
         ranges = steps["affine"]
         turn, scale = rng.uniform(*ranges["rotate"]), rng.uniform(*ranges["scale"])
-        slant = rng.uniform(*ranges["shear"], size=2)
-        move = rng.uniform(*ranges["translate"], size=2)
+        slant, move = (rng.uniform(*np.transpose([ranges[x]] * 2)) for x in ("shear", "translate"))
         bend = homography.slanting(*slant) @ homography.scaling(scale, scale) @ bend
         bend = homography.shifting(*move * (width, height)) @ homography.turning(turn) @ bend
     middle = homography.shifting(width / 2, height / 2)
