@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ def _write(root: Path, folder: Path, names: list[str], most: int, dataset_file: 
     for number, members in enumerate(with_progress(shards, "Packing", len(shards))):
         shard = folder / f"images-{number:05d}.tar"
         if not shard.exists():
-            atomic_write(shard, lambda stream, members=members: _add(stream, "w", root, members))
+            atomic_write(shard, partial(_add, mode="w", root=root, members=members))
         found, rows = _rows(shard, number)
         if found != members:
             told = "is of another folder, another shard_mb, or of images that have changed since"
@@ -112,7 +113,7 @@ def _write(root: Path, folder: Path, names: list[str], most: int, dataset_file: 
         parts.append(rows)
     labels = [p for p in walk(root) if p.suffix.lower() in _LABEL_SUFFIXES]
     members = [_member(root, key_of(root, path)) for path in labels]
-    atomic_write(folder / LABELS, lambda stream: _add(stream, "w:gz", root, members))
+    atomic_write(folder / LABELS, partial(_add, mode="w:gz", root=root, members=members))
     table = table_bytes(names, np.concatenate(parts))
     atomic_write(folder / TABLE, lambda stream: stream.write(table))
     files = [*sorted(folder.glob("images-*.tar")), folder / LABELS, folder / TABLE]
