@@ -6,7 +6,8 @@ is trained by one process, then by `torchrun --nnodes` on all hosts, three times
 the last host on a slow wire and frozen for a while; and with the last host killed in the midst (all
 of its processes at once, as by a power cut) and started again, while the others wait. All must end
 with the figures of one process, and the last two with the first one's weights: to the bit, but on
-more than two hosts after a restart in all but their last digits. The answer is a line for each run; exit code 3: there are no namespaces here, and why.
+more than two hosts after a restart in all but their last digits. The answer is a line for each run;
+exit code 3: there are no namespaces here, and why.
 """
 
 from __future__ import annotations
