@@ -5,8 +5,9 @@ python scripts/hosts.py [--hosts 2] [--folder FOLDER]; needs Linux, root and ipr
 is trained by one process, then by `torchrun --nnodes` on all hosts, three times: undisturbed; with
 the last host on a slow wire and frozen for a while; and with the last host killed in the midst (all
 of its processes at once, as by a power cut) and started again, while the others wait. All must end
-with the figures of one process, and the last two with the first one's weights, to the bit. The
-answer is a line for each run; exit code 3: there are no namespaces here, and why.
+with the figures of one process, and the last two with the first one's weights: to the bit, but on
+more than two hosts after a restart in all but their last digits. The answer is a line for each run;
+exit code 3: there are no namespaces here, and why.
 """
 
 from __future__ import annotations
@@ -194,8 +195,12 @@ def compare(hosts: int, folder: Path) -> None:
             if not abs(figures[name] - value) <= 1e-5 * abs(value) + 1e-7:
                 raise SystemExit(f"{how}: {name} is {figures[name]}, alone it was {value}")
         weights = found if how == "undisturbed" else weights
-        if weights and not all(torch.equal(weights[name], found[name]) for name in weights):
-            raise SystemExit(f"{how}: the weights are not those of the undisturbed hosts")
+        # Of more than two summands the order counts, and the first step of a restart adds up
+        # gradients in other groups than those that DDP has formed by then.
+        slack = 1e-6 if how == "killed" and hosts > 2 else 0.0
+        for name, tensor in weights.items():
+            if not torch.allclose(tensor.double(), found[name].double(), rtol=0, atol=slack):
+                raise SystemExit(f"{how}: {name} is not that of the undisturbed hosts")
 
 
 def main() -> int:

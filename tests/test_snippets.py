@@ -50,7 +50,7 @@ NOT_RUN = {
     "serve.md": 3,
 }
 AFTER_A_RUN = {"compatibility.md", "export.md", "predicting.md", "report.md"}
-LONG = {"augmentation.md", "training.md"}  # three runs, five runs
+LONG = {"augmentation.md", "many-machines.md", "training.md"}  # of several runs
 EXPORTS = re.compile(r"export|inference_model|cd out")
 
 

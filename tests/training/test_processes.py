@@ -237,7 +237,7 @@ def test_processes_that_do_not_see_the_checkpoint_end_all(
     content = {"model": run.module.model_config.model_dump(mode="json"), "train": {**train, **own}}
     done = ranks(2, Path(__file__).parent / "scripts" / "face.py", content, tmp_path)
     assert done.returncode == 1
-    told = "processes [1] find no checkpoint, while the others go on from one: output_dir must be"
+    told = "processes [1] do not go on from the checkpoint of process 0, or have none: output_dir"
     assert told in done.stderr
 
 

@@ -109,7 +109,7 @@ def _write(root: Path, folder: Path, names: list[str], most: int, dataset_file: 
         parts.append(rows)
     labels = [p for p in walk(root) if p.suffix.lower() in _LABEL_SUFFIXES]
     members = [_member(root, key_of(root, path)) for path in labels]
-    atomic_write(folder / LABELS, lambda stream: _add(stream, "w:gz", root, members))
+    atomic_write(folder / LABELS, partial(_add, mode="w:gz", root=root, members=members))
     table = table_bytes(names, np.concatenate(parts))
     atomic_write(folder / TABLE, lambda stream: stream.write(table))
     files = [*sorted(folder.glob("images-*.tar")), folder / LABELS, folder / TABLE]

@@ -151,7 +151,6 @@ class RFDETRModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
-        refuse_split_resume(trainer)
         if trainer.world_size > 1 and self.train_config.seed is None:  # every process drew one
             start = (self.seed, self.model.state_dict())
             self.seed, weights = trainer.strategy.broadcast(start)
@@ -169,6 +168,7 @@ class RFDETRModule(pl.LightningModule):
                 )
 
     def on_fit_start(self) -> None:
+        refuse_split_resume(self.trainer, self.resumed_at)
         self.class_names = data_class_names(self)
         datamodule, num_classes = self.trainer.datamodule, self.model_config.num_classes  # type: ignore[attr-defined]
         if isinstance(datamodule, steps.LabelledData):

@@ -67,14 +67,13 @@ def gather(trainer: Trainer, value: ValueT) -> list[ValueT]:
     return values
 
 
-def refuse_split_resume(trainer: Trainer) -> None:
-    """Raises `CheckpointError` on every rank where some go on from a checkpoint and others do not:
-    those on hosts that do not see the folder of the first one.
+def refuse_split_resume(trainer: Trainer, place: tuple[int, int]) -> None:
+    """Raises `CheckpointError` on every rank where they do not all go on from one `place`, epoch
+    and batch: some do not see the folder of the first one, or see another.
     """
-    found = gather(trainer, trainer.ckpt_path is not None)
-    if any(found) and not all(found):
-        lacking = [rank for rank, has in enumerate(found) if not has]
-        told = f"processes {lacking} find no checkpoint, while the others go on from one"
+    places = gather(trainer, None if trainer.ckpt_path is None else place)
+    if odd := [rank for rank, other in enumerate(places) if other != places[0]]:
+        told = f"processes {odd} do not go on from the checkpoint of process 0, or have none"
         raise CheckpointError(f"{told}: output_dir must be a folder that all hosts share")
 
 
