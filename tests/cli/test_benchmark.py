@@ -48,7 +48,7 @@ def test_rows_have_costs_and_accuracy_and_reasons_stay(drawn: Path) -> None:
     assert rows[0]["mAP_50_95"] == rows[1]["mAP_50_95"] != rows[3]["mAP_50_95"]
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_the_command_prints_a_table_and_why_rows_are_missing_and_writes_json(
     drawn: Path,
     tmp_path: Path,

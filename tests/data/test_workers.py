@@ -72,7 +72,12 @@ def test_terminate_kills_a_worker(monkeypatch: pytest.MonkeyPatch, method: str) 
 @pytest.mark.parametrize(
     ("program", "as_file"),
     [
-        pytest.param(IN_A_SCRIPT, True, id="script-that-spawns-without-main-guard"),
+        pytest.param(
+            IN_A_SCRIPT,
+            True,
+            id="script-that-spawns-without-main-guard",
+            marks=pytest.mark.scheduled,
+        ),
         pytest.param(IN_A_NOTEBOOK_AND_A_THREAD, False, id="notebook-and-thread"),
     ],
 )

@@ -255,7 +255,7 @@ def test_the_decoder_is_short_and_needs_neither_torch_nor_us() -> None:
     assert len(text.splitlines()) <= 120
     lines = [line.split() for line in text.splitlines()]
     imported = {words[1].split(".")[0] for words in lines if words[:1] in (["import"], ["from"])}
-    own = {"__future__", "json", "sys", "collections", "typing"}
+    own = {"__future__", "json", "sys", "typing"}
     assert imported == own | {"numpy", "PIL", "onnxruntime", "openvino"}
 
 

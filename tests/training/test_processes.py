@@ -271,7 +271,7 @@ def test_processes_without_a_seed_agree_on_one_and_an_error_on_one_ends_all(
     assert (pair.output / "last.ckpt").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.scheduled
 def test_sharded_processes_train_as_one_does_and_leave_whole_files(
     run_script: Callable[..., Finished], alone: Finished
 ) -> None:
