@@ -1,7 +1,7 @@
 """How good label hints are: plants faults in a data set, trains on it, counts those that are told.
 
     python benchmarks/hints.py --data ../shared/data/bccd-coco --epochs 30
-    python benchmarks/hints.py                      # a drawn set
+    python benchmarks/hints.py --lr 8e-4            # the demo's data, at its rate
 
 Valid and test together get 40 faults, ten of each kind, and train as many for its boxes: a label
 taken away, one of another class, one moved off its object, one where nothing is. `--kinds` may add
@@ -164,19 +164,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="a COCO folder with train, valid and test")
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, help="of all weights; train()'s own if not given")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep data and run in this new folder")
     args = parser.parse_args()
     folder = args.out or Path(tempfile.mkdtemp())
-    data = args.data or generate(folder / "drawn", 600)
+    data = args.data or generate(folder / "drawn", plain=True)
     faults = planted_copy(data, folder / "data", args.count, args.kinds, args.seed)
     (folder / "planted.json").write_text(json.dumps(faults, indent=1))
     run = folder / "run"
+    rates = {"lr": args.lr, "lr_encoder": args.lr} if args.lr else {}
     RFDETRMini().train(
         dataset_dir=folder / "data", output_dir=run, epochs=args.epochs, seed=args.seed,
-        num_workers=1,
+        num_workers=1, **rates,
     )  # fmt: skip
     judge(json.loads((run / "label_hints.json").read_text())["hints"], faults)
     if args.out is None:

@@ -23,14 +23,16 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--variant", choices=_common.VARIANTS, default="nano")
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--optimize", choices=["none", "bfloat16", "float32"], default="none")
+    parser.add_argument(
+        "--optimize", choices=["none", "bfloat16", "float32", "int8"], default="none"
+    )
     parser.add_argument("--backend", choices=["torch", "onnx", "openvino"], default="torch")
     parser.add_argument("--batch", type=int, default=1, help="images in one call")
 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds per image; --optimize calls `optimize_for_inference` with that dtype first, and
-    with --backend where the package has engines (another one runs as it is).
+    """Milliseconds per image; --optimize calls `inference` with that dtype first, and with
+    --backend where the package has engines (another one runs as it is).
     """
     import rfdetr
 
@@ -40,9 +42,10 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     if args.backend != "torch":
         if hasattr(model, "from_export"):
-            model.optimize_for_inference(backend=args.backend, dtype=args.optimize)
+            calibration = [image] * 4 if args.optimize == "int8" else None  # any: it is timed
+            model.inference(backend=args.backend, dtype=args.optimize, calibration=calibration)
     elif args.optimize != "none":
-        model.optimize_for_inference(dtype=getattr(torch, args.optimize), compile=False)
+        model.inference(dtype=getattr(torch, args.optimize), compile=False)
     images, how = [image] * args.batch, {"threshold": args.threshold}
     if args.batch > 1 and hasattr(model, "from_export"):
         how["batch_size"] = args.batch  # elsewhere a list is one batch

@@ -136,6 +136,25 @@ def test_thresholds_are_tried_and_copied(page: Any, folder: Path) -> None:
     assert json.loads(page.evaluate("navigator.clipboard.readText()")) == told()
 
 
+def test_controls_work_on_a_split_without_labels(
+    browser: Any, index: DatasetIndex, tmp_path: Path
+) -> None:
+    bare = with_rows(index, np.arange(0))
+    split = judged(bare, found_in(index))
+    facts = Facts("mini", "best.pth", 64, "data/tiny", {"kind": "ema", "epoch": 3}, HISTORY[:1])
+    write_report(tmp_path, {"valid": split.metrics}, {"valid": bare}, facts)
+    page, faults = browser.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"file://{tmp_path}/report.html")
+    for name in ("recommended", "common", "own"):
+        page.click(f"#use-{name}")
+    assert set(json.loads(page.input_value("#threshold-json")).values()) == {0.5}
+    assert "no labels to choose it by" in page.inner_text("#thresholds")
+    assert "1 epoch in" in page.inner_text("#curves")
+    page.close()
+    assert faults == []
+
+
 @pytest.mark.parametrize("group", ["worst", "hints"])
 def test_filters_show_their_kind_alone(page: Any, group: str) -> None:
     for chip in page.query_selector_all(f"#{group} .chips button"):

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
-PRECISIONS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+PRECISIONS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 """What INFERENCE_PRECISION_HINT must be for an artifact of each dtype. Without it, OpenVINO chooses
-by the processor; int8 layers are int8 whatever it says.
+by the processor; int8 layers are int8 whatever it says, what is between them bfloat16, or float32
+on processors without it.
 """
 HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
 """Where an artifact's rt_info says so. Whoever compiles it sets the property by it."""

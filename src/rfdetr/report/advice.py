@@ -182,7 +182,8 @@ def _without_figures(data: dict[str, Any]) -> list[Item]:
         text = f"{row['train']} training boxes are few; a hundred or more make a class reliable."
         items.append({"title": f"More of {row['name']}", "text": text, "link": "classes"})
     for split, facts in data["drift"].items():
-        if max(facts.get("classes_distance", 0), facts.get("sizes_distance", 0)) >= 0.15:
+        distances = facts.get("classes_distance", 0), facts.get("sizes_distance", 0)
+        if facts["boxes"] and max(distances) >= 0.15:
             text = f"{split} has other classes or sizes than train: divide the images at random."
             items.append({"title": "Splits differ", "text": text, "link": "drift"})
     return items

@@ -51,8 +51,8 @@ def find_cases(judged: Judged, threshold: float) -> list[Case]:
             kind = "right" if same else CONFUSED
         elif truth == UNMATCHED:
             kind, near = FALSE, int(nearest[detection])
-            of_class = table.labels[detection] == table.truth_labels[near]
-            if near >= 0 and of_class and missed[near]:
+            of_class = near >= 0 and table.labels[detection] == table.truth_labels[near]
+            if of_class and missed[near]:
                 kind, truth, missed[near] = MISPLACED, near, False
         else:
             continue  # on a crowd region

@@ -75,7 +75,7 @@ names.forEach((_, k) => one(`#threshold-${k} input`).addEventListener("input", (
 }));
 one("#use-recommended").addEventListener("click", () => { chosen.fill(threshold); refresh(); });
 one("#use-common").addEventListener("click", () => {
-  best(everything); const at = chosen[everything[0]]; chosen.fill(at); refresh();
+  best(everything); chosen.fill(everything.length ? chosen[everything[0]] : threshold); refresh();
 });
 one("#use-own").addEventListener("click", () => { everything.forEach((k) => best([k])); refresh(); });
 one("#copy").addEventListener("click", async () => {

@@ -118,7 +118,8 @@ def _curves(data: Data) -> str:
         ],
     }
     seconds = [row["seconds"] for row in rows if row.get("seconds")]
-    took = f"{len(rows)} epochs in {sum(seconds) / 60:.1f} minutes" if seconds else ""
+    epochs = "1 epoch" if len(rows) == 1 else f"{len(rows)} epochs"
+    took = f"{epochs} in {sum(seconds) / 60:.1f} minutes" if seconds else ""
     took += f", {sum(seconds) / len(seconds):.0f} seconds each." if seconds else ""
     mark = "The upright line marks the best epoch. " if best else ""
     drawn = "".join(
@@ -196,10 +197,12 @@ def _thresholds(data: Data) -> str:
             f'aria-label="Threshold of {name}"></td><td><output>-</output></td>{_RATES}</tr>'
         )
     head = "".join(f"<th scope=col class=num>{name}</th>" for name in _RATE_NAMES)
-    origin = data["threshold_from"]
+    why = f"the best mean F1 on {data['threshold_from']}"
+    if not sum(data["sweep"]["objects"]):
+        why = "as always where there are no labels to choose it by"
     return (
         "<p>A detection is reported from its threshold on: a higher one gives fewer false ones "
-        f"and misses more. Recommended is {data['threshold']:.2f}, the best mean F1 on {origin}. "
+        f"and misses more. Recommended is {data['threshold']:.2f}, {why}. "
         f"The figures are of {data['split']}, counted over all objects, at IoU 0.5: how much of "
         "what is reported is right, and how many of the objects are found.</p>"
         "<div class=chips><button type=button class=do id=use-recommended>Recommended</button>"
