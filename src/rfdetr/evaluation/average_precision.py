@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rfdetr.evaluation.matching import IOU_THRESHOLDS, Array, MatchTable, chosen
+from rfdetr.evaluation.matching import IOU_THRESHOLDS, PART, Array, MatchTable, chosen
 
 RECALLS: Array = np.linspace(0, 1, 101)
 _LEAST: Array = np.array([0, 0, 32**2, 96**2])
@@ -48,25 +48,27 @@ def curves(
     """
     precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), num_classes, areas), -1.0)
     recall = np.full((len(IOU_THRESHOLDS), num_classes, areas), -1.0)
-    by_class = np.argsort(table.labels, kind="stable")
-    place = np.empty(by_class.size, np.int32)
-    place[by_class] = np.arange(by_class.size)
-    starts = np.searchsorted(table.labels[by_class], np.arange(num_classes))
+    pairs = _Pairs.within_classes(table)
+    labels = table.labels[pairs.rivals]
+    by_class = np.argsort(labels, kind="stable")
+    # Of the rivals of each class, in order of score: where they start and end.
+    ends = np.searchsorted(labels[by_class], np.arange(num_classes + 1))
+    others = _others_ahead(table.labels, sizes.detections, beyond, pairs.rivals, areas, num_classes)
     for area in range(areas):
         real = ~table.truth_crowd & (sizes.truths >> area & 1 == 0)
         objects = np.bincount(table.truth_labels[real], minlength=num_classes)
         precision[..., objects > 0, area] = 0
         recall[:, objects > 0, area] = 0
-        for level, (right, ignored) in enumerate(_verdicts(table, sizes, area)):
-            # (N + 1,) how many detections count before each, those of a class together
-            counted = np.zeros(by_class.size + 1, np.int32)
-            np.cumsum(~(ignored | beyond)[by_class], out=counted[1:])
-            places = np.sort(place[right[~beyond[right]]])
-            labels = table.labels[by_class[places]]
-            taken = counted[places + 1] - counted[starts[labels]]
-            ends = np.searchsorted(labels, np.arange(num_classes + 1))
-            for label in np.unique(labels):
-                found = taken[ends[label] : ends[label + 1]]
+        of_other_area = sizes.detections[pairs.rivals] >> area & 1 == 1
+        for level, (right, ignored) in enumerate(_verdicts(pairs, ~real, of_other_area)):
+            counted = (~ignored & ~beyond[pairs.rivals])[by_class]
+            right = (right & ~beyond[pairs.rivals])[by_class]
+            taken = np.append(0, np.cumsum(counted))
+            taken[1:] += others[area][by_class]
+            for label in np.unique(labels[by_class[right]]):
+                own = slice(ends[label], ends[label + 1])
+                before = np.count_nonzero(counted[: own.start])
+                found = taken[1:][own][right[own]] - before
                 at = (level, slice(None), label, area)
                 precision[at], recall[level, label, area] = _curve(found, objects[label])
     return Curves(precision, recall)
@@ -84,25 +86,70 @@ def _curve(taken: Array, objects: int) -> tuple[Array, float]:
     return falling[np.searchsorted(recall, RECALLS)], float(recall[-1])
 
 
-def _verdicts(table: MatchTable, sizes: Sizes, area: int) -> Iterator[tuple[Array, Array]]:
-    """At each IoU: the indexes of the detections that are right, and (N,) bool those that are
-    neither right nor wrong.
-
-    Crowds, which have room for many detections, and objects outside the `area` make nothing right.
-    A detection takes one of them only if no other object is left to it.
+class _Pairs(NamedTuple):
+    """The pairs of a detection and an object of one class, in the order of `MatchTable`. The R
+    detections in them, rivals for the objects, are few beside all.
     """
-    detection, truth = table.pair_detection, table.pair_truth
-    same = np.flatnonzero(table.labels[detection] == table.truth_labels[truth])
-    passed_over = table.truth_crowd | (sizes.truths >> area & 1 == 1)
-    last = passed_over[truth[same]]
-    pairs = same[np.lexsort((last, detection[same]))] if last.any() else same
-    detection, truth, levels = detection[pairs], truth[pairs], table.pair_level[pairs]
-    of_other_area = sizes.detections >> area & 1 == 1
+
+    rivals: Array  # (R,) index into the N detections, ascending
+    rival: Array  # (P,) index into the rivals
+    truth: Array  # (P,)
+    level: Array  # (P,)
+    shared: Array  # (P,) bool: a crowd, in which there is room for many
+
+    @classmethod
+    def within_classes(cls, table: MatchTable) -> _Pairs:
+        same = table.labels[table.pair_detection] == table.truth_labels[table.pair_truth]
+        detection, truth = table.pair_detection[same], table.pair_truth[same]
+        first = np.diff(detection, prepend=-1) > 0
+        rival = np.cumsum(first, dtype=np.int32) - np.int32(1)
+        crowd = table.truth_crowd[truth]
+        return cls(detection[first], rival, truth, table.pair_level[same], crowd)
+
+
+def _others_ahead(
+    labels: Array, outside_bits: Array, beyond: Array, rivals: Array, areas: int, num_classes: int
+) -> Array:
+    """(areas, R) how many detections of its class, of the area and none of the rivals, come before
+    each rival; counted part by part, so that memory does not grow with the detections.
+    """
+    ahead = np.zeros((areas, rivals.size), np.int32)
+    counts = np.zeros((areas, num_classes), np.int32)
+    for start in range(0, labels.size, PART):
+        part, low = slice(start, start + PART), np.searchsorted(rivals, start)
+        own = rivals[low : np.searchsorted(rivals, start + PART)] - start
+        at = slice(low, low + own.size)
+        order = np.argsort(labels[part], kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(order.size)
+        starts = np.searchsorted(labels[part][order], np.arange(num_classes))
+        of_own = labels[part][own]
+        for area in range(areas):
+            counted = ~beyond[part] & (outside_bits[part] >> area & 1 == 0)
+            counted[own] = False
+            before = np.append(0, np.cumsum(counted[order]))
+            ahead[area, at] = counts[area, of_own] + before[place[own]] - before[starts[of_own]]
+            counts[area] += np.bincount(labels[part][counted], minlength=num_classes)
+    return ahead
+
+
+def _verdicts(
+    pairs: _Pairs, passed_over: Array, of_other_area: Array
+) -> Iterator[tuple[Array, Array]]:
+    """At each IoU which of the rivals are right, (R,) bool, and which neither right nor wrong.
+
+    Objects that are `passed_over` (M,) bool, crowds and those outside the area, make nothing right:
+    a rival takes one of them only if no other object is left to it.
+    """
+    last = passed_over[pairs.truth]
+    order = np.lexsort((last, pairs.rival)) if last.any() else np.arange(last.size)
+    rival, truth, levels, shared = (column[order] for column in pairs[1:])
     for level in range(1, len(IOU_THRESHOLDS) + 1):
         enough = np.flatnonzero(levels >= level)
-        taken = enough[chosen(detection[enough], truth[enough], table.truth_crowd[truth[enough]])]
+        taken = enough[chosen(rival[enough], truth[enough], shared[enough])]
         on_none = passed_over[truth[taken]]
-        right, ignored = detection[taken[~on_none]], of_other_area.copy()
+        right, ignored = np.zeros(of_other_area.size, bool), of_other_area.copy()
+        right[rival[taken[~on_none]]] = True
         ignored[right] = False
-        ignored[detection[taken[on_none]]] = True
+        ignored[rival[taken[on_none]]] = True
         yield right, ignored

@@ -105,7 +105,7 @@ class CocoEvaluator:
                 continue
             truth = self._ground_truth(target)
             labels, all_scores = _array(found["labels"]), _array(found["scores"])
-            if np.isnan(all_scores).any():
+            if np.isnan(all_scores[labels < len(self.class_names)]).any():
                 raise InputError(f"image {image_id}: a detection's score is nan, which has no rank")
             order, beyond = self._counted(all_scores, labels)
             chosen = torch.from_numpy(order).to(found["boxes"].device)

@@ -28,7 +28,9 @@ _STEPS = 65535  # a coordinate is a whole number of them: 0.1 pixel of an image 
 
 
 class Found(NamedTuple):
-    """The D detections of one image with a score >= `LEAST_SCORE`, best first; 14 bytes each."""
+    """The D detections of one image with a score >= `LEAST_SCORE`, best first; but no more of
+    a class than the evaluation counts.
+    """
 
     scores: Array  # (D,) float32
     labels: Array  # (D,) of the narrowest type that holds them
@@ -64,11 +66,12 @@ def keep(
     corners = boxes_xywh[:likely].copy()
     corners[:, 2:] += corners[:, :2]
     shares = np.clip(corners / (size[1], size[0], size[1], size[0]), 0, 1)
-    small = np.zeros((0, MASK_SIDE**2 // 8), np.uint8)
-    if sure and isinstance(masks, Tensor):
+    if masks is None or not sure:
+        small = np.zeros((0, MASK_SIDE**2 // 8), np.uint8)
+    elif isinstance(masks, Tensor):
         small = _small_masks(masks[:sure], torch.from_numpy(shares[:sure]).to(masks.device))
-    elif sure and masks is not None:
-        small = _small_parts(masks[np.arange(sure)], corners[:sure])
+    else:
+        small = _small_parts(masks, corners[:sure])
     return (shares * _STEPS).round().astype(np.uint16), small
 
 
@@ -85,9 +88,11 @@ def _small_masks(logits: Tensor, boxes_xyxy: Tensor) -> Array:
 
 
 def _small_parts(masks: CompactMask, boxes_xyxy: Array) -> Array:
-    """Packed bitmaps (n, 98) of masks over boxes (n, 4) in pixels: what lies under each point."""
+    """Packed bitmaps (n, 98) of the first n masks over their boxes (n, 4) in pixels: what lies
+    under each point.
+    """
     places = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE
-    small = np.zeros((len(masks), MASK_SIDE, MASK_SIDE), bool)
+    small = np.zeros((len(boxes_xyxy), MASK_SIDE, MASK_SIDE), bool)
     for number, (low_x, low_y, high_x, high_y) in enumerate(boxes_xyxy):
         part, (left, top) = masks.crop(number), masks.offsets[number]
         x = (low_x + (high_x - low_x) * places - left).astype(int)

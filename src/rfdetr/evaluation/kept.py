@@ -6,7 +6,6 @@ therefore joined, one array a column, as soon as there are so many.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -76,12 +75,6 @@ class Columns:
         lengths = [np.diff(offsets.astype(np.int64)) for _, offsets in parts]
         return np.concatenate([whole for whole, _ in parts]), np.concatenate(lengths)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays held."""
-        joined = itertools.chain.from_iterable(itertools.chain.from_iterable(self._shelves))
-        return sum(array.nbytes for array in itertools.chain(joined, *self._loose))
-
 
 def _joined(rows: Sequence[Sequence[Array]]) -> list[tuple[Array, Array]]:
     columns = zip(*rows, strict=True)
@@ -111,7 +104,7 @@ class FoundImages(Mapping[int, Found]):
 
 def tables(
     ids: Sequence[int], images: Columns, kinds: Sequence[Columns]
-) -> Iterator[tuple[MatchTable, Sizes]]:
+) -> list[tuple[MatchTable, Sizes]]:
     """Of each kind the table of all images, in the order of their ids, and the sizes of what is in
     it, beside which stand the other bits. The tables share what does not differ.
     """
@@ -119,12 +112,13 @@ def tables(
     rank[np.argsort(np.array(ids, np.int64), kind="stable")] = np.arange(len(ids))
     (scores, counts), (labels, _), (truth_labels, truths) = map(images.column, range(3))
     image = np.repeat(rank, counts)
-    order = np.lexsort((image, -scores))
+    order = np.lexsort((image, -scores)).astype(np.int32)
     place = np.empty(order.size, np.int32)
     place[order] = np.arange(order.size)
     scores, labels, image = scores[order], labels[order].astype(np.int32), image[order]
     truth_labels, truth_image = truth_labels.astype(np.int32), np.repeat(rank, truths)
     before, truths_before = np.cumsum(counts) - counts, np.cumsum(truths) - truths
+    made = []
     for kind in kinds:
         (bits, _), (truth_bits, _), (detection, pairs), (truth, _), (level, _) = map(
             kind.column, range(5)
@@ -142,4 +136,5 @@ def tables(
             pair_truth=(truth + np.repeat(truths_before, pairs)).astype(np.int32)[by_detection],
             pair_level=level[by_detection],
         )
-        yield table, Sizes(bits[order], truth_bits)
+        made.append((table, Sizes(bits[order], truth_bits)))
+    return made

@@ -18,6 +18,7 @@ Array = npt.NDArray[Any]
 IOU_THRESHOLDS: Array = np.linspace(0.5, 0.95, 10)  # COCO's; nothing is matched below the first
 IOU_THRESHOLD = 0.5
 UNMATCHED, IGNORED = -1, -2
+PART = 2**16  # detections that are looked at together where what is in between takes many bytes
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class MatchTable:
     pair_level: Array  # (P,) uint8, how many of `IOU_THRESHOLDS` the IoU reaches
 
     def match(self, same_class: bool, min_score: float = -np.inf) -> Array:
-        """Per detection the index of its object at IoU 0.5, UNMATCHED or IGNORED: (N,) int64.
+        """Per detection the index of its object at IoU 0.5, UNMATCHED or IGNORED: (N,) int32.
 
         With `same_class`, a detection takes objects of its own label only. Detections with a score
         below `min_score` are UNMATCHED.
@@ -50,7 +51,7 @@ class MatchTable:
         crowd = self.truth_crowd[self.pair_truth]
         on_objects, on_crowd = usable & ~crowd, self.pair_detection[usable & crowd]
         detection, truth = self.pair_detection[on_objects], self.pair_truth[on_objects]
-        matched = np.full(self.scores.size, UNMATCHED)
+        matched = np.full(self.scores.size, UNMATCHED, np.int32)
         taken = chosen(detection, truth)
         matched[detection[taken]] = truth[taken]
         matched[on_crowd[matched[on_crowd] == UNMATCHED]] = IGNORED
