@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rfdetr.evaluation.matching import IOU_THRESHOLDS, PART, Array, MatchTable, chosen
+from rfdetr.evaluation.matching import IOU_THRESHOLDS, PART, Array, MatchTable, chosen, firsts
 
 RECALLS: Array = np.linspace(0, 1, 101)
 _LEAST: Array = np.array([0, 0, 32**2, 96**2])
@@ -50,7 +50,7 @@ def curves(
     recall = np.full((len(IOU_THRESHOLDS), num_classes, areas), -1.0)
     pairs = _Pairs.within_classes(table)
     labels = table.labels[pairs.rivals]
-    by_class = np.argsort(labels, kind="stable")
+    by_class = np.argsort(labels, kind="stable").astype(np.int32)
     # Of the rivals of each class, in order of score: where they start and end.
     ends = np.searchsorted(labels[by_class], np.arange(num_classes + 1))
     others = _others_ahead(table.labels, sizes.detections, beyond, pairs.rivals, areas, num_classes)
@@ -63,7 +63,7 @@ def curves(
         for level, (right, ignored) in enumerate(_verdicts(pairs, ~real, of_other_area)):
             counted = (~ignored & ~beyond[pairs.rivals])[by_class]
             right = (right & ~beyond[pairs.rivals])[by_class]
-            taken = np.append(0, np.cumsum(counted))
+            taken = np.append(np.int32(0), np.cumsum(counted, dtype=np.int32))
             taken[1:] += others[area][by_class]
             for label in np.unique(labels[by_class[right]]):
                 own = slice(ends[label], ends[label + 1])
@@ -101,7 +101,7 @@ class _Pairs(NamedTuple):
     def within_classes(cls, table: MatchTable) -> _Pairs:
         same = table.labels[table.pair_detection] == table.truth_labels[table.pair_truth]
         detection, truth = table.pair_detection[same], table.pair_truth[same]
-        first = np.diff(detection, prepend=-1) > 0
+        first = firsts(detection)
         rival = np.cumsum(first, dtype=np.int32) - np.int32(1)
         crowd = table.truth_crowd[truth]
         return cls(detection[first], rival, truth, table.pair_level[same], crowd)
@@ -142,8 +142,11 @@ def _verdicts(
     a rival takes one of them only if no other object is left to it.
     """
     last = passed_over[pairs.truth]
-    order = np.lexsort((last, pairs.rival)) if last.any() else np.arange(last.size)
-    rival, truth, levels, shared = (column[order] for column in pairs[1:])
+    _, rival, truth, levels, shared = pairs
+    if last.any():
+        order = np.lexsort((last, rival))
+        rival, truth, levels, shared = (column[order] for column in pairs[1:])
+        del order
     for level in range(1, len(IOU_THRESHOLDS) + 1):
         enough = np.flatnonzero(levels >= level)
         taken = enough[chosen(rival[enough], truth[enough], shared[enough])]

@@ -87,6 +87,13 @@ def by_preference(iou: Array, least: float) -> tuple[Array, Array, Array]:
     return detection[order], truth[order], levels
 
 
+def firsts(detection: Array) -> Array:
+    """(P,) bool: where the pairs of another detection begin."""
+    begins = np.ones(detection.size, bool)
+    np.not_equal(detection[1:], detection[:-1], out=begins[1:])
+    return begins
+
+
 def chosen(detection: Array, truth: Array, shared: Array | None = None) -> Array:
     """Greedy choice in the order of detection indexes, for all images at once: (n,) which of the
     pairs, in the order of `MatchTable`, come about. Where `shared`, an object has room for all.
@@ -95,11 +102,11 @@ def chosen(detection: Array, truth: Array, shared: Array | None = None) -> Array
     asks for the next best, until nobody is refused (deferred acceptance). All objects prefer askers
     in the same order, so the outcome is the one of letting the detections choose one after another.
     """
-    start = np.flatnonzero(np.diff(detection, prepend=-1))
-    end, choice, nobody = np.append(start[1:], detection.size), start.copy(), start.size
-    keeper = np.full(truth.max(initial=-1) + 1, nobody)
+    choice = np.flatnonzero(firsts(detection)).astype(np.int32)
+    nobody, end = choice.size, np.append(choice[1:], np.int32(detection.size))
+    keeper = np.full(truth.max(initial=-1) + 1, nobody, np.int32)
     first = np.empty_like(keeper)
-    asking = np.arange(nobody)
+    asking = np.arange(nobody, dtype=np.int32)
     while asking.size:
         if shared is not None:
             asking = asking[~shared[choice[asking]]]
