@@ -2,6 +2,7 @@
 
 python benchmarks/evaluation.py
 python benchmarks/evaluation.py --engine pycocotools     # the reference
+python benchmarks/evaluation.py --images 1000000 --distinct 256 --rounds 1     # a stream
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import _common
@@ -46,8 +49,12 @@ def make_images(
     return found, truth
 
 
-def evaluate_ours(found: Batch, truth: Batch, classes: int) -> dict[str, float]:
-    """Tensors in batches of 16, as in training; everything that `compute` gives."""
+def evaluate_ours(found: Batch, truth: Batch, classes: int, images: int) -> dict[str, float]:
+    """Tensors in batches of 16, as in training; everything that `compute` gives.
+
+    The images come again, under other ids, until there are `images`. What the evaluation holds of
+    them, and what it holds at most while it computes, is told in bytes an image.
+    """
     import numpy as np
     import torch
 
@@ -62,17 +69,29 @@ def evaluate_ours(found: Batch, truth: Batch, classes: int) -> dict[str, float]:
         {key: torch.as_tensor(value) for key, value in row.items()} | {"orig_size": size}
         for row in truth
     ]
-    before = _common.peak_memory_gb()
+    before, resident = _common.peak_memory_gb(), resident_bytes()
     start = time.perf_counter()
     evaluator = CocoEvaluator([f"class{k}" for k in range(classes)], max_dets=100)
-    for k in range(0, len(targets), 16):
-        evaluator.update(detections[k : k + 16], targets[k : k + 16])
-    updated = time.perf_counter()
+    for first in range(0, images, 16):
+        ids = range(first, min(first + 16, images))
+        places = [image_id % len(targets) for image_id in ids]
+        seen = zip(ids, places, strict=True)
+        batch = [{**targets[k], "image_id": torch.tensor(image_id)} for image_id, k in seen]
+        evaluator.update([detections[k] for k in places], batch)
+    updated, held = time.perf_counter(), resident_bytes()
     metrics = evaluator.compute()
-    ended = time.perf_counter()
+    ended, peak = time.perf_counter(), _common.peak_memory_gb() * 1e9
     figures = {"update_s": updated - start, "compute_s": ended - updated}
     figures["evaluate_s"] = ended - start
+    figures["held_bytes_an_image"] = (held - resident) / images
+    figures["peak_bytes_an_image"] = max(peak - resident, 0) / images
     return figures | {"peak_before_gb": before, "mAP_50_95": metrics.overall["mAP_50_95"]}
+
+
+def resident_bytes() -> int:
+    """What is in memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def evaluate_pycocotools(found: Batch, truth: Batch, classes: int) -> dict[str, float]:
@@ -121,9 +140,12 @@ def evaluate_pycocotools(found: Batch, truth: Batch, classes: int) -> dict[str, 
 
 def work(args: argparse.Namespace) -> dict[str, float]:
     """One evaluation by one engine in this process."""
-    found, truth = make_images(args.images, args.classes, args.detections)
-    engine = evaluate_ours if args.engine == "ours" else evaluate_pycocotools
-    figures = engine(found, truth, args.classes)
+    distinct = min(args.distinct or args.images, args.images)
+    found, truth = make_images(distinct, args.classes, args.detections)
+    if args.engine == "ours":
+        figures = evaluate_ours(found, truth, args.classes, args.images)
+    else:
+        figures = evaluate_pycocotools(found, truth, args.classes)
     return figures | {
         "peak_gb": _common.peak_memory_gb(),
         "boxes": float(args.images * args.detections),
@@ -134,6 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Size of the task, and who does it."""
     parser.add_argument("--engine", choices=["ours", "pycocotools"], default="ours")
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--distinct", type=int, help="images made; the rest are these again")
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--detections", type=int, default=100, help="per image")
 

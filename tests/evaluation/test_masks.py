@@ -240,7 +240,8 @@ def test_what_is_kept_of_an_image_does_not_grow_with_its_pixels() -> None:
         truth = {**target(1, [0], mask), "orig_size": torch.tensor(mask.shape[1:])}
         return len(pickle.dumps(evaluated([detection([0.9], [0], mask)], [truth])))
 
-    assert kept(8) == kept(1) < 10_000
+    # Pickle writes equal bytes once: of another bit for the size, some bytes more or less.
+    assert abs(kept(8) - kept(1)) < 8 and kept(1) < 10_000
 
 
 def test_logged_names_table_and_file(tmp_path: Any) -> None:

@@ -5,13 +5,13 @@
         evaluator.update(detect(images), targets)
     evaluator.compute().overall["mAP_50_95"]
 
-Average precision and recall are hotcoco's, equal to pycocotools; F1 and the confusion matrix are
-counted here, from the pairs that `matching` keeps of each image.
+Kept are a few bytes of each detection and object, which IoU is above which of COCO's thresholds;
+no box's place counts once its image is matched. `average_precision` makes COCO's figures of that,
+`f1` and `matching` the others.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,16 +19,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from hotcoco import Params, StreamingEval
 from hotcoco.primitives import bbox_iou, mask_iou
 from torch import Tensor
 
 from rfdetr.errors import InputError
+from rfdetr.evaluation.average_precision import Sizes, curves, outside
 from rfdetr.evaluation.f1 import sweep_f1
-from rfdetr.evaluation.found import UNKNOWN_TONE, Found, keep
-from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, ImageRecord, MatchTable
+from rfdetr.evaluation.found import UNKNOWN_TONE, keep
+from rfdetr.evaluation.kept import (
+    BEYOND_COCO,
+    BEYOND_LIMIT,
+    CROWD,
+    Columns,
+    FoundImages,
+    ImageRow,
+    KindRow,
+    tables,
+)
+from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, MatchTable, by_preference
 from rfdetr.evaluation.metrics import ClassMetrics, Metrics
-from rfdetr.geometry.rle import compress, encode_bitmaps, rle_dict, rle_of_box, runs_of_part
+from rfdetr.geometry.rle import (
+    coco_masks,
+    compress,
+    encode_bitmaps,
+    rle_dict,
+    rle_of_box,
+    runs_of_part,
+)
 from rfdetr.models.detector import full_size_masks
 
 COCO_MAX_DETS = 100
@@ -40,15 +57,6 @@ _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
 
 Masks = Sequence[dict[str, Any]]  # run lengths in COCO's form
-
-
-class Detections(NamedTuple):
-    """What was detected in one image, classes without a name left out."""
-
-    scores: Array  # (D,) float32
-    labels: Array  # (D,) int64
-    boxes: Array  # (D, 4) float64 xywh in pixels, as the reference computes
-    masks: Masks = ()  # D of them or none
 
 
 class GroundTruth(NamedTuple):
@@ -72,16 +80,10 @@ class CocoEvaluator:
 
     def __init__(self, class_names: Sequence[str], max_dets: int = 500, masks: bool = False):
         self.class_names, self.max_dets = list(class_names), max_dets
-        self._grid = sorted({1, 10, COCO_MAX_DETS, max_dets})
-        categories = [{"id": label, "name": name} for label, name in enumerate(self.class_names)]
-        self._streams: dict[str, StreamingEval] = {}
-        self._records: dict[str, dict[int, ImageRecord]] = {}  # by kind, then by image id
-        self._found: dict[int, Found] = {}  # by image id
-        for kind in (BOXES, MASKS) if masks else (BOXES,):
-            params = Params(kind)
-            params.max_dets = self._grid
-            self._streams[kind] = StreamingEval(categories, kind, params=params)
-            self._records[kind] = {}
+        self._label_type = np.min_scalar_type(len(self.class_names))
+        self._rows: dict[int, int] = {}  # by image id, in the order of coming
+        self._images = Columns()  # of `ImageRow`
+        self._kinds = {kind: Columns() for kind in ((BOXES, MASKS) if masks else (BOXES,))}
 
     def update(
         self, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
@@ -98,90 +100,121 @@ class CocoEvaluator:
         `rle_bytes` and `rle_offsets`; to compare masks without them is an `InputError`.
         """
         for found, target in zip(detections, targets, strict=True):
-            image_id, size = int(target["image_id"]), target["orig_size"].tolist()
-            if image_id in self._records[BOXES]:
+            image_id, size, shown = int(target["image_id"]), target["orig_size"].tolist(), None
+            if image_id in self._rows:
                 continue
-            known = found["labels"] < len(self.class_names)
-            scores, labels, boxes = (found[name][known] for name in ("scores", "labels", "boxes"))
-            detected = Detections(_array(scores), _array(labels), _xyxy_to_xywh(boxes))
-            truth = _ground_truth(target)
-            self._add(BOXES, image_id, size, detected, truth)
-            shown = None
-            if MASKS in self._streams:
-                shown = found["masks" if "masks" in found else "mask_logits"][known]
+            truth = self._ground_truth(target)
+            labels, all_scores = _array(found["labels"]), _array(found["scores"])
+            if np.isnan(all_scores[labels < len(self.class_names)]).any():
+                raise InputError(f"image {image_id}: a detection's score is nan, which has no rank")
+            order, beyond = self._counted(all_scores, labels)
+            chosen = torch.from_numpy(order).to(found["boxes"].device)
+            scores, labels = all_scores[order].astype(np.float32), labels[order]
+            boxes = _xyxy_to_xywh(found["boxes"][chosen])
+            iou = bbox_iou(boxes, truth.boxes, truth.crowd)
+            kinds = {BOXES: self._kind_row(boxes[:, 2:].prod(axis=1), beyond, iou, truth)}
+            if MASKS in self._kinds:
+                shown = found["masks"][order] if "masks" in found else found["mask_logits"][chosen]
                 masks = [rle_dict(counts, *size) for counts in _encoded(shown, size)]
-                detected = detected._replace(masks=masks)
-                self._add(MASKS, image_id, size, detected, _with_masks(truth, target))
-            tone = _array(target["tone"]) if "tone" in target else UNKNOWN_TONE
-            self._found[image_id] = keep(*detected[:3], size, shown, tone)
+                areas = np.array([coco_masks().area(mask) for mask in masks], np.float64)
+                outlined = _with_masks(truth, target)
+                iou = mask_iou(masks, outlined.masks, outlined.crowd)
+                kinds[MASKS] = self._kind_row(areas, beyond, iou, outlined)
+            row = ImageRow(
+                scores,
+                labels.astype(self._label_type),
+                truth.labels.astype(self._label_type),
+                *keep(scores, boxes, size, shown),
+                _array(target["tone"]) if "tone" in target else UNKNOWN_TONE,
+            )
+            self._add(image_id, row, kinds)
+
+    def _ground_truth(self, target: Mapping[str, Tensor]) -> GroundTruth:
+        height, width = target["orig_size"].tolist()
+        if "boxes_xyxy" in target:
+            boxes = _xyxy_to_xywh(target["boxes_xyxy"])
+        else:  # centre and size, relative to the image
+            boxes = _array(target["boxes"]).astype(np.float64).reshape(-1, 4)
+            boxes = boxes * (width, height, width, height)
+            boxes[:, :2] -= boxes[:, 2:] / 2
+        areas = _array(target["area"]) if "area" in target else boxes[:, 2:].prod(axis=1)
+        crowd = _array(target.get("iscrowd", torch.zeros_like(target["labels"]))).astype(bool)
+        labels = _array(target["labels"])
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            named = f"image {int(target['image_id'])} has labels {sorted(set(labels.tolist()))}"
+            raise InputError(f"{named}; they must be 0 to {len(self.class_names) - 1}")
+        return GroundTruth(labels, boxes, areas, crowd)
+
+    def _counted(self, scores: Array, labels: Array) -> tuple[Array, Array]:
+        """The detections that count, best first, and (D,) uint8 which limits they are past.
+
+        They have labels of classes, and are among the highest scores of their class.
+        """
+        known = np.flatnonzero((labels >= 0) & (labels < len(self.class_names)))
+        order = known[np.lexsort((-scores[known], labels[known]))]
+        of_class = labels[order]
+        place = np.arange(order.size) - np.searchsorted(of_class, of_class)
+        beyond = (place >= self.max_dets) * BEYOND_LIMIT + (place >= COCO_MAX_DETS) * BEYOND_COCO
+        within = place < max(self.max_dets, COCO_MAX_DETS)
+        order, beyond = order[within], beyond[within].astype(np.uint8)
+        best = np.lexsort((order, -scores[order]))
+        return order[best], beyond[best]
+
+    def _kind_row(self, areas: Array, beyond: Array, iou: Array, truth: GroundTruth) -> KindRow:
+        """What the figures need of one image's boxes or masks: with a crowd region, the IoU (D, T)
+        is the share of the detection that lies inside it.
+        """
+        iou = iou.reshape(len(areas), len(truth.labels))
+        detection, matched, level = by_preference(iou, IOU_THRESHOLD)
+        return KindRow(
+            outside(areas) | beyond,
+            outside(truth.areas) | (truth.crowd * np.uint8(CROWD)),
+            detection.astype(np.min_scalar_type(len(areas))),
+            matched.astype(np.min_scalar_type(len(truth.labels))),
+            level,
+        )
 
     def _add(
-        self, kind: str, image_id: int, size: list[int], found: Detections, truth: GroundTruth
+        self, image_id: int, row: Sequence[Array], kinds: Mapping[str, Sequence[Array]]
     ) -> None:
-        """Match one image's boxes or masks, and keep what the figures need of it."""
-        columns = {"category_id": truth.labels, "bbox": truth.boxes, "area": truth.areas}
-        objects = _entries(image_id, truth.masks, **columns, iscrowd=truth.crowd.astype(int))
-        # The `max_dets` highest scores of each class, by their place among the class's own.
-        order = np.lexsort((-found.scores, found.labels))
-        sorted_labels = found.labels[order]
-        place = np.arange(order.size) - np.searchsorted(sorted_labels, sorted_labels)
-        kept = np.sort(order[place < self.max_dets])
-        if kind == BOXES:
-            ids = np.full(found.scores.size, float(image_id))
-            # (D, 7): image id, xywh, score, label
-            detected: Any = np.column_stack([ids, found.boxes, found.scores, found.labels])
-            iou = bbox_iou(found.boxes[kept], truth.boxes, truth.crowd)
-        else:
-            # Without a "bbox", so that the area of a detection is that of its mask.
-            columns = {"category_id": found.labels, "score": found.scores}
-            detected = _entries(image_id, found.masks, **columns)
-            iou = mask_iou([found.masks[row] for row in kept], truth.masks, truth.crowd)
-        image = {"id": image_id, "height": size[0], "width": size[1]}
-        self._streams[kind].update([image], objects, detected)
-        # With a crowd region, the IoU is the share of the detection that lies inside it.
-        iou = iou.reshape(len(kept), len(truth.labels))
-        detection, matched = np.nonzero(iou >= IOU_THRESHOLD)
-        self._records[kind][image_id] = ImageRecord(
-            scores=found.scores[kept].astype(np.float32),
-            labels=found.labels[kept].astype(np.int32),
-            truth_labels=truth.labels.astype(np.int32),
-            truth_crowd=truth.crowd,
-            pair_detection=detection.astype(np.int32),
-            pair_truth=matched.astype(np.int32),
-            pair_iou=iou[detection, matched],
-        )
+        self._rows[image_id] = len(self._rows)
+        self._images.append(row)
+        for kind, of_kind in kinds.items():
+            self._kinds[kind].append(of_kind)
 
     @classmethod
     def merge(cls, evaluators: Iterable[CocoEvaluator]) -> CocoEvaluator:
         """One evaluator over the images of all; `InputError` if they were not made alike."""
         parts = list(evaluators)
-        arguments = [(part.class_names, part.max_dets, MASKS in part._streams) for part in parts]
+        arguments = [(part.class_names, part.max_dets, MASKS in part._kinds) for part in parts]
         if any(other != arguments[0] for other in arguments):
             raise InputError("evaluators of other class_names, max_dets or masks do not merge")
         merged = cls(*arguments[0])
-        for kind in merged._streams:
-            merged._streams[kind] = StreamingEval.merge([part._streams[kind] for part in parts])
-            for part in reversed(parts):  # as in the stream, the first record of an image stays
-                merged._records[kind] |= part._records[kind]
-        for part in reversed(parts):
-            merged._found |= part._found
+        for part in parts:
+            for image_id, row in part._rows.items():
+                if image_id not in merged._rows:
+                    kinds = {kind: columns[row] for kind, columns in part._kinds.items()}
+                    merged._add(image_id, part._images[row], kinds)
         return merged
 
     def compute(self) -> Metrics:
         """All figures of the images seen so far."""
-        masks = self._figures(MASKS) if MASKS in self._streams else None
-        return replace(self._figures(BOXES), masks=masks, found=self._found)
+        made = tables([*self._rows], self._images, [*self._kinds.values()])
+        boxes, *masks = [self._figures(*of_kind) for of_kind in made]
+        found = FoundImages(self._rows, self._images)
+        return replace(boxes, masks=masks[0] if masks else None, found=found)
 
-    def _figures(self, kind: str) -> Metrics:
-        evaluation = copy.copy(self._streams[kind]).finalize()  # finalize spends the object
-        evaluation.accumulate()
-        arrays: dict[str, Any] = evaluation.eval or {}
-        at, at_coco = self._grid.index(self.max_dets), self._grid.index(COCO_MAX_DETS)
+    def _figures(self, table: MatchTable, sizes: Sizes) -> Metrics:
+        classes, past = len(self.class_names), sizes.detections & BEYOND_LIMIT > 0
         # (IoU 10, recall 101, K, area 4) and (IoU 10, K, area 4); -1 means "no such object".
-        precision, recall = (arrays[name][..., at] for name in ("precision", "recall"))
+        precision, recall = curves(table, sizes, classes, past)
+        past_coco = sizes.detections & BEYOND_COCO > 0
+        at_coco = precision
+        if not np.array_equal(past, past_coco):
+            at_coco, _ = curves(table, sizes, classes, past_coco, areas=1)
         at_50 = precision[_IOU_50, ..., _ALL]
-        table = MatchTable.from_records(self._records[kind].values())
-        sweep = sweep_f1(table, len(self.class_names))
+        table = table.without(past)
+        sweep = sweep_f1(table, classes)
         figures = {
             "mAP_50_95": precision[..., _ALL],
             "mAP_50": at_50,
@@ -189,7 +222,7 @@ class CocoEvaluator:
             "mAP_small": precision[..., _SMALL],
             "mAP_medium": precision[..., _MEDIUM],
             "mAP_large": precision[..., _LARGE],
-            "mAP_50_95_max100": arrays["precision"][..., _ALL, at_coco],
+            "mAP_50_95_max100": at_coco[..., _ALL],
             "mAR": recall[..., _ALL],
             "F1": sweep.at_best.f1,
             "precision": sweep.at_best.precision,
@@ -219,7 +252,7 @@ class CocoEvaluator:
         return Metrics(
             overall={**overall, "best_threshold": sweep.best_threshold},
             per_class=per_class,
-            num_images=len(self._records[kind]),
+            num_images=len(self._rows),
             num_boxes=len(labels),
             max_dets=self.max_dets,
             pr_precision=np.where(at_50 < 0, np.nan, at_50).T,
@@ -241,19 +274,6 @@ def _encoded(shown: Any, size: Sequence[int]) -> Iterator[bytes]:
         yield compress([*lengths, height * width - sum(lengths)])
 
 
-def _ground_truth(target: Mapping[str, Tensor]) -> GroundTruth:
-    height, width = target["orig_size"].tolist()
-    if "boxes_xyxy" in target:
-        boxes = _xyxy_to_xywh(target["boxes_xyxy"])
-    else:  # centre and size, relative to the image
-        boxes = _array(target["boxes"]).astype(np.float64).reshape(-1, 4)
-        boxes = boxes * (width, height, width, height)
-        boxes[:, :2] -= boxes[:, 2:] / 2
-    areas = _array(target["area"]) if "area" in target else boxes[:, 2:].prod(axis=1)
-    crowd = _array(target.get("iscrowd", torch.zeros_like(target["labels"]))).astype(bool)
-    return GroundTruth(_array(target["labels"]), boxes, areas, crowd)
-
-
 def _with_masks(truth: GroundTruth, target: Mapping[str, Tensor]) -> GroundTruth:
     """The truth with masks. An object without one becomes a crowd region of its box's size."""
     if "rle_bytes" not in target:
@@ -267,15 +287,6 @@ def _with_masks(truth: GroundTruth, target: Mapping[str, Tensor]) -> GroundTruth
     ]
     without = np.array([not counts for counts in given], bool)
     return truth._replace(crowd=truth.crowd | without, masks=masks)
-
-
-def _entries(image_id: int, masks: Masks, **columns: Array) -> list[dict[str, Any]]:
-    """COCO's entries of an image, {"image_id": 7, "category_id": 0, ...}, one for each row."""
-    columns_of = {name: column.tolist() for name, column in columns.items()}
-    if masks:
-        columns_of["segmentation"] = masks
-    rows = zip(*columns_of.values(), strict=True)
-    return [{"image_id": image_id, **dict(zip(columns_of, row, strict=True))} for row in rows]
 
 
 def _array(tensor: Tensor) -> Array:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rfdetr.evaluation.matching import IGNORED, Array, MatchTable
+from rfdetr.evaluation.matching import IGNORED, PART, Array, MatchTable
 
 CONFIDENCES: Array = np.linspace(0.0, 1.0, 1001)
 
@@ -46,8 +46,11 @@ def sweep_f1(table: MatchTable, num_classes: int) -> F1Sweep:
     """Match within classes once, then try every threshold that separates two scores."""
     objects = np.bincount(table.truth_labels[~table.truth_crowd], minlength=num_classes)
     matched = table.match(same_class=True)
-    counted = (matched != IGNORED) & (objects > 0)[table.labels]
-    scores, labels, correct = table.scores[counted], table.labels[counted], matched[counted] >= 0
+    counted, correct = (matched != IGNORED) & (objects > 0)[table.labels], matched >= 0
+    del matched
+    scores, labels = table.scores, table.labels
+    if not counted.all():
+        scores, labels, correct = scores[counted], labels[counted], correct[counted]
     verdicts = _Verdicts(scores, labels, correct, objects)
     threshold, _ = _best_threshold(verdicts)
     alone = []
@@ -72,34 +75,50 @@ def _best_threshold(verdicts: _Verdicts) -> tuple[float, float]:
     the same detections. Of equal maxima the most confident one is taken.
     """
     scores, labels, correct, objects = verdicts
-    by_class = np.argsort(labels, kind="stable")
-    grouped = labels[by_class]
-    start = np.searchsorted(grouped, grouped)  # where the class begins
-    right = np.concatenate([[0], np.cumsum(correct[by_class])])
-    taken = np.arange(1, grouped.size + 1) - start
-    f1 = 2 * (right[1:] - right[start]) / (taken + objects[grouped])
-    change = np.empty_like(f1)
-    change[by_class] = f1 - np.where(taken > 1, np.roll(f1, 1), 0.0)
-    mean = np.cumsum(change) / max(np.count_nonzero(objects), 1)
-    # Equal scores come together: only the last of them is a choice.
-    mean[:-1][scores[1:] == scores[:-1]] = 0.0
-    top = mean.max(initial=0.0)
+    taken_before, right_before = np.zeros((2, objects.size), int)  # of each class
+    total, top, near = 0.0, 0.0, [np.zeros((2, 0))]
+    for start in range(0, scores.size, PART):
+        own, is_right = labels[start : start + PART], correct[start : start + PART]
+        by_class = np.argsort(own, kind="stable")
+        grouped, right = own[by_class], np.append(0, np.cumsum(is_right[by_class]))
+        first = np.searchsorted(grouped, grouped)  # where the class begins
+        taken = np.arange(1, grouped.size + 1) - first + taken_before[grouped]
+        hits = right[1:] - right[first] + right_before[grouped]
+        before = 2 * (hits - is_right[by_class]) / np.maximum(taken - 1 + objects[grouped], 1)
+        change = np.empty(grouped.size)
+        change[by_class] = 2 * hits / (taken + objects[grouped]) - before
+        sums = np.cumsum(np.append(total, change))[1:]
+        mean = sums / max(np.count_nonzero(objects), 1)
+        # Equal scores come together: only the last of them is a choice.
+        following = scores[start + 1 : start + PART + 1]
+        mean[: following.size][scores[start : start + following.size] == following] = 0.0
+        top, total = max(top, mean.max()), sums[-1]
+        high = np.flatnonzero(mean >= top - 1e-9) if top > 0 else by_class[:0]
+        near.append(np.stack([high + start, mean[high]]))
+        taken_before += np.bincount(own, minlength=objects.size)
+        right_before += np.bincount(own[is_right], minlength=objects.size)
     if top <= 0:
         return float("nan"), 0.0
-    best = np.flatnonzero(mean >= top - 1e-9)[0]  # the running sum rounds
-    return float(np.append(scores, 0.0)[best : best + 2].mean(dtype=np.float64)), float(top)
+    places, means = np.concatenate(near, axis=1)
+    best = int(places[means >= top - 1e-9][0])  # the running sum rounds
+    return float(np.append(scores[best : best + 2], 0.0)[:2].mean(dtype=np.float64)), float(top)
 
 
 def _rates(verdicts: _Verdicts, thresholds: Array) -> Rates:
     """Of the detections with score >= each of the C ascending thresholds: (K, C)."""
     scores, labels, correct, objects = verdicts
     side = thresholds.size + 1
-    passed = np.searchsorted(thresholds, scores, side="right")  # how many thresholds a score passes
-    counts = (
-        np.bincount(labels * side + passed, weight, objects.size * side).reshape(-1, side)
-        for weight in (None, correct)
+    counts = np.zeros((2, objects.size * side), int)  # of all detections, of the right ones
+    for start in range(0, scores.size, PART):
+        part = slice(start, start + PART)
+        # How many thresholds a score passes.
+        passed = np.searchsorted(thresholds, scores[part], side="right")
+        cells = labels[part] * side + passed
+        counts[0] += np.bincount(cells, minlength=objects.size * side)
+        counts[1] += np.bincount(cells[correct[part]], minlength=objects.size * side)
+    predicted, right = (
+        np.cumsum(count[:, :0:-1], axis=1)[:, ::-1] for count in counts.reshape(2, -1, side)
     )
-    predicted, right = (np.cumsum(count[:, :0:-1], axis=1)[:, ::-1] for count in counts)
     total = np.where(objects > 0, objects, np.nan)[:, None]
     # The total of a class without objects is nan, and so are its F1 and recall. Precision has no
     # total in its formula: adding 0 * total makes it nan for such a class and changes no other.

@@ -28,10 +28,12 @@ _STEPS = 65535  # a coordinate is a whole number of them: 0.1 pixel of an image 
 
 
 class Found(NamedTuple):
-    """The D detections of one image with a score >= `LEAST_SCORE`, best first; 14 bytes each."""
+    """The D detections of one image with a score >= `LEAST_SCORE`, best first; but no more of
+    a class than the evaluation counts.
+    """
 
     scores: Array  # (D,) float32
-    labels: Array  # (D,) int16
+    labels: Array  # (D,) of the narrowest type that holds them
     boxes: Array  # (D, 4) uint16 xyxy, in shares of the image's sides
     masks: Array  # (M, 98) uint8, packed bitmaps of the first M; (0, 98) of a model without masks
     tone: Array  # (2,) float32 brightness and sharpness of the image, gray levels; nan: not known
@@ -51,36 +53,26 @@ class Found(NamedTuple):
 
 def keep(
     scores: Array,
-    labels: Array,
     boxes_xywh: Array,
     size: Sequence[int],
-    masks_of_all: Tensor | CompactMask | None = None,
-    tone: Array = UNKNOWN_TONE,
-) -> Found:
-    """The likely ones of an image's detections, of all of which there are masks, as logits (n, h,
-    w) or as a CompactMask, or none; `size` is the image's height and width, `tone` as
-    `rfdetr.data.dataset.tone` tells it.
+    masks: Tensor | CompactMask | None = None,
+) -> tuple[Array, Array]:
+    """The boxes and masks that `Found` holds, of an image's detections, best first.
+
+    `masks` are all detections' logits (n, h, w) or a CompactMask; `size` is the image's height and
+    width.
     """
-    likely = np.flatnonzero(scores >= LEAST_SCORE)
-    likely = likely[np.argsort(-scores[likely], kind="stable")]
-    corners = boxes_xywh[likely].copy()
+    likely, sure = (np.count_nonzero(scores >= least) for least in (LEAST_SCORE, LEAST_MASK_SCORE))
+    corners = boxes_xywh[:likely].copy()
     corners[:, 2:] += corners[:, :2]
     shares = np.clip(corners / (size[1], size[0], size[1], size[0]), 0, 1)
-    sure = np.count_nonzero(scores >= LEAST_MASK_SCORE)
-    masks = np.zeros((0, MASK_SIDE**2 // 8), np.uint8)
-    masks_of_all = masks_of_all if sure else None
-    if isinstance(masks_of_all, Tensor):
-        chosen = masks_of_all[torch.from_numpy(likely[:sure]).to(masks_of_all.device)]
-        masks = _small_masks(chosen, torch.from_numpy(shares[:sure]).to(chosen.device))
-    elif masks_of_all is not None:
-        masks = _small_parts(masks_of_all[likely[:sure]], corners[:sure])
-    return Found(
-        scores=scores[likely].astype(np.float32),
-        labels=labels[likely].astype(np.int16),
-        boxes=(shares * _STEPS).round().astype(np.uint16),
-        masks=masks,
-        tone=tone,
-    )
+    if masks is None or not sure:
+        small = np.zeros((0, MASK_SIDE**2 // 8), np.uint8)
+    elif isinstance(masks, Tensor):
+        small = _small_masks(masks[:sure], torch.from_numpy(shares[:sure]).to(masks.device))
+    else:
+        small = _small_parts(masks, corners[:sure])
+    return (shares * _STEPS).round().astype(np.uint16), small
 
 
 def _small_masks(logits: Tensor, boxes_xyxy: Tensor) -> Array:
@@ -96,9 +88,11 @@ def _small_masks(logits: Tensor, boxes_xyxy: Tensor) -> Array:
 
 
 def _small_parts(masks: CompactMask, boxes_xyxy: Array) -> Array:
-    """Packed bitmaps (n, 98) of masks over boxes (n, 4) in pixels: what lies under each point."""
+    """Packed bitmaps (n, 98) of the first n masks over their boxes (n, 4) in pixels: what lies
+    under each point.
+    """
     places = (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE
-    small = np.zeros((len(masks), MASK_SIDE, MASK_SIDE), bool)
+    small = np.zeros((len(boxes_xyxy), MASK_SIDE, MASK_SIDE), bool)
     for number, (low_x, low_y, high_x, high_y) in enumerate(boxes_xyxy):
         part, (left, top) = masks.crop(number), masks.offsets[number]
         x = (low_x + (high_x - low_x) * places - left).astype(int)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rfdetr.evaluation.matching import IOU_THRESHOLD, UNMATCHED
+from rfdetr.evaluation.matching import UNMATCHED
 from rfdetr.report.judged import Judged
 
 MISSED, FALSE, CONFUSED, MISPLACED = "missed", "false", "confused", "badly placed"
@@ -39,7 +39,7 @@ def find_cases(judged: Judged, threshold: float) -> list[Case]:
     little is "badly placed", and takes that object along.
     """
     table = judged.table
-    matched = judged.at(IOU_THRESHOLD).match(same_class=False, min_score=threshold)
+    matched = table.match(same_class=False, min_score=threshold)
     missed = ~table.truth_crowd
     missed[matched[matched >= 0]] = False
     nearest, _ = judged.nearest

@@ -14,7 +14,7 @@ import numpy as np
 from rfdetr.config.fields import input_size
 from rfdetr.data.index import DatasetIndex
 from rfdetr.evaluation.found import LEAST_SCORE, UNKNOWN_TONE
-from rfdetr.evaluation.matching import IGNORED, Array, MatchTable
+from rfdetr.evaluation.matching import IGNORED, IOU_THRESHOLDS, Array, MatchTable
 from rfdetr.evaluation.metrics import Metrics
 from rfdetr.report.hints import calibrated
 from rfdetr.report.judged import Judged, to_xywh
@@ -24,7 +24,6 @@ THRESHOLDS: Array = np.linspace(0, 1, 101)
 SIDES = (16, 32, 64, 128)  # square roots of areas in the network's pixels, that part objects
 COUNTS = (2, 6, 11, 21, 51)  # objects of an image, that part images
 LEAST_IMAGES = 5  # of a part of the images by their tone; a tenth, where there are enough
-_IOUS = np.linspace(0.5, 0.95, 10)
 _MOST_IMAGES = 400  # that the bootstrap draws from; of more, so many stand for all
 _MOST_CELLS = 4_000_000  # of one array of the bootstrap
 
@@ -68,12 +67,13 @@ def bootstrap(metrics: Metrics, seed: int = 0) -> tuple[float, float]:
 
 def _right_at_each_iou(table: MatchTable) -> tuple[Array, Array]:
     """(N, 10) whether a detection is right at each IoU, and (N,) whether it counts at all."""
-    right = np.zeros((len(table.scores), len(_IOUS)), np.float32)
+    right = np.zeros((len(table.scores), len(IOU_THRESHOLDS)), np.float32)
     counted = np.ones(len(table.scores), bool)
-    for column, iou in enumerate(_IOUS):
-        keep = table.pair_iou >= iou - 1e-9
-        pairs = {n: getattr(table, n)[keep] for n in ("pair_detection", "pair_truth", "pair_iou")}
-        matched = replace(table, **pairs).match(same_class=True)
+    for column in range(len(IOU_THRESHOLDS)):
+        keep = table.pair_level > column
+        names = ("pair_detection", "pair_truth", "pair_level")
+        of_level = {name: getattr(table, name)[keep] for name in names}
+        matched = replace(table, **of_level).match(same_class=True)
         right[:, column] = matched >= 0
         if column == 0:
             counted = matched != IGNORED

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rfdetr.data.index import DatasetIndex
 from rfdetr.evaluation.found import LEAST_SCORE
-from rfdetr.evaluation.matching import IOU_THRESHOLD, Array, MatchTable
+from rfdetr.evaluation.matching import Array, MatchTable, by_preference
 from rfdetr.evaluation.metrics import Metrics
 
 NEAR = 0.1  # least IoU at which a detection and an object may have to do with each other
@@ -21,13 +21,15 @@ UNSURE = 0.5  # threshold where no detection is right
 class Judged:
     """The M objects of a split (as its index has them) and the D likely detections, best first.
 
-    `table` has the pairs with IoU >= `NEAR`. Its images are rows of the index.
+    `table` has the pairs with IoU >= `NEAR`, of which it matches those with IoU >= 0.5. Its images
+    are rows of the index.
     """
 
     split: str
     index: DatasetIndex
     metrics: Metrics
     table: MatchTable
+    iou: Array  # (P,) of the table's pairs
     boxes: Array  # (D, 4) float32 xyxy in pixels of the original image
     own_rank: Array  # (D,) the detection's place in its image's `Found`
 
@@ -37,7 +39,7 @@ class Judged:
         from hotcoco.primitives import bbox_iou
 
         columns: list[list[Any]] = [[] for _ in range(5)]
-        pairs: list[list[Any]] = [[] for _ in range(3)]
+        pairs: list[list[Any]] = [[] for _ in range(4)]
         start = 0
         for image, image_id in enumerate(index.image_ids.tolist()):
             found = metrics.found.get(image_id)
@@ -50,8 +52,9 @@ class Judged:
             for column, values in zip(columns, row, strict=True):
                 column.append(values)
             iou = bbox_iou(to_xywh(boxes), to_xywh(index.boxes[rows]), index.crowd[rows])
-            detection, truth = np.nonzero(iou.reshape(count, -1) >= NEAR)
-            found_pairs = detection + start, truth + rows.start, iou[detection, truth]
+            iou = iou.reshape(count, -1)
+            detection, truth, level = by_preference(iou, NEAR)
+            found_pairs = detection + start, truth + rows.start, level, iou[detection, truth]
             for column, part in zip(pairs, found_pairs, strict=True):
                 column.append(part)
             start += count
@@ -59,13 +62,15 @@ class Judged:
         scores, labels, image_of, boxes, ranks = (
             np.concatenate([first, *rest]) for first, rest in zip(none, columns, strict=True)
         )
-        detection, truth, iou = (
+        detection, truth, level, iou = (
             np.concatenate([np.zeros(0, kind), *part])
-            for kind, part in zip((int, int, float), pairs, strict=True)
+            for kind, part in zip((int, int, np.uint8, float), pairs, strict=True)
         )
         order = np.argsort(-scores, kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
+        detection = place[detection]
+        by_detection = np.argsort(detection, kind="stable")  # keeps the order of preference
         table = MatchTable(
             scores=scores[order],
             labels=labels[order],
@@ -73,31 +78,25 @@ class Judged:
             truth_labels=index.labels,
             truth_crowd=index.crowd,
             truth_image=np.repeat(np.arange(len(index)), np.diff(index.offsets)),
-            pair_detection=place[detection],
-            pair_truth=truth,
-            pair_iou=iou,
+            pair_detection=detection[by_detection],
+            pair_truth=truth[by_detection],
+            pair_level=level[by_detection],
         )
-        return cls(split, index, metrics, table, boxes[order], ranks[order])
-
-    def at(self, iou: float) -> MatchTable:
-        """The table with the pairs of at least this IoU."""
-        keep, table = self.table.pair_iou >= iou, self.table
-        pairs = ("pair_detection", "pair_truth", "pair_iou")
-        return replace(table, **{name: getattr(table, name)[keep] for name in pairs})
+        at_pair = iou[by_detection]
+        return cls(split, index, metrics, table, at_pair, boxes[order], ranks[order])
 
     @functools.cached_property
     def matched(self) -> Array:
         """(D,) the object of its class that each detection found at IoU 0.5, or `match`'s signs."""
-        return self.at(IOU_THRESHOLD).match(same_class=True)
+        return self.table.match(same_class=True)
 
     @functools.cached_property
     def nearest(self) -> tuple[Array, Array]:
         """(D,) the object nearest to each detection, -1 for none, and its IoU, 0 for none."""
         table, count = self.table, len(self.table.scores)
-        order = np.argsort(table.pair_iou, kind="stable")  # the last assignment stays
+        found, first = np.unique(table.pair_detection, return_index=True)
         nearest, iou = np.full(count, -1), np.zeros(count)
-        nearest[table.pair_detection[order]] = table.pair_truth[order]
-        iou[table.pair_detection[order]] = table.pair_iou[order]
+        nearest[found], iou[found] = table.pair_truth[first], self.iou[first]
         return nearest, iou
 
     @functools.cached_property
