@@ -93,7 +93,7 @@ MODEL: dict[str, Fate] = {
     "keypoint_cross_attn": Harmless(True, "it is of keypoint models"),
     "grouppose_keypoint_dim_downscale": Harmless(1, "it is of keypoint models"),
     "postprocess_trace_alpha": Harmless(0.2, "it is of keypoint models"),
-    "compile": Constant((False,), "call module.model.compile() on an RFDETRModule before fit"),
+    "compile": Constant((False,), "train(compile=True) compiles the training steps"),
     "cuda_graphs": Constant((False,), "there is no such mode: leave it out"),
     "fused_optimizer": Harmless(True, "AdamW is fused wherever it can be"),
     "license": Harmless("Apache-2.0", "the package's own licence holds"),

@@ -178,10 +178,15 @@ class RFDETR(PublishedCalls, PredictingModel):
 
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
             from rfdetr.training.checkpoints import checkpoint_to_resume
+            from rfdetr.training.compiled import check_compiler
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
             from rfdetr.training.resume import keep_settings
             from rfdetr.training.run_folder import RunFolder, default_folder
+        if config.compile:  # a compiler that is missing is told before the data is read
+            check_compiler(
+                best_device("cpu" if config.accelerator == "cpu" else model_config.device).type
+            )
         if "output_dir" not in config.model_fields_set and not config.overwrite:
             config.output_dir = default_folder(config.output_dir, config.resume)
         resumed = checkpoint_to_resume(config.resume, config.output_dir)
@@ -207,9 +212,8 @@ class RFDETR(PublishedCalls, PredictingModel):
         trainer.callbacks.append(LambdaCallback(on_fit_start=show_plan))  # type: ignore[attr-defined]
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
-        self.model_config = model_config
+        self.model_config, self._start = model_config, Start(names, file=self._start.file)
         self._weights_file = RunFolder(config.output_dir).best("total")
-        self._start = Start(names, file=self._start.file)
         self.trained_classes, self.run_folder = config.classes, config.output_dir
         self._use(module.detector, names)
         summary = run_summary(trainer, time.monotonic() - started)

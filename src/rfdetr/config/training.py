@@ -114,6 +114,8 @@ class TrainConfig(fields.StrictConfig):
     """Seed of everything random; None draws one and records it."""
     accelerator: str = "auto"
     """Lightning's accelerator: "auto", "cpu", "gpu", "mps"."""
+    compile: bool = False
+    """Run the network of training steps by torch.compile: each size waits for its graph once."""
     sync_bn: bool = False
     """Accepted and without effect: the network has no batch norm to synchronise."""
     resume: PathText | None = None
@@ -321,6 +323,7 @@ class TrainSettings(TypedDict, total=False):
     cache: Literal["ram"] | float | None
     seed: int | None
     accelerator: str
+    compile: bool
     sync_bn: bool
     resume: PathLike | None
     allow_changed_data: bool

@@ -109,7 +109,7 @@ def stamp(source: Path, metadata: Metadata, path: Path) -> None:
 def quantized(
     model: Model, metadata: Metadata, calibration: Iterable[NDArray[np.uint8]] | None
 ) -> Model:
-    """`model` with the matrix products of encoder and projector in int8, the rest in floating point."""
+    """`model` with the matrix products of encoder and projector in int8, the rest as floats."""
     if calibration is None:
         raise InputError("int8 needs calibration: images like those that the model will see")
     require("int8")

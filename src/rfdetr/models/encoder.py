@@ -25,12 +25,12 @@ from rfdetr.geometry.boxes import at_least_float32
 from rfdetr.models.layers import ChannelNorm, Linear, attention, linear_of_recomputed
 
 
-def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(branch: Tensor, rate: float | Tensor, training: bool) -> Tensor:
     """Stochastic depth (arXiv 1603.09382) of a residual `branch` (rows, N, D), in training alone.
 
     Each row becomes 0 with probability `rate`; the others are scaled up, which keeps the mean.
     """
-    if rate == 0.0 or not training:
+    if not training or (isinstance(rate, float) and rate == 0.0):
         return branch
     keep = torch.rand(branch.shape[0], 1, 1, dtype=torch.float32, device=branch.device) >= rate
     return branch * keep / (1.0 - rate)
@@ -43,6 +43,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.drop_path = 0.0
+        self.drop_rate: Tensor | None = None  # the same, where it is no constant of a graph
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
@@ -55,9 +56,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, recompute: bool = True) -> Tensor:
         """Tokens (rows, N, D) -> (rows, N, D); `recompute` as in `linear_of_recomputed`."""
-        branch = drop_path(self.attend(x, recompute), self.drop_path, self.training)
+        kept = self.drop_rate if torch.compiler.is_compiling() else None
+        rate = self.drop_path if kept is None else kept
+        branch = drop_path(self.attend(x, recompute), rate, self.training)
         x = torch.addcmul(x, branch, self.scale1)
-        branch = drop_path(self.feed_forward(x, recompute), self.drop_path, self.training)
+        branch = drop_path(self.feed_forward(x, recompute), rate, self.training)
         return torch.addcmul(x, branch, self.scale2)
 
     def attend(self, x: Tensor, recompute: bool = True) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.errors import needs_extra
@@ -33,7 +34,27 @@ class SplitProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., 3 D), as the fused layer."""
-        return torch.cat([part(x) for part in self.children()], dim=-1)
+        # torch.compile cannot follow PEFT's own layers, and would make many graphs of one.
+        layer = adapted_linear if torch.compiler.is_compiling() else nn.Module.__call__
+        return torch.cat([layer(part, x) for part in self.children()], dim=-1)
+
+
+def adapted_linear(part: Any, x: Tensor) -> Tensor:
+    """What PEFT's layer `part` gives for x (..., in), by plain tensors: (..., out).
+
+    m (W + s B A) x / |W + s B A| + bias, the norm of each row taken as a constant (DoRA, 4.3). A
+    layer without an adapter is called as it is.
+    """
+    if not hasattr(part, "lora_A"):
+        return part(x)  # type: ignore[no-any-return]
+    base = part.base_layer
+    down, up = part.lora_A["default"], part.lora_B["default"]
+    scale, magnitude = ALPHA / RANK, part.lora_magnitude_vector["default"].weight
+    moved = base.weight + scale * (up.weight.detach() @ down.weight.detach())
+    length = torch.linalg.vector_norm(moved.detach(), dim=1)
+    product = F.linear(x, base.weight) + scale * up(down(x))
+    grown = (magnitude / length).to(product.dtype) * product
+    return grown + base.bias.to(product.dtype)  # type: ignore[no-any-return]
 
 
 def add_adapters(detector: Detector) -> None:

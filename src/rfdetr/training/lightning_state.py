@@ -56,6 +56,12 @@ def is_watched(trainer: Trainer, name: str) -> bool:
     return any(getattr(watcher, "monitor", None) == name for watcher in watchers)
 
 
+def loss_scale(trainer: Trainer) -> float:
+    """The factor by which float16's scaler multiplies losses; 1 without a scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
 def batches_done(trainer: Trainer) -> int:
     """How many batches of the present epoch have been trained."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.completed)

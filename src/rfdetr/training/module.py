@@ -45,6 +45,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, DetectorOutput, detector_in, postprocess_outputs
 from rfdetr.training import checkpoints, network, steps
 from rfdetr.training.adapters import adapted, add_adapters, match_adapters
+from rfdetr.training.compiled import CompiledNetwork, compiled_network
 from rfdetr.training.lightning_state import is_watched, place_in_run, training_loader
 from rfdetr.training.means import EpochMeansCallback
 from rfdetr.training.optim import lr_factor, parameter_groups
@@ -107,6 +108,7 @@ class RFDETRModule(pl.LightningModule):
         self.last_losses: dict[str, Tensor] = {}  # of the last training batch: "loss" and its terms
         self.evaluation_loss = LossMean()
         self.epoch_means = EpochMeansCallback()
+        self.compiled: CompiledNetwork | None = None  # in a fit with compile=True
         self._moments: checkpoints.Moments = {}  # of another training loop's optimizer, for ours
         report = None
         with torch.random.fork_rng(devices=[]):
@@ -160,6 +162,7 @@ class RFDETRModule(pl.LightningModule):
         network.take_precision(self, stage)
         if stage == "fit":
             network.check_wrapper(self)
+            self.compiled = compiled_network(self)
             self.resumed_at, self._moments, self.time_share = (0, 0), {}, 0.0
             if self.train_config.batch_size == "auto":
                 raise InputError(
@@ -197,15 +200,13 @@ class RFDETRModule(pl.LightningModule):
 
     def training_step(self, batch: list[Any], batch_idx: int) -> Tensor:
         images, targets = batch
-        outputs = self.model(normalize(images.tensors), images.mask)
+        outputs = (self.compiled or self.model)(normalize(images.tensors), images.mask)
         losses = self.compute_losses(outputs, targets)
         loss: Tensor = torch.stack(list(losses.values())).sum()
-        terms = {"loss": loss, **losses}
-        self.last_losses = {name: value.detach() for name, value in terms.items()}
+        self.last_losses = {n: value.detach() for n, value in {"loss": loss, **losses}.items()}
         for name, value in self.last_losses.items():
             self.log(f"train/{name}_step", value, prog_bar=name == "loss")
-        means = {f"train/{name}": value for name, value in self.last_losses.items()}
-        self.epoch_means.add(means, len(targets))
+        self.epoch_means.add({f"train/{n}": x for n, x in self.last_losses.items()}, len(targets))
         epoch, done = self.resumed_at
         first = done if epoch == self.current_epoch else 0
         return loss * steps.share_of_window(batch_idx, self.trainer, first)
@@ -260,8 +261,7 @@ class RFDETRModule(pl.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
         window = (self.trainer.fit_loop.batch_idx + 1) % accumulate
         if self.trainer.num_training_batches == float("inf") and window:
-            # Nothing told that the epoch would end here: only now can its last gradients become a
-            # mean over them.
+            # Nothing told that the epoch would end here: its last gradients become their mean now.
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(accumulate / window)

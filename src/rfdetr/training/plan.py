@@ -85,6 +85,7 @@ def training_plan(
         "validation": _validation(datamodule, trainer),
         "cache": _cached(datamodule),
         "device": f"{trainer.strategy.root_device}, precision {trainer.precision}",
+        "compiled": "training steps; each new size of images waits for its graph" * train.compile,
         "averaged weights": "yes" if find_callback(trainer, RFDETREMACallback) else "no",
         "seed": "the checkpoint's" if resumed else str(module.seed),
         "output": f"{train.output_dir}/: checkpoint_best_*.pth, last.ckpt, results.json, "

@@ -27,6 +27,7 @@ from rfdetr.training.adapters import remove_adapters
 from rfdetr.training.batch_size import AutoBatchSizeCallback
 from rfdetr.training.callbacks.limits import explained_memory
 from rfdetr.training.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
+from rfdetr.training.compiled import check_compiler
 from rfdetr.training.lightning_state import epochs_in, find_callback
 from rfdetr.training.loggers import build_loggers, tolerate_logger_failures
 from rfdetr.training.memory import freed_memory_kept
@@ -94,11 +95,14 @@ def build_trainer(
     settings |= {"callbacks": callbacks, "plugins": plugins, **process_settings(settings)}
     try:
         with quiet_lightning():
-            return _Trainer(**settings)
+            trainer = _Trainer(**settings)
     except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
         # Lightning's, which no caller knows.
         chosen = {name: settings[name] for name in ("accelerator", "devices")}
         raise InputError(f"no Trainer has these settings ({chosen}): {error}") from error
+    if config.compile:
+        check_compiler(trainer.strategy.root_device.type)
+    return trainer
 
 
 def _as_list(given: Any) -> list[Any]:
@@ -290,6 +294,8 @@ def quiet_lightning() -> Iterator[None]:
                 r"`isinstance\(treespec, LeafSpec\)`",
                 # The same on all ranks already:
                 r"It is recommended to use `self.log\('(train/lr|val/|test/)",
+                # A first step that float16's scaler skips is a step of the schedule too:
+                r"Detected call of `lr_scheduler.step\(\)` before",
                 # The criterion copies it:
                 "FSDP2-wrapped module .* returned a view tensor",
             ):

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rfdetr.errors import RunError
 from rfdetr.geometry.boxes import at_least_float32
-from rfdetr.training.lightning_state import find_callback
+from rfdetr.training.lightning_state import find_callback, loss_scale
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.optim import ema_decay
 
@@ -25,7 +25,7 @@ class RFDETREMACallback(Callback):
     There is an update every `update_interval_steps`. The first copies the weights. The k-th keeps
     decay * (1 - exp(-k / tau)) of the average, so it follows quickly at first. Live weights in
     bfloat16 or float16 are averaged in float32: an update moves the average by less than they can
-    hold.
+    hold. A step that float16's scaler skips, and then lowers its scale, is none.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class RFDETREMACallback(Callback):
     ) -> None:
         self.decay, self.tau, self.update_interval_steps = decay, tau, update_interval_steps
         self.updates = self._step = 0
+        self._scale = 1.0
         self.model: nn.Module | None = None
 
     def setup(self, _trainer: Trainer, module: RFDETRModule, stage: str) -> None:
@@ -48,14 +49,14 @@ class RFDETREMACallback(Callback):
             average.load_state_dict(module.detector.state_dict())
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        self._step = trainer.global_step
+        self._step, self._scale = trainer.global_step, loss_scale(trainer)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, module: RFDETRModule, *_: Any) -> None:
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
-        self._step = trainer.global_step
-        if self._step % self.update_interval_steps:
+        self._step, before, self._scale = trainer.global_step, self._scale, loss_scale(trainer)
+        if self._step % self.update_interval_steps or self._scale < before:
             return
         self.updates += 1
         # Parameters and buffers alike: all are floats, as the network counts nothing.

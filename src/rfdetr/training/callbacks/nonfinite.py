@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from rfdetr.files import atomic_write
+from rfdetr.training.lightning_state import loss_scale
 from rfdetr.training.module import RFDETRModule
 from rfdetr.training.run_folder import RunFolder, saves
 from rfdetr.training.steps import losses_in_words
@@ -33,10 +34,11 @@ class NonFiniteCallback(Callback):
 
     A step whose loss or gradients are not finite changes no weight: all ranks drop their gradients.
     The batches of its accumulation window, with step, epoch and seed, go to `nonfinite-step-*.pt`,
-    read by `torch.load`. Under float16, whose scaler finds its scale by overflowing gradients, only
-    losses count. `FloatingPointError` ends the run after `MOST_IN_A_ROW` such steps, and where the
-    weights are not finite: they are looked at with every skipped step, before each validation pass,
-    before a `.ckpt` is written (the last good one stays), and at the end.
+    read by `torch.load`. Under float16, whose scaler finds its scale by overflowing gradients,
+    these count only where the scale is down to 1: it is then not the scale that makes them so.
+    `FloatingPointError` ends the run after `MOST_IN_A_ROW` such steps, and where the weights are
+    not finite: they are looked at with every skipped step, before each validation pass, before a
+    `.ckpt` is written (the last good one stays), and at the end.
     """
 
     state_key = "FaultsCallback"  # the class's name when the first checkpoints were written
@@ -65,13 +67,13 @@ class NonFiniteCallback(Callback):
     ) -> None:
         losses, terms, batches = torch.stack(self._losses), self._terms, self._batches
         self._begin_window()
-        looked_at = [losses]
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            looked_at += [weight.grad for weight in module.parameters() if weight.grad is not None]
-        if _all_finite(trainer, looked_at):
+        gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        if _all_finite(trainer, [losses, *gradients]):
             self.in_a_row = 0
             return
         optimizer.zero_grad(set_to_none=True)  # without gradients it moves and decays no weight
+        if loss_scale(trainer) > 1 and _all_finite(trainer, [losses]):
+            return  # the scaler has seen them: it skips the step and halves its scale
         self.skipped += 1
         self.in_a_row += 1
         step, where = trainer.global_step, "not saved any more"
