@@ -15,7 +15,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 
 from rfdetr import RFDETRMini
-from rfdetr.config import RFDETRMiniConfig
 from rfdetr.errors import InputError
 from rfdetr.models.build import build_detector
 from rfdetr.training import RFDETRDataModule, build_trainer, compiled
@@ -196,8 +195,8 @@ def test_a_machine_without_a_compiler_is_told_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.scheduled
-def test_inductor_trains_as_the_network_does() -> None:
-    config = RFDETRMiniConfig(pretrain_weights=None, amp=False)
+def test_inductor_trains_as_the_network_does(tiny_model: Callable[..., Any]) -> None:
+    config = tiny_model()
     torch.manual_seed(0)
     detector = build_detector(config).train()
     network = CompiledNetwork(detector, 1, 2)
