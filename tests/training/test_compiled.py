@@ -192,19 +192,3 @@ def test_a_machine_without_a_compiler_is_told_so(tmp_path: Path) -> None:
     )
     assert "InputError: compile=True, but torch.compile cannot make code for cpu" in done.stderr
     assert "No working C++ compiler" in done.stderr
-
-
-@pytest.mark.scheduled
-def test_inductor_trains_as_the_network_does(tiny_model: Callable[..., Any]) -> None:
-    config = tiny_model()
-    torch.manual_seed(0)
-    detector = build_detector(config).train()
-    network = CompiledNetwork(detector, 1, 2)
-    images = torch.randn(2, 3, *config.input_size)
-    found = []
-    for run in (network, detector):
-        outputs = run(images, None)
-        detector.zero_grad()
-        (outputs.logits.square().mean() + outputs.boxes.square().mean()).backward()
-        found.append((outputs.logits, outputs.boxes, [p.grad for p in detector.parameters()]))
-    same(*found)
