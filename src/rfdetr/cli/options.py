@@ -103,7 +103,7 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
             problems.append(f"no setting {name!r}" + (f"; did you mean {near!r}?" if near else ""))
     if problems:
         raise InputError("; ".join(problems))
-    of_models = {*ModelConfig.model_fields, *MODEL}
+    of_models = {*ModelConfig.model_fields, *MODEL} - {*SegmentationTrainConfig.model_fields}
     model = {name: value for name, value in settings.items() if name in of_models}
     return model, {name: value for name, value in settings.items() if name not in model}
 
