@@ -185,7 +185,8 @@ def test_key_value_is_an_option_unless_it_is_a_file(
 
 def test_settings_are_split_and_typos_answered() -> None:
     assert split_settings({"resolution": 96, "epochs": 2}) == ({"resolution": 96}, {"epochs": 2})
-    assert split_settings({"compile": True}) == ({}, {"compile": True})  # published models have one too
+    compiled = {"compile": True}  # which published models have, too
+    assert split_settings(compiled) == ({}, compiled)
     with pytest.raises(Exception, match="did you mean 'resolution'"):
         split_settings({"resolutoin": 96})
 
