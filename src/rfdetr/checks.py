@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from rfdetr.errors import InputError, InputTypeError
+from rfdetr.errors import InputError, InputExistsError, InputTypeError
 
 MOST = 1_000_000  # of anything that is counted; more is a slip of the keyboard and fills the memory
 LEAST_TILE = 32
@@ -65,6 +65,16 @@ def check_path(name: str, value: Any) -> Path:
     if not isinstance(path, str):
         raise InputTypeError(f"{name} is {shown(value)}: expected a path, as text or pathlib.Path")
     return Path(os.path.expanduser(plain_path(name, path)))
+
+
+def check_new_folder(name: str, value: Any) -> Path:
+    """`check_path` of a folder that is not there, or empty: nothing is written over or mixed up."""
+    folder = check_path(name, value)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputExistsError(
+            f"{folder}: no empty folder; nothing is overwritten, choose another for {name}"
+        )
+    return folder
 
 
 def plain_path(name: str, path: str) -> str:

@@ -22,6 +22,10 @@ class InputTypeError(InputError, TypeError):
     """Something given to the package is of a wrong type."""
 
 
+class InputExistsError(InputError, FileExistsError):
+    """Something is where a new file or folder was to be: nothing is written over."""
+
+
 class RunError(RuntimeError):
     """Work that was begun cannot go on or has failed, though all that was given was right."""
 

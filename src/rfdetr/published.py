@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_path, short
+from rfdetr.checks import check_count, check_kind, check_new_folder, check_path, short
 from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.errors import InputError, RunError
-from rfdetr.export import Subject, formats_in, new_folder, options_of, writer_of
+from rfdetr.export import Subject, formats_in, options_of, writer_of
 from rfdetr.files import atomic_write
 from rfdetr.inference.engines import engine_of
 from rfdetr.inference.predictor import NetworkPredictor
@@ -206,7 +206,7 @@ class PublishedCalls:
         A folder with something in it is an `InputError`.
         """
         model = published_tensors(self.weights())
-        folder = new_folder(check_path("output_dir", output_dir))
+        folder = check_new_folder("output_dir", output_dir)
         args = checkpoint_args(self.model_config, self.class_names)
         content = {"model": model, "args": types.SimpleNamespace(**args)}
         names = "\n".join(" ".join(name.splitlines()) for name in self.class_names)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from rfdetr.checks import check_new_folder
 from rfdetr.cli.options import (
     WHOLE_IMAGES,
     AsJson,
@@ -21,7 +22,6 @@ from rfdetr.cli.options import (
     open_model,
 )
 from rfdetr.config.fields import squared
-from rfdetr.errors import InputError
 
 
 def evaluate(  # noqa: PLR0913 (each is an option)
@@ -54,8 +54,8 @@ def evaluate(  # noqa: PLR0913 (each is an option)
 
     from rfdetr.evaluation.metrics import as_record, metrics_table, write_results
 
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
+    if out is not None:
+        check_new_folder("--out", out)
     detector = open_model(checkpoint, device)
     names = class_names.split(",") if class_names else None
     how: dict[str, Any] = {"class_names": names, "classes": classes, **tiles.keywords()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from rfdetr.checks import check_new_folder
 from rfdetr.cli.options import (
     WHOLE_IMAGES,
     Device,
@@ -74,23 +75,20 @@ def predict(  # noqa: PLR0913 - each is an option of the command
             "--slice= does not)"
         )
     out = out or next(path for path in map(Path, _numbered("predictions")) if not path.exists())
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: no empty folder; nothing is overwritten, choose another --out")
+    check_new_folder("--out", out)
     by_class = read_thresholds(thresholds) if thresholds else None
     how: dict[str, Any] = {"thresholds": by_class, **tiles.keywords()}
     if shape is not None:
         how["shape"] = as_sides(shape)
         if isinstance(how["shape"], str):
             raise InputError(f"--shape {shape}: expected height,width")
-    if any(map(is_video, sources)):
+    is_film = any(map(is_video, sources))
+    how["batch_size"] = (1 if is_film else 4) if batch_size is None else batch_size
+    if is_film:
         if len(sources) > 1:
             raise InputError(f"{len(sources)} sources with a film among them: name one film alone")
         window = Window(sources[0]) if show else None
-        how |= {
-            "every": every,
-            "track": track,
-            "batch_size": 1 if batch_size is None else batch_size,
-        }
+        how |= {"every": every, "track": track}
         frames = open_model(checkpoint, device).predict_film(sources[0], threshold, **how)
         _write_film(frames, out, Path(sources[0]).stem, pictures, window)
         return
@@ -99,9 +97,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command
         raise InputError(f"{name} is for films, streams and cameras; {sources[0]} is none")
     images = list(expand(sources))
     detector = open_model(checkpoint, device)
-    stream = detector.predict_stream(
-        images, threshold, 4 if batch_size is None else batch_size, "skip", **how
-    )
+    stream = detector.predict_stream(images, threshold, on_error="skip", **how)
     records: list[dict[str, Any]] = []
     content = {"checkpoint": checkpoint, "threshold": threshold}
     content |= {"thresholds": by_class} if by_class else {}

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import yaml
 
-from rfdetr.checks import check_path
+from rfdetr.checks import check_new_folder
 from rfdetr.config.fields import as_classes, as_folders
 from rfdetr.data.findings import Findings
 from rfdetr.data.folders import Folders
@@ -51,9 +51,7 @@ def convert(
 
     A folder `out` that is not empty is a `FileExistsError`.
     """
-    folder = check_path("the folder of the copy", out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: no empty folder; nothing is overwritten, choose another")
+    folder = check_new_folder("the folder of the copy", out)
     if to not in ("coco", "yolo"):
         raise InputError(f"to is {to!r}: expected 'coco' or 'yolo'")
     source, findings = as_folders("dataset_dir", dataset_dir), Findings()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from rfdetr.checks import check_path, short
+from rfdetr.checks import check_new_folder, short
 from rfdetr.data.coco import id_key
 from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
@@ -147,9 +147,7 @@ def fix(
     without one of the splits, or without most of its images or boxes, is an `InputError`, unless
     `force` wants it: nothing is written. An `out` that is not empty is a `FileExistsError`.
     """
-    folder = check_path("the folder of the copy", out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: no empty folder; nothing is overwritten, choose another")
+    folder = check_new_folder("the folder of the copy", out)
     if report.layout is None or not report.records:
         raise InputError(f"{report.dataset}: no dataset that could be read, so none to correct")
     if report.layout.pack is not None:

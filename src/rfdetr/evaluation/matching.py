@@ -39,13 +39,13 @@ class MatchTable:
     pair_truth: Array  # (P,) index into the M objects
     pair_level: Array  # (P,) uint8, how many of `IOU_THRESHOLDS` the IoU reaches
 
-    def match(self, same_class: bool, min_score: float = -np.inf) -> Array:
-        """Per detection the index of its object at IoU 0.5, UNMATCHED or IGNORED: (N,) int32.
+    def match(self, same_class: bool, min_score: float = -np.inf, level: int = 1) -> Array:
+        """Per detection the index of its object, UNMATCHED or IGNORED: (N,) int32.
 
         With `same_class`, a detection takes objects of its own label only. Detections with a score
-        below `min_score` are UNMATCHED.
+        below `min_score` are UNMATCHED. The IoU is at least the `level`-th of `IOU_THRESHOLDS`.
         """
-        usable = (self.pair_level > 0) & (self.scores[self.pair_detection] >= min_score)
+        usable = (self.pair_level >= level) & (self.scores[self.pair_detection] >= min_score)
         if same_class:
             usable &= self.labels[self.pair_detection] == self.truth_labels[self.pair_truth]
         crowd = self.truth_crowd[self.pair_truth]

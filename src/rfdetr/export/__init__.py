@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rfdetr.checks import nearest, short
+from rfdetr.checks import check_new_folder, nearest, short
 from rfdetr.config import ExportConfig
 from rfdetr.errors import InputError
 from rfdetr.export.artifacts import ARTIFACTS, NAME, Options, artifacts_of
@@ -22,7 +22,7 @@ from rfdetr.export.card import Subject
 from rfdetr.export.hf import write_hf
 from rfdetr.export.onnx import OPSETS
 
-__all__ = ["FORMATS", "Options", "Subject", "formats_in", "new_folder", "options_of", "writer_of"]
+__all__ = ["FORMATS", "Options", "Subject", "formats_in", "options_of", "writer_of"]
 
 FORMATS = (*ARTIFACTS, "hf")
 
@@ -96,7 +96,8 @@ def writer_of(
     What is in the way is told here, before anything is done.
     """
     artifacts = [one for one in formats if one in ARTIFACTS]
-    hf = new_folder(folder / "hf" if artifacts else folder) if "hf" in formats else None
+    own = folder / "hf" if artifacts else folder
+    hf = check_new_folder("output_dir", own) if "hf" in formats else None
     write_artifacts = artifacts_of(subject, folder, artifacts, options) if artifacts else list
 
     def write() -> list[Path]:
@@ -107,10 +108,3 @@ def writer_of(
         return written
 
     return write
-
-
-def new_folder(folder: Path) -> Path:
-    """The same folder, unless something is there: nothing is written over or mixed up."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no empty folder: give another one")
-    return folder

@@ -5,7 +5,6 @@ on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -70,10 +69,7 @@ def _right_at_each_iou(table: MatchTable) -> tuple[Array, Array]:
     right = np.zeros((len(table.scores), len(IOU_THRESHOLDS)), np.float32)
     counted = np.ones(len(table.scores), bool)
     for column in range(len(IOU_THRESHOLDS)):
-        keep = table.pair_level > column
-        names = ("pair_detection", "pair_truth", "pair_level")
-        of_level = {name: getattr(table, name)[keep] for name in names}
-        matched = replace(table, **of_level).match(same_class=True)
+        matched = table.match(same_class=True, level=column + 1)
         right[:, column] = matched >= 0
         if column == 0:
             counted = matched != IGNORED

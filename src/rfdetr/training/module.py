@@ -162,13 +162,9 @@ class RFDETRModule(pl.LightningModule):
         network.take_precision(self, stage)
         if stage == "fit":
             network.check_wrapper(self)
+            steps.check_batch_size(self.train_config.batch_size)
             self.compiled = compiled_network(self)
             self.resumed_at, self._moments, self.time_share = (0, 0), {}, 0.0
-            if self.train_config.batch_size == "auto":
-                raise InputError(
-                    'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback '
-                    "among the callbacks, where build_trainer puts it: add one, or give a number"
-                )
 
     def on_fit_start(self) -> None:
         refuse_split_resume(self.trainer, self.resumed_at)
@@ -203,10 +199,12 @@ class RFDETRModule(pl.LightningModule):
         outputs = (self.compiled or self.model)(normalize(images.tensors), images.mask)
         losses = self.compute_losses(outputs, targets)
         loss: Tensor = torch.stack(list(losses.values())).sum()
-        self.last_losses = {n: value.detach() for n, value in {"loss": loss, **losses}.items()}
+        terms = {"loss": loss, **losses}
+        self.last_losses = {name: value.detach() for name, value in terms.items()}
         for name, value in self.last_losses.items():
             self.log(f"train/{name}_step", value, prog_bar=name == "loss")
-        self.epoch_means.add({f"train/{n}": x for n, x in self.last_losses.items()}, len(targets))
+        means = {f"train/{name}": value for name, value in self.last_losses.items()}
+        self.epoch_means.add(means, len(targets))
         epoch, done = self.resumed_at
         first = done if epoch == self.current_epoch else 0
         return loss * steps.share_of_window(batch_idx, self.trainer, first)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.data.dataset import NestedTensor
-from rfdetr.errors import InputTypeError
+from rfdetr.errors import InputError, InputTypeError
 
 if TYPE_CHECKING:  # evaluation needs the precision, and shall not wait for Lightning's import
     from pytorch_lightning import Trainer
@@ -40,6 +40,15 @@ class StepCount(NamedTuple):
 
     per_epoch: int
     total: int
+
+
+def check_batch_size(batch_size: int | str) -> None:
+    """Refuses "auto" in a fit that has begun: whatever chooses the number has done so before."""
+    if batch_size == "auto":
+        raise InputError(
+            'batch_size="auto" needs a rfdetr.training.batch_size.AutoBatchSizeCallback among the '
+            "callbacks, where build_trainer puts it: add one, or give a number"
+        )
 
 
 def needing_steps(config: TrainConfig) -> list[str]:
