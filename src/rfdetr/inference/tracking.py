@@ -8,10 +8,15 @@ two stages, by the IoU with the boxes where the tracks should be now:
 
 What is sure and left over starts a track, which counts from its second frame on (those of the first
 frame at once). A track that was not seen for `patience` frames ends.
+
+A detector may take one object for a cup now and for a bowl in the next frame, or for both at once.
+So classes decide between boxes, but never end a track: a detection of another class than the track
+had so far counts with half of its IoU, and what covers an object that is tracked starts no other.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,6 +35,10 @@ LEAST_FOLLOWED = 0.1
 """Confidence of what may go on with a track."""
 FIRST_IOU, SECOND_IOU, NEW_IOU = 0.2, 0.5, 0.3
 """Least IoU of a pair in the two stages, and with a track that was seen once."""
+OTHER_CLASS = 0.5
+"""Part of the IoU that counts where a detection's class is not the track's."""
+SAME_OBJECT = 0.8
+"""IoU from which two detections of a frame are one object."""
 # Standard deviations, as shares of a box's height: of its place and size, and of their change in a
 # frame; those of SORT and its successors.
 PLACE_NOISE, SPEED_NOISE = 1 / 20, 1 / 160
@@ -38,22 +47,27 @@ PLACE_NOISE, SPEED_NOISE = 1 / 20, 1 / 160
 @dataclass
 class Track:
     """One object: its number from 1, and mean (8,) and covariance (8, 8) of its box cxcywh, in
-    pixels, and of the box's change in a frame.
+    pixels, and of the box's change in a frame. `votes` is the sum of confidences by class.
     """
 
     number: int
-    label: int
+    votes: Counter[int]
     mean: Array
     covariance: Array
     lost: int = 0  # frames since it was seen
     confirmed: bool = False
 
     @classmethod
-    def start(cls, number: int, label: int, box_cxcywh: Array, confirmed: bool) -> Track:
+    def start(cls, number: int, box_cxcywh: Array, confirmed: bool) -> Track:
         height = box_cxcywh[3]
         deviations = np.repeat((2 * PLACE_NOISE, 10 * SPEED_NOISE), 4) * height
         mean = np.concatenate((box_cxcywh, np.zeros(4)))
-        return cls(number, label, mean, np.diag(deviations**2), confirmed=confirmed)
+        return cls(number, Counter(), mean, np.diag(deviations**2), confirmed=confirmed)
+
+    @property
+    def label(self) -> int:
+        """The class that it has been taken for most."""
+        return self.votes.most_common(1)[0][0]
 
     def predict(self) -> None:
         """Move on by one frame."""
@@ -107,6 +121,7 @@ class Tracker:
             pairs = match(tracks, found.xyxy[rows], labels[rows], least)
             for at, row in pairs:
                 tracks[at].update(boxes[rows[row]])
+                tracks[at].votes[int(labels[rows[row]])] += float(scores[rows[row]])
                 numbers[rows[row]] = tracks[at].number
             seen = {at for at, _ in pairs}
             return [track for at, track in enumerate(tracks) if at not in seen]
@@ -116,11 +131,17 @@ class Tracker:
         left = associate(known, sure, FIRST_IOU)
         associate([track for track in left if track.lost == 1], unsure, SECOND_IOU)
         gone = associate(new, sure[numbers[sure] == 0], NEW_IOU)
-        for row in sure[numbers[sure] == 0].tolist():
+        taken = numbers > 0
+        iou = import_supervision().box_iou_batch(found.xyxy, found.xyxy)
+        for row in sure[np.argsort(-scores[sure], kind="stable")].tolist():
+            if taken[row] or (iou[row, taken] >= SAME_OBJECT).any():
+                continue
             self._started += 1
             first = self._frames == 0
-            self.tracks.append(Track.start(self._started, int(labels[row]), boxes[row], first))
-            numbers[row] = self._started * first
+            track = Track.start(self._started, boxes[row], first)
+            track.votes[int(labels[row])] += float(scores[row])
+            self.tracks.append(track)
+            numbers[row], taken[row] = self._started * first, True
         self._frames += 1
         over = {track.number for track in gone}
         self.tracks = [t for t in self.tracks if t.lost <= self.patience and t.number not in over]
@@ -132,14 +153,15 @@ class Tracker:
 def match(
     tracks: list[Track], boxes_xyxy: NDArray[Any], labels: NDArray[Any], least: float
 ) -> list[tuple[int, int]]:
-    """Pairs of a track and a detection of its class with the largest sum of IoU, each `least`."""
+    """Pairs of a track and a detection with the largest sum of IoU, each at least `least`."""
     if not tracks or not len(boxes_xyxy):
         return []
     with needs_extra("train", "tracking"):
         from scipy.optimize import linear_sum_assignment
     expected = np.array([track.box_xyxy for track in tracks])
     iou = import_supervision().box_iou_batch(expected, boxes_xyxy.astype(np.float64))
-    iou = iou * (np.array([track.label for track in tracks])[:, None] == labels)
+    same = np.array([track.label for track in tracks])[:, None] == labels
+    iou = iou * np.where(same, 1, OTHER_CLASS)
     rows, columns = linear_sum_assignment(np.where(iou >= least, iou, 0), maximize=True)
     pairs = zip(rows.tolist(), columns.tolist(), strict=True)
     return [(row, column) for row, column in pairs if iou[row, column] >= least]
