@@ -50,8 +50,8 @@ def coco(data: bytes, folder: Path) -> Any:
 @reader
 def labels(data: bytes, folder: Path) -> Any:
     """A YOLO label file."""
+    from rfdetr.data.formats.yolo import YoloConfig
     from rfdetr.data.layout import DatasetLayout
-    from rfdetr.data.yolo import YoloConfig
 
     (folder / "train" / "labels" / "0.txt").write_bytes(data)
     yolo = YoloConfig(folder / "data.yaml", CLASSES, {"train": (folder / "train" / "images",)})

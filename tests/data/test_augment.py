@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfdetr.config.augment import PRESETS, STEPS, steps_of
+from rfdetr.data.augmentation.effects import add_noise, apply_effects, blur, compress, recolor
+from rfdetr.data.augmentation.effects import hue_and_saturation as turned_colours
+from rfdetr.data.augmentation.mixing import MIXING, View, compose, hidden
+from rfdetr.data.augmentation.warp import draw_placement, place_objects, place_pixels, warp
 from rfdetr.data.dataset import DetectionDataset
-from rfdetr.data.effects import add_noise, apply_effects, blur, compress, recolor
-from rfdetr.data.effects import hue_and_saturation as turned_colours
 from rfdetr.data.layout import find_splits, load_index
 from rfdetr.data.loaders import EpochSampler, build_loader
-from rfdetr.data.mixing import MIXING, View, compose, hidden
 from rfdetr.data.tiling import cut_tiles
 from rfdetr.data.transforms import RECIPE, EvalTransform, TrainTransform
-from rfdetr.data.warp import draw_placement, place_objects, place_pixels, warp
 from rfdetr.geometry.homography import corners, ellipse_bounds, facing, moved_points, turning
 from rfdetr.geometry.polygons import Crop, Segmentation
 from rfdetr.synthetic.generate import generate

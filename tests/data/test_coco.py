@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_api
 
-from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import DatasetError, Findings, Severity
+from rfdetr.data.formats.coco import read_coco
 from rfdetr.data.images import decode_image
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.geometry.rle import runs_of_bitmap

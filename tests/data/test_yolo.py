@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from rfdetr.data.findings import DatasetError, Findings
+from rfdetr.data.formats.yolo import read_data_yaml, read_yolo
 from rfdetr.data.index import DatasetIndex, build_index
-from rfdetr.data.yolo import read_data_yaml, read_yolo
 
 
 def index_of(root: Path, split: str = "train", findings: Findings | None = None) -> DatasetIndex:

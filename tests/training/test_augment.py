@@ -10,7 +10,7 @@ import pytest
 
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.augment import STEPS
-from rfdetr.data.mixing import MIXING
+from rfdetr.data.augmentation.mixing import MIXING
 from rfdetr.training import RFDETRDataModule
 from rfdetr.training.callbacks.resume import RunStopped
 from rfdetr.training.plan import training_plan

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from rfdetr.config.fields import input_size
+from rfdetr.data.augmentation.mixing import Size, View, compose, draw_masks
+from rfdetr.data.augmentation.warp import Steps
 from rfdetr.data.cache import ImageCache
 from rfdetr.data.images import ImageError, decode_image
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.mixing import Size, View, compose, draw_masks
 from rfdetr.data.transforms import TrainTransform
-from rfdetr.data.warp import Steps
 from rfdetr.geometry.rle import pack_rles
 
 SampleKey: TypeAlias = (

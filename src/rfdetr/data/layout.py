@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rfdetr.checks import check_path
-from rfdetr.data.annotated import AnnotatedSplit, find_annotated, read_annotated
-from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
+from rfdetr.data.formats.annotated import AnnotatedSplit, find_annotated, read_annotated
+from rfdetr.data.formats.coco import read_coco
+from rfdetr.data.formats.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.packs import Pack, open_pack
 from rfdetr.data.records import SplitRecords
-from rfdetr.data.yolo import YAML_NAMES, YoloConfig, read_data_yaml, read_yolo
 
 _HEAD = 65536  # bytes of a file that tell whether it is COCO's
 _COCO = re.compile(

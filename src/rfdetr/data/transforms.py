@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rfdetr.config.fields import input_size
-from rfdetr.data.effects import LUMA, apply_effects
-from rfdetr.data.warp import Outlines, Steps, draw_placement, place_objects, place_pixels
+from rfdetr.data.augmentation.effects import LUMA, apply_effects
+from rfdetr.data.augmentation.warp import (
+    Outlines,
+    Steps,
+    draw_placement,
+    place_objects,
+    place_pixels,
+)
 from rfdetr.geometry.polygons import Crop, Segmentation
 
 RECIPE: Steps = {"horizontal_flip": {"p": 0.5}, "crop": {"p": 0.5}}

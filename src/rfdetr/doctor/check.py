@@ -21,11 +21,11 @@ import numpy as np
 from rfdetr.config import ModelConfig, RFDETRNanoConfig
 from rfdetr.config.fields import as_classes
 from rfdetr.console import with_progress
-from rfdetr.data.annotated import AnnotatedSplit
-from rfdetr.data.coco import id_key
 from rfdetr.data.files import is_hidden, is_image, walk
 from rfdetr.data.findings import RULES, DatasetError, Finding, Findings
 from rfdetr.data.folders import take_classes
+from rfdetr.data.formats.annotated import AnnotatedSplit
+from rfdetr.data.formats.coco import id_key
 from rfdetr.data.index import DatasetIndex, build_index
 from rfdetr.data.layout import CocoSplit, DatasetLayout, find_splits, read_split
 from rfdetr.data.likeness import ImageFacts, read_all_facts

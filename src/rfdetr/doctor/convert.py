@@ -22,8 +22,8 @@ from rfdetr.checks import check_new_folder
 from rfdetr.config.fields import as_classes, as_folders
 from rfdetr.data.findings import Findings
 from rfdetr.data.folders import Folders
+from rfdetr.data.formats.yolo import SPLIT_KEYS
 from rfdetr.data.index import DatasetIndex
-from rfdetr.data.yolo import SPLIT_KEYS
 from rfdetr.doctor.fix import link_image
 from rfdetr.errors import InputError
 from rfdetr.geometry.polygons import Segmentation

@@ -22,12 +22,12 @@ import numpy as np
 import yaml
 
 from rfdetr.checks import check_new_folder, short
-from rfdetr.data.coco import id_key
 from rfdetr.data.files import leaves
 from rfdetr.data.findings import Finding
+from rfdetr.data.formats.coco import id_key
+from rfdetr.data.formats.yolo import SPLIT_KEYS, YoloConfig
 from rfdetr.data.layout import CocoSplit
 from rfdetr.data.records import SplitRecords
-from rfdetr.data.yolo import SPLIT_KEYS, YoloConfig
 from rfdetr.doctor.check import Report
 from rfdetr.doctor.hints import RULES as HINT_RULES
 from rfdetr.doctor.hints import HintEdits, LabelHint

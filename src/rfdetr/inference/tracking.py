@@ -16,7 +16,7 @@ had so far counts with half of its IoU, and what covers an object that is tracke
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -51,7 +51,7 @@ class Track:
     """
 
     number: int
-    votes: Counter[int]
+    votes: defaultdict[int, float]
     mean: Array
     covariance: Array
     lost: int = 0  # frames since it was seen
@@ -62,12 +62,12 @@ class Track:
         height = box_cxcywh[3]
         deviations = np.repeat((2 * PLACE_NOISE, 10 * SPEED_NOISE), 4) * height
         mean = np.concatenate((box_cxcywh, np.zeros(4)))
-        return cls(number, Counter(), mean, np.diag(deviations**2), confirmed=confirmed)
+        return cls(number, defaultdict(float), mean, np.diag(deviations**2), confirmed=confirmed)
 
     @property
     def label(self) -> int:
         """The class that it has been taken for most."""
-        return self.votes.most_common(1)[0][0]
+        return max(self.votes, key=self.votes.__getitem__)
 
     def predict(self) -> None:
         """Move on by one frame."""

@@ -21,6 +21,7 @@ from rfdetr.checks import check_kind
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.config.augment import steps_of
 from rfdetr.config.fields import size_text
+from rfdetr.data.augmentation.mixing import MIXING
 from rfdetr.data.cache import ImageCache
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
@@ -28,7 +29,6 @@ from rfdetr.data.folders import Folders
 from rfdetr.data.index import DatasetIndex
 from rfdetr.data.layout import SPLITS, DatasetLayout
 from rfdetr.data.loaders import EpochSampler, build_loader
-from rfdetr.data.mixing import MIXING
 from rfdetr.data.tiling import TileCounts, cut_tiles
 from rfdetr.data.transforms import EvalTransform, TrainTransform
 from rfdetr.doctor.labels import check_classes, check_for_model

@@ -19,11 +19,11 @@ import numpy as np
 
 from rfdetr.data.files import is_hidden, leaves
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
-from rfdetr.data.json_formats import read_label_studio, read_labelme
+from rfdetr.data.formats.json_formats import read_label_studio, read_labelme
+from rfdetr.data.formats.shapes import Picture, Tell
+from rfdetr.data.formats.xml_formats import read_cvat, read_voc
 from rfdetr.data.records import BOX, IMAGE, NO_ID, SplitRecords
 from rfdetr.data.segmentations import OutlineRecorder
-from rfdetr.data.shapes import Picture, Tell
-from rfdetr.data.xml_formats import read_cvat, read_voc
 
 Reader: TypeAlias = Callable[[Path, Tell], Iterator[Picture]]
 _HEAD = 4096  # bytes of a file that tell what it is

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rfdetr.data.augmentation.warp import GRAY, Outlines, Steps, is_drawn
 from rfdetr.data.tiling import LEAST_SHOWN
-from rfdetr.data.warp import GRAY, Outlines, Steps, is_drawn
 from rfdetr.geometry.polygons import Crop
 
 Size: TypeAlias = tuple[int, int]

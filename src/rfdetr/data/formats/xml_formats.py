@@ -15,7 +15,7 @@ from xml.parsers import expat
 import numpy as np
 
 from rfdetr.data.findings import DatasetError
-from rfdetr.data.shapes import (
+from rfdetr.data.formats.shapes import (
     Picture,
     Shape,
     Tell,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rfdetr.data.warp import Steps, is_drawn
+from rfdetr.data.augmentation.warp import Steps, is_drawn
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in gray
 _QUANTILES = np.array([NormalDist().inv_cdf((at + 0.5) / 256) for at in range(256)])

@@ -20,7 +20,7 @@ from PIL import Image
 from rfdetr.checks import short
 from rfdetr.data.files import is_image
 from rfdetr.data.findings import DatasetError
-from rfdetr.data.shapes import (
+from rfdetr.data.formats.shapes import (
     Picture,
     Shape,
     Tell,
