@@ -15,6 +15,7 @@ from rfdetr.training import batch_size as batch_size_module
 from rfdetr.training import memory
 from rfdetr.training.batch_size import (
     AutoBatchSizeCallback,
+    Trial,
     largest_below_limit,
     largest_that_runs,
 )
@@ -93,6 +94,25 @@ def test_a_run_gets_its_batch_and_accumulation_and_says_what_was_measured(
     )
     assert f"{expected[0]} x {expected[1]} batches" in said
     assert "up to 3 objects at 224 pixels" in said
+
+
+def test_a_mosaic_counts_with_the_objects_of_four_images(
+    make_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"mosaic": {"p": 0.5}, "mixup": {"p": 0.1}}
+    run = make_run(batch_size="auto", augment=steps)
+    seen: list[list[int]] = []
+    monkeypatch.setattr(
+        Trial, "_step", lambda _, batch: seen.append([len(t["labels"]) for t in batch[1]])
+    )
+    run.datamodule.setup("fit")
+    trial = Trial(run.module, run.datamodule, run.trainer)
+    trial.measure(2)
+    offsets = run.datamodule.index("train").offsets
+    most = 2 * sorted((offsets[1:] - offsets[:-1]).tolist(), reverse=True)  # six images
+    assert trial.images == 5
+    assert seen == [[sum(most[:5]), sum(most[5:10])]]
+    assert trial.most_objects == sum(most[:5])
 
 
 def test_the_trial_changes_nothing(

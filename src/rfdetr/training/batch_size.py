@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 
+from rfdetr.config.augment import steps_of
 from rfdetr.config.fields import size_text
-from rfdetr.data.dataset import DetectionDataset, collate
+from rfdetr.data.augmentation.mixing import most_images
+from rfdetr.data.dataset import DetectionDataset, Target, collate
 from rfdetr.data.images import normalize
 from rfdetr.data.transforms import EvalTransform
 from rfdetr.errors import InputError, RunError
@@ -92,7 +95,9 @@ def largest_below_limit(sizes: list[int], measure: Callable[[int], Peak]) -> tup
 
 
 class Trial:
-    """A training step on the images with the most objects, at the largest size of the run."""
+    """A training step on the images with the most objects, at the largest size of the run. Where
+    augmentation shows several images in one, it has the objects of so many.
+    """
 
     def __init__(self, module: RFDETRModule, data: RFDETRDataModule, trainer: Trainer) -> None:
         model, train = module.model_config, module.train_config
@@ -100,9 +105,10 @@ class Trial:
         self.size = max(training_sizes(model, train), key=math.prod)
         index = data.index("train")
         objects = np.diff(index.offsets)
-        self.most_objects = int(objects.max())
+        self.images = most_images(steps_of(train.augment))
         self.dataset = DetectionDataset(index, EvalTransform(model.input_size))
         self.densest: list[int] = np.argsort(-objects, kind="stable").tolist()
+        self.most_objects = int(objects[np.resize(self.densest, self.images)].sum())
         # What comes later: the optimizer's moments, the average, DDP's messages.
         copies = 2 + train.use_ema + (trainer.world_size > 1)
         trained = [p for p in module.model.parameters() if p.requires_grad]
@@ -113,8 +119,9 @@ class Trial:
         module, device = self.module, self.trainer.strategy.root_device
         module.to(device)
         self.trainer.precision_plugin.convert_module(module)  # `setup` of the module comes later
-        chosen = itertools.islice(itertools.cycle(self.densest), size)
-        images, targets = collate([self.dataset[image] for image in chosen])
+        chosen = itertools.cycle(self.densest)
+        views = [list(itertools.islice(chosen, self.images)) for _ in range(size)]
+        images, targets = collate([self._view(view) for view in views])
         batch = [resize_batch(images, self.size), targets]
         batch = module.transfer_batch_to_device(batch, device, 0)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -122,6 +129,13 @@ class Trial:
                 return measure_peak(lambda: self._step(batch), device, self.trainer.num_devices)
             finally:
                 module.zero_grad(set_to_none=True)
+
+    def _view(self, images: list[int]) -> tuple[Tensor, Target]:
+        """The first of the images, with the objects of all."""
+        (image, target), *others = (self.dataset[number] for number in images)
+        for name in {"labels", "boxes", "masks", "has_mask"} & target.keys():
+            target[name] = torch.cat([target[name], *(other[name] for _, other in others)])
+        return image, target
 
     def _step(self, batch: list[Any]) -> None:
         images, targets = batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -63,6 +63,12 @@ def compose(
     if is_drawn("cutout", steps, rng):
         view = cut_out(view, rng, **_ranges(steps["cutout"]))
     return view
+
+
+def most_images(steps: Iterable[str]) -> int:
+    """Of how many images a view may show the objects."""
+    shown = {"mosaic": 3, "copy_paste": 1, "mixup": 1}
+    return 1 + sum(shown.get(name, 0) for name in steps)
 
 
 def _ranges(step: Mapping[str, Any]) -> dict[str, Any]:
