@@ -22,7 +22,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.predicting import ExportedDetector, Kind, PredictingModel
 from rfdetr.published import ModelContext, PublishedCalls
-from rfdetr.weights.identify import config_from_checkpoint
+from rfdetr.weights.identify import config_from_checkpoint, resolution_in
 from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed, repeated
 from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
@@ -44,6 +44,7 @@ class RFDETR(PublishedCalls, PredictingModel):
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     classes: ClassVar[dict[type[ModelConfig], type[RFDETR]]] = {}  # of the configurations
     size: ClassVar[str | None] = None  # the published name of a variant, "rfdetr-nano"
+    auto_resolution: ClassVar[bool] = False  # what train() takes where nobody has said a resolution
 
     def __init_subclass__(cls, config: type[ModelConfig] | None = None) -> None:
         cls.config_class = config or cls.config_class
@@ -95,6 +96,7 @@ class RFDETR(PublishedCalls, PredictingModel):
     ) -> None:
         restored, names, chosen = None, None, settings
         unchanged = settings.keys() <= {"pretrain_weights", "device"}
+        self._sized = "resolution" in settings or settings.get("pretrain_weights") is not None
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
             kind, wanted = type(restored), self.config_class
@@ -162,13 +164,15 @@ class RFDETR(PublishedCalls, PredictingModel):
         with the newest last.ckpt. Under torchrun all its processes train together.
         `resolution=(320, 480)` (height, width), or 384, trains at another size than the model's;
         "auto" takes the shape of the images, and more pixels for small objects: the plan says what
-        and why.
+        and why. Where neither `train` nor the constructor has a resolution, a resumed run keeps its
+        own, and Mini and SegMini take "auto".
         """
         of_training, of_model, of_trainer = compat.split_moved(settings)
         self.train_config_class.refuse_unknown(of_training, type(self).__name__)
         config = self.train_config_class(**of_training)
-        if auto := of_model.get("resolution") == "auto":
-            of_model.pop("resolution")
+        open_size = not self._sized and "resolution" not in of_model
+        if auto := of_model.get("resolution") == "auto" or (open_size and self.auto_resolution):
+            of_model.pop("resolution", None)
         model_config = self.get_model_config(**of_model)
         if "device" in of_model:
             best_device(model_config.device)  # one that is not here is told at once
@@ -177,25 +181,24 @@ class RFDETR(PublishedCalls, PredictingModel):
             from pytorch_lightning.callbacks import LambdaCallback
 
             from rfdetr.training import RFDETRDataModule, RFDETRModule, build_trainer
-            from rfdetr.training.checkpoints import checkpoint_to_resume
             from rfdetr.training.compiled import check_compiler
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
-            from rfdetr.training.resume import keep_settings
-            from rfdetr.training.run_folder import RunFolder, default_folder
+            from rfdetr.training.resume import keep_settings, recorded_args, settle_folder
+            from rfdetr.training.run_folder import RunFolder
         if config.compile:  # a compiler that is missing is told before the data is read
             check_compiler(
                 best_device("cpu" if config.accelerator == "cpu" else model_config.device).type
             )
-        if "output_dir" not in config.model_fields_set and not config.overwrite:
-            config.output_dir = default_folder(config.output_dir, config.resume)
-        resumed = checkpoint_to_resume(config.resume, config.output_dir)
-        if not config.overwrite:
-            RunFolder(config.output_dir).refuse_to_overwrite(resumed)
+        resumed = settle_folder(config)
+        recorded = recorded_args(resumed) if resumed else {}
+        if open_size and (own := resolution_in(recorded)):
+            auto, of_model["resolution"] = False, own
+            model_config = self.get_model_config(**of_model)
         datamodule = RFDETRDataModule(model_config, config, auto_resolution=auto)
         datamodule.setup("fit")
         if resumed:
-            keep_settings(config, resumed, datamodule.class_names)
+            keep_settings(config, recorded, datamodule.class_names)
         names = renamed(datamodule.class_names or [], config.class_names)
         of_model |= {"resolution": datamodule.model_config.resolution, "num_classes": len(names)}
         model_config = self.get_model_config(**of_model)
@@ -213,7 +216,7 @@ class RFDETR(PublishedCalls, PredictingModel):
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config, self._start = model_config, Start(names, file=self._start.file)
-        self._weights_file = RunFolder(config.output_dir).best("total")
+        self._weights_file, self._sized = RunFolder(config.output_dir).best("total"), True
         self.trained_classes, self.run_folder = config.classes, config.output_dir
         self._use(module.detector, names)
         summary = run_summary(trainer, time.monotonic() - started)

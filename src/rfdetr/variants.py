@@ -10,7 +10,11 @@ from rfdetr.moved import missing
 
 
 class RFDETRMini(RFDETR, config=config.RFDETRMiniConfig):
-    """Under 3 M parameters, 256 pixels; its weights come with the package."""
+    """Under 3 M parameters, 256 pixels, or as many in the shape of the images that it is trained on
+    (measured: docs/training.md); its weights come with the package.
+    """
+
+    auto_resolution = True
 
 
 class RFDETRNano(RFDETR, config=config.RFDETRNanoConfig):
@@ -38,7 +42,9 @@ class RFDETRLargeDeprecated(RFDETR, config=config.RFDETRLargeDeprecatedConfig):
 
 
 class RFDETRSegMini(RFDETR, config=config.RFDETRSegMiniConfig):
-    """Instance segmentation, 3 M parameters, 256 pixels; weights come with the package."""
+    """`RFDETRMini` with masks; its weights come with the package."""
+
+    auto_resolution = True
 
 
 class RFDETRSegNano(RFDETR, config=config.RFDETRSegNanoConfig):

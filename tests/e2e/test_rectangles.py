@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.tiny import TINY
 
-from rfdetr import RFDETR, RFDETRMini, RFDETRSegMini
+from rfdetr import RFDETR, RFDETRMini, RFDETRNano, RFDETRSegMini
 from rfdetr.config import RFDETRMiniConfig
 from rfdetr.data.images import decode_image, resize
 from rfdetr.models.build import build_detector
@@ -175,3 +175,26 @@ def test_auto_takes_the_shape_of_the_images_and_the_plan_says_why(
     told = "96x160, chosen: images are 3:4 (height:width); median object "
     plan = " ".join(capsys.readouterr().out.split())
     assert told in plan and "0.94x the cost of 128x128" in plan
+
+
+def test_mini_takes_the_shape_of_the_images_where_nobody_says_a_resolution(
+    tiny_coco: Path, tmp_path: Path
+) -> None:
+    small = {name: value for name, value in SMALL.items() if name != "resolution"}
+    settings: dict[str, Any] = {"dataset_dir": tiny_coco, "multi_scale": False, **SHORT}
+    run = {"output_dir": tmp_path / "run", **settings}
+    model = RFDETRMini(**small)
+    model.train(epochs=1, **run)
+    assert model.model.size == (224, 288)  # of 48 x 64, in 4 x 4 windows
+    again = RFDETR.from_checkpoint(tmp_path / "run" / "checkpoint_best_total.pth", amp=False)
+    assert again.model.size == (224, 288)
+
+    told = RFDETRMini(**small, resolution=96)
+    told.train(epochs=1, **{**run, "output_dir": tmp_path / "told"})
+    assert told.model.size == (96, 96)
+    resumed = RFDETRMini(**small)
+    resumed.train(epochs=2, **{**run, "output_dir": tmp_path / "told", "resume": "last"})
+    assert resumed.model.size == (96, 96)  # the run's own
+    model.train(epochs=1, **{**run, "output_dir": tmp_path / "more"})
+    assert model.model.size == (224, 288)
+    assert not RFDETRNano.auto_resolution and RFDETRSegMini.auto_resolution

@@ -15,7 +15,7 @@ from tests.tiny import TINY
 from rfdetr import RFDETR, RFDETRMini
 from rfdetr.config import TrainConfig
 from rfdetr.data.dataset import collate
-from rfdetr.training.resume import keep_settings
+from rfdetr.training.resume import keep_settings, recorded_args
 from rfdetr.training.steps import training_sizes
 
 NAMES = ["azul", "verde", "rojo"]
@@ -154,10 +154,10 @@ def test_a_resumed_run_keeps_its_names_and_notes(tiny_coco: Path, tmp_path: Path
     assert (args["notes"], args["class_names"]) == (["mine"], NAMES)
     best = tmp_path / "out" / "checkpoint_best_total.pth"
     config = TrainConfig(dataset_dir=tiny_coco, notes="new")
-    keep_settings(config, best, ["blue", "green", "red"])
+    keep_settings(config, recorded_args(best), ["blue", "green", "red"])
     assert (config.class_names, config.notes) == (NAMES, "new")  # what is given wins
     config = TrainConfig(dataset_dir=tiny_coco)
-    keep_settings(config, best, ["blue", "green", "teal"])
+    keep_settings(config, recorded_args(best), ["blue", "green", "teal"])
     assert (config.class_names, config.notes) == (None, ["mine"])  # names of other classes
 
 

@@ -1,4 +1,4 @@
-"""What a resumed run must share with its checkpoint."""
+"""Where a run goes, what it goes on with, and what it must share with that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rfdetr.config import TrainConfig
+from rfdetr.training.checkpoints import checkpoint_to_resume
 from rfdetr.training.datamodule import RFDETRDataModule
+from rfdetr.training.run_folder import RunFolder, default_folder
 from rfdetr.weights.identify import (
     IN_TENSORS,
     NOT_IN_TENSORS,
@@ -31,17 +33,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def keep_settings(config: TrainConfig, source: Path, names: list[str] | None) -> None:
-    """Gives a run the `class_names` and `notes` of the one that it goes on with, where its `config`
-    has none.
+def settle_folder(config: TrainConfig) -> Path | None:
+    """Gives `config` the folder that the run writes to, where the user has named none; the
+    checkpoint that the run goes on with.
+
+    `InputError` where another run is in the folder, unless `overwrite` is True.
+    """
+    if "output_dir" not in config.model_fields_set and not config.overwrite:
+        config.output_dir = default_folder(config.output_dir, config.resume)
+    resumed = checkpoint_to_resume(config.resume, config.output_dir)
+    if not config.overwrite:
+        RunFolder(config.output_dir).refuse_to_overwrite(resumed)
+    return resumed
+
+
+def recorded_args(source: Path) -> dict[str, Any]:
+    """What a checkpoint that a run goes on with tells of its model, data and run."""
+    refuse_damaged(source)
+    if source.suffix == ".safetensors":
+        return read_checkpoint(source).args
+    return checkpoint_of(source, load_content(source)).args
+
+
+def keep_settings(config: TrainConfig, args: dict[str, Any], names: list[str] | None) -> None:
+    """Gives a run the `class_names` and `notes` of the one that it goes on with, whose `args` these
+    are, where its `config` has none.
 
     The names, where the data's own are still those that the checkpoint has recorded: `names`.
     """
-    refuse_damaged(source)
-    if source.suffix == ".safetensors":
-        args = read_checkpoint(source).args
-    else:
-        args = checkpoint_of(source, load_content(source)).args
     if config.notes is None:
         config.notes = args.get("notes")
     match args:  # published files record no data
