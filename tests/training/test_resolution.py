@@ -53,6 +53,7 @@ def test_objects_under_a_patch_get_more_pixels_up_to_a_bound(
     assert f"; {cost}x the cost of 384x384" in found.reason
     told = f", {pixels} at 384x384, less than a patch of 16;"
     assert (told in found.reason) is (pixels < 16)
+    assert ("; tiles= and slice= show them larger" in found.reason) is (pixels == 2)
 
 
 def test_images_without_objects_give_their_shape_alone() -> None:

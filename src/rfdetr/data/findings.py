@@ -98,7 +98,7 @@ annotation-more | a task has several annotations; the ground truth, or the first
 label-missing | an image without a label file: no objects | nothing, if it shows none
 outline-touching | a polygon touches itself | nothing, if it is drawn as it is meant
 box-whole-image | a box is as large as its image | see whether it is meant
-box-tiny | an object is smaller than a patch of the network | raise the resolution, or tile
+box-tiny | an object is smaller than a patch of the network | train on tiles= or at more resolution
 crowd | a crowd: not learned, ignored in evaluation | nothing, if it is meant
 image-mode | an image is neither RGB nor gray with 8 bits; it is converted | nothing
 image-animated | an image has several frames; the first is used | nothing"""

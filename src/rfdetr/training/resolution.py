@@ -55,6 +55,7 @@ def choose_resolution(
     if len(objects):
         small = f", {share * square:.0f} at {square}x{square}, less than a patch of {patch}"
         reason += f"; median object {side:.0f} px of the input{small * (needed > 1)}"
+        reason += "; tiles= and slice= show them larger" * (needed > MOST_COST)
     return Choice(squared(size), f"{reason}; {cost:.2f}x the cost of {square}x{square}")
 
 
