@@ -22,7 +22,7 @@ from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector
 from rfdetr.predicting import ExportedDetector, Kind, PredictingModel
 from rfdetr.published import ModelContext, PublishedCalls
-from rfdetr.weights.identify import config_from_checkpoint, resolution_in
+from rfdetr.weights.identify import config_from_checkpoint
 from rfdetr.weights.labels import ClassNames, class_labels, given_names, renamed, repeated
 from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.names import to_published
@@ -96,6 +96,7 @@ class RFDETR(PublishedCalls, PredictingModel):
     ) -> None:
         restored, names, chosen = None, None, settings
         unchanged = settings.keys() <= {"pretrain_weights", "device"}
+        # Whether a user or a file has said the size of the input; else train() may choose it.
         self._sized = "resolution" in settings or settings.get("pretrain_weights") is not None
         if checkpoint is not None:
             restored, names = config_from_checkpoint(checkpoint)
@@ -184,7 +185,12 @@ class RFDETR(PublishedCalls, PredictingModel):
             from rfdetr.training.compiled import check_compiler
             from rfdetr.training.plan import run_summary, training_plan
             from rfdetr.training.processes import launched_settings
-            from rfdetr.training.resume import keep_settings, recorded_args, settle_folder
+            from rfdetr.training.resume import (
+                keep_settings,
+                kept_resolution,
+                recorded_args,
+                settle_folder,
+            )
             from rfdetr.training.run_folder import RunFolder
         if config.compile:  # a compiler that is missing is told before the data is read
             check_compiler(
@@ -192,13 +198,11 @@ class RFDETR(PublishedCalls, PredictingModel):
             )
         resumed = settle_folder(config)
         recorded = recorded_args(resumed) if resumed else {}
-        if open_size and (own := resolution_in(recorded)):
-            auto, of_model["resolution"] = False, own
-            model_config = self.get_model_config(**of_model)
+        if open_size and (own := kept_resolution(recorded, model_config)):
+            auto, model_config = False, self.get_model_config(**of_model, resolution=own)
         datamodule = RFDETRDataModule(model_config, config, auto_resolution=auto)
         datamodule.setup("fit")
-        if resumed:
-            keep_settings(config, recorded, datamodule.class_names)
+        keep_settings(config, recorded, datamodule.class_names)
         names = renamed(datamodule.class_names or [], config.class_names)
         of_model |= {"resolution": datamodule.model_config.resolution, "num_classes": len(names)}
         model_config = self.get_model_config(**of_model)
@@ -216,7 +220,8 @@ class RFDETR(PublishedCalls, PredictingModel):
         started = time.monotonic()
         trainer.fit(module, datamodule, ckpt_path=resumed)
         self.model_config, self._start = model_config, Start(names, file=self._start.file)
-        self._weights_file, self._sized = RunFolder(config.output_dir).best("total"), True
+        self._weights_file = RunFolder(config.output_dir).best("total")
+        self._sized = True
         self.trained_classes, self.run_folder = config.classes, config.output_dir
         self._use(module.detector, names)
         summary = run_summary(trainer, time.monotonic() - started)

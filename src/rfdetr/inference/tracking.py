@@ -16,7 +16,6 @@ had so far counts with half of its IoU, and what covers an object that is tracke
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -51,18 +50,18 @@ class Track:
     """
 
     number: int
-    votes: defaultdict[int, float]
+    votes: dict[int, float]
     mean: Array
     covariance: Array
     lost: int = 0  # frames since it was seen
     confirmed: bool = False
 
     @classmethod
-    def start(cls, number: int, box_cxcywh: Array, confirmed: bool) -> Track:
+    def start(cls, number: int, box_cxcywh: Array, votes: dict[int, float]) -> Track:
         height = box_cxcywh[3]
         deviations = np.repeat((2 * PLACE_NOISE, 10 * SPEED_NOISE), 4) * height
         mean = np.concatenate((box_cxcywh, np.zeros(4)))
-        return cls(number, defaultdict(float), mean, np.diag(deviations**2), confirmed=confirmed)
+        return cls(number, votes, mean, np.diag(deviations**2))
 
     @property
     def label(self) -> int:
@@ -78,12 +77,13 @@ class Track:
         self.covariance = step @ self.covariance @ step.T + np.diag(noise**2)
         self.lost += 1
 
-    def update(self, box_cxcywh: Array) -> None:
-        """Take the box where it was seen in the frame that `predict` has moved to."""
+    def update(self, box_cxcywh: Array, label: int, score: float) -> None:
+        """Take the box where it was seen, and as what, in the frame that `predict` has moved to."""
         noise = np.eye(4) * (PLACE_NOISE * self.mean[3]) ** 2
         gain = np.linalg.solve(self.covariance[:4, :4] + noise, self.covariance[:4]).T
         self.mean = self.mean + gain @ (box_cxcywh - self.mean[:4])
         self.covariance = self.covariance - gain @ self.covariance[:4]
+        self.votes[label] = self.votes.get(label, 0) + score
         self.lost, self.confirmed = 0, True
 
     @property
@@ -119,10 +119,9 @@ class Tracker:
         def associate(tracks: list[Track], rows: NDArray[np.int64], least: float) -> list[Track]:
             """Gives tracks their detections of `rows`; the tracks that have found none."""
             pairs = match(tracks, found.xyxy[rows], labels[rows], least)
-            for at, row in pairs:
-                tracks[at].update(boxes[rows[row]])
-                tracks[at].votes[int(labels[rows[row]])] += float(scores[rows[row]])
-                numbers[rows[row]] = tracks[at].number
+            for at, row in ((at, rows[row]) for at, row in pairs):
+                tracks[at].update(boxes[row], int(labels[row]), float(scores[row]))
+                numbers[row] = tracks[at].number
             seen = {at for at, _ in pairs}
             return [track for at, track in enumerate(tracks) if at not in seen]
 
@@ -138,8 +137,8 @@ class Tracker:
                 continue
             self._started += 1
             first = self._frames == 0
-            track = Track.start(self._started, boxes[row], first)
-            track.votes[int(labels[row])] += float(scores[row])
+            track = Track.start(self._started, boxes[row], {int(labels[row]): float(scores[row])})
+            track.confirmed = first
             self.tracks.append(track)
             numbers[row], taken[row] = self._started * first, True
         self._frames += 1

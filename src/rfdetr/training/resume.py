@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rfdetr.config import TrainConfig
+from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.training.checkpoints import checkpoint_to_resume
 from rfdetr.training.datamodule import RFDETRDataModule
 from rfdetr.training.run_folder import RunFolder, default_folder
@@ -55,9 +55,19 @@ def recorded_args(source: Path) -> dict[str, Any]:
     return checkpoint_of(source, load_content(source)).args
 
 
+def kept_resolution(args: dict[str, Any], config: ModelConfig) -> Any:
+    """The resolution that `args` of a checkpoint tell, if the network of `config` can have it.
+
+    Another network is none to go on with: `check_shared` says so, and in what they differ.
+    """
+    found, step = resolution_in(args), config.patch_size * config.num_windows
+    sides = found if isinstance(found, list | tuple) else [found]
+    return found if all(isinstance(side, int) and side % step == 0 for side in sides) else None
+
+
 def keep_settings(config: TrainConfig, args: dict[str, Any], names: list[str] | None) -> None:
-    """Gives a run the `class_names` and `notes` of the one that it goes on with, whose `args` these
-    are, where its `config` has none.
+    """Gives a run the `class_names` and `notes` of the one that it goes on with, if any, whose
+    `args` these are, where its `config` has none.
 
     The names, where the data's own are still those that the checkpoint has recorded: `names`.
     """
