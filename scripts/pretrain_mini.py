@@ -2,6 +2,7 @@
 
     python scripts/pretrain_mini.py --minutes 120
     python scripts/pretrain_mini.py --minutes 45 --masks --lr 5e-4   # RFDETRSegMini, from those
+    python scripts/pretrain_mini.py --minutes 90 --start FILE --lr 5e-4   # goes on from a file
 
 Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each
 share a step: they average their gradients once, where one process of two threads would meet at
@@ -22,13 +23,21 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pretrain.scenes import LEVELS, MASK_LEVELS, PRETRAIN_CLASSES, Batch, SceneBatches
+from pretrain.scenes import (
+    LATER_LEVELS,
+    LEVELS,
+    MASK_LEVELS,
+    PRETRAIN_CLASSES,
+    Batch,
+    SceneBatches,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -42,7 +51,7 @@ from rfdetr.losses.criterion import Criterion
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import postprocess, postprocess_outputs
 from rfdetr.models.encoder import Encoder
-from rfdetr.weights.load import load_pretrained
+from rfdetr.weights.load import load_pretrained, open_weights
 from rfdetr.weights.writing import save_safetensors
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "src/rfdetr/weights"
@@ -116,13 +125,18 @@ class Pretraining:
         torch.manual_seed(options.seed)
         self.options, self.rank = options, rank
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.levels = MASK_LEVELS if options.masks else LEVELS
-        start = "rf-detr-mini.safetensors" if options.masks else None
+        start = options.start or ("rf-detr-mini.safetensors" if options.masks else None)
+        self.levels = MASK_LEVELS if options.masks else LATER_LEVELS if start else LEVELS
         config_class = RFDETRSegMiniConfig if options.masks else RFDETRMiniConfig
         self.config = config_class(num_classes=len(PRETRAIN_CLASSES), pretrain_weights=start)
         self.detector = build_detector(self.config).to(self.device)
         mimic_trained(self.detector.encoder)
-        load_pretrained(self.detector, self.config)
+        if start:
+            weights = open_weights(start)
+            if not options.masks:  # goes on from a file with a mask head, too
+                model = {k: v for k, v in weights.model.items() if not k.startswith("segm")}
+                weights = replace(weights, model=model)
+            load_pretrained(self.detector, self.config, weights)
         self.average = build_detector(self.config).to(self.device)
         self.average.load_state_dict(self.detector.state_dict())
         self.criterion = Criterion(
@@ -316,7 +330,9 @@ class Pretraining:
     def _loader(self) -> DataLoader[Batch]:
         options = self.options
         return DataLoader(
-            SceneBatches(options.seed, options.batch_size, self.levels, self.config),
+            SceneBatches(
+                options.seed, options.batch_size, self.levels, self.config, alike=options.processes
+            ),
             sampler=_Endless(self),
             batch_size=None,
             num_workers=options.workers,
@@ -375,6 +391,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--masks", action="store_true", help="RFDETRSegMini, from the weights of RFDETRMini"
     )
+    parser.add_argument("--start", help="weights to go on from, with the last level alone")
     parser.add_argument("--output", type=Path, help="file to write; the package's own unless given")
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
     parser.add_argument("--seed", type=int, default=0)

@@ -41,7 +41,9 @@ class Level(NamedTuple):
     """Share of easy scenes."""
     kinds: tuple[str, ...]
     sizes: tuple[int, ...]
-    """Sides of the square scenes, pixels."""
+    """Sides of the scenes, pixels."""
+    square: bool = True
+    """Else width and height are drawn each for itself."""
 
 
 LEVELS = (
@@ -58,15 +60,19 @@ but no classes.
 MASK_LEVELS = (Level(1.00, True, 0.6, PRETRAIN_CLASSES, (192, 224, 256)),)
 """A detector that has learned goes on, with a mask head."""
 
+LATER_LEVELS = (Level(1.00, True, 0.5, PRETRAIN_CLASSES, (160, 192, 224, 256, 288, 320), False),)
+"""A detector that has learned goes on, in the shapes that `resolution="auto"` chooses."""
+
 Batch = tuple[Tensor, list[dict[str, Tensor]], Tensor]
 
 
 class SceneBatches(Dataset[Batch]):
     """Batch (index, level) of an endless set, a function of (seed, index, level).
 
-    Uint8 images (B, 3, S, S), targets, and for every `stride` pixels the class that shows there (B,
-    S / stride, S / stride), len(PRETRAIN_CLASSES) where none does. With `masks`, targets have the
-    visible pixels of each object.
+    Uint8 images (B, 3, H, W), targets, and for every `stride` pixels the class that shows there (B,
+    H / stride, W / stride), len(PRETRAIN_CLASSES) where none does. With `masks`, targets have the
+    visible pixels of each object. `alike` batches that follow each other have one size: processes
+    that share a step take as long.
     """
 
     def __init__(
@@ -76,19 +82,24 @@ class SceneBatches(Dataset[Batch]):
         levels: tuple[Level, ...],
         config: ModelConfig,
         size: int | None = None,
+        alike: int = 1,
     ) -> None:
         self.seed, self.batch_size, self.levels, self.size = seed, batch_size, levels, size
+        self.alike = alike
         self.stride, self.masks = config.patch_size // 2, config.segmentation_head
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         index, level = key[0], self.levels[key[1]]
-        size = self.size or int(np.random.default_rng((self.seed, index)).choice(level.sizes))
+        drawn = np.random.default_rng((self.seed, index // self.alike)).choice(level.sizes, 2)
+        height, width = map(int, drawn[[0, 0]] if level.square else drawn)
+        if self.size:
+            height = width = self.size
         images, targets, shown = [], [], []
         for i in range(self.batch_size if level.detects else 2 * self.batch_size):
             rng = np.random.default_rng((self.seed, index, i))
             plain = bool(rng.random() < level.plain)
             kinds = [PRETRAIN_KINDS[name] for name in level.kinds]
-            scene = render_scene(rng, kinds, (size, size), plain=plain)
+            scene = render_scene(rng, kinds, (height, width), plain=plain)
             labels = np.array(
                 [PRETRAIN_CLASSES.index(level.kinds[i]) for i in scene.labels], dtype=np.int64
             )
@@ -99,9 +110,9 @@ class SceneBatches(Dataset[Batch]):
             targets.append(
                 {
                     "labels": torch.from_numpy(labels),
-                    "boxes": xyxy_to_cxcywh(boxes_xyxy / size),
+                    "boxes": xyxy_to_cxcywh(boxes_xyxy / torch.tensor([width, height] * 2)),
                     "image_id": torch.tensor(index * self.batch_size + i),
-                    "orig_size": torch.tensor([size, size]),
+                    "orig_size": torch.tensor([height, width]),
                 }
             )
             if self.masks:
