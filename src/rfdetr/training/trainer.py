@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,14 @@ class _Trainer(pl.Trainer):
             ckpt_path = checkpoint_to_resume(ckpt_path, folder.path)
             ended = nothing_left(ckpt_path, folder, self) if ckpt_path else ""
             if ended and isinstance(model, RFDETRModule):
-                if self.is_global_zero:
-                    with lines_shown():
-                        logger.warning("%s", ended)
                 remove_adapters(model.detector)
                 best = read_checkpoint(folder.best("total"))
-                model.detector.load_state_dict(from_published(best.model))
-                return
+                with suppress(RuntimeError):  # another network: resuming says in what it differs
+                    model.detector.load_state_dict(from_published(best.model))
+                    if self.is_global_zero:
+                        with lines_shown():
+                            logger.warning("%s", ended)
+                    return
         try:
             with self._running():
                 super().fit(model, *args, **{**kwargs, "ckpt_path": ckpt_path})
