@@ -242,7 +242,11 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(
             {"eval_base_model": True, "eval_ema_only": True},
             ["eval_base_model True", "eval_ema_only True"],
         ),
-        ({"dataset_dir": {"a": 0}}, ["dataset_dir", "greater than 0"]),
+        ({"dataset_dir": {"a": 0}}, ["dataset_dir", "share of a must be above 0"]),
+        ({"dataset_dir": ["a", "b@2"]}, ["dataset_dir", "share of b", "at most 1", "'b@2'"]),
+        ({"dataset_dir": {"a": True}}, ["dataset_dir", "share of a"]),
+        ({"tiles": 16}, ["tiles", "greater than or equal to 32"]),
+        ({"classes": [1, 2]}, ["classes", "expected names of classes"]),
         ({"dataset_dir": ["a", "a@0.5"]}, ["dataset_dir", "each once", "'a@0.5'"]),
         ({"dataset_dir": []}, ["dataset_dir", "expected folders"]),
         ({"dataset_dir": ["a", 3]}, ["dataset_dir", "path"]),
@@ -252,6 +256,10 @@ def test_models_that_cannot_be_are_refused_with_the_values_named(
         ({"classes": {"a": [["x"]]}}, ["classes", "string"]),
         ({"average_best": 1}, ["average_best", "greater than or equal to 2"]),
         ({"cache": 0}, ["cache", "'ram'", "greater than 0"]),
+        (
+            {"average_best": 2, "epochs": 7, "eval_interval": 2, "skip_best_epochs": 5},
+            ["average_best 2", "of epochs 7, 1 can choose weights"],
+        ),
         ({"early_eval_epochs": 3}, ["early_eval_epochs is for early_eval_share"]),
         ({"early_eval_share": 0.5, "minutes": 5}, ["minutes needs early_eval_epochs"]),
         (

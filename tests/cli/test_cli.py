@@ -20,9 +20,10 @@ from PIL import Image
 from rfdetr.cli import main
 from rfdetr.cli.options import dashed, read_config_file, split_settings
 from rfdetr.cli.predict import written
-from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig
+from rfdetr.config import ModelConfig, RFDETRMiniConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.errors import MissingPackageError, RunError
 from rfdetr.models.build import build_detector
+from rfdetr.variants import RFDETRMini
 from rfdetr.weights.writing import save_checkpoint
 
 FAST = [
@@ -181,6 +182,20 @@ def test_key_value_is_an_option_unless_it_is_a_file(
     tokens = "epochs=5 a=1.jpg --slice x=1 --lr=1 --slice x --report . --report"
     told = "--epochs=5 a=1.jpg --slice= --x=1 --lr=1 --slice x --report= . --report="
     assert dashed(tokens.split()) == told.split()
+    assert dashed(["--tiles", "--epochs=2", "--tiles", "64"])[0] == "--tiles=true"
+
+
+@pytest.mark.parametrize(
+    ("given", "tiles"),
+    [(["--tiles"], True), (["--tiles", "64"], [64, 64]), (["--tiles=48x64"], [48, 64])],
+)
+def test_tiles_are_pixels_both_sides_or_the_input(
+    given: list[str], tiles: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(RFDETRMini, "train", lambda _, **settings: told.update(settings))
+    assert main(["train", str(tmp_path), "--model=mini", *given, "--epochs=2"]) == 0
+    assert TrainConfig(**told).model_dump(mode="json")["tiles"] == tiles
 
 
 def test_settings_are_split_and_typos_answered() -> None:

@@ -192,7 +192,8 @@ def test_the_lists_of_voc_divide_its_images(shared_tiny_coco: Path, tmp_path: Pa
     layout = find_splits(tmp_path)
     findings = Findings()
     assert [len(load_index(layout, s, None, findings)) for s in ("train", "valid")] == [3, 2]
-    assert findings.counts["image-unlisted"] == 1
+    assert [Path(finding.record).name for finding in findings.kept()] == ["5.png"]
+    assert findings.counts == {"image-unlisted": 1}
     (lists / "train.txt").write_text("5\n")
     train = load_index(find_splits(tmp_path), "train")
     assert [train.path(image).name for image in range(len(train))] == ["5.png"]
@@ -223,6 +224,50 @@ def index_of_nothing(folder: Path) -> tuple[None, Findings]:
     with pytest.raises(DatasetError, match="list no images"):
         load_index(find_splits(folder), "train", None, findings)
     return None, findings
+
+
+@pytest.mark.parametrize("kind", ["voc", "labelme", "label studio"])
+def test_pictures_without_annotations_are_told(
+    kind: str, shared_tiny_coco: Path, tmp_path: Path
+) -> None:
+    index = load_index(find_splits(shared_tiny_coco), "train")
+    WRITERS[kind](tmp_path, "train", index)
+    folder = next(tmp_path.rglob("*.png")).parent
+    for name in ("new.png", "._new.png"):
+        shutil.copy(index.path(1), folder / name)
+    found, findings = index_of(tmp_path)
+    assert len(found) == len(index) and findings.counts == {"image-unlisted": 1}
+    assert findings.kept()[0].record == str(folder / "new.png")
+
+
+def test_one_odd_file_neither_hides_the_format_nor_is_read_past(one: Path) -> None:
+    content = {"shapes": [], "imagePath": "1.png", "imageHeight": 48, "imageWidth": 64}
+    (one / "1.json").write_text(json.dumps(content))
+    (one / "0.json").write_text('["a"]')
+    assert find_splits(one).format == "labelme"
+    with pytest.raises(DatasetError, match=r"0\.json: .*expected an object with 'shapes'"):
+        load_index(find_splits(one), "train")
+    (one / "0.json").unlink()
+    (one / "1.json").unlink()
+    voc(one, box("cat", 1, 1, 9, 9))
+    (one / "0.xml").write_text("")
+    with pytest.raises(DatasetError, match=r"0\.xml: not a valid XML file"):
+        load_index(find_splits(one), "train")
+
+
+def test_a_folder_of_faulty_files_alone_says_what_is_wrong_with_them(one: Path) -> None:
+    tasks: list[Any] = [{"id": 6, "data": {"image": "/upload/1.png"}, "annotations": []}]
+    (one / "project.json").write_text(json.dumps(tasks))
+    with pytest.raises(DatasetError, match=r"list no images\n.*task 6: .*without a finished"):
+        load_index(find_splits(one), "train")
+    tasks = [{"id": 7, "data": {"text": "none"}, "annotations": []}]
+    (one / "project.json").write_text(json.dumps(tasks))
+    with pytest.raises(DatasetError, match=r"task 7: .*expected the address of an image"):
+        load_index(find_splits(one), "train")
+    signed = "https://store.example/1.png?X-Expires=60"
+    tasks = [{"id": 8, "data": {"image": signed}, "annotations": [{"result": []}]}]
+    (one / "project.json").write_text(json.dumps(tasks))
+    assert [len(index_of(one)[0]), index_of(one)[1].counts.total()] == [1, 0]
 
 
 def test_faulty_objects_name_file_and_record_and_the_rest_is_read(one: Path) -> None:

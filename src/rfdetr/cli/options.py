@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 _FIELDS = [*SegmentationTrainConfig.model_fields, *ModelConfig.model_fields]
 _TEXTS = (
     *(Path, ModelConfig.model_fields["resolution"].annotation),
-    *(SegmentationTrainConfig.model_fields[name].annotation for name in ("classes", "augment")),
+    *(
+        SegmentationTrainConfig.model_fields[name].annotation
+        for name in ("classes", "augment", "tiles")
+    ),
 )
-"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width, and
-"steps.yaml" a mapping.
+"""Read by the configuration itself: "" is no Path("."), "320x480" is a height and a width,
+"steps.yaml" a mapping, and `--tiles` alone True.
 """
 _FOLDER = "Folder with the labelled images (COCO, YOLO, VOC, LabelMe, CVAT, Label Studio)."
 _FILES = 'Layout: "roboflow" detects it, "coco" is the original COCO layout.'
@@ -42,7 +45,7 @@ Checkpoint = Annotated[str, Parameter(help=f"{_WEIGHTS}.")]
 Predicting = Annotated[str, Parameter(help=f"{_WEIGHTS}; or an exported .onnx, .xml or .pt2.")]
 BatchSize = Annotated[int, Parameter(help="Images at a time.")]
 Device = Annotated[str | None, Parameter(help=_DEVICES)]
-_STAND_ALONE = ("--report", "--slice")  # or have a value
+_STAND_ALONE = {"--report": "", "--slice": "", "--tiles": "true"}  # or have another value
 AsJson = Annotated[bool, Parameter(name="--json", negative="")]
 
 
@@ -166,9 +169,9 @@ def one_line(error: BaseException) -> str:
 
 
 def dashed(tokens: list[str]) -> list[str]:
-    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; `--report` or
-    `--slice` without a value, before an option or a folder, as `--report=`, `--slice=`. What
-    follows `--classes` is its value.
+    """The tokens, `epochs=5` as `--epochs=5`, unless there is a file of that name; one of
+    `_STAND_ALONE` without a value, before an option or a folder, as `--report=`. What follows
+    `--classes` is its value.
     """
     setting = re.compile(r"[A-Za-z_][\w-]*=")
     named = [
@@ -176,7 +179,7 @@ def dashed(tokens: list[str]) -> list[str]:
         for before, t in zip(["", *tokens], tokens, strict=False)
     ]
     return [
-        f"{token}="
+        f"{token}={_STAND_ALONE[token]}"
         if token in _STAND_ALONE and (after.startswith("-") or Path(after).is_dir())
         else token
         for token, after in zip(named, [*named[1:], "--"], strict=True)

@@ -110,7 +110,11 @@ def as_tile(value: Any) -> Any:
     return (sides, sides) if isinstance(sides, str | int) and not isinstance(sides, bool) else sides
 
 
-Tile = Annotated[tuple[TileSide, TileSide], BeforeValidator(as_tile)]
+Tiles = Annotated[
+    Annotated[bool, Tag("flag")]
+    | Annotated[tuple[TileSide, TileSide], BeforeValidator(as_tile), Tag("tile")],
+    Discriminator(lambda value: "flag" if str(value).lower() in ("true", "false") else "tile"),
+]
 
 
 def as_folders(name: str, value: Any) -> Any:
@@ -121,7 +125,7 @@ def as_folders(name: str, value: Any) -> Any:
     """
     if isinstance(value, str) and not os.path.isdir(os.path.expanduser(value)):
         folder, _, share = value.rpartition("@")
-        if re.fullmatch(r"\d*\.?\d+", share):
+        if folder and re.fullmatch(r"[+-]?\d*\.?\d+", share):
             value = {folder: float(share)}
     if isinstance(value, list | tuple):
         several = [as_folders(name, one) for one in value]
@@ -132,6 +136,9 @@ def as_folders(name: str, value: Any) -> Any:
         ]
     elif isinstance(value, Mapping):
         pairs = [(check_path(name, folder), share) for folder, share in value.items()]
+        for folder, part in pairs:
+            if not (isinstance(part, int | float) and 0 < part <= 1) or part is True:
+                raise InputError(f"the share of {folder} must be above 0 and at most 1")
     else:
         return check_path(name, value)
     shares = dict(pairs)
@@ -154,8 +161,10 @@ def as_classes(value: Any) -> Any:
         ]
     elif isinstance(value, Mapping):
         pairs = [(new, [olds] if isinstance(olds, str) else olds) for new, olds in value.items()]
+    elif value is None:
+        return None
     else:
-        return value
+        raise InputError("expected names of classes, or a mapping of new names to old ones")
     new = [name for name, _ in pairs]
     old = [name for _, olds in pairs if isinstance(olds, list | tuple) for name in olds]
     if not all(isinstance(name, str) for name in (*new, *old)):

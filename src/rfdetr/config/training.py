@@ -83,7 +83,7 @@ class TrainConfig(fields.StrictConfig):
     "off" False), or with "per-sample" each image at its own, padded to the largest of the batch."""
     expanded_scales: bool = True
     """Multi-scale over 11 sizes instead of 8."""
-    tiles: bool | fields.Tile | None = None
+    tiles: fields.Tiles | None = None
     """Train and validate on tiles of larger images: pixels, (height, width), or True for the
     network's input; None or False: on whole images."""
     tile_overlap: fields.Overlap = 0.2
@@ -209,6 +209,12 @@ class TrainConfig(fields.StrictConfig):
     def _check_steps(cls, value: Any) -> Any:
         return augment.checked(value)
 
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _as_size(cls, value: Any) -> Any:
+        """True is "ram" and no gigabyte; False is None."""
+        return ("ram" if value else None) if isinstance(value, bool) else value
+
     @field_validator("resume", mode="before")
     @classmethod
     def _say_which(cls, value: Any) -> Any:
@@ -252,6 +258,16 @@ class TrainConfig(fields.StrictConfig):
             )
             raise InputError(f"{told} to evaluate on all images: no weights could be chosen")
 
+    def _check_average(self) -> None:
+        every = min(self.eval_interval, self.epochs)
+        first = max(self.epochs_on_share, self.skip_best_epochs)
+        choosing = self.epochs // every - min(first, self.epochs) // every
+        if self.average_best and choosing < 2:
+            told = (
+                f"average_best {self.average_best} averages the weights of two evaluations or more"
+            )
+            raise InputError(f"{told}: of epochs {self.epochs}, {choosing} can choose weights")
+
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainConfig:
         if self.warmup_epochs >= self.epochs:
@@ -262,6 +278,7 @@ class TrainConfig(fields.StrictConfig):
         if self.eval_base_model and self.eval_ema_only:
             raise InputError("eval_base_model True validates what eval_ema_only True leaves out")
         self._check_early_evaluation()
+        self._check_average()
         return self
 
 

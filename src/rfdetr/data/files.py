@@ -44,6 +44,12 @@ def leaves(folder: Path, path: Path) -> bool:
     return not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
+def head_of(path: Path, size: int) -> bytes:
+    """The first bytes of a file, which tell what it is."""
+    with path.open("rb") as stream:
+        return stream.read(size)
+
+
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     """Files in a folder and below it, in order, without hidden names.
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rfdetr.checks import check_path
+from rfdetr.data.files import head_of
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.formats.annotated import AnnotatedSplit, find_annotated, read_annotated
 from rfdetr.data.formats.coco import read_coco
@@ -173,8 +174,7 @@ def _lone_coco(root: Path) -> dict[str, CocoSplit]:
     ]
     if len(files) != 1:
         return {}
-    with files[0].open("rb") as stream:
-        head = stream.read(_HEAD)
+    head = head_of(files[0], _HEAD)
     if not _COCO.search(head):
         return {}
     images, subset = root / "images", files[0].stem.removeprefix("instances_")

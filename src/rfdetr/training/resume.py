@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rfdetr.checks import short
 from rfdetr.config import ModelConfig, TrainConfig
 from rfdetr.training.checkpoints import checkpoint_to_resume
 from rfdetr.training.datamodule import RFDETRDataModule
@@ -120,8 +121,9 @@ def check_shared(
         what_to_do = f"Build the model as the checkpoint has it, {anew}"
         raise CheckpointError(f"{source} does not fit this run: {'; '.join(differ)}. {what_to_do}")
     if trains:
-        _check_data(args, source, module, anew)
-        chose = (checkpoint.get("train_config") or {}).get("best_model_metric", "map")
+        had = checkpoint.get("train_config") or {}
+        _check_data(args, had, source, module, anew)
+        chose = had.get("best_model_metric", "map")
         if chose != module.train_config.best_model_metric:  # its scores are of another kind
             told = f"{source} does not fit this run: it chooses its best weights by {chose!r}"
             raise CheckpointError(f"{told}. Resume with best_model_metric={chose!r}, {anew}")
@@ -131,12 +133,21 @@ def check_shared(
             logger.warning(told, source, seed, module.seed)
 
 
-def _check_data(args: dict[str, Any], source: Path, module: RFDETRModule, anew: str) -> None:
+def _check_data(
+    args: dict[str, Any], had: dict[str, Any], source: Path, module: RFDETRModule, anew: str
+) -> None:
+    """`had` is the checkpoint's training configuration, which may be why the data is another."""
     datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
     if not isinstance(datamodule, RFDETRDataModule):
         return
     if changes := data_changes(args, datamodule.data_record()):
-        text = f"{source} was trained on other data than is there now: {changes}"
+        has = module.train_config.model_dump(mode="json")
+        causes = [
+            f"{name} was {short(had[name])}, is {short(has[name])}; "
+            for name in ("dataset_dir", "classes", "tiles", "tile_overlap")
+            if name in had and had[name] != has[name]
+        ]
+        text = f"{source} was trained on other data than is there now: {''.join(causes)}{changes}"
         if not module.train_config.allow_changed_data:
             raise CheckpointError(
                 f"{text}. Resume with the data as it was, pass allow_changed_data=True to go on "

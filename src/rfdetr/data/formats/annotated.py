@@ -7,9 +7,7 @@ objects have, in order: no such format has a sure one), and the tables.
 
 from __future__ import annotations
 
-import io
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from rfdetr.data.files import is_hidden, leaves
+from rfdetr.data.files import head_of, is_hidden, is_image, leaves
 from rfdetr.data.findings import SHOWN, DatasetError, Findings
 from rfdetr.data.formats.json_formats import read_label_studio, read_labelme
 from rfdetr.data.formats.shapes import Picture, Tell
@@ -48,7 +46,7 @@ FORMATS = {
 @dataclass(frozen=True)
 class AnnotatedSplit:
     """Annotation files of a split; `subset` is the name that its pictures have in them, where they
-    are divided so (CVAT). `unlisted` files or pictures are of no split.
+    are divided so (CVAT). `unlisted` pictures lie beside the annotated ones and are of no split.
     """
 
     format: str
@@ -56,7 +54,7 @@ class AnnotatedSplit:
     files: tuple[Path, ...]
     class_names: tuple[str, ...]
     subset: str | None = None
-    unlisted: int = 0
+    unlisted: tuple[Path, ...] = ()
 
     def pictures(self, findings: Findings) -> Iterator[Picture]:
         """What the files hold; what is wrong with them are findings."""
@@ -89,9 +87,20 @@ def find_annotated(
     if not splits and (whole := _annotations(root, root)):
         splits = _divided(whole, spellings)
     sets = {place.files: replace(place, subset=None) for place in splits.values()}
-    pictures = (picture for place in sets.values() for picture in place.pictures(Findings(0)))
-    names = tuple(sorted({shape.label for picture in pictures for shape in picture.shapes}))
-    return {split: replace(place, class_names=names) for split, place in splits.items()}
+    subsets = {place.subset for place in splits.values()}
+    labels, listed, beside = set[str](), set[Path](), set[Path]()
+    for picture in (picture for place in sets.values() for picture in place.pictures(Findings(0))):
+        labels.update(shape.label for shape in picture.shapes)
+        beside.add(picture.image.parent)
+        if subsets & {None, picture.subset}:
+            listed.add(picture.image)
+    files = {path for place in beside if place.is_dir() for path in place.iterdir()}
+    rest = sorted(path for path in files - listed if is_image(path) and not is_hidden(path.name))
+    names, unlisted = tuple(sorted(labels)), iter([tuple(rest)])  # which the first split tells
+    return {
+        split: replace(place, class_names=names, unlisted=next(unlisted, ()))
+        for split, place in splits.items()
+    }
 
 
 def _annotations(folder: Path, root: Path) -> AnnotatedSplit | None:
@@ -101,9 +110,8 @@ def _annotations(folder: Path, root: Path) -> AnnotatedSplit | None:
         files = [path for path in sorted(place.iterdir()) if not is_hidden(path.name)]
         for name, kind in FORMATS.items():
             own = [path for path in files if path.suffix.lower() == kind.suffix and path.is_file()]
-            with own[0].open("rb") if own else io.BytesIO() as stream:
-                if kind.sign.search(stream.read(_HEAD)):
-                    return AnnotatedSplit(name, root, tuple(own), ())
+            if any(kind.sign.search(head_of(path, _HEAD)) for path in own):
+                return AnnotatedSplit(name, root, tuple(own), ())
     return None
 
 
@@ -113,11 +121,10 @@ def _divided(
     """The splits into which one set of annotations says that it is divided."""
     splits: dict[str, AnnotatedSplit] = {}
     if whole.format == "cvat":
-        counts = Counter(picture.subset for picture in whole.pictures(Findings(0)))
+        subsets = {picture.subset for picture in whole.pictures(Findings(0))}
         for split, names in spellings.items():
-            for subset in (one for one in sorted(counts) if one.lower() in names):
+            for subset in (one for one in sorted(subsets) if one.lower() in names):
                 splits.setdefault(split, replace(whole, subset=subset))
-        unlisted = counts.total() - sum(counts[str(place.subset)] for place in splits.values())
     else:
         lists = whole.path / "ImageSets" / "Main"
         for split, names in spellings.items():
@@ -128,14 +135,7 @@ def _divided(
                 files = tuple(file for file in whole.files if file.stem in listed)
                 splits.setdefault(split, replace(whole, files=files))
         splits = {split: place for split, place in splits.items() if place.files}
-        used = {file for place in splits.values() for file in place.files}
-        unlisted = len(whole.files) - len(used)
-    if not splits:
-        return {"train": whole}
-    return {
-        split: replace(place, unlisted=unlisted * (split == "train"))
-        for split, place in splits.items()
-    }
+    return splits or {"train": whole}
 
 
 def read_annotated(
@@ -144,6 +144,7 @@ def read_annotated(
     """Read the files of a split; image ids are 0, 1, ... in their order. Faulty objects go to
     `findings` instead. `masks`: record the outlines.
     """
+    raises = findings is None
     findings = Findings(SHOWN) if findings is None else findings
     root, outlines = place.path, OutlineRecorder()
     label_of = {name: label for label, name in enumerate(place.class_names)}
@@ -163,10 +164,14 @@ def read_annotated(
         files.append(picture.file)
         sizes.append(picture.size)
     if not names:
-        raise DatasetError(f"{place.path}: its annotations ({place.format}) list no images")
-    if place.unlisted:
-        found = f"{place.unlisted} annotated images are of no split (ImageSets/Main, subset)"
-        findings.add("image-unlisted", root, "", found)
+        told = f"{root}: its annotations ({place.format}) list no images"
+        if raises:
+            findings.stop_on_errors(root)
+            told += "".join(f"\n  {finding}" for finding in findings.kept()[:SHOWN])
+        raise DatasetError(told)
+    for path in place.unlisted:
+        found = "no annotation, or of no split (ImageSets/Main, subset)"
+        findings.add("image-unlisted", root, str(path), found)
     if repeated := len(names) - len(set(names)):
         findings.add("image-listed-twice", root, "", f"{repeated} images")
     boxes, images = np.array(rows, BOX), np.zeros(len(names), IMAGE)

@@ -106,7 +106,8 @@ def read_label_studio(file: Path, tell: Tell) -> Iterator[Picture]:
         fields = task if isinstance(task, dict) else {}
         who, data = f"task {fields.get('id', f'number {number}')}", fields.get("data")
         texts = [data.get("image"), *data.values()] if isinstance(data, dict) else []
-        paths = [unquote(text.rpartition("?d=")[2]) for text in texts if isinstance(text, str)]
+        written = [text for text in texts if isinstance(text, str)]  # a signed address has a query
+        paths = [unquote(text.rpartition("?d=")[2].partition("?")[0]) for text in written]
         address = next((path for path in paths if is_image(Path(path))), None)
         if address is None:
             tell(

@@ -212,7 +212,13 @@ class BestModelCallback(Checkpoint):
     def _judge_mean(self, trainer: Trainer, module: RFDETRModule) -> None:
         """Makes the mean of the best few weights the best of all, if valid says it is no worse."""
         few, data, kind = self.best_few, trainer.datamodule, self.best_kind  # type: ignore[attr-defined]
-        if not (few and kind and isinstance(data, RFDETRDataModule)) or len(few.members) < 2:
+        if not (few and kind and isinstance(data, RFDETRDataModule)):
+            return
+        if len(few.members) < 2:
+            told = (
+                "average_best=%d: fewer than two evaluations have chosen weights; no mean is made"
+            )
+            logger.warning(told, few.most)
             return
         remove_adapters(module.detector)
 
