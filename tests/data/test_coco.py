@@ -261,6 +261,7 @@ def test_a_box_without_area_is_skipped_in_a_turned_image_too(
             r"gone.jpg \(image id 1\): .*an image file does not exist",
         ),
         (lambda c: c["categories"][1].update(name="red"), "categories 1 and 3 are both 'red'"),
+        (lambda c: c["categories"][1].update(name=" "), "category number 1 is .* and a 'name'"),
         (lambda c: c["categories"][1].update(id=2), r"category ids \[2\] occur more than once"),
         (lambda c: c["categories"].clear(), "'categories' has no classes"),
     ],

@@ -256,7 +256,8 @@ def _classes(
     label of each box by the code of its category, -1 for an unknown one.
     """
     for at, entry in enumerate(entries):
-        if not isinstance(entry, dict) or id_key(entry.get("id")) is None or "name" not in entry:
+        fields = entry if isinstance(entry, dict) else {}
+        if id_key(fields.get("id")) is None or not str(fields.get("name", "")).strip():
             found = f"{short(entry)}; expected a whole number 'id' and a 'name'"
             raise DatasetError(f"{path}: category number {at} is {found}")
     keys: list[Any] = [id_key(entry["id"]) for entry in entries]
