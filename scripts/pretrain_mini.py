@@ -1,13 +1,14 @@
 """Pre-trains RFDETRMini on synthetic scenes: makes src/rfdetr/weights/rf-detr-mini.safetensors.
 
-    python scripts/pretrain_mini.py --minutes 120
+    python scripts/pretrain_mini.py --minutes 80
     python scripts/pretrain_mini.py --minutes 45 --masks --lr 5e-4   # RFDETRSegMini, from those
-    python scripts/pretrain_mini.py --minutes 90 --start FILE --lr 5e-4   # goes on from a file
+    python scripts/pretrain_mini.py --minutes 76 --start rf-detr-seg-mini.safetensors --lr 5e-4
 
-Random weights, every scene new, rendered as it is needed. On a CPU two processes of one thread each
-share a step: they average their gradients once, where one process of two threads would meet at
-every operation. The learning rate follows the clock, so that the run ends when it should on any
-machine. SIGTERM ends it early with a file; `--state` resumes.
+The last goes on from a file: so were the package's weights of RFDETRMini made. Every scene is new,
+rendered as it is needed. On a CPU two processes of one thread each share a step: they average their
+gradients once, where one process of two threads would meet at every operation. The learning rate
+follows the clock, so that the run ends when it should on any machine. SIGTERM ends it early with a
+file; `--state` resumes.
 """
 
 from __future__ import annotations

@@ -54,9 +54,10 @@ def check_tile(name: str, value: Any) -> tuple[int, int]:
 
 def check_overlap(name: str, value: Any) -> float:
     """A share of a tile's side, from 0 to `MOST_OVERLAP`."""
-    if (share := check_share(name, value)) > MOST_OVERLAP:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if number and not 0 <= float(value) <= MOST_OVERLAP:
         raise InputError(f"{name} is {value}: expected a number from 0 to {MOST_OVERLAP}")
-    return share
+    return check_share(name, value)
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -67,10 +68,19 @@ def check_path(name: str, value: Any) -> Path:
     return Path(os.path.expanduser(plain_path(name, path)))
 
 
-def check_new_folder(name: str, value: Any) -> Path:
-    """`check_path` of a folder that is not there, or empty: nothing is written over or mixed up."""
+def check_folder(name: str, value: Any) -> Path:
+    """`check_path` of a folder, which need not exist: neither it nor what it is in is a file."""
     folder = check_path(name, value)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise InputExistsError(f"{name} is {folder}: {there} is no folder; choose another")
+    return folder
+
+
+def check_new_folder(name: str, value: Any) -> Path:
+    """`check_folder` that is not there, or empty: nothing is written over or mixed up."""
+    folder = check_folder(name, value)
+    if folder.exists() and any(folder.iterdir()):
         raise InputExistsError(
             f"{folder}: no empty folder; nothing is overwritten, choose another for {name}"
         )

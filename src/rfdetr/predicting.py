@@ -244,16 +244,20 @@ class PredictingModel(abc.ABC):
 
         With `track`, objects have a number from 1 as `tracker_id` for as long as they are followed,
         and what belongs to no object yet is left out: ByteTrack, which goes on with an object at a
-        lower confidence than `threshold`, but starts none. `batch_size` frames are in memory and go
-        to the network together: of a camera, all wait for the last one. `how` are keywords of
-        `predict`.
+        lower confidence than `threshold` (`thresholds` by class), but starts none. `batch_size`
+        frames are in memory and go to the network together: of a camera, all wait for the last one.
+        `how` are keywords of `predict`.
         """
-        tracker = Tracker(sure=check_share("threshold", threshold)) if track else None
-        least = threshold if tracker is None else min(threshold, LEAST_FOLLOWED)
+        by_label = self.model.thresholds_by_label(
+            check_share("threshold", threshold), how.get("thresholds") or {}
+        )
+        tracker = Tracker(by_label) if track else None
+        if tracker:
+            threshold, how["thresholds"] = min(float(by_label.min()), LEAST_FOLLOWED), None
         how |= {"include_source_image": False, "batch_size": check_count("batch_size", batch_size)}
         for frames in in_batches(read_frames(film, every), batch_size):
             images: Any = [frame.image for frame in frames]
-            several: Any = self.predict(images, least, **how)
+            several: Any = self.predict(images, threshold, **how)
             for frame, found in zip(frames, several, strict=True):
                 yield frame, found if tracker is None else tracker.update(found)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rfdetr import compat
-from rfdetr.checks import check_count, check_kind, check_new_folder, check_path, short
+from rfdetr.checks import check_count, check_folder, check_kind, check_new_folder, short
 from rfdetr.config import ExportConfig, ModelConfig, SegmentationTrainConfig, TrainConfig
 from rfdetr.console import lines_shown
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
@@ -189,7 +189,7 @@ class PublishedCalls:
         config = ExportConfig(**compat.absorb(settings, of_hf))
         subject = self._subject(config.notes)
         default = "output/hf" if formats == ["hf"] else "output"
-        folder = check_path("output_dir", default if output_dir is None else output_dir)
+        folder = check_folder("output_dir", default if output_dir is None else output_dir)
         options = options_of(config, formats, subject)
         write = writer_of(subject, folder, formats, options)
         verify = False if formats == ["hf"] else config.verify

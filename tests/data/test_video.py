@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from rfdetr.cli import main
 from rfdetr.data import video
+from rfdetr.data.images import ImageError
 from rfdetr.data.video import FilmWriter, is_video, read_frames
 from rfdetr.errors import InputError
+from rfdetr.variants import RFDETRMini
 
 pytest.importorskip("av")
 TIMES = [0.0, 0.04, 0.08, 0.5, 0.54, 2.0]
@@ -127,6 +130,44 @@ def test_a_damaged_middle_is_left_out_and_counted(
     )
 
 
+def test_a_film_that_ends_before_its_header_says_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_noise(tmp_path / "film.mkv", 100)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(read_frames(path))) == 100
+    assert not caplog.messages
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with caplog.at_level(logging.WARNING):
+        count = len(list(read_frames(path)))
+    assert 30 < count < 90
+    assert f"ends after {count} frames: its header says that it goes on to 4.0 s" in caplog.text
+
+
+def test_names_with_a_colon_are_files(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(film.parent)
+    film.rename("10:20:30.mp4")
+    assert len(list(read_frames("10:20:30.mp4"))) == len(TIMES)
+    writer = FilmWriter(Path("cam:1.mp4"))
+    writer.write(np.zeros((48, 64, 3), np.uint8), 0.0)
+    writer.close()
+    assert len(list(read_frames("cam:1.mp4"))) == 1
+
+
+def test_times_that_go_back_and_other_sizes_go_on(tmp_path: Path) -> None:
+    writer = FilmWriter(tmp_path / "film.mp4")
+    for seconds in (0.2, 0.3, 0.4, 0.2, 0.3):
+        writer.write(np.zeros((48, 64, 3), np.uint8), seconds)
+    wide = np.zeros((96, 128, 3), np.uint8)
+    wide[:, 64:] = 255  # its right half
+    writer.write(wide, 0.4)
+    writer.close()
+    frames = list(read_frames(tmp_path / "film.mp4"))
+    assert np.diff([frame.seconds for frame in frames]) == pytest.approx([0.1] * 5, abs=0.001)
+    last = frames[-1].image
+    assert last.shape == (48, 64, 3) and last[:, :28].mean() < 20 and last[:, 36:].mean() > 235
+
+
 @pytest.mark.scheduled
 def test_a_long_film_needs_the_memory_of_a_frame(tmp_path: Path) -> None:
     path = write_noise(tmp_path / "film.mp4", 5000, (32, 32))
@@ -173,6 +214,26 @@ def test_what_does_not_answer_is_one_error_in_time(monkeypatch: pytest.MonkeyPat
         list(read_frames(f"rtsp://127.0.0.1:{port}/x"))
     with pytest.raises(InputError, match="camera 97: there is no /dev/video97"):
         list(read_frames("97"))
+
+
+def test_thresholds_by_class_start_tracks(tmp_path: Path) -> None:
+    model, picture = RFDETRMini(), Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(picture).ellipse((60, 60, 190, 190), fill="navy")
+    found: Any = model.predict(picture, 0.2)
+    name, score = str(found.data["class_name"][0]), float(found.confidence[0])
+    writer = FilmWriter(tmp_path / "film.mp4")
+    for number in range(3):
+        writer.write(np.asarray(picture), number / 25)
+    writer.close()
+    counts = [
+        [len(seen) for _, seen in model.predict_film(tmp_path / "film.mp4", 0.999, thresholds=how)]
+        for how in (None, {name: score / 2})
+    ]
+    assert counts[0] == [0, 0, 0] and min(counts[1]) > 0
+    with pytest.raises(InputError, match="thresholds: no class 'cat'"):
+        next(model.predict_film(tmp_path / "film.mp4", thresholds={"cat": 0.5}))
+    with pytest.raises(ImageError, match=r"film\.mp4: a film, which predict_film reads"):
+        model.predict(tmp_path / "film.mp4")
 
 
 def test_a_window_is_for_films_where_there_is_a_display(

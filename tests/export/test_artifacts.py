@@ -242,6 +242,9 @@ def test_the_decoder_finds_what_predict_finds(
         if expected.mask is not None:
             masks = np.array([one["mask"] for one in found])
             assert (masks != expected.mask).mean() < 1e-4
+        fixed = {**metadata, "input": {**metadata["input"], "batch": 2}}
+        again = decoder.detect(run, fixed, Image.open(path), 0.1)
+        np.testing.assert_allclose([one["box"] for one in again], boxes, atol=0.05)
     found = decoder.detect(run, metadata, Image.open(other), 0.05)
     best: Any = case.model.predict(other, 0.01)[:1]
     assert any(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rfdetr.errors import InputError, MissingPackageError, RunError
 from rfdetr.export import FORMATS, Subject, artifacts, formats_in, options_of, rfdetr_decode
 from rfdetr.export.calibration import calibration_images, data_of_run
 from rfdetr.export.metadata import Input, Metadata, metadata_of
-from rfdetr.export.program import Exportable, exported
+from rfdetr.export.program import Exportable, exported, quiet
 from rfdetr.models.build import build_detector
 from rfdetr.models.detector import Detector, detector_in
 
@@ -265,6 +266,32 @@ def test_calibration_images_are_spread_over_what_is_given(tiny_coco: Path) -> No
     assert [int(x.max()) for x in found] == [0, 2, 4]
     with pytest.raises(InputError, match="no image could be read"):
         calibration_images(tiny_coco / "nowhere", (32, 32), 3)
+    with pytest.raises(InputError, match="calibration_data: there are no images in it"):
+        calibration_images([], (32, 32), 3)
+
+
+def test_exports_in_threads_leave_the_output_to_the_program() -> None:
+    before, entered, left = sys.stdout, threading.Event(), threading.Event()
+
+    def first() -> None:
+        with quiet():
+            entered.set()
+            left.wait(0.2)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    with quiet():
+        left.set()
+        thread.join(1)
+    assert sys.stdout is before
+
+
+def test_a_folder_in_a_file_is_told_before_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("mine")
+    for folder in (tmp_path / "a.pth", tmp_path / "a.pth" / "new" / "er"):
+        with pytest.raises(InputError, match=r"output_dir is .*a\.pth is no folder"):
+            a_model().export(folder, verify=False)
 
 
 def test_int8_needs_images(tmp_path: Path) -> None:
@@ -280,6 +307,8 @@ def test_metadata_of_others_is_refused() -> None:
         ("{}", "a.onnx: metadata"),
         (own.replace('"schema": 1', '"schema": 2'), "schema: .*found 2"),
         (own.replace('"program": "rfdetr"', '"program": "other"'), "program: .*'other'"),
+        (own.replace('"0": "cat"', '"9": "cat"'), r"logits \[1, 2, 9\]: expected some of 0 to 3"),
+        (own.replace('"detect"', '"segment"'), "a segmentation model has one"),
     ):
         with pytest.raises(InputError, match=message):
             Metadata.from_json(text, "a.onnx")

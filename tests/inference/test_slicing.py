@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rfdetr.errors import InputError
 from rfdetr.geometry.rle import compress, encode_bitmaps, runs_of_part
 from rfdetr.geometry.tiles import tile_grid
 from rfdetr.inference.masks import compact_masks, union_mask
-from rfdetr.inference.slicing import Array, Slicing, find_in_tiles
+from rfdetr.inference.slicing import Array, Seen, Slicing, find_in_tiles, merge_tiles
 from rfdetr.synthetic import generate
 
 SIZE = (700, 900)
@@ -225,12 +226,29 @@ def test_pieces_of_a_mask_are_joined_in_their_box(monkeypatch: pytest.MonkeyPatc
         ({"slice": 8}, "slice is 8: expected 32 or more"),
         ({"slice": "640"}, "expected pixels, or"),
         ({"slice": (64,)}, "expected pixels, or"),
-        ({"slice": 64, "slice_overlap": 0.95}, "slice_overlap is 0.95: expected a number from 0"),
+        ({"slice": 64, "slice_overlap": 0.95}, "slice_overlap is 0.95: expected .* from 0 to 0.9"),
+        ({"slice": 64, "slice_overlap": 1.5}, "slice_overlap is 1.5: expected .* from 0 to 0.9"),
+        ({"slice": 64, "slice_whole": "no"}, "slice_whole is 'no' .*: expected bool"),
     ],
 )
 def test_slices_that_cannot_be(model: RFDETRSegMini, how: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         model.predict(np.zeros((9, 9, 3), np.uint8), **how)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_tiles() -> None:
+    slicing, size = Slicing((64, 64), 0.5, False), (8000, 8000)
+    crops = slicing.crops(*size)  # 62,001: a table of their pairs has 60 GB
+    rng = np.random.default_rng(0)
+    tiles = rng.choice(len(crops), 300, replace=False)
+    corners = np.array([crops[tile][:2] for tile in tiles], np.float32)
+    boxes = np.concatenate((corners + 20, corners + 44), 1)
+    seen = Seen(rng.random(300, np.float32), np.zeros(300, np.int64), boxes, tiles, None)
+    tracemalloc.start()
+    found = merge_tiles(seen, crops, size)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert len(found["scores"]) == 300
 
 
 def test_evaluation_in_tiles_judges_whole_images(model: RFDETRSegMini, tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ def test_unsure_detections_go_on_with_a_track_and_start_none() -> None:
     assert not any(track(flash))  # seen once
 
 
+def test_what_starts_a_track_may_differ_by_class() -> None:
+    tracker = Tracker(np.array([0.5, 0.2, 0.5]))
+    for _ in range(3):
+        xyxy = np.array([[0, 0, 20, 20], [100, 0, 130, 30]], np.float32)
+        scores, classes = np.array([0.3, 0.3]), np.array([0, 1])
+        seen = tracker.update(sv.Detections(xyxy, None, scores, classes))
+        assert np.asarray(seen.class_id).tolist() == [1]
+
+
 def test_a_class_that_flickers_or_is_given_twice_makes_no_other_object() -> None:
     tracker, cup, bowl = Tracker(), [0.0, 0, 20, 20], [100.0, 0, 130, 30]
     for t in range(12):

@@ -25,6 +25,7 @@ from rfdetr.checks import check_path
 from rfdetr.data.files import IMAGE_SUFFIXES, is_hidden, is_image
 from rfdetr.data.images import ImageError, check_size, decode_image, upright_rgb
 from rfdetr.data.packs import PackedFile
+from rfdetr.data.video import VIDEO_SUFFIXES
 from rfdetr.errors import InputError, InputTypeError
 
 logger = logging.getLogger(__name__)
@@ -211,6 +212,8 @@ def _read(source: str | os.PathLike[str]) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would never end
             raise ImageError(f"{path}: not a file")
+        if path.exists() and path.suffix.lower() in VIDEO_SUFFIXES:
+            raise ImageError(f"{path}: a film, which predict_film reads, and no image")
         return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file or folder") from None

@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 
 STREAM_TIMEOUT = 20.0
 """Seconds that an address may take to answer, and then to send more."""
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+VIDEO_SUFFIXES = {
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"),
+    *(".ogv", ".ts", ".vob", ".webm", ".wmv"),
+}
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "udp://")
 
 
@@ -45,13 +48,14 @@ def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
 
     Times are those of the film, whose frames may come at a variable rate, and a rotation that it
     asks for is applied. Frames that are damaged are left out and keep their numbers; where nothing
-    more can be read, the film ends: both are warnings. One without a frame that can be read is an
-    `InputError`, and so is an address that does not answer for `STREAM_TIMEOUT`.
+    more can be read, the film ends, perhaps well before its header says: all are warnings. One
+    without a frame that can be read is an `InputError`, and so is an address that does not answer
+    for `STREAM_TIMEOUT`.
     """
     check_count("every", every)
     with needs_extra("video", "films"):
         import av
-    name, number, damaged, ended = str(source), -1, 0, ""
+    name, number, damaged, ended, seconds = str(source), -1, 0, "", 0.0
     text, how = _address_of(source)
     try:
         with av.open(text, **how) as container:
@@ -60,11 +64,13 @@ def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
             rate = float(container.streams.video[0].average_rate or 25)
             for number, frame in enumerate(_decoded(container)):
                 damaged += frame is None
-                if frame is not None and number % every == 0:
+                if frame is not None:
                     seconds = number / rate if frame.time is None else frame.time
+                if frame is not None and number % every == 0:
                     pixels = frame.to_ndarray(format="rgb24")
                     turned = np.rot90(pixels, round(frame.rotation / 90))  # counterclockwise
                     yield Frame(number, seconds, np.ascontiguousarray(turned))
+            ended = _what_is_missing(container, seconds)
     except (av.error.FFmpegError, OSError) as error:
         ended = str(error)
     read = number + 1 - damaged
@@ -90,7 +96,19 @@ def _address_of(source: Any) -> tuple[str, dict[str, Any]]:
     path = check_path("the film", source)
     if not path.is_file():
         raise InputError(f"{text}: no such film")
-    return str(path), {}
+    return str(path.absolute()), {}  # "a:b.mp4" alone is a protocol to FFmpeg
+
+
+def _what_is_missing(container: Any, seconds: float) -> str:
+    """What to tell of a film whose last frame is of `seconds`, if its header says that pictures go
+    on for longer by a second and a tenth; "" if not.
+    """
+    stream, length, start, unit = container.streams.video[0], container.duration, 0, 1e-6
+    if stream.duration is not None:
+        length, start, unit = stream.duration, stream.start_time or 0, float(stream.time_base)
+    told = ((length or 0) + start) * unit
+    missing = seconds < told - max(1.0, told / 10)
+    return f"its header says that it goes on to {told:.1f} s" if missing else ""
 
 
 def _decoded(container: Any) -> Iterator[Any]:
@@ -114,22 +132,31 @@ class FilmWriter:
 
         self._av: Any = av
         self._stream: Any = None
-        self._last = -1
-        self._file: Any = av.open(str(path), "w")
+        self._last, self._step, self._shift = -1, 1, 0  # milliseconds
+        self._size = (0, 0)
+        self._file: Any = av.open(str(path.absolute()), "w")
 
     def write(self, image: NDArray[np.uint8], seconds: float) -> None:
-        """Add a picture; all have the size of the first, less an odd row or column."""
+        """Add a picture; all get the size of the first, less an odd row or column. Times that go
+        back (of a film that was put together) go on after the last one.
+        """
         from fractions import Fraction
 
         if self._stream is None:
             codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
             self._stream = self._file.add_stream(codec, rate=1000)
-            self._stream.height, self._stream.width = (side // 2 * 2 for side in image.shape[:2])
+            self._size = image.shape[:2]
+            self._stream.height, self._stream.width = (side // 2 * 2 for side in self._size)
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = Fraction(1, 1000)
-        shown = np.ascontiguousarray(image[: self._stream.height, : self._stream.width])
-        frame = self._av.VideoFrame.from_ndarray(shown, format="rgb24")
-        self._last = max(round(seconds * 1000), self._last + 1)  # times have to rise
+        height, width = self._stream.height, self._stream.width
+        shown = image[:height, :width] if image.shape[:2] == self._size else image
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), format="rgb24")
+        frame = frame.reformat(width, height)
+        if round(seconds * 1000) + self._shift <= self._last:
+            self._shift = self._last + self._step - round(seconds * 1000)
+        now = round(seconds * 1000) + self._shift
+        self._step, self._last = (now - self._last if self._last >= 0 else 1), now
         frame.pts, frame.time_base = self._last, Fraction(1, 1000)
         self._file.mux(self._stream.encode(frame))
 

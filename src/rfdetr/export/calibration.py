@@ -24,7 +24,8 @@ def calibration_images(
     data set's folder, or what `predict` takes, or an array (n, H, W, 3). Unreadable ones are left
     out, which a warning tells.
     """
-    found = _all_of(source, dataset_file)
+    if not (found := _all_of(source, dataset_file)):
+        raise InputError("calibration_data: there are no images in it")
     chosen = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
     request = Request(False, iter([found[place] for place in chosen]))
     loaded = [*load_images(request, skip=True)]

@@ -93,9 +93,15 @@ class Metadata(_Part):
     notes: Json = None
 
     @model_validator(mode="after")
-    def _selects_what_is_there(self) -> Metadata:
+    def _names_what_is_there(self) -> Metadata:
         if self.num_select > (most := self.num_queries * self.num_logits):
             raise InputError(f"num_select is {self.num_select}: expected at most {most}")
+        if not {*self.classes} or not {*self.classes} <= {*range(self.num_logits)}:
+            told = f"classes have the logits {sorted(self.classes)}"
+            raise InputError(f"{told}: expected some of 0 to {self.num_logits - 1}")
+        if (self.task == "segment") != (self.outputs.masks is not None):
+            told = f'task is "{self.task}", and the output of masks {self.outputs.masks}'
+            raise InputError(f"{told}: a segmentation model has one, a detector has none")
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 InputDtype: TypeAlias = Literal["float32", "uint8"]
 
+_QUIET = threading.RLock()
 _TALKATIVE = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "nncf")
 
 
@@ -95,20 +97,21 @@ def stamp(source: Path, metadata: Metadata, path: Path) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps what exporters print, warn and log below errors from the user: it tells them nothing
-    that they could act on.
+    that they could act on. One thread at a time: what is set aside belongs to the whole process.
     """
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with _QUIET:
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            with (
+                warnings.catch_warnings(),
+                redirect_stdout(io.StringIO()),
+                redirect_stderr(io.StringIO()),
+            ):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

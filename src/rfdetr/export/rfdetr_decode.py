@@ -58,14 +58,15 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def preprocess(image: Image.Image, metadata: dict[str, Any]) -> Array:
-    """An RGB image as (1, 3, H, W) of the input's type: stretched, antialiased."""
+    """An RGB image as (B, 3, H, W) of the input's type: stretched, antialiased, B times."""
     wanted = metadata["input"]
     size = wanted["width"], wanted["height"]
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     if wanted["dtype"] == "float32":
         mean, std = (np.array(wanted[part], np.float32) for part in ("mean", "std"))
         pixels = (pixels / np.float32(255) - mean) / std
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+    times = 1 if wanted["batch"] == "dynamic" else wanted["batch"]
+    return np.repeat(pixels.transpose(2, 0, 1)[None], times, axis=0)
 
 
 def detect(

@@ -14,7 +14,7 @@ beside it; by the share of the smaller box, a sure piece removes the less sure w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rfdetr.checks import check_overlap, check_tile
+from rfdetr.checks import check_kind, check_overlap, check_tile
 from rfdetr.geometry.boxes import elementwise_iou
 from rfdetr.geometry.polygons import Crop
 from rfdetr.geometry.tiles import tile_grid
@@ -63,7 +63,8 @@ class Slicing(NamedTuple):
 def check_slicing(slice: Any, overlap: Any, whole: Any, own: tuple[int, int]) -> Slicing:
     """`slice` as `predict` takes it: True for the network's `own` size, pixels, (height, width)."""
     tile = own if slice is True else check_tile("slice", slice)
-    return Slicing(tile, check_overlap("slice_overlap", overlap), bool(whole))
+    check_kind("slice_whole", whole, bool)
+    return Slicing(tile, check_overlap("slice_overlap", overlap), whole)
 
 
 class Seen(NamedTuple):
@@ -162,11 +163,10 @@ def _same_objects(
 ) -> list[list[int]]:
     """For each of N detections those before it, best first, that other tiles have of its object."""
     before: list[list[int]] = [[] for _ in boxes]
-    low = np.maximum(windows[:, None, :2], windows[:, :2])
-    meet = (np.minimum(windows[:, None, 2:], windows[:, 2:]) > low).all(-1)
-    held = np.bincount(tiles, minlength=len(windows)) > 0
-    rows = [np.flatnonzero(tiles == tile) for tile in range(len(windows))]
-    for a, b in np.argwhere(np.triu(meet & held & held[:, None], 1)).tolist():
+    by_tile = np.argsort(tiles, kind="stable")
+    held, starts = np.unique(tiles[by_tile], return_index=True)
+    rows, windows = np.split(by_tile, starts[1:]), windows[held]  # of tiles with detections
+    for a, b in _meeting(windows):
         at_a, at_b = np.nonzero(labels[rows[a]][:, None] == labels[rows[b]])
         first, second = rows[a][at_a], rows[b][at_b]
         of_first = _clipped(boxes[first], windows[b], cut[second])
@@ -176,6 +176,15 @@ def _same_objects(
         for one, other in np.sort(np.stack((first[same], second[same]), 1)).tolist():
             before[other].append(one)
     return [sorted(others) for others in before]
+
+
+def _meeting(windows: Array) -> Iterator[tuple[int, int]]:
+    """Pairs a < b of windows (n, 4) that have pixels in common."""
+    for a, window in enumerate(windows):
+        others = windows[a + 1 :]
+        low = np.maximum(window[:2], others[:, :2])
+        meet = (np.minimum(window[2:], others[:, 2:]) > low).all(1)
+        yield from ((a, b) for b in (a + 1 + np.flatnonzero(meet)).tolist())
 
 
 def _clipped(boxes: Array, window: Array, where: Array) -> Array:

@@ -95,12 +95,12 @@ class Track:
 class Tracker:
     """Gives the detections of one frame after the other their tracks' numbers.
 
-    What has at least `sure` confidence may start a track. `patience` is in frames: a track that has
-    not been seen for longer has ended.
+    What has at least `sure` confidence, one for all or (labels,) by label, may start a track.
+    `patience` is in frames: a track that has not been seen for longer has ended.
     """
 
-    def __init__(self, sure: float = 0.5, patience: int = 30) -> None:
-        self.sure, self.patience = sure, patience
+    def __init__(self, sure: float | NDArray[Any] = 0.5, patience: int = 30) -> None:
+        self.sure, self.patience = np.asarray(sure), patience
         self.tracks: list[Track] = []
         self._started, self._frames = 0, 0
 
@@ -113,8 +113,9 @@ class Tracker:
         numbers = np.zeros(len(found), np.int64)  # 0: of no track
         for track in self.tracks:
             track.predict()
-        sure = np.flatnonzero(scores >= self.sure)
-        unsure = np.flatnonzero((scores >= LEAST_FOLLOWED) & (scores < self.sure))
+        enough = scores >= (self.sure[labels] if self.sure.ndim else self.sure)
+        sure = np.flatnonzero(enough)
+        unsure = np.flatnonzero((scores >= LEAST_FOLLOWED) & ~enough)
 
         def associate(tracks: list[Track], rows: NDArray[np.int64], least: float) -> list[Track]:
             """Gives tracks their detections of `rows`; the tracks that have found none."""
