@@ -1,7 +1,7 @@
 """What options of `train()` are worth: short fine-tunings with and without, on data sets, by seed.
 
     python benchmarks/accuracy.py --data wide bccd=path/to/bccd-coco \\
-        --options square "auto resolution=auto" --out runs.jsonl
+        --options "square resolution=256" "auto resolution=auto" --out runs.jsonl
 
 The first of --options is what the others are compared with. A line of JSON a run goes to --out; a
 run that is there already is not made again, so a stopped measurement is continued by the same
