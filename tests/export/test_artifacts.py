@@ -179,6 +179,28 @@ def test_bfloat16_is_told_to_whoever_compiles(boxes: Case, scenes: Path, tmp_pat
     assert np.abs(found[1] - expected[1])[0, best].max() > 0
 
 
+def test_weights_that_bfloat16_rounds_too_far_are_in_two_parts(case: Case) -> None:
+    source = onnx.load(case.path.with_suffix(".onnx"))
+    block = case.model.model.model.encoder.blocks[0]
+    wanted = [linear.weight.detach() for linear in (block.qkv, block.out, block.fc1, block.fc2)]
+    for dtype in ("float32", "bfloat16"):
+        model = openvino_model(source, case.metadata(), dtype=dtype)
+        sums = [one for one in model.get_ordered_ops() if one.get_type_name() == "Add"]
+        found = []
+        for one in sums:
+            products = [one.input_value(side).get_node() for side in (0, 1)]
+            if [product.get_type_name() for product in products] == ["MatMul", "MatMul"]:
+                parts = [
+                    torch.from_numpy(p.input_value(1).get_node().data.copy()) for p in products
+                ]
+                assert torch.equal(parts[0], parts[0].bfloat16().float())
+                found.append(parts[0] + parts[1])
+        assert len(found) == (4 if dtype == "bfloat16" else 0)
+        for weight, own in zip(found, wanted, strict=False):
+            same = weight if weight.shape == own.shape else weight.T
+            assert torch.equal(same, own) or torch.equal(same.T, own)
+
+
 def test_int8_is_of_encoder_and_projector_alone(case: Case, scenes: Path, tmp_path: Path) -> None:
     source = onnx.load(case.path.with_suffix(".onnx"))
     images = calibration_images(scenes, (256, 256), 8)

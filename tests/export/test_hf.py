@@ -112,8 +112,11 @@ def test_the_card_has_the_figures_of_these_weights_alone(tmp_path: Path) -> None
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    for place in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(InputError, match=r"no empty folder; .* choose another for output_dir"):
+    for place, told in (
+        (tmp_path, r"no empty folder; .* choose another for output_dir"),
+        (tmp_path / "mine.txt", r"output_dir is .*mine\.txt is no folder; choose another"),
+    ):
+        with pytest.raises(InputError, match=told):
             a_model().export(place, format="hf")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

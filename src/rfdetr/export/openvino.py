@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rfdetr.errors import InputError, needs_extra
@@ -36,6 +37,12 @@ HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
 QUANTIZED = ("network.encoder", "network.projector")
 """Modules computed in int8. Proposals, decoder and heads choose among queries that are nearly
 equal: what is lost there changes which objects are found.
+"""
+
+
+TWO_PARTS = dict.fromkeys(("rfdetr-mini", "rfdetr-seg-mini"), "network.encoder.blocks.0.")
+"""By variant, modules whose weights bfloat16 rounds too far: `in_two_parts`. On three sets of drawn
+scenes bfloat16 cost RFDETRMini 0.32 points of mAP 50:95, and with this 0.14, for 4 % of the time.
 """
 
 
@@ -82,6 +89,8 @@ def openvino_model(
     model = core().read_model(io.BytesIO(onnx.SerializeToString()))
     if dtype == "int8":
         model = quantized(model, metadata, calibration)
+    if dtype == "bfloat16" and metadata.variant in TWO_PARTS:
+        in_two_parts(model, TWO_PARTS[metadata.variant])
     model.set_rt_info(PRECISIONS[dtype], HINT)
     model.set_rt_info(metadata.to_json(), KEY)
     return model
@@ -104,6 +113,35 @@ def stamp(source: Path, metadata: Metadata, path: Path) -> None:
     model = core().read_model(source)
     model.set_rt_info(metadata.to_json(), KEY)
     save(model, path)
+
+
+def in_two_parts(model: Model, module: str) -> None:
+    """Has `module` multiply by its weights rounded to bfloat16 and by what rounding has taken, each
+    in a product of its own, whose sum the network goes on with.
+    """
+    from openvino import opset8 as operators
+
+    for product in model.get_ordered_ops():
+        if not product.get_friendly_name().startswith(module):
+            continue
+        if product.get_type_name() != "MatMul":
+            continue
+        weights = product.input_value(1).get_node()
+        if weights.get_type_name() != "Constant":  # a product of attention
+            continue
+        whole = torch.from_numpy(weights.data.copy())
+        rounded = whole.bfloat16().float()
+        turned = product.get_attributes()
+        parts = [
+            operators.matmul(
+                product.input_value(0),
+                operators.constant(part.numpy()),
+                turned["transpose_a"],
+                turned["transpose_b"],
+            )
+            for part in (rounded, whole - rounded)
+        ]
+        product.output(0).replace(operators.add(*parts).output(0))
 
 
 def quantized(
