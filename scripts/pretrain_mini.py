@@ -135,7 +135,8 @@ class Pretraining:
         if start:
             weights = open_weights(start)
             if not options.masks:  # goes on from a file with a mask head, too
-                model = {k: v for k, v in weights.model.items() if not k.startswith("segm")}
+                parts = weights.model.items()
+                model = {n: t for n, t in parts if not n.startswith("segmentation_head.")}
                 weights = replace(weights, model=model)
             load_pretrained(self.detector, self.config, weights)
         self.average = build_detector(self.config).to(self.device)

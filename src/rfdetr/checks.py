@@ -33,13 +33,13 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def check_share(name: str, value: Any) -> float:
-    """A number from 0 to 1."""
+def check_share(name: str, value: Any, most: float = 1) -> float:
+    """A number from 0 to `most`."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputTypeError(f"{name} is {shown(value)}: expected a number from 0 to 1")
+        raise InputTypeError(f"{name} is {shown(value)}: expected a number from 0 to {most}")
     share = float(value)
-    if not 0 <= share <= 1:  # true for NaN
-        raise InputError(f"{name} is {value}: expected a number from 0 to 1")
+    if not 0 <= share <= most:  # true for NaN
+        raise InputError(f"{name} is {value}: expected a number from 0 to {most}")
     return share
 
 
@@ -54,10 +54,7 @@ def check_tile(name: str, value: Any) -> tuple[int, int]:
 
 def check_overlap(name: str, value: Any) -> float:
     """A share of a tile's side, from 0 to `MOST_OVERLAP`."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and not 0 <= float(value) <= MOST_OVERLAP:
-        raise InputError(f"{name} is {value}: expected a number from 0 to {MOST_OVERLAP}")
-    return check_share(name, value)
+    return check_share(name, value, MOST_OVERLAP)
 
 
 def check_path(name: str, value: Any) -> Path:
@@ -71,8 +68,8 @@ def check_path(name: str, value: Any) -> Path:
 def check_folder(name: str, value: Any) -> Path:
     """`check_path` of a folder, which need not exist: neither it nor what it is in is a file."""
     folder = check_path(name, value)
-    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
-    if there.exists() and not there.is_dir():
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there and not there.is_dir():
         raise InputExistsError(f"{name} is {folder}: {there} is no folder; choose another")
     return folder
 

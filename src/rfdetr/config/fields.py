@@ -137,7 +137,7 @@ def as_folders(name: str, value: Any) -> Any:
     elif isinstance(value, Mapping):
         pairs = [(check_path(name, folder), share) for folder, share in value.items()]
         for folder, part in pairs:
-            if not (isinstance(part, int | float) and 0 < part <= 1) or part is True:
+            if isinstance(part, bool) or not (isinstance(part, int | float) and 0 < part <= 1):
                 raise InputError(f"the share of {folder} must be above 0 and at most 1")
     else:
         return check_path(name, value)

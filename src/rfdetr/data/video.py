@@ -63,10 +63,11 @@ def read_frames(source: Any, every: int = 1) -> Iterator[Frame]:
                 raise InputError(f"{name}: no pictures in it, only sound or data")
             rate = float(container.streams.video[0].average_rate or 25)
             for number, frame in enumerate(_decoded(container)):
-                damaged += frame is None
-                if frame is not None:
-                    seconds = number / rate if frame.time is None else frame.time
-                if frame is not None and number % every == 0:
+                if frame is None:
+                    damaged += 1
+                    continue
+                seconds = number / rate if frame.time is None else frame.time
+                if number % every == 0:
                     pixels = frame.to_ndarray(format="rgb24")
                     turned = np.rot90(pixels, round(frame.rotation / 90))  # counterclockwise
                     yield Frame(number, seconds, np.ascontiguousarray(turned))
@@ -153,10 +154,12 @@ class FilmWriter:
         shown = image[:height, :width] if image.shape[:2] == self._size else image
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), format="rgb24")
         frame = frame.reformat(width, height)
-        if round(seconds * 1000) + self._shift <= self._last:
-            self._shift = self._last + self._step - round(seconds * 1000)
         now = round(seconds * 1000) + self._shift
-        self._step, self._last = (now - self._last if self._last >= 0 else 1), now
+        if now <= self._last:
+            self._shift += self._last + self._step - now
+            now = self._last + self._step
+        self._step = now - self._last if self._last >= 0 else 1
+        self._last = now
         frame.pts, frame.time_base = self._last, Fraction(1, 1000)
         self._file.mux(self._stream.encode(frame))
 

@@ -96,11 +96,12 @@ def find_annotated(
             listed.add(picture.image)
     files = {path for place in beside if place.is_dir() for path in place.iterdir()}
     rest = sorted(path for path in files - listed if is_image(path) and not is_hidden(path.name))
-    names, unlisted = tuple(sorted(labels)), iter([tuple(rest)])  # which the first split tells
-    return {
-        split: replace(place, class_names=names, unlisted=next(unlisted, ()))
-        for split, place in splits.items()
+    splits = {
+        split: replace(place, class_names=tuple(sorted(labels))) for split, place in splits.items()
     }
+    for split in [*splits][:1]:  # which tells of all
+        splits[split] = replace(splits[split], unlisted=tuple(rest))
+    return splits
 
 
 def _annotations(folder: Path, root: Path) -> AnnotatedSplit | None:
