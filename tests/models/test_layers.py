@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from rfdetr.models import layers
 from rfdetr.models.layers import ChannelNorm, Linear, attention, is_fused, linear_of_recomputed
 
 
@@ -23,6 +24,26 @@ def test_attention_in_bfloat16_training_agrees_with_the_fused_kernel() -> None:
     assert attended.dtype == torch.bfloat16
     assert_close(attended.float(), expected, rtol=0.05, atol=0.02)
     assert_close([x.grad.float() for x in low if x.grad is not None], gradients, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100], ids=["by one", "uneven", "all"])
+def test_attention_in_parts_has_the_gradients_of_attention(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(6, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    monkeypatch.setattr(layers, "_SCORES_AT_ONCE", rows * 5 * 5 * 8)
+    attended = layers._AttentionInParts.apply(*inputs)
+    assert_close(attended, F.scaled_dot_product_attention(*inputs))
+    assert torch.autograd.gradcheck(layers._AttentionInParts.apply, inputs)
+
+
+def test_attention_in_bfloat16_keeps_no_scores() -> None:
+    inputs = [torch.randn(2, 3, 50, 8).bfloat16().requires_grad_() for _ in range(3)]
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, id):
+        attention(*inputs)
+    assert kept == [2 * 3 * 50 * 8] * 3
 
 
 @pytest.mark.parametrize("relu", [False, True])
