@@ -35,6 +35,15 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def is_peer() -> bool:
+    """Whether this interpreter has the published package, not all of whose names are ours."""
+    import importlib.metadata
+
+    return "rfdetr" in {
+        (distribution.name or "").lower() for distribution in importlib.metadata.distributions()
+    }
+
+
 def median_seconds(function: Callable[[], Any], repeats: int, warmup: int = 1) -> float:
     """Median wall-clock seconds of one call, after `warmup` calls."""
     times = []

@@ -76,15 +76,16 @@ def machine() -> str:
     return f"Measured on {where}, with {used}."
 
 
-def measure(command: str, rounds: int, python: str | None) -> dict[str, Any]:
-    """The answer of a script, which is printed too."""
+def measure(command: str, rounds: int, python: str | None) -> dict[str, Any] | None:
+    """The answer of a script, which is printed too; None where it fails, which is told."""
     script, *options = command.split()
     line = [sys.executable, str(HERE / script), *options, "--rounds", str(rounds)]
     if python and script not in OURS_ALONE:
         line += ["--python", python]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(line)} failed:\n{done.stderr[-3000:]}")
+        print(f"{' '.join(line)} failed:\n{done.stderr[-3000:]}", file=sys.stderr, flush=True)
+        return None
     answer = done.stdout.strip().splitlines()[-1]
     print(answer, file=sys.stderr, flush=True)
     result: dict[str, Any] = json.loads(answer)
@@ -116,16 +117,20 @@ def main() -> None:
     rows = [row for row in ROWS if args.only in row.command]
     results: dict[str, dict[str, Any]] = {}
     for command in dict.fromkeys(row.command for row in rows):
-        results[command] = measure(command, args.rounds, args.python)
+        if answer := measure(command, args.rounds, args.python):
+            results[command] = answer
     heads = ["figure", "this project", "spread", *["other", "ratio"] * bool(args.python), "command"]
     table = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    table += [line_of(row, results[row.command], bool(args.python)) for row in rows]
+    measured = [row for row in rows if row.command in results]
+    table += [line_of(row, results[row.command], bool(args.python)) for row in measured]
     told = f"{machine()} Medians of {args.rounds} processes each; commands are in `benchmarks/`."
     text = "\n".join([told, "", *table])
     print(text)
     if args.write:
         written = MARKED.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
         args.write.write_text(written, encoding="utf-8")
+    if failed := sorted({row.command for row in rows} - results.keys()):
+        sys.exit(f"failed, and not in the table: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ def work(args: argparse.Namespace) -> dict[str, float]:
             use_ema=False,
             tensorboard=False,
             num_workers=0,
-            progress_bar=None if _is_peer() else False,
+            progress_bar=None if _common.is_peer() else False,  # there it is a name
         )
-        module_class = training.RFDETRModelModule if _is_peer() else training.RFDETRModule
+        module_class = training.RFDETRModelModule if _common.is_peer() else training.RFDETRModule
         stopwatch = Stopwatch()
         trainer = training.build_trainer(
             train_config,
@@ -99,17 +99,6 @@ def work(args: argparse.Namespace) -> dict[str, float]:
     if torch.cuda.is_available():
         figures["peak_gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return figures
-
-
-def _is_peer() -> bool:
-    """Whether this interpreter has the published package, whose progress_bar is a name instead of a
-    switch.
-    """
-    import importlib.metadata
-
-    return "rfdetr" in {
-        (distribution.name or "").lower() for distribution in importlib.metadata.distributions()
-    }
 
 
 if __name__ == "__main__":

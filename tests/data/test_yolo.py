@@ -82,6 +82,28 @@ def test_the_styles_of_paths_that_exports_write(tiny_yolo: Path, places: str) ->
     assert len(index_of(root).boxes) > 0
 
 
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        ("train: trian/images", "trian/images"),
+        ("train: /content/elsewhere/train/images", "/content/elsewhere/train/images"),
+        ("path: ../old\ntrain: train/images", "../old/train/images"),
+        ("path: .\ntrain: train/images", None),
+        ("train: ../train/images", None),
+        ("# no places at all", None),
+    ],
+)
+def test_a_folder_that_stands_in_for_a_missing_one_is_told(
+    tiny_yolo: Path, places: str, told: str | None
+) -> None:
+    text = f"{places}\nval: valid/images\nnames: [blue, green, red]\n"
+    config, findings = read_data_yaml(rewrite(tiny_yolo, text) / "data.yaml"), Findings()
+    assert len(read_yolo(config, "train", findings).names) == 6
+    found = [one.found for one in findings.kept() if one.rule == "folder-other"]
+    read = tiny_yolo / "train" / "images"
+    assert found == ([f"{told} does not exist, {read} does"] if told else [])
+
+
 def test_several_folders_join_and_text_files_list_images(tiny_yolo: Path) -> None:
     shutil.copytree(tiny_yolo / "test", tiny_yolo / "more")
     (tiny_yolo / "some.txt").write_text("./valid/images/1.png\nvalid/images/3.png\n\n")

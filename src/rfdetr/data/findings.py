@@ -75,6 +75,7 @@ image-listed-twice | a file is listed by two image records | merge them
 image-copy | the same picture occurs twice in a split | remove one
 image-unlisted | an image file that the annotations do not list | annotate or remove it
 image-format | labelled files of a format that is not read are left out | convert them to PNG
+folder-other | a folder that data.yaml names is not there; another is read | correct data.yaml
 labels-few | more than half of the images have no label file | see that none is lost
 label-orphan | a label file without an image | add the image, or remove the file
 image-turned | stored rotated or mirrored (EXIF); turned upright | see that its boxes fit

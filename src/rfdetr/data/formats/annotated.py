@@ -149,7 +149,7 @@ def read_annotated(
     findings = Findings(SHOWN) if findings is None else findings
     root, outlines = place.path, OutlineRecorder()
     label_of = {name: label for label, name in enumerate(place.class_names)}
-    names: list[str] = []
+    names, seen = list[str](), set[str]()
     files, sizes, rows = [], [], []
     for picture in place.pictures(findings):
         inside = picture.image.is_relative_to(root)
@@ -161,6 +161,9 @@ def read_annotated(
             rows.append((*numbers, box, np.nan, at))
             if masks:
                 outlines.add(outline)
+        if name in seen:
+            findings.add("image-listed-twice", picture.file, name, "it is listed before")
+        seen.add(name)
         names.append(name)
         files.append(picture.file)
         sizes.append(picture.size)
@@ -173,8 +176,6 @@ def read_annotated(
     for path in place.unlisted:
         found = "no annotation, or of no split (ImageSets/Main, subset)"
         findings.add("image-unlisted", root, str(path), found)
-    if repeated := len(names) - len(set(names)):
-        findings.add("image-listed-twice", root, "", f"{repeated} images")
     boxes, images = np.array(rows, BOX), np.zeros(len(names), IMAGE)
     boxes["outline"] = np.arange(len(rows)) if masks else -1
     images["id"] = images["place"] = np.arange(len(names))

@@ -12,8 +12,8 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ _FARTHEST = 2.0  # image sizes; a coordinate beyond is in pixels, not relative
 @dataclass(frozen=True)
 class YoloConfig:
     """A data.yaml: class names in label order, and the existing image folders or lists of each
-    split. `kpt_numbers`: how many numbers of key points follow each box.
+    split. `kpt_numbers`: how many numbers of key points follow each box. `stand_ins`: what the file
+    says and does not exist, by the place that is read instead.
     """
 
     path: Path
     class_names: tuple[str, ...]
     places: dict[str, tuple[Path, ...]]
     kpt_numbers: int = 0
+    stand_ins: Mapping[Path, str] = field(default_factory=dict)
 
 
 def read_data_yaml(path: Path) -> YoloConfig:
@@ -59,13 +61,15 @@ def read_data_yaml(path: Path) -> YoloConfig:
     if len(content) < len(written):
         found = f"keys {', '.join(written)}: some differ in capitals only"
         raise DatasetError(f"{path}: {found}; keep one of them")
-    places = {split: there for split in SPLIT_KEYS if (there := _places(path, content, split))}
+    said = {split: _places(path, content, split) for split in SPLIT_KEYS}
+    places = {split: tuple(there) for split, there in said.items() if there}
+    stand_ins = {place: name for there in said.values() for place, name in there.items() if name}
     class_names, shape = _class_names(path, content), short(content.get("kpt_shape") or None)
-    if shape == "None":
-        return YoloConfig(path, class_names, places)
-    if not (match := re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)):
+    match = re.fullmatch(r"\['(\d{1,4})', '([23])'\]", shape)
+    if not match and shape != "None":
         raise DatasetError(f"{path}: kpt_shape is {shape}; expected [points, 2 or 3]")
-    return YoloConfig(path, class_names, places, int(match[1]) * int(match[2]))
+    kpt_numbers = int(match[1]) * int(match[2]) if match else 0
+    return YoloConfig(path, class_names, places, kpt_numbers, stand_ins)
 
 
 def read_yolo(
@@ -87,6 +91,9 @@ def read_yolo(
         names.append(str(image.relative_to(root) if inside else image))
         if (not inside or ".." in image.parts) and leaves(root, image):
             findings.add("path-outside", config.path, split, f"{image} is not in {root}")
+    for place in config.places[split]:
+        if said := config.stand_ins.get(place):
+            findings.add("folder-other", config.path, split, f"{said} does not exist, {place} does")
     missing = findings.counts["label-missing"] - missing
     if 2 * missing > len(images):
         found = f"{missing} of {len(images)} images have no label file"
@@ -168,8 +175,10 @@ def _class_names(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]:
-    """Existing folders or lists of a split: by its key, else `<split>/images` beside the file."""
+def _places(path: Path, content: dict[str, Any], split: str) -> dict[Path, str]:
+    """Existing folders or lists of a split: by its key, else `<split>/images` beside the file; with
+    what the file says where that is another place, which does not exist.
+    """
     keys, folder = SPLIT_KEYS[split], path.parent
     entry: Any = next((content[key] for key in keys if content.get(key)), [])
     entries = [entry] if isinstance(entry, str) else entry
@@ -180,7 +189,7 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
     base = with_slashes(folder, base)
     bases = [folder / base, Path(base), folder] if base else [folder]
     usual = [place for key in (*keys, split) if (place := folder / key / "images").is_dir()][:1]
-    places = [] if entries else usual
+    places = {} if entries else dict.fromkeys(usual, "")
     for item in (with_slashes(folder, entry) for entry in entries):
         # Roboflow writes ../train/images for the folder beside data.yaml: that is tried first.
         inside = [folder / item.lstrip("./")] if item.startswith("..") else []
@@ -188,12 +197,14 @@ def _places(path: Path, content: dict[str, Any], split: str) -> tuple[Path, ...]
         there = [place for place in tried if os.path.exists(place)]  # no error for long names
         moved = usual if len(entries) == 1 else []  # an absolute path of another machine
         if there or moved:
-            places.append(Path(os.path.normpath([*there, *moved][0])))
+            place = [*there, *moved][0]
+            said = place in tried[: len(tried) - bool(base)]  # the last is not below `path`
+            places[Path(os.path.normpath(place))] = "" if said else str(Path(base, item))
         elif split != "test":
             looked = ", ".join(dict.fromkeys(map(str, tried)))
             found = f"{item!r} does not exist; looked for {looked}"
             raise DatasetError(f"{path}: {split}: {found}. Correct it in the file")
-    return tuple(places)
+    return places
 
 
 def list_files(config: YoloConfig, place: Path) -> Iterator[Path]:
