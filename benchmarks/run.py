@@ -15,6 +15,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ ROWS = [
     Row("`predict`, optimised bfloat16, ms", "predict_ms", "predict.py --optimize bfloat16"),
     Row("memory of a process that predicts, GB", "peak_memory_gb", "predict.py"),
     Row(f"training step, {DEFAULTS}, s", "step_s", STEP),
+    Row("its peak memory, GB", "peak_memory_gb", STEP),
     Row("training step, both bfloat16, s", "step_s", f"{STEP} --precision bfloat16"),
     Row("training step, both float32, s", "step_s", f"{STEP} --precision float32"),
     Row("peak memory of it, float32, GB", "peak_memory_gb", f"{STEP} --precision float32"),
@@ -92,13 +94,18 @@ def measure(command: str, rounds: int, python: str | None) -> dict[str, Any] | N
     return result
 
 
+def shown(value: float) -> str:
+    """Three digits, but no power of ten."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def line_of(row: Row, result: dict[str, Any], compared: bool) -> str:
     """A line of the table."""
-    least, most = (f"{value:.3g}" for value in result["spread"][row.key])
-    cells = [row.name, f"{result['ours'][row.key]:.3g}", f"{least} to {most}"]
+    least, most = map(shown, result["spread"][row.key])
+    cells = [row.name, shown(result["ours"][row.key]), f"{least} to {most}"]
     if compared:
         other, ratio = (result.get(part, {}).get(row.key, "") for part in ("other", "ratio"))
-        cells += [f"{other:.3g}" if other != "" else "", str(ratio)]
+        cells += [shown(other) if other != "" else "", str(ratio)]
     return f"| {' | '.join([*cells, f'`{row.command}`'])} |"
 
 
@@ -124,7 +131,7 @@ def main() -> None:
     measured = [row for row in rows if row.command in results]
     table += [line_of(row, results[row.command], bool(args.python)) for row in measured]
     told = f"{machine()} Medians of {args.rounds} processes each; commands are in `benchmarks/`."
-    text = "\n".join([told, "", *table])
+    text = "\n".join([textwrap.fill(told, 125), "", *table])
     print(text)
     if args.write:
         written = MARKED.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
