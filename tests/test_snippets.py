@@ -199,6 +199,7 @@ def run(snippet: Snippet, names: dict[str, Any], leave_out: re.Pattern[str]) -> 
             continue
         if command == "cd":
             os.chdir(arguments[0])
+            sys.path.insert(0, str(Path.cwd()))  # as Python does where it is started
         elif command == "rfdetr":
             assert main(arguments) == 0, f"line {snippet.line}: {line}"
         else:
@@ -224,7 +225,7 @@ def test_the_page_runs_as_it_stands(
 ) -> None:
     if part.page not in AFTER_A_RUN:
         shutil.rmtree(place / "output")
-    monkeypatch.syspath_prepend(str(Path("out")))  # an export brings a module
+    monkeypatch.setattr(sys, "path", [*sys.path])
     names: dict[str, Any] = {"__name__": "__main__"}
     refused = pytest.raises(InputError) if part.verdict.startswith("does not") else nullcontext()
     with warnings.catch_warnings(record=True) as caught, refused:
